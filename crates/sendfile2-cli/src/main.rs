@@ -1,0 +1,3 @@
+//! The command `sendfile2`.
+
+fn main() {}

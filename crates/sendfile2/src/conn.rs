@@ -1,0 +1,732 @@
+//! A connection: one socket, its one ledger, and the lock under which ids are issued and reaped.
+//!
+//! A send and the issuing of its id happen under one lock, which reaping takes too: otherwise a
+//! notification may be read before its id is recorded. No wait ever holds that lock. Values are
+//! dropped, hooks called and waiters woken after it is unlocked.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Shutdown, SocketType, ipproto, sockopt};
+use rustix::process::{Pid, Resource};
+
+use crate::engine::auto::Recent;
+use crate::engine::{Engine, Limit, Refusal};
+use crate::error::Error;
+use crate::holder::{Held, Holder, InFlight};
+use crate::ledger::{Done, Ledger, NotIssued};
+use crate::park::{Parker, Wakers};
+use crate::sys::errqueue::{self, Entry, Foreign};
+use crate::sys::mapping::Region;
+use crate::sys::socket as sys;
+use crate::ticket::{Acknowledgement, Cell};
+
+/// What kind of socket it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Tcp,
+    Udp,
+    UnixStream,
+    /// A unix socket with record boundaries.
+    UnixRecords,
+    /// A stream of a family this library knows nothing of.
+    OtherStream,
+    OtherRecords,
+}
+
+impl Kind {
+    fn of(socket: BorrowedFd<'_>) -> Result<Self, Error> {
+        let ask = || -> Result<Kind, Errno> {
+            let family = sockopt::socket_domain(socket)?;
+            let kind = sockopt::socket_type(socket)?;
+            let ip = family == AddressFamily::INET || family == AddressFamily::INET6;
+            Ok(if ip && sockopt::socket_protocol(socket)? == Some(ipproto::TCP) {
+                Kind::Tcp
+            } else if ip && sockopt::socket_protocol(socket)? == Some(ipproto::UDP) {
+                Kind::Udp
+            } else if family == AddressFamily::UNIX && kind == SocketType::STREAM {
+                Kind::UnixStream
+            } else if family == AddressFamily::UNIX {
+                Kind::UnixRecords
+            } else if kind == SocketType::STREAM {
+                Kind::OtherStream
+            } else {
+                Kind::OtherRecords
+            })
+        };
+        ask().map_err(Error::socket("getsockopt"))
+    }
+
+    /// Whether each send is a record of its own, which must not be split or merged.
+    pub(crate) fn records(self) -> bool {
+        matches!(self, Kind::Udp | Kind::UnixRecords | Kind::OtherRecords)
+    }
+
+    fn zerocopy(self) -> Result<(), Refusal> {
+        match self {
+            Kind::Tcp | Kind::Udp => Ok(()),
+            Kind::UnixStream | Kind::UnixRecords => {
+                Err(Refusal::Socket("a unix socket gives no completion notifications"))
+            }
+            Kind::OtherStream | Kind::OtherRecords => {
+                Err(Refusal::Socket("only TCP and UDP sockets give completion notifications here"))
+            }
+        }
+    }
+}
+
+/// An error-queue message that is not the sender's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// No zerocopy completion at all: an ICMP error, a timestamp.
+    Foreign(Foreign),
+    /// Zerocopy sends that the application made itself were completed.
+    Application {
+        /// The first id of the range.
+        lo: u32,
+        /// The last id of the range, inclusive; below `lo` where the range wraps.
+        hi: u32,
+        /// The kernel flagged the notification COPIED.
+        copied: bool,
+    },
+}
+
+/// Called, outside all locks, with what the error queue holds for others.
+pub(crate) type Hook = Arc<dyn Fn(Notice) + Send + Sync>;
+
+pub(crate) struct Conn {
+    socket: OwnedFd,
+    kind: Kind,
+    cookie: u64,
+    pid: Pid,
+    peer_on_this_host: bool,
+    hook: Option<Hook>,
+    reset_on_death: bool,
+    io: Mutex<Io>,
+    wakers: Mutex<Wakers>,
+    /// Nobody but the reaper looks after it.
+    orphaned: AtomicBool,
+    /// Bytes that one zerocopy call may be charged; 0 where that is to be asked.
+    memlock: AtomicUsize,
+}
+
+/// What the lock guards.
+struct Io {
+    ledger: Ledger<Sending>,
+    zerocopy: Result<(), Refusal>,
+    /// Bytes of the zerocopy sends in flight.
+    bytes: u64,
+    /// Bytes the kernel has accepted in all.
+    accepted: u64,
+    /// Of these, bytes the peer is known to have acknowledged.
+    acknowledged: u64,
+    aborted: bool,
+    /// Something was read that cannot be attributed; nothing is released any more.
+    disowned: Option<NotIssued>,
+    /// An id that a failed datagram may have used.
+    unsure: Option<u32>,
+    recent: Recent,
+    since_zerocopy: u32,
+    /// Sends in flight whose pages must not outlive this process.
+    guarded: usize,
+    /// The application's `SO_LINGER` while ours is set.
+    linger: Option<Option<Duration>>,
+    copied: u64,
+    released: u64,
+}
+
+/// What one id of the ledger stands for.
+struct Sending {
+    held: Option<Held>,
+    cell: Arc<Cell>,
+    bytes: u64,
+    at: Instant,
+    guarded: bool,
+}
+
+/// How a part of a send is to be made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    pub(crate) zerocopy: bool,
+    pub(crate) more: bool,
+    /// The pages must not outlive this process on their way.
+    pub(crate) guarded: bool,
+}
+
+/// What a part of a send came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Accepted(usize),
+    WouldBlock,
+    Limit(Limit),
+    /// EFAULT: a page of the mapping is gone.
+    Fault,
+    /// EOPNOTSUPP for a zerocopy send.
+    Refused(Refusal),
+}
+
+/// What a sender has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Bytes the kernel has accepted.
+    pub accepted: u64,
+    /// Zerocopy sends released.
+    pub released: u64,
+    /// Of these, sends whose notification said COPIED.
+    pub copied: u64,
+}
+
+/// The cookies of the sockets that have a ledger.
+static OWNED: Mutex<Option<HashSet<u64>>> = Mutex::new(None);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while holding these locks; if something did, what is held stays held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Conn {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        next_id: Option<u32>,
+        reset_on_death: bool,
+        hook: Option<Hook>,
+    ) -> Result<Self, Error> {
+        let kind = Kind::of(socket.as_fd())?;
+        let cookie = sockopt::socket_cookie(&socket).map_err(Error::socket("SO_COOKIE"))?;
+        if !lock(&OWNED).get_or_insert_default().insert(cookie) {
+            return Err(Error::AlreadyOwned { cookie });
+        }
+        let mut conn = Conn {
+            peer_on_this_host: peer_on_this_host(socket.as_fd()),
+            socket,
+            kind,
+            cookie,
+            pid: rustix::process::getpid(),
+            hook,
+            reset_on_death: reset_on_death && kind == Kind::Tcp,
+            io: Mutex::new(Io {
+                ledger: next_id.map_or_else(Ledger::new, Ledger::starting_at),
+                zerocopy: kind.zerocopy(),
+                bytes: 0,
+                accepted: 0,
+                acknowledged: 0,
+                aborted: false,
+                disowned: None,
+                unsure: None,
+                recent: Recent::default(),
+                since_zerocopy: 0,
+                guarded: 0,
+                linger: None,
+                copied: 0,
+                released: 0,
+            }),
+            wakers: Mutex::default(),
+            orphaned: AtomicBool::new(false),
+            memlock: AtomicUsize::new(0),
+        };
+        // From here on dropping the connection gives the cookie back.
+        if kind.zerocopy().is_ok() {
+            let io = conn.io.get_mut().unwrap_or_else(PoisonError::into_inner);
+            match sys::zerocopy_enabled(conn.socket.as_fd()) {
+                Ok(true) if next_id.is_none() => return Err(Error::NextIdUnknown),
+                Ok(true) => {}
+                Ok(false) => {
+                    if sys::enable_zerocopy(conn.socket.as_fd()).is_err() {
+                        io.zerocopy = Err(Refusal::NotSupported);
+                    }
+                }
+                Err(_) => {
+                    io.zerocopy =
+                        Err(Refusal::Socket("the kernel has no SO_ZEROCOPY (Linux before 4.14)"));
+                }
+            }
+        }
+        Ok(conn)
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(crate) fn peer_on_this_host(&self) -> bool {
+        self.peer_on_this_host
+    }
+
+    /// Whether this is the process that made the connection, and not a fork of it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.pid == rustix::process::getpid()
+    }
+
+    /// Whether zerocopy can serve a send of `bytes` on this socket.
+    pub(crate) fn zerocopy(&self, bytes: u64, more: bool) -> Result<(), Refusal> {
+        lock(&self.io).zerocopy?;
+        if more && self.kind == Kind::Udp {
+            return Err(Refusal::Socket("a datagram in several parts (MSG_MORE) is always copied"));
+        }
+        let most = self.memlock_call() as u64;
+        if most == 0 || (self.kind.records() && bytes > most) {
+            return Err(Refusal::Memlock(memlock().unwrap_or(u64::MAX)));
+        }
+        Ok(())
+    }
+
+    /// What [`Engine::Auto`] goes by: most came back COPIED, and sends since the last zerocopy.
+    pub(crate) fn history(&self) -> (bool, u32) {
+        let io = lock(&self.io);
+        (io.recent.mostly_copied(), io.since_zerocopy)
+    }
+
+    /// Bytes that one zerocopy call may ask for; 0 if the limit allows none.
+    ///
+    /// The kernel charges a call `(len >> PAGE_SHIFT) + 2` pages (`mm_account_pinned_pages`).
+    pub(crate) fn memlock_call(&self) -> usize {
+        match self.memlock.load(Ordering::Relaxed) {
+            0 => {
+                let page = rustix::param::page_size();
+                let most = memlock().map_or(usize::MAX >> 1, |limit| {
+                    let pages = usize::try_from(limit).unwrap_or(usize::MAX) / page;
+                    pages.saturating_sub(2).saturating_mul(page)
+                });
+                self.memlock.store(most.max(1), Ordering::Relaxed);
+                most
+            }
+            1 => 0,
+            most => most,
+        }
+    }
+
+    /// Asks for the limit anew the next time: it may have been changed.
+    pub(crate) fn forget_memlock(&self) {
+        self.memlock.store(0, Ordering::Relaxed);
+    }
+
+    /// Sends `region` once, without blocking, and records what the kernel took.
+    pub(crate) fn transmit(
+        &self,
+        region: Region<'_>,
+        part: Part,
+        cell: &Arc<Cell>,
+        held: Option<&Held>,
+    ) -> Result<Outcome, Error> {
+        // Not under the lock: it may allocate, and is dropped unused if the send fails.
+        let held = held.filter(|_| part.zerocopy).cloned();
+        let mut io = lock(&self.io);
+        let outcome = self.transmit_locked(&mut io, region, part, cell, held);
+        drop(io);
+        // An errored UDP send may have left something to read; a full queue may have, too.
+        outcome
+    }
+
+    fn transmit_locked(
+        &self,
+        io: &mut Io,
+        region: Region<'_>,
+        part: Part,
+        cell: &Arc<Cell>,
+        held: Option<Held>,
+    ) -> Result<Outcome, Error> {
+        if io.aborted {
+            return Err(Error::Aborted);
+        }
+        if let Some(disowned) = io.disowned {
+            return Err(disowned.into());
+        }
+        let guarded = part.zerocopy && (part.guarded || self.reset_on_death);
+        if part.zerocopy {
+            io.ledger.room(1)?;
+            if guarded {
+                self.arm_reset(io)?;
+            }
+        }
+        let result = sys::send(self.socket.as_fd(), region, part.zerocopy, part.more);
+        if let Ok(bytes) = result {
+            io.accepted += bytes as u64;
+            cell.part(part.zerocopy && bytes > 0, io.accepted);
+            io.since_zerocopy = io.since_zerocopy.saturating_add(1);
+            // No id is used by a send of no bytes.
+            if part.zerocopy && bytes > 0 {
+                io.since_zerocopy = 0;
+                io.bytes += bytes as u64;
+                io.guarded += usize::from(guarded);
+                let at = Instant::now();
+                let id = io.ledger.issue(Sending {
+                    held,
+                    cell: Arc::clone(cell),
+                    bytes: bytes as u64,
+                    at,
+                    guarded,
+                });
+                tracing::trace!(cookie = self.cookie, id, bytes, "zerocopy send");
+            }
+            return Ok(Outcome::Accepted(bytes));
+        }
+        if guarded && io.guarded == 0 {
+            self.disarm_reset(io);
+        }
+        match result {
+            Ok(bytes) => Ok(Outcome::Accepted(bytes)),
+            Err(Errno::AGAIN) => Ok(Outcome::WouldBlock),
+            Err(Errno::FAULT) => Ok(Outcome::Fault),
+            Err(errno) => {
+                if part.zerocopy && self.kind == Kind::Udp && maybe_used_an_id(errno) {
+                    // The kernel gives the id back when building the datagram fails, but not when
+                    // a filter or a queue drops it afterwards. So that the next id stays known,
+                    // there is no next one.
+                    io.unsure = Some(io.ledger.next_id());
+                    io.ledger.skip(1);
+                    io.zerocopy = Err(Refusal::IdsUnsure);
+                    tracing::warn!(cookie = self.cookie, %errno, "{}", Refusal::IdsUnsure);
+                }
+                match errno {
+                    Errno::NOBUFS if part.zerocopy => Ok(Outcome::Limit(Limit::Buffers)),
+                    Errno::OPNOTSUPP if part.zerocopy => {
+                        io.zerocopy = Err(Refusal::NotSupported);
+                        Ok(Outcome::Refused(Refusal::NotSupported))
+                    }
+                    errno => Err(Error::socket("send")(errno)),
+                }
+            }
+        }
+    }
+
+    /// Lets the death of the process reset the connection: `SO_LINGER {1, 0}`.
+    fn arm_reset(&self, io: &mut Io) -> Result<(), Error> {
+        if io.linger.is_some() || self.kind != Kind::Tcp {
+            return Ok(());
+        }
+        let theirs = sockopt::socket_linger(&self.socket).map_err(Error::socket("SO_LINGER"))?;
+        sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO))
+            .map_err(Error::socket("SO_LINGER"))?;
+        io.linger = Some(theirs);
+        Ok(())
+    }
+
+    fn disarm_reset(&self, io: &mut Io) {
+        if let Some(theirs) = io.linger.take() {
+            // It succeeded before with the same arguments.
+            let _ = sockopt::set_socket_linger(&self.socket, theirs);
+        }
+    }
+
+    /// Lets the application make zerocopy sends of its own; `send` returns how many it made.
+    pub(crate) fn application_sends<T>(
+        &self,
+        send: impl FnOnce(BorrowedFd<'_>) -> (T, u32),
+    ) -> Result<T, Error> {
+        let mut io = lock(&self.io);
+        if io.aborted {
+            return Err(Error::Aborted);
+        }
+        let (result, ids) = send(self.socket.as_fd());
+        io.ledger.skip(ids);
+        Ok(result)
+    }
+
+    /// Reads completions and lets go of what they release. Returns how many messages were read.
+    pub(crate) fn reap(&self) -> Result<usize, Error> {
+        let mut count = 0;
+        loop {
+            let mut entries = Vec::new();
+            let mut done = Vec::new();
+            let mut notices = Vec::new();
+            let mut error = None;
+            let mut io = lock(&self.io);
+            let more = errqueue::read(self.socket.as_fd(), &mut entries)
+                .map_err(Error::socket("recvmmsg(MSG_ERRQUEUE)"))?;
+            count += entries.len();
+            if entries.is_empty() {
+                return Ok(count);
+            }
+            for entry in entries {
+                match entry {
+                    Ok(Entry::Completion { lo, hi, copied }) if io.disowned.is_none() => {
+                        if let Err(e) = io.ledger.complete(lo, hi, copied, &mut done) {
+                            tracing::error!(cookie = self.cookie, "{e}");
+                            io.disowned = Some(e);
+                            error.get_or_insert(Error::from(e));
+                        }
+                    }
+                    Ok(Entry::Completion { .. }) => {}
+                    Ok(Entry::Foreign(foreign)) => notices.push(Notice::Foreign(foreign)),
+                    Err(e) => {
+                        tracing::error!(cookie = self.cookie, "error queue: {e}");
+                        error.get_or_insert(Error::from(e));
+                    }
+                }
+            }
+            let mut released = Vec::with_capacity(done.len());
+            for done in done {
+                match done {
+                    Done::Released { held, copied, id } => {
+                        tracing::trace!(cookie = self.cookie, id, copied, "released");
+                        io.bytes -= held.bytes;
+                        io.guarded -= usize::from(held.guarded);
+                        io.released += 1;
+                        io.copied += u64::from(copied);
+                        io.recent.note(copied);
+                        released.push((held, copied));
+                    }
+                    Done::Application { lo, hi, .. } if lo == hi && io.unsure == Some(lo) => {}
+                    Done::Application { lo, hi, copied } => {
+                        notices.push(Notice::Application { lo, hi, copied });
+                    }
+                }
+            }
+            if io.guarded == 0 {
+                self.disarm_reset(&mut io);
+            }
+            drop(io);
+            for (sending, copied) in released {
+                // First the hold, then the ticket: who sees "released" finds the range free.
+                drop(sending.held);
+                sending.cell.part_released(copied);
+            }
+            // Listed only now: who registers later finds the tickets changed already.
+            let wakers = lock(&self.wakers).all();
+            for waker in wakers {
+                waker.wake();
+            }
+            for notice in notices {
+                match &self.hook {
+                    Some(hook) => hook(notice),
+                    None => tracing::debug!(cookie = self.cookie, ?notice, "nobody asked for it"),
+                }
+            }
+            if let Some(error) = error {
+                return Err(error);
+            }
+            if !more {
+                return Ok(count);
+            }
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> InFlight {
+        let io = lock(&self.io);
+        let oldest = io.ledger.iter().next().map(|(_, sending)| sending.at.elapsed());
+        InFlight { bytes: io.bytes, sends: io.ledger.in_flight(), oldest }
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        let io = lock(&self.io);
+        Counters { accepted: io.accepted, released: io.released, copied: io.copied }
+    }
+
+    /// What is in flight may never be accounted for, as far as anybody can say now.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.orphaned.load(Ordering::Relaxed) || lock(&self.io).disowned.is_some()
+    }
+
+    /// The error that makes waiting for notifications pointless.
+    fn check(&self) -> Result<(), Error> {
+        lock(&self.io).disowned.map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    /// Whether the peer has acknowledged the first `end` bytes that this sender got accepted.
+    pub(crate) fn acknowledgement(&self, end: u64) -> Result<Acknowledgement, Error> {
+        let mut io = lock(&self.io);
+        self.look_for_acknowledgement(&mut io)?;
+        Ok(if io.acknowledged >= end && self.kind == Kind::Tcp {
+            Acknowledgement::Acknowledged
+        } else if io.aborted || self.kind != Kind::Tcp {
+            Acknowledgement::Unknowable
+        } else {
+            Acknowledgement::Pending
+        })
+    }
+
+    /// SIOCOUTQ counts what is behind a byte, too, so at most that much is not acknowledged.
+    /// After an abort the counters mean nothing and are not asked.
+    fn look_for_acknowledgement(&self, io: &mut Io) -> Result<(), Error> {
+        if !io.aborted && self.kind == Kind::Tcp {
+            let left = sys::unacknowledged(self.socket.as_fd())
+                .map_err(Error::socket("ioctl(SIOCOUTQ)"))?;
+            io.acknowledged = io.acknowledged.max(io.accepted.saturating_sub(left));
+        }
+        Ok(())
+    }
+
+    /// Ends the connection at once. Frees nothing by itself.
+    pub(crate) fn abort(&self) -> Result<(), Error> {
+        let mut io = lock(&self.io);
+        if io.aborted {
+            return Ok(());
+        }
+        // What is acknowledged by now stays so.
+        let _ = self.look_for_acknowledgement(&mut io);
+        io.aborted = true;
+        tracing::debug!(cookie = self.cookie, in_flight = io.ledger.in_flight(), "abort");
+        if self.kind == Kind::Tcp {
+            // SO_LINGER 0 and close would send no reset while a duplicate of the descriptor lives.
+            rustix::net::connect_unspec(&self.socket).map_err(Error::socket("connect(AF_UNSPEC)"))
+        } else {
+            match rustix::net::shutdown(&self.socket, Shutdown::Both) {
+                Err(Errno::NOTCONN) => Ok(()),
+                result => result.map_err(Error::socket("shutdown")),
+            }
+        }
+    }
+
+    pub(crate) fn shutdown_writing(&self) -> Result<(), Error> {
+        match rustix::net::shutdown(&self.socket, Shutdown::Write) {
+            // A datagram socket that is not connected, or a connection that is gone.
+            Err(Errno::NOTCONN) => Ok(()),
+            result => result.map_err(Error::socket("shutdown")),
+        }
+    }
+
+    /// EPOLLERR with an empty error queue: a genuine error of the socket, if there is one.
+    fn socket_error(&self) -> Result<(), Error> {
+        match sockopt::socket_error(&self.socket) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(errno)) | Err(errno) => Err(Error::socket("the connection")(errno)),
+        }
+    }
+
+    /// The id that the next zerocopy send will get.
+    pub(crate) fn next_id(&self) -> u32 {
+        lock(&self.io).ledger.next_id()
+    }
+
+    /// Refuses `engine` with `reason`, for all to see.
+    pub(crate) fn refuse(&self, engine: Engine, reason: Refusal) -> Error {
+        tracing::debug!(cookie = self.cookie, %engine, %reason, "refused");
+        Error::Refused { engine, reason }
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        if let Some(owned) = lock(&OWNED).as_mut() {
+            owned.remove(&self.cookie);
+        }
+    }
+}
+
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("cookie", &self.cookie)
+            .field("kind", &self.kind)
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
+    }
+}
+
+impl AsFd for Conn {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Holder for Conn {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn reap(&self) -> Result<usize, Error> {
+        Conn::reap(self)
+    }
+
+    fn abort(&self) -> Result<(), Error> {
+        Conn::abort(self)
+    }
+
+    fn in_flight(&self) -> InFlight {
+        Conn::in_flight(self)
+    }
+
+    fn orphan(&self) {
+        self.orphaned.store(true, Ordering::Relaxed);
+        // If it fails there is no peer to tell.
+        let _ = self.shutdown_writing();
+    }
+}
+
+/// Waits until `check` says something, reaping meanwhile.
+///
+/// # Errors
+/// [`Error::Deadline`] with `what` when the deadline passes; what `check` fails with; a genuine
+/// error of the socket only if nothing is in flight, since until then notifications may come.
+pub(crate) fn wait<T>(
+    conn: &Conn,
+    writable: bool,
+    deadline: Instant,
+    what: &'static str,
+    mut check: impl FnMut() -> Result<Option<T>, Error>,
+) -> Result<T, Error> {
+    Parker::with(|parker| {
+        let key = lock(&conn.wakers).insert(parker.waker());
+        let _registered = Deregister { conn, key };
+        let _watch = parker.watch(conn.socket.as_fd(), 0, writable)?;
+        loop {
+            conn.reap()?;
+            if let Some(value) = check()? {
+                return Ok(value);
+            }
+            conn.check()?;
+            if Instant::now() >= deadline {
+                return Err(Error::Deadline(what));
+            }
+            let events = parker.park(Some(deadline))?;
+            let error = events.iter().any(|e| e.error);
+            if error && conn.reap()? == 0 && conn.in_flight().sends == 0 {
+                if let Some(value) = check()? {
+                    return Ok(value);
+                }
+                conn.socket_error()?;
+            }
+        }
+    })
+}
+
+struct Deregister<'a> {
+    conn: &'a Conn,
+    key: u64,
+}
+
+impl Drop for Deregister<'_> {
+    fn drop(&mut self) {
+        lock(&self.conn.wakers).remove(self.key);
+    }
+}
+
+/// Whether a failed datagram may have used a notification id: every error that can come after the
+/// datagram was built. The others come before, and the kernel gives the id back.
+fn maybe_used_an_id(errno: Errno) -> bool {
+    !matches!(
+        errno,
+        Errno::AGAIN
+            | Errno::FAULT
+            | Errno::MSGSIZE
+            | Errno::DESTADDRREQ
+            | Errno::CONNREFUSED
+            | Errno::INVAL
+            | Errno::OPNOTSUPP
+            | Errno::PIPE
+    )
+}
+
+/// `RLIMIT_MEMLOCK` in bytes; `None` if unlimited.
+fn memlock() -> Option<u64> {
+    rustix::process::getrlimit(Resource::Memlock).current
+}
+
+/// Whether the peer's address is a loopback address or this end's own.
+fn peer_on_this_host(socket: BorrowedFd<'_>) -> bool {
+    let address = |a: Result<rustix::net::SocketAddrAny, Errno>| {
+        let a = std::net::SocketAddr::try_from(a.ok()?).ok()?;
+        Some(a.ip().to_canonical())
+    };
+    let peer = address(rustix::net::getpeername(socket).and_then(|a| a.ok_or(Errno::NOTCONN)));
+    peer.is_some_and(|peer| {
+        peer.is_loopback() || address(rustix::net::getsockname(socket)) == Some(peer)
+    })
+}

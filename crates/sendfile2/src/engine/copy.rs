@@ -1,0 +1,54 @@
+//! `copy`: the kernel copies the bytes once, and the range is released when the call returns.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::conn::{Conn, Outcome, Part};
+use crate::error::Error;
+use crate::source::Source;
+use crate::sys::mapping::Region;
+use crate::ticket::Cell;
+
+/// Bytes read and sent at a time where a file is not mapped: large enough that the calls cost
+/// little, small enough to stay in the cache.
+const READ: u64 = 256 << 10;
+
+/// Sends `region`; the kernel copies it.
+pub(crate) fn region(
+    conn: &Conn,
+    region: Region<'_>,
+    more: bool,
+    cell: &Arc<Cell>,
+) -> Result<Outcome, Error> {
+    conn.transmit(region, Part { zerocopy: false, more, guarded: false }, cell, None)
+}
+
+/// Reads up to `range` of the file and sends it. `whole` where a record must not be split.
+pub(crate) fn read(
+    conn: &Conn,
+    file: &Source,
+    range: Range<u64>,
+    more: bool,
+    whole: bool,
+    cell: &Arc<Cell>,
+) -> Result<Outcome, Error> {
+    let wanted = range.end - range.start;
+    let bytes = if whole { wanted } else { wanted.min(READ) };
+    let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
+    let mut filled = 0;
+    // A read may be short; the end of the file shows as 0.
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], range.start + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            // What was read is sent first; the next call meets the error.
+            Err(_) if filled > 0 && !whole => break,
+            Err(e) => return Err(e),
+        }
+    }
+    let short = filled < buffer.len();
+    if filled == 0 || (whole && short) {
+        return Err(Error::Truncated { at: range.start + filled as u64, wanted: range.start });
+    }
+    region(conn, Region::from(&buffer[..filled]), more || bytes < wanted, cell)
+}

@@ -1,0 +1,172 @@
+//! Engines: the ways bytes travel, and which of them a send takes.
+
+pub(crate) mod auto;
+pub(crate) mod copy;
+pub(crate) mod zerocopy;
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::source::Unmappable;
+
+/// The way bytes travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Engine {
+    /// `send(2)` from the file's mapping, or `pread(2)` and `send(2)`: the kernel copies once, and
+    /// the range is released when the call returns. Needs nothing.
+    Copy,
+    /// `send(2)` with `MSG_ZEROCOPY` from the file's mapping: released when its notification
+    /// arrives. Needs Linux 4.14 and a TCP or UDP socket.
+    Zerocopy,
+    /// Whichever of them serves the send best.
+    #[default]
+    Auto,
+}
+
+impl Engine {
+    /// All of them.
+    pub const ALL: [Engine; 3] = [Engine::Copy, Engine::Zerocopy, Engine::Auto];
+
+    /// Its name, as [`FromStr`] reads it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Copy => "copy",
+            Engine::Zerocopy => "zerocopy",
+            Engine::Auto => "auto",
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// No engine has this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no engine is called {0:?}: there are copy, zerocopy and auto")]
+pub struct UnknownEngine(String);
+
+impl FromStr for Engine {
+    type Err = UnknownEngine;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Engine::ALL.into_iter().find(|e| e.name() == name).ok_or_else(|| UnknownEngine(name.into()))
+    }
+}
+
+/// Why an engine cannot serve a socket or a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// This kind of socket gives no completion notifications here.
+    Socket(&'static str),
+    /// The kernel refused a zerocopy send on this socket (EOPNOTSUPP): kernel TLS or a sockmap is
+    /// on it.
+    NotSupported,
+    /// `RLIMIT_MEMLOCK` allows no zerocopy send at all; the limit, in bytes.
+    Memlock(u64),
+    /// A datagram send failed in a way that may or may not have used an id.
+    IdsUnsure,
+    /// The file is not sent from a mapping.
+    File(Unmappable),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Socket(why) => f.write_str(why),
+            Refusal::NotSupported => f.write_str(
+                "the kernel refuses zerocopy sends on this socket (kernel TLS or a sockmap?)",
+            ),
+            Refusal::Memlock(limit) => write!(
+                f,
+                "RLIMIT_MEMLOCK is {limit} bytes, too few for any zerocopy send: raise it \
+                 (ulimit -l, LimitMEMLOCK=)"
+            ),
+            Refusal::IdsUnsure => f.write_str(
+                "a datagram was dropped on its way out, and the kernel does not say whether that \
+                 used a notification id",
+            ),
+            Refusal::File(why) => write!(f, "the file is not sent from a mapping: {why}"),
+        }
+    }
+}
+
+/// Which engine served a send, and why it was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// [`Engine::Copy`] or [`Engine::Zerocopy`].
+    pub engine: Engine,
+    /// Why.
+    pub why: Why,
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.engine, self.why)
+    }
+}
+
+/// Why an engine was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Why {
+    /// It was asked for by name.
+    Asked,
+    /// The bytes were given as a slice, which is not held.
+    Slice,
+    /// Zerocopy cannot serve this send.
+    Refused(Refusal),
+    /// The peer is on this host, where the kernel copies a zerocopy send all the same.
+    PeerOnThisHost,
+    /// Most of the recent zerocopy sends came back COPIED.
+    MostlyCopied,
+    /// Most came back COPIED, but now and then it is tried again.
+    TriedAgain,
+    /// Too few bytes to be worth a notification.
+    Small,
+    /// Enough bytes to be worth a notification.
+    Large,
+    /// The kernel had no room for another zerocopy send (ENOBUFS) though nothing was in flight
+    /// on this socket.
+    Limit(Limit),
+    /// The mapping faulted (the file was truncated, or a page could not be read), so the bytes
+    /// that there are were read.
+    Fault,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::Asked => f.write_str("asked for"),
+            Why::Slice => f.write_str("a slice is not held"),
+            Why::Refused(reason) => write!(f, "zerocopy refused: {reason}"),
+            Why::PeerOnThisHost => f.write_str("the peer is on this host"),
+            Why::MostlyCopied => f.write_str("most of the recent zerocopy sends came back COPIED"),
+            Why::TriedAgain => f.write_str("most came back COPIED; trying again"),
+            Why::Small => write!(f, "under {} bytes", auto::WORTH_A_NOTIFICATION),
+            Why::Large => write!(f, "at least {} bytes", auto::WORTH_A_NOTIFICATION),
+            Why::Limit(limit) => write!(f, "{limit}"),
+            Why::Fault => f.write_str("the mapping faulted"),
+        }
+    }
+}
+
+/// A kernel limit that stands in the way of a zerocopy send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Limit {
+    /// ENOBUFS: `RLIMIT_MEMLOCK`, which is shared by all processes of the user, or
+    /// `net.core.optmem_max`, a socket's own. The kernel does not say which.
+    Buffers,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ENOBUFS: RLIMIT_MEMLOCK or net.core.optmem_max is used up")
+    }
+}

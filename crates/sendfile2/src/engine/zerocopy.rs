@@ -1,0 +1,49 @@
+//! `zerocopy`: `MSG_ZEROCOPY` from the mapping. The kernel pins the file's pages and says on the
+//! error queue when it has let go of them.
+
+use std::sync::Arc;
+
+use crate::conn::{Conn, Outcome, Part};
+use crate::engine::Limit;
+use crate::error::Error;
+use crate::holder::Held;
+use crate::sys::mapping::Region;
+use crate::ticket::Cell;
+
+/// Bytes handed over by one call at most. The kernel charges a call's whole length to
+/// `RLIMIT_MEMLOCK`, also where the socket takes little of it.
+const CALL: usize = 1 << 20;
+
+/// What a zerocopy send came to.
+pub(crate) enum Zerocopy {
+    Done(Outcome),
+    /// ENOBUFS with nothing in flight on this socket: no notification will ever make room, so
+    /// whoever waits for one waits for ever.
+    NoRoom(Limit),
+}
+
+/// Sends `region` by reference, clamped to what the limits allow one call.
+pub(crate) fn region(
+    conn: &Conn,
+    region: Region<'_>,
+    more: bool,
+    cell: &Arc<Cell>,
+    held: Option<&Held>,
+    guarded: bool,
+) -> Result<Zerocopy, Error> {
+    let clamped =
+        if conn.kind().records() { region } else { region.truncate(CALL.min(conn.memlock_call())) };
+    let part = Part { zerocopy: true, more: more || clamped.len() < region.len(), guarded };
+    let mut outcome = conn.transmit(clamped, part, cell, held)?;
+    if let Outcome::Limit(_) = outcome {
+        conn.forget_memlock();
+        conn.reap()?;
+        outcome = conn.transmit(clamped, part, cell, held)?;
+    }
+    if let Outcome::Limit(limit) = outcome {
+        if conn.in_flight().sends == 0 {
+            return Ok(Zerocopy::NoRoom(limit));
+        }
+    }
+    Ok(Zerocopy::Done(outcome))
+}

@@ -1,0 +1,120 @@
+//! The error types. A fault of the file, of the socket and of a kernel limit are told apart, and
+//! would-block is not among them: it is a value.
+
+use std::io;
+
+use crate::engine::{Engine, Refusal};
+use crate::ledger::{NotIssued, WindowFull};
+use crate::sys::errqueue::DecodeError;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file cannot be a source at all.
+    #[error("cannot send from this file: {0}")]
+    NotASource(&'static str),
+    /// The file ends at byte `at`, before or at the first byte that was to be sent. Nothing of
+    /// this call was sent.
+    #[error("the file ends at byte {at}: there is nothing to send from byte {wanted} on")]
+    Truncated {
+        /// The size of the file, in bytes.
+        at: u64,
+        /// The file offset of the first byte that was wanted.
+        wanted: u64,
+    },
+    /// Reading or asking the file failed: a disk error, for example.
+    #[error("{op} of the file failed at byte {offset}: {source}")]
+    File {
+        /// The system call.
+        op: &'static str,
+        /// The file offset, in bytes.
+        offset: u64,
+        /// What it failed with.
+        source: io::Error,
+    },
+    /// The socket failed: reset by the peer, not connected, shut down.
+    #[error("{op} on the socket failed: {source}")]
+    Socket {
+        /// The system call, or what was asked of the socket.
+        op: &'static str,
+        /// What it failed with.
+        source: io::Error,
+    },
+    /// The engine that was asked for cannot serve this socket or this file. Nothing was sent.
+    #[error("engine {engine} refused: {reason}")]
+    Refused {
+        /// The engine that was asked for.
+        engine: Engine,
+        /// Why it cannot.
+        reason: Refusal,
+    },
+    /// The connection was aborted by this side. What was in flight stays held until its
+    /// notifications arrive.
+    #[error("the connection was aborted by this side")]
+    Aborted,
+    /// The deadline passed first. What was in flight is still in flight, and still held.
+    #[error("the deadline passed: {0}")]
+    Deadline(&'static str),
+    /// Another sender owns this socket already, through a duplicate of the descriptor.
+    #[error(
+        "another sender owns this socket (cookie {cookie}): one socket has one ledger; use that \
+         sender, or close it and let it drain"
+    )]
+    AlreadyOwned {
+        /// `SO_COOKIE` of the socket.
+        cookie: u64,
+    },
+    /// `SO_ZEROCOPY` was set before the socket was handed over, so zerocopy sends may have been
+    /// made on it, and the next notification id is not known.
+    #[error(
+        "SO_ZEROCOPY is set on this socket already: say which notification id comes next \
+         (Options::next_id; 0 if nothing was sent with MSG_ZEROCOPY yet)"
+    )]
+    NextIdUnknown,
+    /// A parcel that another sender has begun to send.
+    #[error("this parcel belongs to another sender, which has sent a part of it")]
+    OtherSender,
+    /// The notification ids do not add up. Nothing more is released on this connection by guess.
+    #[error(transparent)]
+    NotIssued(#[from] NotIssued),
+    /// The oldest send in flight is 2³¹ ids behind.
+    #[error(transparent)]
+    WindowFull(#[from] WindowFull),
+    /// The error queue held something that cannot be understood.
+    #[error("the socket's error queue: {0}")]
+    ErrorQueue(#[from] DecodeError),
+    /// Making what a wait needs (an epoll descriptor and an eventfd a thread) failed.
+    #[error("cannot wait: {op} failed: {source}")]
+    Wait {
+        /// The system call.
+        op: &'static str,
+        /// What it failed with.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn socket(op: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
+        move |e| Error::Socket { op, source: e.into() }
+    }
+
+    pub(crate) fn file(op: &'static str, offset: u64) -> impl FnOnce(rustix::io::Errno) -> Error {
+        move |e| Error::File { op, offset, source: e.into() }
+    }
+
+    pub(crate) fn wait(op: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
+        move |e| Error::Wait { op, source: e.into() }
+    }
+
+    /// The operating system's error beneath, where there is one.
+    #[must_use]
+    pub fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            Error::File { source, .. }
+            | Error::Socket { source, .. }
+            | Error::Wait { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! What holds things for the kernel: a connection with sends in flight.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crate::error::Error;
+
+/// Something that has sends in flight and can be asked about them: a connection, or a driver.
+///
+/// A lease and the reaper know their holders by this. It is more than a closure to abort with:
+/// whoever waits for a release must be able to read it, or a single-threaded program would wait
+/// for what only itself could read.
+pub(crate) trait Holder: std::fmt::Debug + Send + Sync {
+    /// The descriptor that becomes ready (EPOLLERR) when there may be something to reap.
+    fn as_fd(&self) -> BorrowedFd<'_>;
+    /// Reads completions and lets go of what they release. Never blocks. Returns how many
+    /// messages were read.
+    fn reap(&self) -> Result<usize, Error>;
+    /// Ends the connection at once. Frees nothing by itself.
+    fn abort(&self) -> Result<(), Error>;
+    /// Sends that are still in flight.
+    fn in_flight(&self) -> InFlight;
+    /// Says that nobody but the reaper looks after this any more: shuts down writing, so that the
+    /// peer sees the end.
+    fn orphan(&self);
+}
+
+/// What is in flight on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct InFlight {
+    /// Bytes handed to the kernel by zerocopy sends and not released.
+    pub bytes: u64,
+    /// Zerocopy sends that are not released.
+    pub sends: usize,
+    /// How long ago the oldest of them was made.
+    pub oldest: Option<std::time::Duration>,
+}
+
+/// Anything a send holds. It is let go of by dropping it, when the kernel has released the send.
+pub(crate) type Held = Arc<dyn std::any::Any + Send + Sync>;

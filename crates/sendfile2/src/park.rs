@@ -1,0 +1,188 @@
+//! How a thread waits: for sockets, and for whatever another thread may have done to them.
+//!
+//! A completion that one thread reads from an error queue is gone for a thread that sleeps in
+//! `poll` on the same socket. So every wait also listens to a bell, an eventfd that whoever reaps
+//! rings (as a [`Waker`], so that futures wait in the same lists). Sockets are watched
+//! edge-triggered: the POLLERR and POLLHUP of a dead socket never go away, and a level-triggered
+//! wait on one would spin until the last notification.
+//!
+//! Sources: epoll(7), eventfd(2).
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::task::{Wake, Waker};
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, Timespec, epoll};
+use rustix::process::Pid;
+
+use crate::error::Error;
+
+/// An eventfd that wakes one parked thread.
+#[derive(Debug)]
+struct Bell(OwnedFd);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // EAGAIN: the counter is full, so the bell rings already.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// A thread's place to wait: an epoll descriptor and a bell.
+#[derive(Debug)]
+pub(crate) struct Parker {
+    epoll: OwnedFd,
+    bell: Arc<Bell>,
+    pid: Pid,
+}
+
+const BELL: u64 = u64::MAX;
+
+/// What happened on a watched descriptor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Event {
+    /// The key it was watched with.
+    pub(crate) key: u64,
+    /// EPOLLERR or EPOLLHUP: maybe a completion, maybe an error.
+    pub(crate) error: bool,
+}
+
+thread_local! {
+    static PARKER: RefCell<Option<Parker>> = const { RefCell::new(None) };
+}
+
+impl Parker {
+    pub(crate) fn new() -> Result<Self, Error> {
+        let epoll =
+            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(Error::wait("epoll_create1"))?;
+        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(Error::wait("eventfd"))?;
+        epoll::add(&epoll, &bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
+            .map_err(Error::wait("epoll_ctl"))?;
+        Ok(Parker { epoll, bell: Arc::new(Bell(bell)), pid: rustix::process::getpid() })
+    }
+
+    /// Runs `wait` with the calling thread's parker, which is kept for the next wait. A wait
+    /// within a wait (from a hook) gets one of its own.
+    pub(crate) fn with<T>(wait: impl FnOnce(&Parker) -> Result<T, Error>) -> Result<T, Error> {
+        let kept = PARKER.with_borrow_mut(Option::take);
+        // After a fork the descriptors are shared with the parent, whose bell must not be ours.
+        let parker = match kept.filter(|p| p.pid == rustix::process::getpid()) {
+            Some(parker) => parker,
+            None => Parker::new()?,
+        };
+        let result = wait(&parker);
+        PARKER.set(Some(parker));
+        result
+    }
+
+    /// Wakes this thread, from anywhere.
+    pub(crate) fn waker(&self) -> Waker {
+        Waker::from(Arc::clone(&self.bell))
+    }
+
+    /// Watches `fd` for errors, and for becoming writable where asked, until the result is
+    /// dropped. What is already so is reported once.
+    pub(crate) fn watch<'a>(
+        &'a self,
+        fd: BorrowedFd<'a>,
+        key: u64,
+        writable: bool,
+    ) -> Result<Watch<'a>, Error> {
+        self.add(fd, key, writable)?;
+        Ok(Watch { parker: self, fd })
+    }
+
+    /// As [`watch`](Self::watch), until `fd` is closed or [`remove`](Self::remove)d.
+    pub(crate) fn add(&self, fd: BorrowedFd<'_>, key: u64, writable: bool) -> Result<(), Error> {
+        let writable = if writable { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
+        epoll::add(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(key),
+            epoll::EventFlags::ET | epoll::EventFlags::ERR | writable,
+        )
+        .map_err(Error::wait("epoll_ctl"))
+    }
+
+    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
+        // It can only fail for a descriptor that is not there.
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    /// Sleeps until something watched happened, the bell rang, or the deadline passed. May
+    /// return early for no reason.
+    pub(crate) fn park(&self, deadline: Option<Instant>) -> Result<Vec<Event>, Error> {
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        let mut buffer = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 64];
+        let got = match epoll::wait(&self.epoll, buffer.as_mut_slice(), timeout.as_ref()) {
+            Ok(got) => got,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(e) => return Err(Error::wait("epoll_wait")(e)),
+        };
+        let mut events = Vec::new();
+        for event in &buffer[..got] {
+            if event.data.u64() == BELL {
+                let _ = rustix::io::read(&self.bell.0, &mut [0; 8]);
+            } else {
+                let error = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
+                let flags = event.flags;
+                events.push(Event { key: event.data.u64(), error: flags.intersects(error) });
+            }
+        }
+        Ok(events)
+    }
+}
+
+/// A descriptor being watched; dropping it ends that.
+#[derive(Debug)]
+pub(crate) struct Watch<'a> {
+    parker: &'a Parker,
+    fd: BorrowedFd<'a>,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.parker.remove(self.fd.as_fd());
+    }
+}
+
+/// Who is to be woken when something changes.
+#[derive(Debug, Default)]
+pub(crate) struct Wakers {
+    list: Vec<(u64, Waker)>,
+    next: u64,
+}
+
+impl Wakers {
+    /// Registers `waker` until [`remove`](Self::remove)d by the key returned.
+    pub(crate) fn insert(&mut self, waker: Waker) -> u64 {
+        self.next += 1;
+        self.list.push((self.next, waker));
+        self.next
+    }
+
+    pub(crate) fn remove(&mut self, key: u64) {
+        self.list.retain(|(k, _)| *k != key);
+    }
+
+    /// All of them, to be woken after unlocking.
+    pub(crate) fn all(&self) -> Vec<Waker> {
+        self.list.iter().map(|(_, w)| w.clone()).collect()
+    }
+}

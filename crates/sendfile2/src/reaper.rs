@@ -1,0 +1,199 @@
+//! The reaper: a thread that adopts connections whose sends are still in flight.
+//!
+//! A sender that is dropped too early hands its descriptor and its ledger over. The reaper shuts
+//! down writing (or the peer would never see the end), drains the notifications, aborts after a
+//! time limit, and only when the last id has arrived closes the descriptor and lets go of what
+//! was held. What cannot be accounted for stays held, and is never freed by guess.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
+
+use crate::error::Error;
+use crate::holder::{Holder, InFlight};
+use crate::park::Parker;
+
+/// How often all of them are looked at, whether or not an event said so.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The reaper of a process.
+#[derive(Debug)]
+pub(crate) struct Reaper {
+    pid: Pid,
+    bell: Waker,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    /// Handed over, and not looked at by the thread yet.
+    arriving: Vec<(u64, Orphan)>,
+    adopted: HashMap<u64, Orphan>,
+}
+
+#[derive(Debug, Clone)]
+struct Orphan {
+    holder: Arc<dyn Holder>,
+    /// `None` once it was aborted.
+    abort_at: Option<Instant>,
+}
+
+/// Replaced in a fork, where the thread does not exist and the connections are the parent's.
+static REAPER: Mutex<Option<&'static Reaper>> = Mutex::new(None);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Reaper {
+    /// The process's reaper, started if need be: where a failure can be reported, and not when a
+    /// descriptor must be handed over.
+    pub(crate) fn start() -> Result<&'static Reaper, Error> {
+        let mut current = lock(&REAPER);
+        let pid = rustix::process::getpid();
+        if let Some(reaper) = current.filter(|r| r.pid == pid) {
+            return Ok(reaper);
+        }
+        let parker = Parker::new()?;
+        let reaper: &'static Reaper = Box::leak(Box::new(Reaper {
+            pid,
+            bell: parker.waker(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }));
+        std::thread::Builder::new()
+            .name("sendfile2-reaper".into())
+            .spawn(move || reaper.run(&parker))
+            .map_err(|source| Error::Wait { op: "starting the reaper thread", source })?;
+        *current = Some(reaper);
+        Ok(reaper)
+    }
+
+    /// Takes over `holder`, and aborts it if it is not drained by `abort_at`.
+    pub(crate) fn adopt(&self, holder: Arc<dyn Holder>, abort_at: Instant) {
+        holder.orphan();
+        tracing::debug!(in_flight = ?holder.in_flight(), "handed over to the reaper");
+        let mut state = lock(&self.state);
+        state.next += 1;
+        let key = state.next;
+        state.arriving.push((key, Orphan { holder, abort_at: Some(abort_at) }));
+        drop(state);
+        self.bell.wake_by_ref();
+    }
+
+    fn run(&self, parker: &Parker) {
+        let mut looked = Instant::now();
+        loop {
+            let mut keys = Vec::new();
+            let mut state = lock(&self.state);
+            for (key, orphan) in std::mem::take(&mut state.arriving) {
+                if let Err(e) = parker.add(orphan.holder.as_fd(), key, false) {
+                    tracing::warn!("the reaper looks every {LOOK:?} only: {e}");
+                }
+                state.adopted.insert(key, orphan);
+                keys.push(key);
+            }
+            let next_abort = state.adopted.values().filter_map(|o| o.abort_at).min();
+            let empty = state.adopted.is_empty();
+            drop(state);
+
+            if keys.is_empty() {
+                let look = (!empty).then_some(looked + LOOK);
+                let until = [look, next_abort].into_iter().flatten().min();
+                match parker.park(until) {
+                    Ok(events) => keys.extend(events.iter().map(|e| e.key)),
+                    // epoll_wait fails for bad arguments only; looking at all of them is right.
+                    Err(e) => tracing::error!("{e}"),
+                }
+            }
+            let now = Instant::now();
+            let all = now >= looked + LOOK;
+            if all {
+                looked = now;
+            }
+            let state = lock(&self.state);
+            let due: Vec<(u64, Orphan)> = state
+                .adopted
+                .iter()
+                .filter(|(key, o)| {
+                    all || keys.contains(key) || o.abort_at.is_some_and(|at| at <= now)
+                })
+                .map(|(key, orphan)| (*key, orphan.clone()))
+                .collect();
+            drop(state);
+            for (key, orphan) in due {
+                self.tend(parker, key, &orphan, now);
+            }
+        }
+    }
+
+    fn tend(&self, parker: &Parker, key: u64, orphan: &Orphan, now: Instant) {
+        // What is let go of may run a stranger's destructor or hook; the others must not suffer.
+        let reaped = std::panic::catch_unwind(AssertUnwindSafe(|| orphan.holder.reap()));
+        match reaped {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => tracing::warn!("reaping an orphan: {e}"),
+            Err(_) => tracing::error!("a hook or destructor panicked in the reaper"),
+        }
+        if orphan.holder.in_flight().sends == 0 {
+            parker.remove(orphan.holder.as_fd());
+            let gone = lock(&self.state).adopted.remove(&key);
+            drop(gone);
+            self.changed.notify_all();
+        } else if orphan.abort_at.is_some_and(|at| at <= now) {
+            tracing::warn!(in_flight = ?orphan.holder.in_flight(), "an orphan did not drain: abort");
+            if let Err(e) = orphan.holder.abort() {
+                tracing::error!("aborting an orphan: {e}");
+            }
+            if let Some(kept) = lock(&self.state).adopted.get_mut(&key) {
+                kept.abort_at = None;
+            }
+        }
+    }
+
+    fn orphans(state: &State) -> impl Iterator<Item = &Orphan> {
+        state.arriving.iter().map(|(_, o)| o).chain(state.adopted.values())
+    }
+}
+
+fn current() -> Option<&'static Reaper> {
+    lock(&REAPER).filter(|r| r.pid == rustix::process::getpid())
+}
+
+/// What the reaper is still draining: sends that lost their sender. Their state is *unknown*.
+#[must_use]
+pub fn pending() -> InFlight {
+    let mut sum = InFlight::default();
+    let Some(reaper) = current() else { return sum };
+    for orphan in Reaper::orphans(&lock(&reaper.state)) {
+        let one = orphan.holder.in_flight();
+        sum.bytes += one.bytes;
+        sum.sends += one.sends;
+        sum.oldest = sum.oldest.max(one.oldest);
+    }
+    sum
+}
+
+/// Waits until the reaper has nothing left: before a program exits, for example, since with the
+/// process the notifications are gone.
+///
+/// # Errors
+/// [`Error::Deadline`] if something is left at `deadline`.
+pub fn drain(deadline: Instant) -> Result<(), Error> {
+    let Some(reaper) = current() else { return Ok(()) };
+    let mut state = lock(&reaper.state);
+    while Reaper::orphans(&state).next().is_some() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::Deadline("the reaper still has sends in flight"));
+        }
+        state = reaper.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+    Ok(())
+}

@@ -1,0 +1,642 @@
+//! The sender: a socket that sends file ranges and buffers, and hands out tickets.
+//!
+//! `try_…` never blocks and decides nothing about waiting: what the kernel did is a value. The
+//! blocking forms are a thin layer over them, each with a deadline.
+
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::conn::{self, Conn, Counters, Hook, Notice, Outcome};
+use crate::engine::auto::{self, Situation};
+use crate::engine::zerocopy::Zerocopy;
+use crate::engine::{Choice, Engine, Limit, Refusal, Why, copy, zerocopy};
+use crate::error::Error;
+use crate::holder::{Held, InFlight};
+use crate::reaper::Reaper;
+use crate::source::{Source, View};
+use crate::sys::mapping::Region;
+use crate::ticket::{Cell, Parcel, Slot, Ticket};
+
+/// After this many sends in flight, every send first reads what was completed.
+const REAP_FROM: usize = 16;
+
+/// How a [`Sender`] is to behave.
+#[derive(Clone, Default)]
+pub struct Options {
+    engine: Engine,
+    next_id: Option<u32>,
+    reset_on_death: bool,
+    hook: Option<Hook>,
+    linger: Option<Duration>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("engine", &self.engine)
+            .field("next_id", &self.next_id)
+            .field("reset_on_death", &self.reset_on_death)
+            .field("linger", &self.linger)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Options {
+    /// The defaults: engine `auto`, a socket on which no zerocopy send was made yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Options::default()
+    }
+
+    /// The engine to use; [`Engine::Auto`] if not said.
+    #[must_use]
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// The notification id that the next zerocopy send on the socket will get: how many were made
+    /// on it before, modulo 2³². Completions of earlier ids are passed to the
+    /// [notice hook](Self::on_notice).
+    #[must_use]
+    pub fn next_id(mut self, id: u32) -> Self {
+        self.next_id = Some(id);
+        self
+    }
+
+    /// While zerocopy sends are in flight, let the death of the process reset the connection.
+    ///
+    /// Without it the kernel goes on sending from the page cache after a crash, and a restarted
+    /// program that overwrites the file at once changes what the peer receives. With it (`SO_LINGER
+    /// {1, 0}`, restored when drained) a program that exits in a hurry cuts its peers short. Sends
+    /// under a lease do this always. TCP only. Segments already in a queueing discipline remain.
+    #[must_use]
+    pub fn reset_on_death(mut self, reset: bool) -> Self {
+        self.reset_on_death = reset;
+        self
+    }
+
+    /// Who is given what the socket's error queue holds beside our completions: ICMP errors,
+    /// timestamps, completions of the application's own sends. Called by whoever reaps, also the
+    /// reaper's thread, outside all locks. Without a hook they are traced and dropped.
+    #[must_use]
+    pub fn on_notice(mut self, hook: impl Fn(Notice) + Send + Sync + 'static) -> Self {
+        self.hook = Some(Arc::new(hook));
+        self
+    }
+
+    /// How long the reaper waits for what is in flight when the sender is dropped, before it
+    /// aborts the connection; 60 seconds if not said.
+    #[must_use]
+    pub fn linger(mut self, limit: Duration) -> Self {
+        self.linger = Some(limit);
+        self
+    }
+}
+
+/// What a non-blocking send came to.
+#[derive(Debug)]
+pub enum Sent<T> {
+    /// The kernel took `bytes` of it, maybe fewer than given: send the rest next.
+    Accepted {
+        /// Bytes taken.
+        bytes: usize,
+        /// What becomes of them.
+        ticket: T,
+    },
+    /// The socket buffer is full: try again when the socket is writable.
+    WouldBlock,
+    /// A kernel limit is in the way, and sends of this socket are in flight: try again when one
+    /// of them is released.
+    Limit(Limit),
+}
+
+/// What a blocking send came to.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Bytes the kernel took.
+    pub bytes: u64,
+    /// What becomes of them, together.
+    pub ticket: Ticket,
+}
+
+/// A blocking send that stopped early: why, and how far it had got.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped after {} bytes: {error}", transfer.bytes)]
+pub struct Stopped {
+    /// Why.
+    pub error: Error,
+    /// The part that the kernel took.
+    pub transfer: Transfer,
+}
+
+impl From<Stopped> for Error {
+    fn from(stopped: Stopped) -> Self {
+        stopped.error
+    }
+}
+
+/// A socket that sends file ranges and buffers and knows what of them is still in flight.
+///
+/// It owns the socket. [`AsFd`] lends it for reading, for options and for `poll`; do not read
+/// its error queue there, nor send with `MSG_ZEROCOPY` other than in
+/// [`application_sends`](Self::application_sends).
+///
+/// Dropping a sender loses nothing: what is in flight is handed over to the
+/// [reaper](crate::reaper), the peer gets everything and then the end of the stream.
+/// To know that it did, use [`close`](Self::close).
+#[derive(Debug)]
+pub struct Sender {
+    conn: Arc<Conn>,
+    engine: Engine,
+    linger: Duration,
+    reaper: &'static Reaper,
+}
+
+impl Sender {
+    /// Takes `socket`, with the default [`Options`].
+    ///
+    /// It is taken by value because a duplicate in other hands would withhold the end of the
+    /// stream, and reading its error queue there would steal notifications.
+    ///
+    /// # Errors
+    /// As [`with`](Self::with).
+    pub fn new(socket: impl Into<OwnedFd>) -> Result<Self, Error> {
+        Sender::with(socket, Options::default())
+    }
+
+    /// Takes `socket`: connected TCP, connected UDP, or any other stream or datagram socket
+    /// (which is then served by `copy`). Whether it is in non-blocking mode does not matter.
+    ///
+    /// # Errors
+    /// [`Error::Socket`] if it is no socket; [`Error::AlreadyOwned`] if a sender has it already;
+    /// [`Error::NextIdUnknown`] if `SO_ZEROCOPY` is set on it and [`Options::next_id`] is not
+    /// given; [`Error::Wait`] if the reaper cannot be started. The socket is then closed.
+    pub fn with(socket: impl Into<OwnedFd>, options: Options) -> Result<Self, Error> {
+        let reaper = Reaper::start()?;
+        let Options { engine, next_id, reset_on_death, hook, linger } = options;
+        let conn = Conn::new(socket.into(), next_id, reset_on_death, hook)?;
+        let linger = linger.unwrap_or(Duration::from_secs(60));
+        Ok(Sender { conn: Arc::new(conn), engine, linger, reaper })
+    }
+
+    /// Sends from `range` of the file, without blocking, as far as the kernel takes it in one
+    /// call. `more` says that more follows at once, so that the kernel may wait with a segment
+    /// that is not full (`MSG_MORE`).
+    ///
+    /// On a socket with record boundaries the range is one record, and is sent whole or not.
+    /// An empty range sends nothing.
+    ///
+    /// # Errors
+    /// [`Error::Truncated`] if the file ends at or before the start of the range (on a socket
+    /// with record boundaries: before its end); [`Error::File`] if it cannot be read;
+    /// [`Error::Socket`]; [`Error::Refused`] if the engine is `zerocopy` and cannot serve it;
+    /// [`Error::Aborted`]; [`Error::NotIssued`]. Nothing was sent then.
+    pub fn try_send_file(
+        &mut self,
+        file: &Source,
+        range: Range<u64>,
+        more: bool,
+    ) -> Result<Sent<Ticket>, Error> {
+        self.once(|sender, cell| sender.attempt_file(file, range, more, cell, None))
+    }
+
+    /// Sends `range` of the file, all of it, waiting for the socket until `deadline`.
+    ///
+    /// # Errors
+    /// [`Stopped`], which says why and how much was sent; the causes are those of
+    /// [`try_send_file`](Self::try_send_file), [`Error::Deadline`] and [`Error::Wait`].
+    pub fn send_file(
+        &mut self,
+        file: &Source,
+        range: Range<u64>,
+        more: bool,
+        deadline: Instant,
+    ) -> Result<Transfer, Stopped> {
+        let (start, end) = (range.start, range.end.max(range.start));
+        self.all(end - start, deadline, |sender, done, cell| {
+            sender.attempt_file(file, start + done..end, more, cell, None)
+        })
+    }
+
+    /// Sends `bytes` by a plain `send(2)`, without blocking: the kernel has copied what it
+    /// accepted when this returns. For headers and the like.
+    ///
+    /// # Errors
+    /// [`Error::Socket`]; [`Error::Aborted`]; [`Error::NotIssued`].
+    pub fn try_send(&mut self, bytes: &[u8], more: bool) -> Result<Sent<Ticket>, Error> {
+        self.once(|sender, cell| sender.attempt_slice(bytes, more, cell))
+    }
+
+    /// Sends all of `bytes` by plain sends, waiting for the socket until `deadline`.
+    ///
+    /// # Errors
+    /// [`Stopped`]; the causes are those of [`try_send`](Self::try_send), [`Error::Deadline`] and
+    /// [`Error::Wait`].
+    pub fn send(
+        &mut self,
+        bytes: &[u8],
+        more: bool,
+        deadline: Instant,
+    ) -> Result<Transfer, Stopped> {
+        self.all(bytes.len() as u64, deadline, |sender, done, cell| {
+            // done < bytes.len(), so it fits.
+            let done = usize::try_from(done).unwrap_or(bytes.len());
+            sender.attempt_slice(&bytes[done..], more, cell)
+        })
+    }
+
+    /// Sends from what is left of `parcel`, by the sender's engine, without blocking. What the
+    /// kernel took is in flight until it is released; then the parcel gives its buffer back.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send); [`Error::Refused`]; [`Error::OtherSender`].
+    pub fn try_send_buffer<B>(
+        &mut self,
+        parcel: &mut Parcel<B>,
+        more: bool,
+    ) -> Result<Sent<Ticket>, Error>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        if parcel.conn.strong_count() == 0 {
+            parcel.conn = Arc::downgrade(&self.conn);
+        } else if !std::ptr::eq(parcel.conn.as_ptr(), Arc::as_ptr(&self.conn)) {
+            return Err(Error::OtherSender);
+        }
+        parcel.cell.unseal();
+        let attempt = self.attempt_buffer(&parcel.slot, parcel.sent, more, &parcel.cell);
+        parcel.cell.seal();
+        Ok(match attempt? {
+            Attempt::Accepted { bytes, choice } => {
+                parcel.sent += bytes;
+                parcel.choice = choice;
+                Sent::Accepted { bytes, ticket: parcel.ticket() }
+            }
+            Attempt::WouldBlock => Sent::WouldBlock,
+            Attempt::Limit(limit) => Sent::Limit(limit),
+        })
+    }
+
+    /// Sends all that is left of `parcel`, waiting for the socket until `deadline`.
+    /// [`Parcel::sent`] says how far it got.
+    ///
+    /// # Errors
+    /// As [`try_send_buffer`](Self::try_send_buffer); [`Error::Deadline`]; [`Error::Wait`].
+    pub fn send_buffer<B>(
+        &mut self,
+        parcel: &mut Parcel<B>,
+        more: bool,
+        deadline: Instant,
+    ) -> Result<Ticket, Error>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        let conn = Arc::clone(&self.conn);
+        loop {
+            let mut attempt = || match self.try_send_buffer(parcel, more)? {
+                Sent::Accepted { .. } => Ok(Some(())),
+                Sent::WouldBlock | Sent::Limit(_) => Ok(None),
+            };
+            if attempt()?.is_none() {
+                conn::wait(&conn, true, deadline, FULL, attempt)?;
+            }
+            if parcel.remaining() == 0 {
+                return Ok(parcel.ticket());
+            }
+        }
+    }
+
+    /// Lets the application make zerocopy sends of its own on the socket. `send` makes them, with
+    /// `MSG_DONTWAIT`, and returns beside its result how many succeeded with at least one byte.
+    /// Their completions come to the [notice hook](Options::on_notice).
+    ///
+    /// The connection is locked meanwhile: `send` must not use this sender or its tickets.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`]; [`Error::WindowFull`].
+    pub fn application_sends<T>(
+        &mut self,
+        send: impl FnOnce(BorrowedFd<'_>) -> (T, u32),
+    ) -> Result<T, Error> {
+        self.conn.application_sends(send)
+    }
+
+    /// Reads completions and lets go of what they release, without blocking. Returns how many
+    /// messages were read. To be called when the socket reports EPOLLERR, or whenever convenient.
+    ///
+    /// # Errors
+    /// [`Error::NotIssued`], [`Error::ErrorQueue`], [`Error::Socket`]: nothing is released for
+    /// what could not be understood.
+    pub fn reap(&self) -> Result<usize, Error> {
+        self.conn.reap()
+    }
+
+    /// Waits until nothing is in flight.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] if something still is at `deadline`; as [`reap`](Self::reap);
+    /// [`Error::Wait`].
+    pub fn wait_all(&self, deadline: Instant) -> Result<(), Error> {
+        let drained = || Ok((self.in_flight().sends == 0).then_some(()));
+        if drained()?.is_some() {
+            return Ok(());
+        }
+        conn::wait(&self.conn, false, deadline, "sends are still in flight", drained)
+    }
+
+    /// What is in flight, as far as the notifications read so far say.
+    #[must_use]
+    pub fn in_flight(&self) -> InFlight {
+        self.conn.in_flight()
+    }
+
+    /// What this sender did so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.conn.counters()
+    }
+
+    /// Ends the connection at once: the peer sees a reset, and what it had not received is lost.
+    /// Frees nothing by itself: what is in flight is released when its notifications arrive.
+    ///
+    /// # Errors
+    /// [`Error::Socket`] if the kernel refuses.
+    pub fn abort(&self) -> Result<(), Error> {
+        self.conn.abort()
+    }
+
+    /// Ends the stream towards the peer, which sees its end after everything that was sent.
+    ///
+    /// # Errors
+    /// [`Error::Socket`].
+    pub fn shutdown(&mut self) -> Result<(), Error> {
+        self.conn.shutdown_writing()
+    }
+
+    /// Ends the stream, waits until nothing is in flight, and closes the socket.
+    ///
+    /// # Errors
+    /// As [`wait_all`](Self::wait_all). The sender is gone also then; what is in flight is handed
+    /// over to the reaper.
+    pub fn close(mut self, deadline: Instant) -> Result<(), Error> {
+        self.shutdown()?;
+        self.wait_all(deadline)
+    }
+
+    /// Waits until nothing is in flight and gives the socket back, with the notification id that
+    /// its next zerocopy send would get (see [`Options::next_id`]).
+    ///
+    /// # Errors
+    /// The cause and the sender, if something is still in flight at `deadline`, or the descriptor
+    /// cannot be duplicated.
+    pub fn into_socket(self, deadline: Instant) -> Result<(OwnedFd, u32), (Error, Self)> {
+        if let Err(error) = self.wait_all(deadline) {
+            return Err((error, self));
+        }
+        // A duplicate, because a ticket that is being waited for may use the original a little
+        // longer.
+        match self.conn.as_fd().try_clone_to_owned() {
+            Ok(socket) => Ok((socket, self.conn.next_id())),
+            Err(source) => Err((Error::Socket { op: "dup", source }, self)),
+        }
+    }
+
+    /// Runs one attempt with a ticket of its own.
+    fn once(
+        &mut self,
+        attempt: impl FnOnce(&Sender, &Arc<Cell>) -> Result<Attempt, Error>,
+    ) -> Result<Sent<Ticket>, Error> {
+        let cell = Cell::new();
+        let attempt = attempt(self, &cell);
+        cell.seal();
+        Ok(match attempt? {
+            Attempt::Accepted { bytes, choice } => {
+                let ticket = Ticket::new(cell, &self.conn, bytes as u64, choice);
+                Sent::Accepted { bytes, ticket }
+            }
+            Attempt::WouldBlock => Sent::WouldBlock,
+            Attempt::Limit(limit) => Sent::Limit(limit),
+        })
+    }
+
+    /// Repeats `attempt`, given the bytes done so far, until `total` bytes are accepted.
+    fn all(
+        &mut self,
+        total: u64,
+        deadline: Instant,
+        mut attempt: impl FnMut(&Sender, u64, &Arc<Cell>) -> Result<Attempt, Error>,
+    ) -> Result<Transfer, Stopped> {
+        let cell = Cell::new();
+        let mut done = 0;
+        let mut choice = Choice { engine: Engine::Copy, why: Why::Small };
+        let mut error = None;
+        while done < total {
+            let mut step = || match attempt(self, done, &cell)? {
+                Attempt::Accepted { bytes, choice } => Ok(Some((bytes, choice))),
+                Attempt::WouldBlock | Attempt::Limit(_) => Ok(None),
+            };
+            let stepped = match step() {
+                Ok(None) => conn::wait(&self.conn, true, deadline, FULL, step),
+                Ok(Some(stepped)) => Ok(stepped),
+                Err(e) => Err(e),
+            };
+            match stepped {
+                Ok((bytes, taken)) => {
+                    done += bytes as u64;
+                    choice = taken;
+                }
+                Err(e) => {
+                    error = Some(e);
+                    break;
+                }
+            }
+        }
+        cell.seal();
+        let transfer =
+            Transfer { bytes: done, ticket: Ticket::new(cell, &self.conn, done, choice) };
+        match error {
+            None => Ok(transfer),
+            Some(error) => Err(Stopped { error, transfer }),
+        }
+    }
+
+    fn attempt_slice(&self, bytes: &[u8], more: bool, cell: &Arc<Cell>) -> Result<Attempt, Error> {
+        let outcome = copy::region(&self.conn, Region::from(bytes), more, cell)?;
+        self.attempted(outcome, Choice { engine: Engine::Copy, why: Why::Slice })
+    }
+
+    fn attempt_buffer<B>(
+        &self,
+        slot: &Arc<Slot<B>>,
+        from: usize,
+        more: bool,
+        cell: &Arc<Cell>,
+    ) -> Result<Attempt, Error>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        let buffer = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        // The slot is empty only when its parcel is gone.
+        let bytes = buffer.as_ref().map_or(&[][..], |b| b.as_ref()).get(from..).unwrap_or_default();
+        let held: Held = Arc::clone(slot) as Held;
+        let (outcome, choice) =
+            self.attempt_region(Region::from(bytes), more, cell, Some(&held), false)?;
+        self.attempted(outcome, choice)
+    }
+
+    fn attempt_file(
+        &self,
+        file: &Source,
+        range: Range<u64>,
+        more: bool,
+        cell: &Arc<Cell>,
+        lease: Option<&Held>,
+    ) -> Result<Attempt, Error> {
+        if range.is_empty() {
+            return Ok(Attempt::Accepted { bytes: 0, choice: self.asked() });
+        }
+        let records = self.conn.kind().records();
+        let (view, wanted) = (file.view(range.clone())?, range.clone());
+        let (at, region, mapping);
+        match view {
+            View::Mapped(m, clamped) if !records || clamped == wanted => {
+                mapping = m;
+                at = clamped;
+                region = mapping.region(at.clone());
+            }
+            View::Mapped(_, clamped) => {
+                at = clamped;
+                region = None;
+            }
+            View::Read(why, clamped) => {
+                let choice = self.forced_copy(Refusal::File(why))?;
+                let range = if records { wanted } else { clamped };
+                let outcome = copy::read(&self.conn, file, range, more, records, cell)?;
+                return self.attempted(outcome, choice);
+            }
+        }
+        if let Some(region) = region {
+            // What a call does not cover follows at once.
+            let more = more || at.end < wanted.end;
+            match self.attempt_region(region, more, cell, lease, lease.is_some())? {
+                (Outcome::Fault, _) => {}
+                (outcome, choice) => return self.attempted(outcome, choice),
+            }
+        }
+        // The mapping faulted, or a record does not fit into one: reading tells what is there, or
+        // what is wrong.
+        let choice = Choice { engine: Engine::Copy, why: Why::Fault };
+        tracing::debug!(?range, %choice, "reading instead");
+        let outcome = copy::read(&self.conn, file, range, more, records, cell)?;
+        self.attempted(outcome, choice)
+    }
+
+    fn attempt_region(
+        &self,
+        region: Region<'_>,
+        more: bool,
+        cell: &Arc<Cell>,
+        held: Option<&Held>,
+        guarded: bool,
+    ) -> Result<(Outcome, Choice), Error> {
+        let conn = &self.conn;
+        if conn.in_flight().sends >= REAP_FROM {
+            conn.reap()?;
+        }
+        let mut choice = self.choose(region.len() as u64, more)?;
+        if choice.engine == Engine::Zerocopy {
+            match zerocopy::region(conn, region, more, cell, held, guarded)? {
+                Zerocopy::Done(Outcome::Refused(reason)) => choice = self.forced_copy(reason)?,
+                Zerocopy::Done(outcome) => return Ok((outcome, choice)),
+                Zerocopy::NoRoom(limit) => {
+                    choice = Choice { engine: Engine::Copy, why: Why::Limit(limit) };
+                }
+            }
+        }
+        tracing::trace!(%choice, bytes = region.len(), "plain send");
+        Ok((copy::region(conn, region, more, cell)?, choice))
+    }
+
+    fn attempted(&self, outcome: Outcome, choice: Choice) -> Result<Attempt, Error> {
+        Ok(match outcome {
+            Outcome::Accepted(bytes) => Attempt::Accepted { bytes, choice },
+            Outcome::WouldBlock => Attempt::WouldBlock,
+            Outcome::Limit(limit) => Attempt::Limit(limit),
+            // Memory that was handed over cannot fault, unless it is a mapping of its own.
+            Outcome::Fault => return Err(Error::socket("send")(rustix::io::Errno::FAULT)),
+            Outcome::Refused(reason) => return Err(self.conn.refuse(choice.engine, reason)),
+        })
+    }
+
+    fn asked(&self) -> Choice {
+        let engine = if self.engine == Engine::Zerocopy { self.engine } else { Engine::Copy };
+        Choice { engine, why: Why::Asked }
+    }
+
+    fn choose(&self, bytes: u64, more: bool) -> Result<Choice, Error> {
+        match self.engine {
+            Engine::Copy => Ok(self.asked()),
+            Engine::Zerocopy => match self.conn.zerocopy(bytes, more) {
+                Ok(()) => Ok(self.asked()),
+                Err(reason) => Err(self.conn.refuse(self.engine, reason)),
+            },
+            Engine::Auto => {
+                let (mostly_copied, since_zerocopy) = self.conn.history();
+                Ok(auto::choose(&Situation {
+                    bytes,
+                    zerocopy: self.conn.zerocopy(bytes, more),
+                    peer_on_this_host: self.conn.peer_on_this_host(),
+                    mostly_copied,
+                    since_zerocopy,
+                }))
+            }
+        }
+    }
+
+    /// `copy` in place of what was refused, unless `zerocopy` was asked for by name.
+    fn forced_copy(&self, reason: Refusal) -> Result<Choice, Error> {
+        match self.engine {
+            Engine::Copy => Ok(self.asked()),
+            Engine::Zerocopy => Err(self.conn.refuse(self.engine, reason)),
+            Engine::Auto => Ok(Choice { engine: Engine::Copy, why: Why::Refused(reason) }),
+        }
+    }
+}
+
+const FULL: &str = "the peer does not read: the socket stayed full";
+
+/// What one attempt came to.
+enum Attempt {
+    Accepted { bytes: usize, choice: Choice },
+    WouldBlock,
+    Limit(Limit),
+}
+
+impl AsFd for Sender {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.conn.as_fd()
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if self.in_flight().sends == 0 {
+            return;
+        }
+        if !self.conn.is_ours() {
+            // A fork's copy. The notifications are the parent's, and so is the end of the stream;
+            // whatever is held here is in flight there, and is never let go of by guess.
+            std::mem::forget(Arc::clone(&self.conn));
+            return;
+        }
+        // What has arrived already needs no reaper. An error shows itself there again.
+        let _ = self.conn.reap();
+        if self.in_flight().sends > 0 {
+            self.reaper.adopt(Arc::clone(&self.conn) as _, Instant::now() + self.linger);
+        }
+    }
+}

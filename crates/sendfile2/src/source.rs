@@ -1,0 +1,342 @@
+//! An open file to send from: its identity, its size, and a mapping where a mapping tells the
+//! truth.
+//!
+//! The bytes sent equal what `pread` on the descriptor would return. A mapping promises that only
+//! on filesystems whose page cache serves both; elsewhere, and wherever there is doubt, the file
+//! is read.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use rustix::fs::{FileType, OFlags};
+
+use crate::error::Error;
+use crate::sys::mapping::Mapping;
+
+/// A file is mapped in windows of this many bytes; a smaller file as one.
+const WINDOW: u64 = 1 << 30;
+
+/// How much mapping is kept for the next send, over all sources. Page tables cost 2 MiB for each
+/// GiB touched; the kernel allows 65,530 mappings a process (`vm.max_map_count`).
+const KEPT_MAPPINGS: usize = 4096;
+const KEPT_BYTES: u64 = 32 << 30;
+
+/// Which file it is, whatever name or descriptor led to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    /// `st_dev`.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+}
+
+/// Why a file is sent by `pread` and not from a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unmappable {
+    /// A read-only descriptor on overlayfs: after a copy-up, mappings of it show other bytes than
+    /// `pread`.
+    Overlay,
+    /// A filesystem on which mappings are not known to agree with `pread` (FUSE, network
+    /// filesystems, and whatever is not on the list of those that are): `f_type` of `fstatfs(2)`.
+    Filesystem(u64),
+    /// A tmpfs file or memfd with holes: sending from a mapping would allocate them.
+    Sparse,
+    /// `mmap(2)` failed with this error number.
+    Failed(i32),
+}
+
+impl fmt::Display for Unmappable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unmappable::Overlay => f.write_str(
+                "it is open read-only on overlayfs, where a mapping may show other bytes than pread \
+                 after a copy-up (open it for writing, or put it on a volume)",
+            ),
+            Unmappable::Filesystem(magic) => write!(
+                f,
+                "its filesystem (type {magic:#x}) is not one whose mappings are known to agree with \
+                 pread"
+            ),
+            Unmappable::Sparse => {
+                f.write_str("it has holes on tmpfs, and a send from a mapping would allocate them")
+            }
+            Unmappable::Failed(errno) => {
+                write!(f, "mmap failed: {}", std::io::Error::from_raw_os_error(*errno))
+            }
+        }
+    }
+}
+
+/// An open file to send from; a cheap handle (clone it).
+///
+/// While a source lives, it may keep a read-only mapping of the file. That delays the end of an
+/// `flock(2)` and the freeing of a deleted file's space until the source is dropped.
+#[derive(Debug, Clone)]
+pub struct Source(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    file: OwnedFd,
+    identity: Identity,
+    block_device: bool,
+    tmpfs: bool,
+    unmappable: Option<Unmappable>,
+    /// By window number; with the key in [`KEPT`].
+    mappings: RwLock<BTreeMap<u64, (u64, Arc<Mapping>)>>,
+}
+
+/// The kept mappings of all sources, oldest first.
+static KEPT: Mutex<Kept> = Mutex::new(Kept { next: 0, bytes: 0, entries: BTreeMap::new() });
+
+struct Kept {
+    next: u64,
+    bytes: u64,
+    entries: BTreeMap<u64, (Weak<Inner>, u64, u64)>,
+}
+
+/// How a range of the file can be sent, right now. The range is clamped to the file.
+#[derive(Debug)]
+pub(crate) enum View {
+    /// From this mapping, which covers the range.
+    Mapped(Arc<Mapping>, Range<u64>),
+    /// By reading.
+    Read(Unmappable, Range<u64>),
+}
+
+impl Source {
+    /// Opens the file at `path`, read-only.
+    ///
+    /// # Errors
+    /// What `open(2)` fails with, and as [`new`](Self::new).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let file = rustix::fs::open(
+            path.as_ref(),
+            // O_NONBLOCK: the open of a FIFO must not wait for a writer, only to be refused.
+            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(Error::file("open", 0))?;
+        Source::new(file)
+    }
+
+    /// Takes an open file: a regular file, a memfd, or a block device, readable.
+    ///
+    /// # Errors
+    /// [`Error::NotASource`] for anything else, and for descriptors opened with `O_PATH`,
+    /// `O_WRONLY` or `O_DIRECT`; [`Error::File`] if the file cannot be asked.
+    pub fn new(file: impl Into<OwnedFd>) -> Result<Self, Error> {
+        let file = file.into();
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(Error::file("fcntl", 0))?;
+        if flags.contains(OFlags::PATH) {
+            return Err(Error::NotASource("the descriptor is O_PATH: open the file for reading"));
+        }
+        // O_RDONLY is 0, so the mode is compared and not tested by bits.
+        let mode = flags & OFlags::RWMODE;
+        if mode == OFlags::WRONLY {
+            return Err(Error::NotASource("it is open for writing only: open it for reading too"));
+        }
+        if flags.contains(OFlags::DIRECT) {
+            return Err(Error::NotASource("it is open with O_DIRECT: open it without"));
+        }
+        let stat = rustix::fs::fstat(&file).map_err(Error::file("fstat", 0))?;
+        let block_device = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => false,
+            FileType::BlockDevice => true,
+            FileType::Directory => return Err(Error::NotASource("it is a directory")),
+            FileType::Fifo => return Err(Error::NotASource("it is a pipe: copy from it instead")),
+            FileType::Socket => return Err(Error::NotASource("it is a socket")),
+            FileType::CharacterDevice => {
+                return Err(Error::NotASource("it is a character device, which has no pages"));
+            }
+            _ => return Err(Error::NotASource("it is no regular file, memfd or block device")),
+        };
+        let magic = rustix::fs::fstatfs(&file).map_err(Error::file("fstatfs", 0))?.f_type;
+        #[expect(clippy::cast_sign_loss, reason = "a magic number; 32 bits of it count")]
+        let magic = (magic as u64) & 0xffff_ffff;
+        let unmappable = if block_device || COHERENT.contains(&magic) {
+            None
+        } else if magic == OVERLAYFS {
+            // A descriptor opened for writing has been copied up already.
+            (mode == OFlags::RDONLY).then_some(Unmappable::Overlay)
+        } else {
+            Some(Unmappable::Filesystem(magic))
+        };
+        Ok(Source(Arc::new(Inner {
+            identity: Identity { dev: stat.st_dev, ino: stat.st_ino },
+            block_device,
+            tmpfs: !block_device && magic == TMPFS,
+            unmappable,
+            mappings: RwLock::default(),
+            file,
+        })))
+    }
+
+    /// Which file it is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.0.identity
+    }
+
+    /// The size of the file now, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::File`] if `fstat(2)` fails.
+    pub fn size(&self) -> Result<u64, Error> {
+        Ok(self.extent()?.0)
+    }
+
+    /// Why the file is sent by `pread` and never from a mapping; `None` if it is mapped. (A
+    /// mapped tmpfs file is read all the same while it has holes.)
+    #[must_use]
+    pub fn unmappable(&self) -> Option<Unmappable> {
+        self.0.unmappable
+    }
+
+    /// The size, and whether the file is a sparse one on tmpfs.
+    fn extent(&self) -> Result<(u64, bool), Error> {
+        if self.0.block_device {
+            let size = crate::sys::mapping::block_device_size(self.as_fd())
+                .map_err(Error::file("ioctl(BLKGETSIZE64)", 0))?;
+            return Ok((size, false));
+        }
+        let stat = rustix::fs::fstat(&self.0.file).map_err(Error::file("fstat", 0))?;
+        // Neither is negative for a regular file.
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        Ok((size, self.0.tmpfs && allocated < size))
+    }
+
+    /// How `want` can be sent, clamped to the size of the file and to one mapping.
+    pub(crate) fn view(&self, want: Range<u64>) -> Result<View, Error> {
+        let (size, sparse) = self.extent()?;
+        if want.start >= size {
+            return Err(Error::Truncated { at: size, wanted: want.start });
+        }
+        let range = want.start..want.end.min(size);
+        let unmappable = self.0.unmappable.or(sparse.then_some(Unmappable::Sparse));
+        if let Some(why) = unmappable {
+            return Ok(View::Read(why, range));
+        }
+        match self.mapping(range.start, range.end, size) {
+            Ok(mapping) => {
+                let end = range.end.min(mapping.range().end);
+                Ok(View::Mapped(mapping, range.start..end))
+            }
+            Err(e) => Ok(View::Read(Unmappable::Failed(e.raw_os_error().unwrap_or(0)), range)),
+        }
+    }
+
+    /// The mapping of the window that `start` is in, reaching to `end` or to the window's end.
+    fn mapping(&self, start: u64, end: u64, size: u64) -> std::io::Result<Arc<Mapping>> {
+        let window = start / WINDOW;
+        let base = window * WINDOW;
+        let end = end.min(base + WINDOW);
+        let mappings = self.0.mappings.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, mapping)) = mappings.get(&window) {
+            if mapping.range().end >= end {
+                return Ok(Arc::clone(mapping));
+            }
+        }
+        drop(mappings);
+        // Not mapped yet, or the file has grown.
+        let mapping = Arc::new(Mapping::new(self.as_fd(), base..size.min(base + WINDOW))?);
+        self.keep(window, &mapping);
+        Ok(mapping)
+    }
+
+    fn keep(&self, window: u64, mapping: &Arc<Mapping>) {
+        let bytes = mapping.range().end - mapping.range().start;
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.next += 1;
+        let key = kept.next;
+        kept.bytes += bytes;
+        kept.entries.insert(key, (Arc::downgrade(&self.0), window, bytes));
+        // Unmapped (and sources dropped, whose Drop locks) after unlocking.
+        let mut dropped = Vec::new();
+        let mut owners = Vec::new();
+        while kept.entries.len() > KEPT_MAPPINGS || kept.bytes > KEPT_BYTES {
+            let Some((oldest, (owner, window, bytes))) = kept.entries.pop_first() else { break };
+            kept.bytes -= bytes;
+            if let Some(owner) = owner.upgrade() {
+                let mut mappings = owner.mappings.write().unwrap_or_else(PoisonError::into_inner);
+                if mappings.get(&window).is_some_and(|(key, _)| *key == oldest) {
+                    dropped.push(mappings.remove(&window));
+                }
+                drop(mappings);
+                owners.push(owner);
+            }
+        }
+        if kept.entries.contains_key(&key) {
+            let mut mappings = self.0.mappings.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some((old, mapping)) = mappings.insert(window, (key, Arc::clone(mapping))) {
+                if let Some((_, _, bytes)) = kept.entries.remove(&old) {
+                    kept.bytes -= bytes;
+                }
+                dropped.push(Some((old, mapping)));
+            }
+        }
+        drop(kept);
+        drop(dropped);
+        drop(owners);
+    }
+
+    /// Reads at `offset`; 0 at the end of the file.
+    pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
+        loop {
+            match rustix::io::pread(&self.0.file, &mut *buffer, offset) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => return result.map_err(Error::file("pread", offset)),
+            }
+        }
+    }
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.file.as_fd()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let mappings = self.mappings.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if mappings.is_empty() {
+            return;
+        }
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, _) in mappings.values() {
+            if let Some((_, _, bytes)) = kept.entries.remove(key) {
+                kept.bytes -= bytes;
+            }
+        }
+    }
+}
+
+const OVERLAYFS: u64 = 0x794c_7630;
+const TMPFS: u64 = 0x0102_1994;
+
+/// `f_type` of the local filesystems whose `pread` and mappings read the same page cache
+/// (`linux/magic.h` and the filesystems' own headers).
+const COHERENT: [u64; 13] = [
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0xf2f5_2010, // f2fs
+    0xca45_1a4e, // bcachefs
+    TMPFS,
+    0x8584_58f6, // ramfs
+    0xe0f5_e1e2, // erofs
+    0x7371_7368, // squashfs
+    0x4d44,      // vfat
+    0x2011_bab0, // exfat
+    0x9660,      // iso9660
+    0x1501_3346, // udf
+];
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! Read-only shared mappings of file ranges, and the memory regions that sends read.
+//!
+//! `mmap(2)`. No reference to the mapped bytes is ever made: other processes may change or
+//! truncate the file at any time, and user code that touched a truncated page would be killed by
+//! SIGBUS. The kernel, reading for a send, gets EFAULT instead.
+
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{io, ops::Range};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+/// A read-only `MAP_SHARED` mapping of the file range `[start, start + len)`.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    raw: MmapRaw,
+    start: u64,
+    len: u64,
+}
+
+impl Mapping {
+    /// Maps `range` of the file. `range.start` must be a multiple of the page size, and the range
+    /// must not be empty.
+    pub(crate) fn new(file: BorrowedFd<'_>, range: Range<u64>) -> io::Result<Self> {
+        let len = usize::try_from(range.end - range.start)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let raw = MmapOptions::new().offset(range.start).len(len).map_raw_read_only(&file)?;
+        Ok(Mapping { raw, start: range.start, len: range.end - range.start })
+    }
+
+    /// The file range that is mapped.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.start..self.start + self.len
+    }
+
+    /// The part of the mapping that shows the file range `at`; `None` unless all of it is mapped.
+    pub(crate) fn region(&self, at: Range<u64>) -> Option<Region<'_>> {
+        if at.start < self.start || at.end > self.start + self.len || at.start > at.end {
+            return None;
+        }
+        // Both fit: they are differences within a mapping, whose length is a usize.
+        let skip = usize::try_from(at.start - self.start).ok()?;
+        let len = usize::try_from(at.end - at.start).ok()?;
+        // SAFETY: skip <= self.len, so the result is within the mapping or one past its end.
+        let ptr = unsafe { self.raw.as_ptr().add(skip) };
+        Some(Region { ptr, len, alive: PhantomData })
+    }
+}
+
+/// Memory that the kernel may read: part of a [`Mapping`], or a slice.
+#[derive(Clone, Copy)]
+pub(crate) struct Region<'a> {
+    ptr: *const u8,
+    len: usize,
+    alive: PhantomData<&'a [u8]>,
+}
+
+impl<'a> From<&'a [u8]> for Region<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Region { ptr: bytes.as_ptr(), len: bytes.len(), alive: PhantomData }
+    }
+}
+
+impl Region<'_> {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn as_ptr(&self) -> *const u8 {
+        self.ptr
+    }
+
+    /// The first `len` bytes of it.
+    pub(crate) fn truncate(self, len: usize) -> Self {
+        Region { len: self.len.min(len), ..self }
+    }
+}
+
+/// The size of a block device, in bytes (BLKGETSIZE64).
+pub(crate) fn block_device_size(device: BorrowedFd<'_>) -> Result<u64, rustix::io::Errno> {
+    let mut size: u64 = 0;
+    // SAFETY: BLKGETSIZE64 writes a u64 (its name notwithstanding, the request encodes size_t).
+    let ret = unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64, &raw mut size) };
+    if ret == 0 { Ok(size) } else { Err(super::socket::last_error()) }
+}
+
+/// `_IOR(0x12, 114, size_t)` of `linux/fs.h`.
+const BLKGETSIZE64: libc::Ioctl = libc::_IOR::<usize>(0x12, 114);

@@ -1,0 +1,93 @@
+//! What rustix does not offer on sockets: sending from a [`Region`], `SO_ZEROCOPY`, SIOCOUTQ.
+
+use std::ffi::c_int;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
+
+use super::mapping::Region;
+
+/// `send(2)` from `region`, never blocking and never raising SIGPIPE.
+///
+/// With `zerocopy` the kernel goes on reading the region's pages after the return, until the
+/// completion notification; it pins them, so that unmapping is harmless, but what is written into
+/// them meanwhile is what the peer receives.
+///
+/// Source: send(2); `Documentation/networking/msg_zerocopy.rst`.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    region: Region<'_>,
+    zerocopy: bool,
+    more: bool,
+) -> Result<usize, Errno> {
+    let flags = libc::MSG_DONTWAIT
+        | libc::MSG_NOSIGNAL
+        | if zerocopy { libc::MSG_ZEROCOPY } else { 0 }
+        | if more { libc::MSG_MORE } else { 0 };
+    loop {
+        // SAFETY: the region is mapped memory for the time of the call; the kernel only reads it,
+        // and answers EFAULT where a page is gone.
+        let sent =
+            unsafe { libc::send(socket.as_raw_fd(), region.as_ptr().cast(), region.len(), flags) };
+        match usize::try_from(sent) {
+            Ok(sent) => return Ok(sent),
+            Err(_) => match last_error() {
+                Errno::INTR => {}
+                error => return Err(error),
+            },
+        }
+    }
+}
+
+/// Whether `SO_ZEROCOPY` is set (socket(7), Linux 4.14).
+pub(crate) fn zerocopy_enabled(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mut value: c_int = 0;
+    let mut len = socklen::<c_int>();
+    // SAFETY: value and len are valid for writes, and len is the size of value.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    if ret == 0 { Ok(value != 0) } else { Err(last_error()) }
+}
+
+/// Sets `SO_ZEROCOPY`, without which `MSG_ZEROCOPY` is accepted and ignored.
+pub(crate) fn enable_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    let on: c_int = 1;
+    // SAFETY: on is valid for reads of its size.
+    let ret = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            (&raw const on).cast(),
+            socklen::<c_int>(),
+        )
+    };
+    if ret == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// SIOCOUTQ: bytes written to a TCP socket that its peer has not acknowledged, sent or not.
+///
+/// Source: tcp(7), which says "unsent"; `tcp_ioctl` counts from `snd_una` (and a FIN as one).
+pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let mut value: c_int = 0;
+    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int.
+    let ret = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut value) };
+    if ret == 0 { Ok(u64::try_from(value).unwrap_or(0)) } else { Err(last_error()) }
+}
+
+pub(super) fn last_error() -> Errno {
+    // errno of the failed call; rustix has no constructor that cannot fail.
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+fn socklen<T>() -> libc::socklen_t {
+    // An int's size fits.
+    libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0)
+}

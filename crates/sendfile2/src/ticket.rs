@@ -1,0 +1,283 @@
+//! Tickets: what became of a send.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::conn::{self, Conn};
+use crate::engine::{Choice, Engine, Why};
+use crate::error::Error;
+
+/// Whether the kernel has let go of what a send referred to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Status {
+    /// The kernel may still read it.
+    InFlight,
+    /// The kernel no longer references it: it may be overwritten. That says nothing of delivery.
+    Released {
+        /// The kernel made a private copy of at least a part.
+        copied: bool,
+    },
+    /// The kernel may still read it, and the connection has lost its sender (the reaper drains
+    /// it) or its ids do not add up. It is never to be treated as free. This ends, as `Released`,
+    /// when the notifications arrive.
+    Unknown,
+}
+
+/// Whether the peer's TCP has the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Acknowledgement {
+    /// Not yet.
+    Pending,
+    /// The peer's TCP has acknowledged all of them. Its application may not have read them.
+    Acknowledged,
+    /// It will never be known: the connection was aborted or closed, or it is no TCP connection.
+    Unknowable,
+}
+
+/// What a ticket and the ledger's entries for it share.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    /// Sends not released, and one for the sending call while it runs.
+    outstanding: AtomicU32,
+    copied: AtomicBool,
+    /// Bytes the connection had accepted after the last byte of this.
+    end: AtomicU64,
+    acknowledged: AtomicBool,
+}
+
+impl Cell {
+    /// A cell with the sending call's own count; see [`seal`](Self::seal).
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Cell {
+            outstanding: AtomicU32::new(1),
+            copied: AtomicBool::new(false),
+            end: AtomicU64::new(0),
+            acknowledged: AtomicBool::new(false),
+        })
+    }
+
+    /// Another part was accepted: `end` bytes are now accepted in all.
+    pub(crate) fn part(&self, zerocopy: bool, end: u64) {
+        self.end.store(end, Ordering::Relaxed);
+        if zerocopy {
+            self.outstanding.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.copied.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A zerocopy part was released, and what it held let go of.
+    pub(crate) fn part_released(&self, copied: bool) {
+        if copied {
+            self.copied.store(true, Ordering::Relaxed);
+        }
+        self.outstanding.fetch_sub(1, Ordering::Release);
+    }
+
+    /// The sending call adds no more parts.
+    pub(crate) fn seal(&self) {
+        self.outstanding.fetch_sub(1, Ordering::Release);
+    }
+
+    /// The sending call goes on.
+    pub(crate) fn unseal(&self) {
+        self.outstanding.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn released(&self) -> bool {
+        self.outstanding.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Looks on at a send: whether it is released, and whether it is acknowledged.
+///
+/// A ticket only looks on. Dropping it ends nothing and frees nothing, keeping it holds nothing
+/// back.
+pub struct Ticket {
+    cell: Arc<Cell>,
+    conn: Weak<Conn>,
+    bytes: u64,
+    choice: Choice,
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket")
+            .field("bytes", &self.bytes)
+            .field("choice", &self.choice)
+            .field("status", &self.status())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ticket {
+    pub(crate) fn new(cell: Arc<Cell>, conn: &Arc<Conn>, bytes: u64, choice: Choice) -> Self {
+        Ticket { cell, conn: Arc::downgrade(conn), bytes, choice }
+    }
+
+    /// Bytes of the send that the kernel accepted.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Which engine served it (its last part, where it had several), and why.
+    #[must_use]
+    pub fn choice(&self) -> Choice {
+        self.choice
+    }
+
+    /// Whether the kernel has let go of it, as far as the notifications read so far say. (Reading
+    /// them is [`Sender::reap`](crate::Sender::reap), and every wait does it.)
+    #[must_use]
+    pub fn status(&self) -> Status {
+        if self.cell.released() {
+            return Status::Released { copied: self.cell.copied.load(Ordering::Relaxed) };
+        }
+        match self.conn.upgrade() {
+            Some(conn) if !conn.is_unknown() => Status::InFlight,
+            _ => Status::Unknown,
+        }
+    }
+
+    /// Whether the peer's TCP has it; asks the kernel, without waiting.
+    ///
+    /// # Errors
+    /// [`Error::Socket`] if SIOCOUTQ fails.
+    pub fn acknowledgement(&self) -> Result<Acknowledgement, Error> {
+        if self.cell.acknowledged.load(Ordering::Relaxed) {
+            return Ok(Acknowledgement::Acknowledged);
+        }
+        let Some(conn) = self.conn.upgrade() else { return Ok(Acknowledgement::Unknowable) };
+        let acknowledgement = conn.acknowledgement(self.cell.end.load(Ordering::Relaxed))?;
+        if acknowledgement == Acknowledgement::Acknowledged {
+            self.cell.acknowledged.store(true, Ordering::Relaxed);
+        }
+        Ok(acknowledgement)
+    }
+
+    /// Waits until the kernel has let go of it, reading notifications meanwhile; returns whether
+    /// it made a private copy.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] if that has not happened by `deadline`; [`Error::NotIssued`] if the
+    /// ids of the connection do not add up; [`Error::Wait`] if waiting is not possible.
+    pub fn wait_released(&self, deadline: Instant) -> Result<bool, Error> {
+        let check = || match self.status() {
+            Status::Released { copied } => Ok(Some(copied)),
+            _ => Ok(None),
+        };
+        if let Some(copied) = check()? {
+            return Ok(copied);
+        }
+        let Some(conn) = self.conn.upgrade() else {
+            // It went away between the two: it only does when nothing is in flight.
+            return check()?.ok_or(Error::Deadline("the send was not released"));
+        };
+        conn::wait(&conn, false, deadline, "the send was not released", check)
+    }
+
+    /// Waits until the peer's TCP has acknowledged it; `false` if that can never be known.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`]; [`Error::Wait`]; [`Error::Socket`] if SIOCOUTQ fails.
+    pub fn wait_acknowledged(&self, deadline: Instant) -> Result<bool, Error> {
+        // Nothing wakes a waiter when an acknowledgement comes in, so this looks again and again.
+        let mut pause = Duration::from_micros(100);
+        loop {
+            match self.acknowledgement()? {
+                Acknowledgement::Acknowledged => return Ok(true),
+                Acknowledgement::Unknowable => return Ok(false),
+                Acknowledgement::Pending => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Deadline("the send was not acknowledged"));
+            }
+            std::thread::sleep(pause.min(left));
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+    }
+}
+
+/// A buffer to be sent by reference. It is handed over part by part
+/// ([`Sender::try_send_buffer`](crate::Sender::try_send_buffer)), and comes back when everything
+/// that was sent of it is released.
+///
+/// Dropping it early is harmless: what is in flight keeps the buffer.
+pub struct Parcel<B> {
+    pub(crate) slot: Arc<Slot<B>>,
+    pub(crate) cell: Arc<Cell>,
+    pub(crate) conn: Weak<Conn>,
+    pub(crate) sent: usize,
+    pub(crate) choice: Choice,
+}
+
+/// Where a buffer waits for its release: held by the ledger, and by the parcel it came in.
+pub(crate) type Slot<B> = Mutex<Option<B>>;
+
+impl<B> fmt::Debug for Parcel<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parcel")
+            .field("sent", &self.sent)
+            .field("choice", &self.choice)
+            .field("status", &self.ticket().status())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: AsRef<[u8]> + Send + 'static> Parcel<B> {
+    /// Wraps `buffer`. Its [`AsRef`] must give the same bytes each time.
+    pub fn new(buffer: B) -> Self {
+        let cell = Cell::new();
+        cell.seal();
+        let choice = Choice { engine: Engine::Auto, why: Why::Asked };
+        let slot = Arc::new(Mutex::new(Some(buffer)));
+        Parcel { slot, cell, conn: Weak::new(), sent: 0, choice }
+    }
+}
+
+impl<B: AsRef<[u8]>> Parcel<B> {
+    /// Bytes of it that are still to be sent.
+    #[must_use]
+    pub fn remaining(&self) -> usize {
+        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_ref().map_or(0, |b| b.as_ref().len().saturating_sub(self.sent))
+    }
+}
+
+impl<B> Parcel<B> {
+    /// Bytes of it that the kernel accepted so far, from the front.
+    #[must_use]
+    pub fn sent(&self) -> usize {
+        self.sent
+    }
+
+    /// A ticket for all that was sent of it so far.
+    #[must_use]
+    pub fn ticket(&self) -> Ticket {
+        Ticket {
+            cell: Arc::clone(&self.cell),
+            conn: Weak::clone(&self.conn),
+            bytes: self.sent as u64,
+            choice: self.choice,
+        }
+    }
+
+    /// Takes the buffer back.
+    ///
+    /// # Errors
+    /// The parcel, while the kernel may still read from the buffer.
+    pub fn into_buffer(self) -> Result<B, Self> {
+        let buffer = if self.cell.released() {
+            self.slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+        } else {
+            None
+        };
+        buffer.ok_or(self)
+    }
+}
