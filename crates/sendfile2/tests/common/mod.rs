@@ -1,0 +1,283 @@
+//! What the tests share: files with known content, connected sockets, children of the test
+//! binary in places of their own (namespaces, limits).
+#![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sendfile2::{Engine, Options, Sender, Source};
+
+/// Long enough that only a hang passes it.
+pub fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+/// The engines that are one (`auto` takes one of the others).
+pub const ENGINES: [Engine; 3] = Engine::ALL;
+
+/// Bytes that differ at each position of a page, from page to page, and between seeds; under
+/// `pattern(seed, …)` and `pattern(!seed, …)` they differ everywhere.
+pub fn pattern(seed: u8, range: std::ops::Range<u64>) -> Vec<u8> {
+    range
+        .map(|i| {
+            let [a, b, c, ..] = i.to_le_bytes();
+            seed ^ a.wrapping_mul(31) ^ b.wrapping_mul(17) ^ c.wrapping_mul(7)
+        })
+        .collect()
+}
+
+/// An open temporary file of `len` bytes of `pattern(seed)`, on disk (not tmpfs).
+pub fn file(seed: u8, len: u64) -> File {
+    // The target directory is on whatever the checkout is on; /tmp may be tmpfs.
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let mut file = tempfile::tempfile_in(dir).unwrap();
+    file.write_all(&pattern(seed, 0..len)).unwrap();
+    file
+}
+
+pub fn source(file: &File) -> Source {
+    Source::new(file.try_clone().unwrap()).unwrap()
+}
+
+/// A connected TCP pair on loopback: the sending end, the receiving end.
+pub fn tcp() -> (TcpStream, TcpStream) {
+    pair(&TcpListener::bind("127.0.0.1:0").unwrap())
+}
+
+pub fn tcp6() -> Option<(TcpStream, TcpStream)> {
+    match TcpListener::bind("[::1]:0") {
+        Ok(listener) => Some(pair(&listener)),
+        Err(e) => {
+            println!("SKIP: no IPv6 loopback here: {e}");
+            None
+        }
+    }
+}
+
+fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (receiver, _) = listener.accept().unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    (sender, receiver)
+}
+
+/// Bytes of receive buffer for a peer that takes in little until it is read. (With a window below
+/// loopback's segment size TCP falls back to probing it by timer, and takes minutes.)
+pub const SMALL_WINDOW: usize = 128 << 10;
+
+/// A pair whose receiving end takes in little until it is read.
+pub fn tcp_small_window() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(listener.as_fd(), SMALL_WINDOW).unwrap();
+    pair(&listener)
+}
+
+pub fn sender(socket: TcpStream, engine: Engine) -> Sender {
+    Sender::with(socket, Options::new().engine(engine)).unwrap()
+}
+
+/// Reads exactly `len` bytes.
+pub fn read(receiver: &mut impl Read, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    receiver.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// How many bytes differ.
+pub fn wrong(got: &[u8], expected: &[u8]) -> usize {
+    assert_eq!(got.len(), expected.len(), "length");
+    got.iter().zip(expected).filter(|(a, b)| a != b).count()
+}
+
+/// Fails without printing megabytes.
+#[track_caller]
+pub fn assert_same(got: &[u8], expected: &[u8]) {
+    let first = got.iter().zip(expected).position(|(a, b)| a != b);
+    assert_eq!((got.len(), first), (expected.len(), None), "(length, first wrong byte)");
+}
+
+/// The role this process of the test binary plays, if [`run_as`] started it.
+pub fn role() -> Option<String> {
+    std::env::var("SENDFILE2_TEST_ROLE").ok()
+}
+
+/// A command that runs the test `name` of this binary alone, in the given role, under `wrapper`.
+pub fn child(wrapper: &[&str], name: &str, role: &str) -> Command {
+    let exe = std::env::current_exe().unwrap();
+    let mut command = match wrapper {
+        [] => Command::new(exe),
+        [program, args @ ..] => {
+            let mut command = Command::new(program);
+            command.args(args).arg(exe);
+            command
+        }
+    };
+    command.args(["--exact", name, "--nocapture"]);
+    command.env("SENDFILE2_TEST_ROLE", role);
+    command
+}
+
+/// Runs it to its end and shows what it printed; panics unless it passed.
+pub fn run_as(wrapper: &[&str], name: &str, role: &str) {
+    let output = child(wrapper, name, role).stdin(Stdio::null()).output().unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{name} as {role}: {}", output.status);
+    let passed = String::from_utf8_lossy(&output.stdout).contains("1 passed");
+    assert!(passed, "{name} as {role} ran no test");
+}
+
+/// Whether the machine lets `command` succeed; if not, says so as the reason for a skip.
+pub fn can(what: &str, command: &[&str]) -> bool {
+    let result = Command::new(command[0])
+        .args(&command[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output();
+    match result {
+        Ok(output) if output.status.success() => true,
+        Ok(output) => {
+            println!("SKIP: {what}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            false
+        }
+        Err(e) => {
+            println!("SKIP: {what}: {}: {e}", command[0]);
+            false
+        }
+    }
+}
+
+/// A user namespace of its own with network namespace (and mounts), without root.
+pub const UNSHARE: [&str; 5] = ["unshare", "--user", "--map-root-user", "--net", "--mount"];
+
+/// Runs `script` with sh and panics if it fails.
+#[track_caller]
+pub fn sh(script: &str) {
+    let status = Command::new("sh").args(["-ec", script]).status().unwrap();
+    assert!(status.success(), "{script}: {status}");
+}
+
+/// Two network namespaces joined by a veth pair: this process's, and a child's. The addresses are
+/// 10.7.0.1 and fd07::1 here, 10.7.0.2 and fd07::2 there. Call it inside [`UNSHARE`].
+pub struct Veth {
+    anchor: std::process::Child,
+}
+
+impl Veth {
+    pub fn new() -> Self {
+        let mut anchor = Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo ready; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        anchor.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        let pid = anchor.id();
+        sh(&format!(
+            "ip link set lo up
+             ip link add v0 type veth peer name v1 netns {pid}
+             ip addr add 10.7.0.1/24 dev v0
+             ip addr add fd07::1/64 dev v0 nodad
+             ip link set v0 up
+             nsenter -t {pid} -n sh -ec '
+               ip link set lo up
+               ip addr add 10.7.0.2/24 dev v1
+               ip addr add fd07::2/64 dev v1 nodad
+               ip link set v1 up'"
+        ));
+        Veth { anchor }
+    }
+
+    /// The wrapper that runs a command in the other namespace.
+    pub fn over_there(&self) -> [String; 4] {
+        ["nsenter".into(), "-t".into(), self.anchor.id().to_string(), "-n".into()]
+    }
+}
+
+impl Drop for Veth {
+    fn drop(&mut self) {
+        // Killed, not waited for by time: the namespace goes with it.
+        let _ = self.anchor.kill();
+        let _ = self.anchor.wait();
+    }
+}
+
+/// Accepts one connection, and prints the address for the parent to connect to.
+pub fn serve_one(listen: &str) -> TcpStream {
+    let listener = TcpListener::bind(listen).unwrap();
+    println!("LISTENING {}", listener.local_addr().unwrap());
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream
+}
+
+/// Reads a child's output up to the line that [`serve_one`] prints.
+pub fn listening(output: &mut impl std::io::BufRead) -> SocketAddr {
+    loop {
+        let mut line = String::new();
+        assert_ne!(output.read_line(&mut line).unwrap(), 0, "the child ended early");
+        // The test harness prints the test's name before it, on the same line.
+        if let Some((_, address)) = line.split_once("LISTENING ") {
+            return address.trim().parse().unwrap();
+        }
+    }
+}
+
+/// A buffer that says when it is dropped: what a send holds must not be, before its release.
+pub struct Flagged {
+    pub bytes: Vec<u8>,
+    pub dropped: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Flagged {
+    pub fn new(bytes: Vec<u8>) -> (Self, std::sync::Arc<std::sync::atomic::AtomicBool>) {
+        let dropped = std::sync::Arc::default();
+        (Flagged { bytes, dropped: std::sync::Arc::clone(&dropped) }, dropped)
+    }
+}
+
+impl AsRef<[u8]> for Flagged {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Flagged {
+    fn drop(&mut self) {
+        self.dropped.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Sends from the file by zerocopy until the socket is full; returns the tickets and the bytes.
+pub fn fill(sender: &mut Sender, source: &Source) -> (Vec<sendfile2::Ticket>, u64) {
+    let (mut tickets, mut sent) = (Vec::new(), 0);
+    let size = source.size().unwrap();
+    while sent < size {
+        match sender.try_send_file(source, sent..size, false).unwrap() {
+            sendfile2::Sent::Accepted { bytes, ticket } => {
+                sent += bytes as u64;
+                tickets.push(ticket);
+            }
+            sendfile2::Sent::WouldBlock | sendfile2::Sent::Limit(_) => break,
+        }
+    }
+    assert!(sent > 0 && sender.in_flight().sends > 0, "nothing is stuck in flight");
+    (tickets, sent)
+}
+
+/// Overwrites the file from its start.
+pub fn overwrite(file: &File, bytes: &[u8]) {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, 0).unwrap();
+}
+
+pub fn reset(receiver: TcpStream) {
+    rustix::net::sockopt::set_socket_linger(&receiver, Some(Duration::ZERO)).unwrap();
+    drop(receiver);
+}

@@ -1,0 +1,156 @@
+//! Every engine, on every kind of socket, sends exactly the bytes of the range.
+
+mod common;
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+
+use common::{assert_same, deadline, file, pattern, read, sender, source};
+use sendfile2::{Engine, Error, Options, Refusal, Sender, Sent, Why};
+
+/// Ranges that begin and end around the edges of pages, of chunks and of the file.
+fn ranges(len: u64) -> Vec<std::ops::Range<u64>> {
+    let edges = [0, 1, 4095, 4096, 4097, 65535, 65536, (1 << 20) - 1, (1 << 20) + 1, len - 1, len];
+    let mut ranges = Vec::new();
+    for (i, start) in edges.iter().enumerate() {
+        for end in &edges[i..] {
+            ranges.push(*start..*end);
+        }
+    }
+    ranges
+}
+
+fn all_ranges_arrive(mut sender: Sender, mut receiver: impl Read + Send + 'static) {
+    let len = (3 << 20) + 123;
+    let file = file(1, len);
+    let source = source(&file);
+    let expected: u64 = ranges(len).iter().map(|r| r.end - r.start).sum();
+    let reader = std::thread::spawn(move || {
+        let got = read(&mut receiver, usize::try_from(expected).unwrap());
+        (got, receiver.read(&mut [0]).unwrap())
+    });
+    for range in ranges(len) {
+        let sent = sender.send_file(&source, range.clone(), false, deadline()).unwrap();
+        assert_eq!(sent.bytes, range.end - range.start);
+    }
+    sender.close(deadline()).unwrap();
+    let (got, after) = reader.join().unwrap();
+    assert_eq!(after, 0, "bytes after the end");
+    let mut at = 0;
+    for range in ranges(len) {
+        let bytes = usize::try_from(range.end - range.start).unwrap();
+        assert_same(&got[at..at + bytes], &pattern(1, range));
+        at += bytes;
+    }
+}
+
+#[test]
+fn tcp_v4_copy() {
+    let (tx, rx) = common::tcp();
+    all_ranges_arrive(sender(tx, Engine::Copy), rx);
+}
+
+#[test]
+fn tcp_v4_zerocopy() {
+    let (tx, rx) = common::tcp();
+    all_ranges_arrive(sender(tx, Engine::Zerocopy), rx);
+}
+
+#[test]
+fn tcp_v4_auto() {
+    let (tx, rx) = common::tcp();
+    all_ranges_arrive(sender(tx, Engine::Auto), rx);
+}
+
+#[test]
+fn tcp_v6_every_engine() {
+    for engine in common::ENGINES {
+        let Some((tx, rx)) = common::tcp6() else { return };
+        all_ranges_arrive(sender(tx, engine), rx);
+    }
+}
+
+#[test]
+fn unix_stream_is_served_by_copy() {
+    let (tx, rx) = UnixStream::pair().unwrap();
+    all_ranges_arrive(Sender::new(tx).unwrap(), rx);
+}
+
+#[test]
+fn zerocopy_refuses_a_unix_stream() {
+    let (tx, _rx) = UnixStream::pair().unwrap();
+    let mut sender = Sender::with(tx, Options::new().engine(Engine::Zerocopy)).unwrap();
+    let file = file(1, 100);
+    let error = sender.try_send_file(&source(&file), 0..100, false).unwrap_err();
+    assert!(
+        matches!(error, Error::Refused { engine: Engine::Zerocopy, reason: Refusal::Socket(_) }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("unix socket"), "{error}");
+}
+
+#[test]
+fn a_slow_reader_gets_partial_sends_and_everything() {
+    for engine in common::ENGINES {
+        let (tx, mut rx) = common::tcp_small_window();
+        let mut sender = sender(tx, engine);
+        let len = 16 << 20;
+        let file = file(2, len);
+        let source = source(&file);
+        let (mut sent, mut got, mut partial, mut blocked) = (0, Vec::new(), 0, 0);
+        let mut buffer = [0; 3001];
+        while sent < len {
+            match sender.try_send_file(&source, sent..len, false).unwrap() {
+                Sent::Accepted { bytes, ticket } => {
+                    assert_eq!(ticket.bytes(), bytes as u64);
+                    sent += bytes as u64;
+                    partial += u32::from(sent < len);
+                }
+                Sent::WouldBlock | Sent::Limit(_) => {
+                    blocked += 1;
+                    let n = rx.read(&mut buffer).unwrap();
+                    got.extend_from_slice(&buffer[..n]);
+                }
+            }
+        }
+        assert!(partial > 0 && blocked > 0, "{engine}: {partial} partial, {blocked} blocked");
+        let rest = usize::try_from(len).unwrap() - got.len();
+        let reader = std::thread::spawn(move || read(&mut rx, rest));
+        sender.close(deadline()).unwrap();
+        got.extend(reader.join().unwrap());
+        assert_same(&got, &pattern(2, 0..len));
+    }
+}
+
+#[test]
+fn headers_and_file_arrive_in_order() {
+    let (tx, mut rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(3, 100_000);
+    sender.send(b"header", true, deadline()).unwrap();
+    sender.send_file(&source(&file), 10..90_000, true, deadline()).unwrap();
+    sender.send(b"trailer", false, deadline()).unwrap();
+    let got = read(&mut rx, 6 + 89_990 + 7);
+    assert_same(&got, &[b"header", &pattern(3, 10..90_000)[..], b"trailer"].concat());
+}
+
+#[test]
+fn an_empty_range_sends_nothing_and_is_released() {
+    let (tx, _rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(3, 100);
+    let sent = sender.send_file(&source(&file), 50..50, false, deadline()).unwrap();
+    assert_eq!(sent.bytes, 0);
+    sent.ticket.wait_released(deadline()).unwrap();
+    assert_eq!(sender.counters().accepted, 0);
+}
+
+#[test]
+fn auto_says_what_it_took_and_why() {
+    let (tx, _rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Auto);
+    let file = file(3, 65536);
+    let sent = sender.send_file(&source(&file), 0..65536, false, deadline()).unwrap();
+    let choice = sent.ticket.choice();
+    assert_eq!((choice.engine, choice.why), (Engine::Copy, Why::PeerOnThisHost));
+}

@@ -1,0 +1,122 @@
+//! What the peer receives when the sending process dies.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::process::Stdio;
+
+use common::{assert_same, deadline, fill, overwrite, pattern, wrong};
+use sendfile2::{Engine, Options, Sender, Source};
+
+const LEN: u64 = 4 << 20;
+
+/// In the child: sends the file that its environment names to the address it names, by zerocopy,
+/// as far as the socket takes it; says how far, and does as it is told on standard input.
+fn send_in_child(reset_on_death: bool) {
+    let socket = TcpStream::connect(std::env::var("ADDRESS").unwrap()).unwrap();
+    let options = Options::new().engine(Engine::Zerocopy).reset_on_death(reset_on_death);
+    let mut sender = Sender::with(socket, options).unwrap();
+    let source = Source::open(std::env::var("FILE").unwrap()).unwrap();
+    let (_, sent) = fill(&mut sender, &source);
+    println!("SENT {sent}");
+    let mut order = String::new();
+    std::io::stdin().read_line(&mut order).unwrap();
+    assert_eq!(order, "close\n");
+    sender.close(deadline()).unwrap();
+    // No destructor runs, and no buffer is flushed: as abrupt as an orderly end can be.
+    std::process::exit(77);
+}
+
+struct Victim {
+    child: std::process::Child,
+    peer: TcpStream,
+    file: tempfile::NamedTempFile,
+    sent: u64,
+}
+
+fn victim(test: &str, role: &str) -> Victim {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(listener.as_fd(), common::SMALL_WINDOW)
+        .unwrap();
+    let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.write_all(&pattern(1, 0..LEN)).unwrap();
+    let mut child = common::child(&[], test, role)
+        .env("ADDRESS", listener.local_addr().unwrap().to_string())
+        .env("FILE", file.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let sent = loop {
+        let mut line = String::new();
+        assert_ne!(output.read_line(&mut line).unwrap(), 0, "the child ended early");
+        if let Some((_, sent)) = line.split_once("SENT ") {
+            break sent.trim().parse().unwrap();
+        }
+    };
+    Victim { child, peer, file, sent }
+}
+
+impl Victim {
+    /// Kills the child, overwrites at once, and returns what the peer received.
+    fn killed_and_overwritten(mut self) -> (Vec<u8>, std::io::Result<usize>) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        overwrite(self.file.as_file(), &pattern(!1, 0..LEN));
+        let mut got = Vec::new();
+        let end = self.peer.read_to_end(&mut got);
+        (got, end)
+    }
+}
+
+#[test]
+fn with_reset_on_death_the_peer_sees_a_reset_and_no_wrong_byte() {
+    let name = "with_reset_on_death_the_peer_sees_a_reset_and_no_wrong_byte";
+    if common::role().is_some() {
+        return send_in_child(true);
+    }
+    let (got, end) = victim(name, "child").killed_and_overwritten();
+    let kind = end.unwrap_err().kind();
+    assert_eq!(kind, std::io::ErrorKind::ConnectionReset);
+    assert_same(&got, &pattern(1, 0..got.len() as u64));
+}
+
+/// The control: without the option the kernel goes on sending, from the overwritten file.
+#[test]
+fn control_without_it_the_peer_sees_wrong_bytes() {
+    let name = "control_without_it_the_peer_sees_wrong_bytes";
+    if common::role().is_some() {
+        return send_in_child(false);
+    }
+    let (got, _) = victim(name, "child").killed_and_overwritten();
+    assert!(wrong(&got, &pattern(1, 0..got.len() as u64)) > 0, "death looks harmless here");
+}
+
+fn closes_and_exits(name: &str) {
+    let mut victim = victim(name, "child");
+    victim.child.stdin.take().unwrap().write_all(b"close\n").unwrap();
+    let mut got = Vec::new();
+    victim.peer.read_to_end(&mut got).unwrap();
+    assert_eq!(victim.child.wait().unwrap().code(), Some(77));
+    assert_same(&got, &pattern(1, 0..victim.sent));
+}
+
+#[test]
+fn a_program_that_closes_with_a_deadline_and_exits_delivers_everything() {
+    if common::role().is_some() {
+        return send_in_child(false);
+    }
+    closes_and_exits("a_program_that_closes_with_a_deadline_and_exits_delivers_everything");
+}
+
+#[test]
+fn and_with_reset_on_death_too() {
+    if common::role().is_some() {
+        return send_in_child(true);
+    }
+    closes_and_exits("and_with_reset_on_death_too");
+}

@@ -1,0 +1,94 @@
+//! On sockets with record boundaries a range is one record.
+
+mod common;
+
+use std::net::UdpSocket;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use common::{assert_same, deadline, file, pattern, source};
+use sendfile2::{Engine, Error, Options, Parcel, Sender, Sent};
+
+fn udp() -> (UdpSocket, UdpSocket) {
+    let rx = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let tx = UdpSocket::bind("127.0.0.1:0").unwrap();
+    tx.connect(rx.local_addr().unwrap()).unwrap();
+    rx.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    (tx, rx)
+}
+
+#[test]
+fn udp_ranges_stay_datagrams() {
+    for engine in common::ENGINES {
+        let (tx, rx) = udp();
+        let mut sender = Sender::with(tx, Options::new().engine(engine)).unwrap();
+        let file = file(1, 200_000);
+        let source = source(&file);
+        let mut buffer = [0; 65536];
+        for range in [0..1, 4095..4097, 100..1500, 0..65507, 130_000..195_507] {
+            let sent = sender.send_file(&source, range.clone(), false, deadline()).unwrap();
+            let n = rx.recv(&mut buffer).unwrap();
+            assert_same(&buffer[..n], &pattern(1, range));
+            sent.ticket.wait_released(deadline()).unwrap();
+        }
+        assert_eq!(sender.in_flight().sends, 0);
+    }
+}
+
+#[test]
+fn a_datagram_too_large_is_an_error_and_not_split() {
+    for engine in [Engine::Copy, Engine::Zerocopy] {
+        let (tx, rx) = udp();
+        let mut sender = Sender::with(tx, Options::new().engine(engine)).unwrap();
+        let file = file(1, 200_000);
+        let error = sender.try_send_file(&source(&file), 0..65508, false).unwrap_err();
+        let errno = error.io_error().and_then(std::io::Error::raw_os_error);
+        assert_eq!(errno, Some(rustix::io::Errno::MSGSIZE.raw_os_error()), "{error}");
+        // Nothing arrived, and the next one is right.
+        sender.send_file(&source(&file), 7..9, false, deadline()).unwrap();
+        let mut buffer = [0; 100];
+        let n = rx.recv(&mut buffer).unwrap();
+        assert_same(&buffer[..n], &pattern(1, 7..9));
+        sender.close(deadline()).unwrap();
+    }
+}
+
+#[test]
+fn a_record_past_the_end_of_the_file_is_not_sent_short() {
+    let (tx, rx) = udp();
+    let mut sender = Sender::new(tx).unwrap();
+    let file = file(1, 1000);
+    let error = sender.try_send_file(&source(&file), 500..1500, false).unwrap_err();
+    assert!(matches!(error, Error::Truncated { at: 1000, .. }), "{error}");
+    rx.set_nonblocking(true).unwrap();
+    assert!(rx.recv(&mut [0; 10]).is_err(), "a datagram was sent");
+}
+
+#[test]
+fn unix_datagrams_keep_their_boundaries() {
+    let (tx, rx) = UnixDatagram::pair().unwrap();
+    let mut sender = Sender::new(tx).unwrap();
+    let file = file(1, 100_000);
+    sender.send_file(&source(&file), 0..60_000, false, deadline()).unwrap();
+    sender.send_file(&source(&file), 60_000..60_010, false, deadline()).unwrap();
+    let mut buffer = [0; 100_000];
+    assert_eq!(rx.recv(&mut buffer).unwrap(), 60_000);
+    assert_eq!(rx.recv(&mut buffer).unwrap(), 10);
+    assert_same(&buffer[..10], &pattern(1, 60_000..60_010));
+}
+
+#[test]
+fn a_buffer_goes_as_one_datagram_and_comes_back() {
+    let (tx, rx) = udp();
+    let mut sender = Sender::with(tx, Options::new().engine(Engine::Zerocopy)).unwrap();
+    let mut parcel = Parcel::new(pattern(4, 0..9000));
+    assert!(matches!(
+        sender.try_send_buffer(&mut parcel, false).unwrap(),
+        Sent::Accepted { bytes: 9000, .. }
+    ));
+    let mut buffer = [0; 10_000];
+    let n = rx.recv(&mut buffer).unwrap();
+    assert_same(&buffer[..n], &pattern(4, 0..9000));
+    parcel.ticket().wait_released(deadline()).unwrap();
+    assert_eq!(parcel.into_buffer().unwrap().len(), 9000);
+}

@@ -1,0 +1,315 @@
+//! What a send holds is let go of when, and only when, the kernel has released it.
+
+mod common;
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use common::{
+    Flagged, assert_same, deadline, file, fill, overwrite, pattern, read, sender, source, wrong,
+};
+use rustix::net::sockopt;
+use sendfile2::{Acknowledgement, Engine, Error, Options, Parcel, Sender, Status, reaper};
+
+const PIECE: u64 = 64 << 10;
+
+/// The control: over plain sendfile(2), overwriting when the call returns changes what the peer
+/// receives. Without it, the tests below prove nothing.
+#[test]
+fn control_plain_sendfile_sends_what_is_written_later() {
+    let (tx, mut rx) = common::tcp();
+    let file = file(1, PIECE);
+    let mut offset = 0;
+    let sent = rustix::fs::sendfile(&tx, &file, Some(&mut offset), PIECE as usize).unwrap();
+    assert_eq!(sent as u64, PIECE);
+    overwrite(&file, &pattern(!1, 0..PIECE));
+    let got = read(&mut rx, PIECE as usize);
+    assert_eq!(wrong(&got, &pattern(1, 0..PIECE)), PIECE as usize, "sendfile(2) looks safe here");
+}
+
+/// A second control: an acknowledgement by a peer on this host frees nothing either.
+#[test]
+fn control_acknowledged_is_not_released() {
+    let (tx, mut rx) = common::tcp();
+    let file = file(1, PIECE);
+    let mut sender = sender(tx, Engine::Copy);
+    let mut offset = 0;
+    rustix::fs::sendfile(&sender, &file, Some(&mut offset), PIECE as usize).unwrap();
+    // A ticket behind it is acknowledged only after it.
+    let after = sender.send(b"!", false, deadline()).unwrap();
+    assert!(after.ticket.wait_acknowledged(deadline()).unwrap());
+    overwrite(&file, &pattern(!1, 0..PIECE));
+    let got = read(&mut rx, PIECE as usize);
+    assert_eq!(wrong(&got, &pattern(1, 0..PIECE)), PIECE as usize, "ACKed looks safe here");
+}
+
+#[test]
+fn overwriting_at_release_changes_nothing() {
+    for engine in common::ENGINES {
+        let (tx, mut rx) = common::tcp();
+        let mut sender = sender(tx, engine);
+        for generation in 0..20 {
+            let file = file(generation, PIECE);
+            let sent = sender.send_file(&source(&file), 0..PIECE, false, deadline()).unwrap();
+            sent.ticket.wait_released(deadline()).unwrap();
+            overwrite(&file, &pattern(!generation, 0..PIECE));
+            assert_same(&read(&mut rx, PIECE as usize), &pattern(generation, 0..PIECE));
+        }
+    }
+}
+
+/// The control of the one above: before the release, overwriting is seen by the peer.
+#[test]
+fn control_overwriting_before_release_is_seen() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(1, 4 << 20);
+    let (_, sent) = fill(&mut sender, &source(&file));
+    overwrite(&file, &pattern(!1, 0..4 << 20));
+    let got = read(&mut rx, usize::try_from(sent).unwrap());
+    assert!(wrong(&got, &pattern(1, 0..sent)) > 0, "early overwriting looks safe here");
+}
+
+#[test]
+fn a_buffer_is_held_until_its_release_though_all_handles_are_gone() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
+    let mut parcel = Parcel::new(buffer);
+    sender.try_send_buffer(&mut parcel, false).unwrap();
+    let (sent, ticket) = (parcel.sent(), parcel.ticket());
+    assert_eq!(ticket.status(), Status::InFlight);
+    let parcel = parcel.into_buffer().map(|_| ()).unwrap_err();
+    drop(parcel);
+    drop(ticket);
+    sender.reap().unwrap();
+    assert!(!dropped.load(SeqCst), "let go of in flight");
+    let got = read(&mut rx, sent);
+    assert_same(&got, &pattern(1, 0..sent as u64));
+    sender.wait_all(deadline()).unwrap();
+    assert!(dropped.load(SeqCst), "kept after its release");
+}
+
+#[test]
+fn a_buffer_comes_back_and_its_rest_can_be_sent() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let len = 8 << 20;
+    let mut parcel = Parcel::new(pattern(1, 0..len));
+    let reader = std::thread::spawn(move || read(&mut rx, len as usize));
+    let ticket = sender.send_buffer(&mut parcel, false, deadline()).unwrap();
+    assert_eq!((ticket.bytes(), parcel.remaining()), (len, 0));
+    ticket.wait_released(deadline()).unwrap();
+    assert_same(&parcel.into_buffer().unwrap(), &pattern(1, 0..len));
+    assert_same(&reader.join().unwrap(), &pattern(1, 0..len));
+}
+
+#[test]
+fn a_dropped_sender_delivers_everything_and_the_end_and_holds_until_then() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
+    let mut parcel = Parcel::new(buffer);
+    sender.try_send_buffer(&mut parcel, false).unwrap();
+    let (sent, ticket) = (parcel.sent(), parcel.ticket());
+    drop(parcel);
+    drop(sender);
+    assert_eq!(ticket.status(), Status::Unknown);
+    assert!(reaper::pending().sends > 0);
+    assert!(!dropped.load(SeqCst), "let go of in flight");
+    let mut got = Vec::new();
+    rx.read_to_end(&mut got).unwrap();
+    assert_same(&got, &pattern(1, 0..sent as u64));
+    reaper::drain(deadline()).unwrap();
+    assert!(dropped.load(SeqCst), "kept after its release");
+    assert!(matches!(ticket.status(), Status::Released { .. }));
+}
+
+#[test]
+fn the_reaper_aborts_what_does_not_drain() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let options = Options::new().engine(Engine::Zerocopy).linger(Duration::ZERO);
+    let mut sender = Sender::with(tx, options).unwrap();
+    let file = file(1, 4 << 20);
+    let (tickets, sent) = fill(&mut sender, &source(&file));
+    drop(sender);
+    // Nobody reads: only the abort ends it.
+    tickets.last().unwrap().wait_released(deadline()).unwrap();
+    let mut got = Vec::new();
+    rx.read_to_end(&mut got).expect_err("the peer sees a reset");
+    assert!((got.len() as u64) < sent);
+    assert_same(&got, &pattern(1, 0..got.len() as u64));
+}
+
+#[test]
+fn close_waits_for_the_release() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(1, 4 << 20);
+    let (tickets, sent) = fill(&mut sender, &source(&file));
+    let reader = std::thread::spawn(move || {
+        let mut got = Vec::new();
+        rx.read_to_end(&mut got).unwrap();
+        got
+    });
+    sender.close(deadline()).unwrap();
+    for ticket in &tickets {
+        assert!(matches!(ticket.status(), Status::Released { .. }));
+    }
+    overwrite(&file, &pattern(!1, 0..4 << 20));
+    assert_same(&reader.join().unwrap(), &pattern(1, 0..sent));
+}
+
+#[test]
+fn close_past_its_deadline_says_so_and_loses_nothing() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(1, 4 << 20);
+    let (_, sent) = fill(&mut sender, &source(&file));
+    let error = sender.close(Instant::now()).unwrap_err();
+    assert!(matches!(error, Error::Deadline(_)), "{error}");
+    let mut got = Vec::new();
+    rx.read_to_end(&mut got).unwrap();
+    assert_same(&got, &pattern(1, 0..sent));
+}
+
+#[test]
+fn abort_frees_nothing_by_itself() {
+    let (tx, _rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
+    let mut parcel = Parcel::new(buffer);
+    sender.try_send_buffer(&mut parcel, false).unwrap();
+    let ticket = parcel.ticket();
+    drop(parcel);
+    sender.abort().unwrap();
+    assert_eq!(ticket.status(), Status::InFlight);
+    assert!(!dropped.load(SeqCst), "freed by the abort");
+    ticket.wait_released(deadline()).unwrap();
+    assert!(dropped.load(SeqCst));
+    assert_eq!(ticket.acknowledgement().unwrap(), Acknowledgement::Unknowable);
+    assert!(matches!(sender.try_send(b"x", false), Err(Error::Aborted)));
+}
+
+/// Behind a queueing discipline the segments outlive the abort, and so does the hold.
+#[test]
+fn after_an_abort_the_range_is_free_only_when_its_ids_arrive() {
+    let name = "after_an_abort_the_range_is_free_only_when_its_ids_arrive";
+    if common::role().is_none() {
+        let script =
+            "ip link set lo up && tc qdisc add dev lo root tbf rate 8mbit burst 64k limit 64m";
+        if common::can(
+            "no namespace with a tbf queue",
+            &[&common::UNSHARE[..], &["sh", "-c", script]].concat(),
+        ) {
+            common::run_as(&common::UNSHARE, name, "inside");
+        }
+        return;
+    }
+    common::sh("ip link set lo up");
+    let (tx, _rx) = common::tcp();
+    common::sh("tc qdisc add dev lo root tbf rate 8mbit burst 64k limit 64m");
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
+    let mut parcel = Parcel::new(buffer);
+    sender.try_send_buffer(&mut parcel, false).unwrap();
+    let ticket = parcel.ticket();
+    drop(parcel);
+    sender.abort().unwrap();
+    sender.reap().unwrap();
+    assert!(sender.in_flight().sends > 0, "nothing was in the queue: this proves nothing");
+    assert!(!dropped.load(SeqCst), "freed while the queue still refers to it");
+    ticket.wait_released(deadline()).unwrap();
+    assert!(dropped.load(SeqCst));
+}
+
+#[test]
+fn a_reset_releases_without_delivery() {
+    let (tx, rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(1, 4 << 20);
+    let (tickets, sent) = fill(&mut sender, &source(&file));
+    common::reset(rx);
+    let last = tickets.last().unwrap();
+    last.wait_released(deadline()).unwrap();
+    assert_ne!(last.acknowledgement().unwrap(), Acknowledgement::Acknowledged);
+    let stopped = sender.send_file(&source(&file), sent..sent + 1, false, deadline()).unwrap_err();
+    assert!(matches!(stopped.error, Error::Socket { .. }), "{stopped}");
+    assert_eq!(stopped.transfer.bytes, 0);
+}
+
+#[test]
+fn a_reset_in_mid_transfer_is_told_with_what_was_sent() {
+    for engine in common::ENGINES {
+        let (tx, mut rx) = common::tcp_small_window();
+        let mut sender = sender(tx, engine);
+        let file = file(1, 32 << 20);
+        let reader = std::thread::spawn(move || {
+            read(&mut rx, 1 << 20);
+            common::reset(rx);
+        });
+        let stopped = sender.send_file(&source(&file), 0..32 << 20, false, deadline()).unwrap_err();
+        reader.join().unwrap();
+        assert!(matches!(stopped.error, Error::Socket { .. }), "{engine}: {stopped}");
+        assert!(stopped.transfer.bytes >= 1 << 20, "{engine}: {stopped}");
+        stopped.transfer.ticket.wait_released(deadline()).unwrap();
+    }
+}
+
+#[test]
+fn released_and_acknowledged_are_separate() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Copy);
+    let file = file(1, 1 << 20);
+    let (mut sent, mut tickets) = (0, Vec::new());
+    while let sendfile2::Sent::Accepted { bytes, ticket } =
+        sender.try_send_file(&source(&file), sent..1 << 20, false).unwrap()
+    {
+        sent += bytes as u64;
+        tickets.push(ticket);
+        if sent == 1 << 20 {
+            break;
+        }
+    }
+    let last = tickets.last().unwrap();
+    assert!(matches!(last.status(), Status::Released { copied: true }));
+    assert_eq!(last.acknowledgement().unwrap(), Acknowledgement::Pending);
+    let error = last.wait_acknowledged(Instant::now()).unwrap_err();
+    assert!(matches!(error, Error::Deadline(_)), "{error}");
+    read(&mut rx, usize::try_from(sent).unwrap());
+    assert!(last.wait_acknowledged(deadline()).unwrap());
+    sender.abort().unwrap();
+    assert_eq!(last.acknowledgement().unwrap(), Acknowledgement::Acknowledged, "latched");
+}
+
+#[test]
+fn the_wait_for_a_peer_that_never_reads_ends_at_its_deadline() {
+    let (tx, _rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(1, 4 << 20);
+    let (tickets, _) = fill(&mut sender, &source(&file));
+    let last = tickets.last().unwrap();
+    assert!(matches!(last.wait_released(Instant::now()), Err(Error::Deadline(_))));
+    let flight = sender.in_flight();
+    assert!(flight.bytes > 0 && flight.oldest.is_some(), "{flight:?}");
+    sender.abort().unwrap();
+    sender.wait_all(deadline()).unwrap();
+    assert_eq!(sender.in_flight(), sendfile2::InFlight::default());
+}
+
+#[test]
+fn reset_on_death_is_armed_only_while_sends_are_in_flight() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let theirs = Some(Duration::from_secs(7));
+    sockopt::set_socket_linger(tx.as_fd(), theirs).unwrap();
+    let options = Options::new().engine(Engine::Zerocopy).reset_on_death(true);
+    let mut sender = Sender::with(tx, options).unwrap();
+    let file = file(1, 4 << 20);
+    let (_, sent) = fill(&mut sender, &source(&file));
+    assert_eq!(sockopt::socket_linger(&sender).unwrap(), Some(Duration::ZERO));
+    read(&mut rx, usize::try_from(sent).unwrap());
+    sender.wait_all(deadline()).unwrap();
+    assert_eq!(sockopt::socket_linger(&sender).unwrap(), theirs);
+}
