@@ -520,8 +520,7 @@ impl Sender {
             }
         }
         if let Some(region) = region {
-            // What a call does not cover follows at once.
-            let more = more || at.end < wanted.end;
+            let more = more && at.end == wanted.end;
             match self.attempt_region(region, more, cell, lease, lease.is_some())? {
                 (Outcome::Fault, _) => {}
                 (outcome, choice) => return self.attempted(outcome, choice),

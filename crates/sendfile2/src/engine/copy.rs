@@ -50,5 +50,5 @@ pub(crate) fn read(
     if filled == 0 || (whole && short) {
         return Err(Error::Truncated { at: range.start + filled as u64, wanted: range.start });
     }
-    region(conn, Region::from(&buffer[..filled]), more || bytes < wanted, cell)
+    region(conn, Region::from(&buffer[..filled]), more && filled as u64 == wanted, cell)
 }

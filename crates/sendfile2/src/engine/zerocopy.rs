@@ -33,7 +33,9 @@ pub(crate) fn region(
 ) -> Result<Zerocopy, Error> {
     let clamped =
         if conn.kind().records() { region } else { region.truncate(CALL.min(conn.memlock_call())) };
-    let part = Part { zerocopy: true, more: more || clamped.len() < region.len(), guarded };
+    // Not MSG_MORE where only the clamp says that more follows: if the next call met the limit,
+    // it would wait for the release of a segment that waits for the next call.
+    let part = Part { zerocopy: true, more: more && clamped.len() == region.len(), guarded };
     let mut outcome = conn.transmit(clamped, part, cell, held)?;
     if let Outcome::Limit(_) = outcome {
         conn.forget_memlock();

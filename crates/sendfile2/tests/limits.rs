@@ -1,0 +1,98 @@
+//! Kernel limits: everything still arrives.
+
+mod common;
+
+use common::{assert_same, deadline, file, fill, pattern, read, sender, source};
+use sendfile2::{Engine, Error, Limit, Refusal, Sent, Why};
+
+/// Runs the test as somebody who may lock this many bytes. Root may lock any number, so it has to
+/// give up CAP_IPC_LOCK. `false` in the parent, `true` in the child.
+fn with_memlock(bytes: u64, test: &str) -> bool {
+    if common::role().is_some() {
+        return true;
+    }
+    let limit = format!("--memlock={bytes}:{bytes}");
+    let mut wrapper = vec!["prlimit", &limit];
+    if rustix::process::geteuid().is_root() {
+        wrapper.extend(["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]);
+    }
+    // The limit is the user's, so one at a time.
+    let path = concat!(env!("CARGO_TARGET_TMPDIR"), "/memlock");
+    let lock = std::fs::File::create(path).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    if common::can("cannot set limits", &[&wrapper[..], &["true"]].concat()) {
+        common::run_as(&wrapper, test, "limited");
+    }
+    false
+}
+
+#[test]
+fn with_64_kib_of_memlock_everything_arrives_by_zerocopy() {
+    if !with_memlock(64 << 10, "with_64_kib_of_memlock_everything_arrives_by_zerocopy") {
+        return;
+    }
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let len = 8 << 20;
+    let file = file(1, len);
+    let reader = std::thread::spawn(move || read(&mut rx, len as usize));
+    let sent = sender.send_file(&source(&file), 0..len, false, deadline()).unwrap();
+    assert_same(&reader.join().unwrap(), &pattern(1, 0..len));
+    sent.ticket.wait_released(deadline()).unwrap();
+    assert!(sender.counters().released >= 100, "{:?}", sender.counters());
+}
+
+#[test]
+fn the_limit_is_a_value_while_something_is_in_flight() {
+    if !with_memlock(64 << 10, "the_limit_is_a_value_while_something_is_in_flight") {
+        return;
+    }
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(1, 4 << 20);
+    let source = source(&file);
+    let (tickets, sent) = fill(&mut sender, &source);
+    // The limit, and not the socket buffer, was in the way.
+    let result = sender.try_send_file(&source, sent..4 << 20, false).unwrap();
+    assert!(matches!(result, Sent::Limit(Limit::Buffers)), "{result:?}");
+    let reader = std::thread::spawn(move || read(&mut rx, sent as usize));
+    tickets.last().unwrap().wait_released(deadline()).unwrap();
+    assert_same(&reader.join().unwrap(), &pattern(1, 0..sent));
+    let result = sender.try_send_file(&source, sent..4 << 20, false).unwrap();
+    assert!(matches!(result, Sent::Accepted { .. }), "{result:?}");
+}
+
+#[test]
+fn with_nothing_in_flight_it_copies_instead_of_waiting_for_ever() {
+    if !with_memlock(64 << 10, "with_nothing_in_flight_it_copies_instead_of_waiting_for_ever") {
+        return;
+    }
+    let file = file(1, 4 << 20);
+    let source = source(&file);
+    // Another connection of the same user holds the whole limit.
+    let (tx, _rx) = common::tcp_small_window();
+    let mut greedy = sender(tx, Engine::Zerocopy);
+    fill(&mut greedy, &source);
+    let (tx, mut rx) = common::tcp();
+    let mut modest = sender(tx, Engine::Zerocopy);
+    let sent = modest.send_file(&source, 0..50_000, false, deadline()).unwrap();
+    assert_eq!(sent.ticket.choice().why, Why::Limit(Limit::Buffers));
+    assert_eq!(sent.ticket.choice().engine, Engine::Copy);
+    assert_same(&read(&mut rx, 50_000), &pattern(1, 0..50_000));
+}
+
+#[test]
+fn with_no_memlock_at_all_zerocopy_refuses_and_auto_copies() {
+    if !with_memlock(4096, "with_no_memlock_at_all_zerocopy_refuses_and_auto_copies") {
+        return;
+    }
+    let file = file(1, 100_000);
+    let (tx, _rx) = common::tcp();
+    let error =
+        sender(tx, Engine::Zerocopy).try_send_file(&source(&file), 0..100_000, false).unwrap_err();
+    assert!(matches!(error, Error::Refused { reason: Refusal::Memlock(4096), .. }), "{error}");
+    let (tx, mut rx) = common::tcp();
+    let mut auto = sender(tx, Engine::Auto);
+    auto.send_file(&source(&file), 0..100_000, false, deadline()).unwrap();
+    assert_same(&read(&mut rx, 100_000), &pattern(1, 0..100_000));
+}

@@ -1,0 +1,127 @@
+//! What is on the error queue for others reaches them; ids that others use are told apart.
+
+mod common;
+
+use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use common::{assert_same, deadline, file, pattern, read, sender, source};
+use nix::sys::socket::{setsockopt, sockopt};
+use rustix::net::SendFlags;
+use sendfile2::{Engine, Error, Notice, Options, Sender};
+
+fn collecting() -> (Arc<Mutex<Vec<Notice>>>, Options) {
+    let notices: Arc<Mutex<Vec<Notice>>> = Arc::default();
+    let options = Options::new().engine(Engine::Zerocopy).on_notice({
+        let notices = Arc::clone(&notices);
+        move |notice| notices.lock().unwrap().push(notice)
+    });
+    (notices, options)
+}
+
+#[test]
+fn an_icmp_error_reaches_the_hook_whole() {
+    let closed = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let tx = UdpSocket::bind("127.0.0.1:0").unwrap();
+    tx.connect(closed.local_addr().unwrap()).unwrap();
+    drop(closed);
+    setsockopt(&tx, sockopt::Ipv4RecvErr, &true).unwrap();
+    let (notices, options) = collecting();
+    let mut sender = Sender::with(tx, options).unwrap();
+    let file = file(1, 5000);
+    let sent = sender.send_file(&source(&file), 0..1000, false, deadline()).unwrap();
+    sent.ticket.wait_released(deadline()).unwrap();
+    sender.reap().unwrap();
+    let notices = notices.lock().unwrap();
+    let [Notice::Foreign(foreign)] = &notices[..] else { panic!("{notices:?}") };
+    let error = foreign.error.unwrap();
+    // SO_EE_ORIGIN_ICMP, destination unreachable, port unreachable.
+    assert_eq!((error.origin, error.kind, error.code), (2, 3, 3));
+    let refused = rustix::io::Errno::CONNREFUSED.raw_os_error();
+    assert_eq!(error.errno, u32::try_from(refused).unwrap());
+    assert_same(&foreign.payload, &pattern(1, 0..foreign.payload.len() as u64));
+}
+
+/// One byte by MSG_ZEROCOPY, as the application would.
+fn own_send(socket: std::os::fd::BorrowedFd<'_>) -> ((), u32) {
+    const MSG_ZEROCOPY: u32 = 0x400_0000;
+    let flags = SendFlags::DONTWAIT | SendFlags::from_bits_retain(MSG_ZEROCOPY);
+    assert_eq!(rustix::net::send(socket, b"!", flags).unwrap(), 1);
+    ((), 1)
+}
+
+#[test]
+fn the_applications_own_ids_are_split_off_and_handed_to_it() {
+    let (tx, mut rx) = common::tcp();
+    let (notices, options) = collecting();
+    let mut sender = Sender::with(tx, options).unwrap();
+    let file = file(1, 5000);
+    let source = source(&file);
+    let mut expected = Vec::new();
+    for _ in 0..100 {
+        sender.send_file(&source, 0..5000, false, deadline()).unwrap();
+        sender.application_sends(own_send).unwrap();
+        expected.extend(pattern(1, 0..5000));
+        expected.push(b'!');
+    }
+    assert_same(&read(&mut rx, expected.len()), &expected);
+    sender.wait_all(deadline()).unwrap();
+    sender.reap().unwrap();
+    assert_eq!(sender.counters().released, 100);
+    let mut theirs = Vec::new();
+    for notice in notices.lock().unwrap().iter() {
+        let Notice::Application { lo, hi, .. } = *notice else { panic!("{notice:?}") };
+        theirs.extend(lo..=hi);
+    }
+    assert_eq!(theirs, (0..100).map(|i| 2 * i + 1).collect::<Vec<u32>>());
+}
+
+#[test]
+fn ids_that_nobody_told_of_are_an_error_and_release_nothing() {
+    let (tx, mut rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    // Behind the sender's back.
+    own_send(std::os::fd::AsFd::as_fd(&sender));
+    read(&mut rx, 1);
+    let error = sender.wait_all(deadline()).and_then(|()| sender.reap().map(|_| ())).unwrap_err();
+    assert!(matches!(error, Error::NotIssued(_)), "{error}");
+    let file = file(1, 5000);
+    let error = sender.try_send_file(&source(&file), 0..5000, false).unwrap_err();
+    assert!(matches!(error, Error::NotIssued(_)), "{error}");
+}
+
+#[test]
+fn a_socket_with_a_history_needs_its_next_id() {
+    let (tx, mut rx) = common::tcp();
+    let file = file(1, 5000);
+    let source = source(&file);
+    let mut first = sender(tx, Engine::Zerocopy);
+    for _ in 0..3 {
+        first.send_file(&source, 0..5000, false, deadline()).unwrap();
+    }
+    read(&mut rx, 15_000);
+    let (socket, next) = first.into_socket(deadline()).unwrap();
+    assert_eq!(next, 3);
+    let other = socket.try_clone().unwrap();
+    let error = Sender::new(socket).unwrap_err();
+    assert!(matches!(error, Error::NextIdUnknown), "{error}");
+    let options = Options::new().engine(Engine::Zerocopy).next_id(next);
+    let mut second = Sender::with(other, options).unwrap();
+    let sent = second.send_file(&source, 0..5000, false, deadline()).unwrap();
+    assert_same(&read(&mut rx, 5000), &pattern(1, 0..5000));
+    sent.ticket.wait_released(deadline()).unwrap();
+}
+
+#[test]
+fn a_socket_has_one_sender() {
+    let (tx, _rx) = common::tcp();
+    let duplicate = OwnedFd::from(tx.try_clone().unwrap());
+    let again = duplicate.try_clone().unwrap();
+    let first = Sender::new(tx).unwrap();
+    let error = Sender::new(duplicate).unwrap_err();
+    assert!(matches!(error, Error::AlreadyOwned { .. }), "{error}");
+    first.close(deadline()).unwrap();
+    let error = Sender::new(again).unwrap_err();
+    assert!(matches!(error, Error::NextIdUnknown), "{error}");
+}

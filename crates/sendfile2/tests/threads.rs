@@ -1,0 +1,97 @@
+//! Several threads at one connection.
+
+mod common;
+
+use std::sync::mpsc;
+
+use common::{assert_same, deadline, file, pattern, read, sender, source};
+use sendfile2::{Engine, Status};
+
+/// On loopback the notification arrives before send() has returned. Two threads reap all the
+/// time; none may see an id that is not recorded yet, and each ticket is released.
+#[test]
+fn two_threads_reap_while_a_third_sends() {
+    const SENDS: u64 = 20_000;
+    let (tx, mut rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(1, 1 << 20);
+    let source = source(&file);
+    let reader = std::thread::spawn(move || {
+        for i in 0..SENDS {
+            let at = (i * 61) % 900_000;
+            assert_same(&read(&mut rx, 512), &pattern(1, at..at + 512));
+        }
+    });
+    let (to_a, a) = mpsc::channel::<sendfile2::Ticket>();
+    let (to_b, b) = mpsc::channel::<sendfile2::Ticket>();
+    let waiters = [a, b].map(|tickets| {
+        std::thread::spawn(move || {
+            let mut released = 0;
+            for ticket in tickets {
+                ticket.wait_released(deadline()).unwrap();
+                assert!(matches!(ticket.status(), Status::Released { .. }));
+                released += 1;
+            }
+            released
+        })
+    });
+    for i in 0..SENDS {
+        let at = (i * 61) % 900_000;
+        let sent = sender.send_file(&source, at..at + 512, false, deadline()).unwrap();
+        let to = if i % 2 == 0 { &to_a } else { &to_b };
+        to.send(sent.ticket).unwrap();
+    }
+    drop((to_a, to_b));
+    let released: u64 = waiters.map(|w| w.join().unwrap()).iter().sum();
+    assert_eq!(released, SENDS);
+    sender.wait_all(deadline()).unwrap();
+    // A send that meets a full socket is made in several parts.
+    assert!(sender.counters().released >= SENDS);
+    reader.join().unwrap();
+}
+
+/// A thread that sleeps in its wait is woken when another one reads the notification.
+#[test]
+fn whoever_reaps_wakes_the_others() {
+    for _ in 0..50 {
+        let (tx, mut rx) = common::tcp_small_window();
+        let mut sender = sender(tx, Engine::Zerocopy);
+        let file = file(1, 1 << 20);
+        let (tickets, sent) = common::fill(&mut sender, &source(&file));
+        std::thread::scope(|scope| {
+            for ticket in tickets.iter().cycle().take(4) {
+                scope.spawn(|| ticket.wait_released(deadline()).unwrap());
+            }
+            scope.spawn(|| {
+                while sender.in_flight().sends > 0 {
+                    sender.reap().unwrap();
+                }
+            });
+            assert_same(&read(&mut rx, sent as usize), &pattern(1, 0..sent));
+        });
+    }
+}
+
+/// The descriptors are exhausted when the sender is dropped: the hand-over needs none.
+#[test]
+fn a_hand_over_needs_no_descriptor() {
+    let name = "a_hand_over_needs_no_descriptor";
+    if common::role().is_none() {
+        return common::run_as(&["prlimit", "--nofile=64:64"], name, "limited");
+    }
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(1, 1 << 20);
+    let (tickets, sent) = common::fill(&mut sender, &source(&file));
+    let mut all = Vec::new();
+    while let Ok(one) = std::fs::File::open("/dev/null") {
+        all.push(one);
+    }
+    drop(sender);
+    let got = read(&mut rx, sent as usize);
+    assert_same(&got, &pattern(1, 0..sent));
+    let end = std::io::Read::read(&mut rx, &mut [0]).unwrap();
+    assert_eq!(end, 0, "no end of the stream");
+    sendfile2::reaper::drain(deadline()).unwrap();
+    assert!(matches!(tickets.last().unwrap().status(), Status::Released { .. }));
+}
