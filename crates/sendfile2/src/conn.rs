@@ -6,13 +6,14 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, Shutdown, SocketType, ipproto, sockopt};
+use rustix::net::{AddressFamily, Shutdown, SocketAddrAny, SocketType, ipproto, sockopt};
 use rustix::process::{Pid, Resource};
 
 use crate::engine::auto::Recent;
@@ -105,6 +106,7 @@ pub(crate) struct Conn {
     kind: Kind,
     cookie: u64,
     pid: Pid,
+    peer: Option<SocketAddr>,
     peer_on_this_host: bool,
     hook: Option<Hook>,
     reset_on_death: bool,
@@ -203,8 +205,11 @@ impl Conn {
         if !lock(&OWNED).get_or_insert_default().insert(cookie) {
             return Err(Error::AlreadyOwned { cookie });
         }
+        let peer = rustix::net::getpeername(&socket).ok().flatten().and_then(internet);
+        let own = rustix::net::getsockname(&socket).ok().and_then(internet);
         let mut conn = Conn {
-            peer_on_this_host: peer_on_this_host(socket.as_fd()),
+            peer,
+            peer_on_this_host: on_this_host(peer, own),
             socket,
             kind,
             cookie,
@@ -643,6 +648,10 @@ impl Holder for Conn {
         Conn::in_flight(self)
     }
 
+    fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
     fn orphan(&self) {
         self.orphaned.store(true, Ordering::Relaxed);
         // If it fails there is no peer to tell.
@@ -719,14 +728,13 @@ fn memlock() -> Option<u64> {
     rustix::process::getrlimit(Resource::Memlock).current
 }
 
+fn internet(address: SocketAddrAny) -> Option<SocketAddr> {
+    SocketAddr::try_from(address).ok()
+}
+
 /// Whether the peer's address is a loopback address or this end's own.
-fn peer_on_this_host(socket: BorrowedFd<'_>) -> bool {
-    let address = |a: Result<rustix::net::SocketAddrAny, Errno>| {
-        let a = std::net::SocketAddr::try_from(a.ok()?).ok()?;
-        Some(a.ip().to_canonical())
-    };
-    let peer = address(rustix::net::getpeername(socket).and_then(|a| a.ok_or(Errno::NOTCONN)));
-    peer.is_some_and(|peer| {
-        peer.is_loopback() || address(rustix::net::getsockname(socket)) == Some(peer)
-    })
+fn on_this_host(peer: Option<SocketAddr>, own: Option<SocketAddr>) -> bool {
+    let peer = peer.map(|a| a.ip().to_canonical());
+    let own = own.map(|a| a.ip().to_canonical());
+    peer.is_some_and(|peer| peer.is_loopback() || own == Some(peer))
 }

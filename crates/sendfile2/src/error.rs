@@ -24,22 +24,22 @@ pub enum Error {
         wanted: u64,
     },
     /// Reading or asking the file failed: a disk error, for example.
-    #[error("{op} of the file failed at byte {offset}: {source}")]
+    #[error("{op} of the file failed at byte {offset}: {cause}")]
     File {
         /// The system call.
         op: &'static str,
         /// The file offset, in bytes.
         offset: u64,
         /// What it failed with.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The socket failed: reset by the peer, not connected, shut down.
-    #[error("{op} on the socket failed: {source}")]
+    #[error("{op} on the socket failed: {cause}")]
     Socket {
         /// The system call, or what was asked of the socket.
         op: &'static str,
         /// What it failed with.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The engine that was asked for cannot serve this socket or this file. Nothing was sent.
     #[error("engine {engine} refused: {reason}")]
@@ -72,6 +72,21 @@ pub enum Error {
          (Options::next_id; 0 if nothing was sent with MSG_ZEROCOPY yet)"
     )]
     NextIdUnknown,
+    /// A range that the lease, or the exclusive range, does not cover.
+    #[error("bytes {}..{} are not covered by what was granted", range.start, range.end)]
+    NotLeased {
+        /// The range, in bytes of the file.
+        range: std::ops::Range<u64>,
+    },
+    /// Waiting for a lease while holding one could wait for ever.
+    #[error(
+        "a lease that this thread took is still in somebody's hands: lease all ranges of a \
+         response at once, or use try_lease"
+    )]
+    HoldsLease,
+    /// A writer would wait for a lease that its own thread holds.
+    #[error("the range is leased by this very thread: drop the lease before writing")]
+    OwnLease,
     /// A parcel that another sender has begun to send.
     #[error("this parcel belongs to another sender, which has sent a part of it")]
     OtherSender,
@@ -85,35 +100,35 @@ pub enum Error {
     #[error("the socket's error queue: {0}")]
     ErrorQueue(#[from] DecodeError),
     /// Making what a wait needs (an epoll descriptor and an eventfd a thread) failed.
-    #[error("cannot wait: {op} failed: {source}")]
+    #[error("cannot wait: {op} failed: {cause}")]
     Wait {
         /// The system call.
         op: &'static str,
         /// What it failed with.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
 impl Error {
     pub(crate) fn socket(op: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
-        move |e| Error::Socket { op, source: e.into() }
+        move |e| Error::Socket { op, cause: e.into() }
     }
 
     pub(crate) fn file(op: &'static str, offset: u64) -> impl FnOnce(rustix::io::Errno) -> Error {
-        move |e| Error::File { op, offset, source: e.into() }
+        move |e| Error::File { op, offset, cause: e.into() }
     }
 
     pub(crate) fn wait(op: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
-        move |e| Error::Wait { op, source: e.into() }
+        move |e| Error::Wait { op, cause: e.into() }
     }
 
     /// The operating system's error beneath, where there is one.
     #[must_use]
     pub fn io_error(&self) -> Option<&io::Error> {
         match self {
-            Error::File { source, .. }
-            | Error::Socket { source, .. }
-            | Error::Wait { source, .. } => Some(source),
+            Error::File { cause, .. } | Error::Socket { cause, .. } | Error::Wait { cause, .. } => {
+                Some(cause)
+            }
             _ => None,
         }
     }

@@ -7,6 +7,7 @@
 mod conn;
 mod engine;
 mod error;
+pub mod guard;
 mod holder;
 pub mod ledger;
 mod park;

@@ -70,7 +70,7 @@ impl Reaper {
         std::thread::Builder::new()
             .name("sendfile2-reaper".into())
             .spawn(move || reaper.run(&parker))
-            .map_err(|source| Error::Wait { op: "starting the reaper thread", source })?;
+            .map_err(|cause| Error::Wait { op: "starting the reaper thread", cause })?;
         *current = Some(reaper);
         Ok(reaper)
     }

@@ -14,6 +14,7 @@ use crate::engine::auto::{self, Situation};
 use crate::engine::zerocopy::Zerocopy;
 use crate::engine::{Choice, Engine, Limit, Refusal, Why, copy, zerocopy};
 use crate::error::Error;
+use crate::guard::Lease;
 use crate::holder::{Held, InFlight};
 use crate::reaper::Reaper;
 use crate::source::{Source, View};
@@ -222,6 +223,60 @@ impl Sender {
         })
     }
 
+    /// As [`try_send_file`](Self::try_send_file), from a range under `lease`: it stays leased until
+    /// the kernel has released it, whatever happens to the lease's handles, the ticket and this
+    /// sender. While it is in flight, the death of the process resets the connection (see
+    /// [`Options::reset_on_death`]).
+    ///
+    /// # Errors
+    /// As [`try_send_file`](Self::try_send_file), and [`Error::NotLeased`].
+    pub fn try_send_lease(
+        &mut self,
+        lease: &Lease,
+        range: Range<u64>,
+        more: bool,
+    ) -> Result<Sent<Ticket>, Error> {
+        let held = self.hold(lease, &range)?;
+        self.once(|sender, cell| {
+            sender.attempt_file(lease.source(), range, more, cell, Some(&held))
+        })
+    }
+
+    /// As [`send_file`](Self::send_file), from a range under `lease`; see
+    /// [`try_send_lease`](Self::try_send_lease).
+    ///
+    /// # Errors
+    /// As [`send_file`](Self::send_file), and [`Error::NotLeased`].
+    pub fn send_lease(
+        &mut self,
+        lease: &Lease,
+        range: Range<u64>,
+        more: bool,
+        deadline: Instant,
+    ) -> Result<Transfer, Stopped> {
+        let (start, end) = (range.start, range.end.max(range.start));
+        let held = match self.hold(lease, &range) {
+            Ok(held) => held,
+            Err(error) => {
+                let cell = Cell::new();
+                cell.seal();
+                let ticket = Ticket::new(cell, &self.conn, 0, self.asked());
+                return Err(Stopped { error, transfer: Transfer { bytes: 0, ticket } });
+            }
+        };
+        self.all(end - start, deadline, |sender, done, cell| {
+            sender.attempt_file(lease.source(), start + done..end, more, cell, Some(&held))
+        })
+    }
+
+    fn hold(&self, lease: &Lease, range: &Range<u64>) -> Result<Held, Error> {
+        if lease.covers(range) {
+            Ok(lease.hold(&self.conn))
+        } else {
+            Err(Error::NotLeased { range: range.clone() })
+        }
+    }
+
     /// Sends `bytes` by a plain `send(2)`, without blocking: the kernel has copied what it
     /// accepted when this returns. For headers and the like.
     ///
@@ -401,7 +456,7 @@ impl Sender {
         // longer.
         match self.conn.as_fd().try_clone_to_owned() {
             Ok(socket) => Ok((socket, self.conn.next_id())),
-            Err(source) => Err((Error::Socket { op: "dup", source }, self)),
+            Err(cause) => Err((Error::Socket { op: "dup", cause }, self)),
         }
     }
 

@@ -1,4 +1,5 @@
 //! Every engine, on every kind of socket, sends exactly the bytes of the range.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
 

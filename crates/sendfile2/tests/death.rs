@@ -1,4 +1,5 @@
 //! What the peer receives when the sending process dies.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
 

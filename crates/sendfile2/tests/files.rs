@@ -1,4 +1,5 @@
 //! What the file does meanwhile: it grows, shrinks, has holes, lies on overlayfs.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
 
@@ -103,9 +104,9 @@ fn truncation_in_mid_send_is_an_error_and_no_signal() {
                     }
                 };
                 if bytes == len {
-                    whole += 1
+                    whole += 1;
                 } else {
-                    truncated += 1
+                    truncated += 1;
                 }
                 let got = read(&mut rx, bytes as usize);
                 let foreign = got.iter().zip(&expected).filter(|(g, e)| g != e && **g != 0).count();

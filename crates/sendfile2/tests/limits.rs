@@ -1,4 +1,5 @@
 //! Kernel limits: everything still arrives.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
 
@@ -6,7 +7,7 @@ use common::{assert_same, deadline, file, fill, pattern, read, sender, source};
 use sendfile2::{Engine, Error, Limit, Refusal, Sent, Why};
 
 /// Runs the test as somebody who may lock this many bytes. Root may lock any number, so it has to
-/// give up CAP_IPC_LOCK. `false` in the parent, `true` in the child.
+/// give up `CAP_IPC_LOCK`. `false` in the parent, `true` in the child.
 fn with_memlock(bytes: u64, test: &str) -> bool {
     if common::role().is_some() {
         return true;

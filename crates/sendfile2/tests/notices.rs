@@ -1,4 +1,5 @@
 //! What is on the error queue for others reaches them; ids that others use are told apart.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! On sockets with record boundaries a range is one record.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
 

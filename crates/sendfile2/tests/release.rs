@@ -1,4 +1,5 @@
 //! What a send holds is let go of when, and only when, the kernel has released it.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Several threads at one connection.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
 
@@ -7,7 +8,7 @@ use std::sync::mpsc;
 use common::{assert_same, deadline, file, pattern, read, sender, source};
 use sendfile2::{Engine, Status};
 
-/// On loopback the notification arrives before send() has returned. Two threads reap all the
+/// On loopback the notification arrives before `send` has returned. Two threads reap all the
 /// time; none may see an id that is not recorded yet, and each ticket is released.
 #[test]
 fn two_threads_reap_while_a_third_sends() {

@@ -1,4 +1,5 @@
 //! Between two network namespaces joined by a veth pair, without root.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
 

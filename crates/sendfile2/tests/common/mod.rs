@@ -1,6 +1,7 @@
 //! What the tests share: files with known content, connected sockets, children of the test
 //! binary in places of their own (namespaces, limits).
 #![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations)]
+#![allow(clippy::unwrap_used)]
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -164,7 +165,7 @@ pub fn sh(script: &str) {
 }
 
 /// Two network namespaces joined by a veth pair: this process's, and a child's. The addresses are
-/// 10.7.0.1 and fd07::1 here, 10.7.0.2 and fd07::2 there. Call it inside [`UNSHARE`].
+/// 10.7.0.1 and `fd07::1` here, 10.7.0.2 and `fd07::2` there. Call it inside [`UNSHARE`].
 pub struct Veth {
     anchor: std::process::Child,
 }

@@ -1,0 +1,696 @@
+//! [`GuardedFile`]: overwrite a file in place while parts of it are being sent.
+//!
+//! A send under a [`Lease`] holds its ranges until the kernel has released them; a writer waits
+//! until nothing holds its range. Between them stands one lease table for each file, however
+//! often it is opened:
+//!
+//! ```no_run
+//! use sendfile2::{Sender, guard::GuardedFile};
+//! use std::time::{Duration, Instant};
+//!
+//! # fn main() -> Result<(), sendfile2::Error> {
+//! # let socket = std::net::TcpStream::connect("192.0.2.1:80").unwrap();
+//! let slab = GuardedFile::open("slab")?;
+//! let soon = || Instant::now() + Duration::from_secs(10);
+//!
+//! // One lease covers all of a response, before its first byte.
+//! let lease = slab.lease(&[0..4096, 65_536..131_072], soon())?;
+//! let mut sender = Sender::new(socket)?;
+//! sender.send_lease(&lease, 0..4096, true, soon())?;
+//! sender.send_lease(&lease, 65_536..131_072, false, soon())?;
+//! drop(lease); // what is in flight stays leased
+//!
+//! // Waits until the kernel has let go of these bytes.
+//! slab.write_at(&[0; 4096], 0, soon())?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What remains the application's problem
+//! The table knows what goes through a `GuardedFile` of this process. It does not know of writers
+//! that bypass it (another descriptor, an `mmap`), of `truncate` by others, and of other
+//! processes. One lease must cover all of a response: a lease for each part would let a writer in
+//! between, and mix generations.
+//!
+//! Overlap is by byte. A write that shares a page with a lease, but no byte, does not wait: the
+//! kernel sends the leased bytes of the page only.
+
+mod intervals;
+mod table;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FallocateFlags, OFlags};
+
+use crate::error::Error;
+use crate::holder::Holder;
+use crate::park::Parker;
+use crate::source::{Identity, Source};
+use table::Table;
+
+/// After aborting the connections in its way, a writer gives their notifications this long to
+/// arrive; queueing disciplines were seen to keep segments for seconds.
+const AFTER_ABORT: Duration = Duration::from_secs(30);
+
+/// The largest folio (page-cache unit) that truncating or punching may zero parts of.
+const FOLIO: u64 = 2 << 20;
+
+/// A file whose ranges are sent under leases and overwritten when no lease is in the way. A
+/// shared handle: clone it.
+#[derive(Clone)]
+pub struct GuardedFile(Arc<Guarded>);
+
+struct Guarded {
+    source: Source,
+    shared: Arc<Shared>,
+}
+
+/// What all handles of one file share.
+struct Shared {
+    identity: Identity,
+    table: Table<Weak<Inner>>,
+    leases: AtomicU64,
+    writes: AtomicU64,
+    waits: AtomicU64,
+    aborts: AtomicU64,
+}
+
+/// The tables of the files that are guarded.
+static SHARED: Mutex<Option<HashMap<Identity, Weak<Shared>>>> = Mutex::new(None);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The right to send some ranges of a [`GuardedFile`], while nobody overwrites them.
+///
+/// It ends when all handles to it are dropped **and** the kernel has released every send made
+/// under it. Clones are handles to the same lease.
+pub struct Lease {
+    inner: Arc<Inner>,
+    /// Leases in the hands of the thread that took this one.
+    taken: Arc<AtomicUsize>,
+}
+
+/// What a send under a lease holds.
+pub(crate) struct Inner {
+    shared: Arc<Shared>,
+    source: Source,
+    key: u64,
+    ranges: Vec<Range<u64>>,
+    since: Instant,
+    /// Handles in users' hands; the sends in flight hold the `Arc`.
+    handles: AtomicUsize,
+    /// The thread that took it, by its counter.
+    taken: Arc<AtomicUsize>,
+    holders: Mutex<Vec<Weak<dyn Holder>>>,
+}
+
+thread_local! {
+    /// How many leases that this thread took are still in somebody's hands.
+    static TAKEN: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+}
+
+/// A lease that is in the way of a writer, or just there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Leased {
+    /// The leased range, in bytes.
+    pub range: Range<u64>,
+    /// How long ago it was leased.
+    pub age: Duration,
+    /// The peers of the connections on which it may still be in flight.
+    pub peers: Vec<SocketAddr>,
+    /// A [`Lease`] handle is still in the application's hands.
+    pub in_hand: bool,
+}
+
+/// What a write that does not wait came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum TryWrite {
+    /// All of it is written.
+    Written,
+    /// Nothing is written. These leases are in the way; none of them if another writer is.
+    InTheWay(Vec<Leased>),
+}
+
+/// What has happened on a file, over all its handles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct GuardCounters {
+    /// Leases granted.
+    pub leases: u64,
+    /// Ranges written, resized or punched.
+    pub writes: u64,
+    /// Of these, how many had to wait.
+    pub waits: u64,
+    /// Connections aborted for a writer.
+    pub aborts: u64,
+}
+
+impl GuardedFile {
+    /// Opens the file at `path` for reading and writing; it must exist.
+    ///
+    /// # Errors
+    /// What `open(2)` fails with, and as [`new`](Self::new).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = rustix::fs::open(path.as_ref(), flags, rustix::fs::Mode::empty())
+            .map_err(Error::file("open", 0))?;
+        GuardedFile::new(file)
+    }
+
+    /// Guards an open file: a regular file, a memfd, or a block device, open for reading and
+    /// writing. If the file is guarded already, by whatever descriptor, the leases are shared.
+    ///
+    /// # Errors
+    /// [`Error::NotASource`] for anything else, for a read-only descriptor, and for one with
+    /// `O_APPEND` (where `pwrite(2)` appends whatever the offset); [`Error::File`].
+    pub fn new(file: impl Into<OwnedFd>) -> Result<Self, Error> {
+        let file = file.into();
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(Error::file("fcntl", 0))?;
+        if flags & OFlags::RWMODE == OFlags::RDONLY {
+            return Err(Error::NotASource("it is open for reading only: open it for writing too"));
+        }
+        if flags.contains(OFlags::APPEND) {
+            return Err(Error::NotASource("it is open with O_APPEND, which ignores offsets"));
+        }
+        let source = Source::new(file)?;
+        let identity = source.identity();
+        let mut tables = lock(&SHARED);
+        let tables = tables.get_or_insert_default();
+        let known = tables.get(&identity).and_then(Weak::upgrade);
+        let shared = known.unwrap_or_else(|| {
+            let shared = Arc::new(Shared {
+                identity,
+                table: Table::new(),
+                leases: AtomicU64::new(0),
+                writes: AtomicU64::new(0),
+                waits: AtomicU64::new(0),
+                aborts: AtomicU64::new(0),
+            });
+            tables.insert(identity, Arc::downgrade(&shared));
+            shared
+        });
+        Ok(GuardedFile(Arc::new(Guarded { source, shared })))
+    }
+
+    /// Leases `ranges`, all or none, without waiting; `None` while a writer waits for, or is
+    /// writing to, a byte of them. Empty ranges are passed over.
+    ///
+    /// Lease all of a response before its first byte is sent.
+    #[must_use]
+    pub fn try_lease(&self, ranges: &[Range<u64>]) -> Option<Lease> {
+        self.grant(&disjoint(ranges))
+    }
+
+    /// Leases `ranges`, all or none, waiting for the writers before it until `deadline`.
+    ///
+    /// # Errors
+    /// [`Error::HoldsLease`] if a lease that this thread took is still in somebody's hands (it
+    /// counts for the thread that took it, also after it was moved): whoever waits for a lease
+    /// while holding one may wait for a writer that waits for it. [`Error::Deadline`];
+    /// [`Error::Wait`].
+    pub fn lease(&self, ranges: &[Range<u64>], deadline: Instant) -> Result<Lease, Error> {
+        let ranges = disjoint(ranges);
+        if taken().load(Ordering::Relaxed) > 0 {
+            return Err(Error::HoldsLease);
+        }
+        if let Some(lease) = self.grant(&ranges) {
+            return Ok(lease);
+        }
+        Parker::with(|parker| {
+            let table = &self.0.shared.table;
+            let key = table.add_lessee(parker.waker());
+            let _registered = Lessee { shared: &self.0.shared, key };
+            loop {
+                if let Some(lease) = self.grant(&ranges) {
+                    return Ok(lease);
+                }
+                if Instant::now() >= deadline {
+                    return Err(Error::Deadline("a writer was in the way of the lease"));
+                }
+                parker.park(Some(deadline))?;
+            }
+        })
+    }
+
+    fn grant(&self, ranges: &[Range<u64>]) -> Option<Lease> {
+        let Guarded { source, shared } = &*self.0;
+        let taken = taken();
+        let inner = shared.table.try_lease(ranges, |key| {
+            let inner = Arc::new(Inner {
+                shared: Arc::clone(shared),
+                source: source.clone(),
+                key,
+                ranges: ranges.to_vec(),
+                since: Instant::now(),
+                handles: AtomicUsize::new(1),
+                taken: Arc::clone(&taken),
+                holders: Mutex::default(),
+            });
+            (Arc::downgrade(&inner), inner)
+        })?;
+        shared.leases.fetch_add(1, Ordering::Relaxed);
+        taken.fetch_add(1, Ordering::Relaxed);
+        Some(Lease { inner, taken })
+    }
+
+    /// Writes all of `data` at `offset`, as soon as no lease overlaps it, or fails at `deadline`
+    /// with nothing written. From the call on, no overlapping lease is granted until it is done.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`]; [`Error::OwnLease`] if this thread's own lease is in the way;
+    /// [`Error::File`] if writing fails, maybe after a part; [`Error::Wait`].
+    pub fn write_at(&self, data: &[u8], offset: u64, deadline: Instant) -> Result<(), Error> {
+        self.write_with(span(offset, data)?, deadline, |range| range.write_at(data, offset))
+    }
+
+    /// As [`write_at`](Self::write_at), but never waits.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn try_write_at(&self, data: &[u8], offset: u64) -> Result<TryWrite, Error> {
+        let range = span(offset, data)?;
+        match self.0.shared.table.try_writer(&range) {
+            Ok(key) => {
+                let writer = self.writer(range, key);
+                writer.write_at(data, offset)?;
+                Ok(TryWrite::Written)
+            }
+            Err(leases) => {
+                // What is merely not reaped yet is not in the way.
+                let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
+                reap(&holders(&leases));
+                let range = span(offset, data)?;
+                drop(leases);
+                match self.0.shared.table.try_writer(&range) {
+                    Ok(key) => {
+                        self.writer(range, key).write_at(data, offset)?;
+                        Ok(TryWrite::Written)
+                    }
+                    Err(leases) => Ok(TryWrite::InTheWay(
+                        leases
+                            .iter()
+                            .filter_map(Weak::upgrade)
+                            .flat_map(|l| l.describe(&range))
+                            .collect(),
+                    )),
+                }
+            }
+        }
+    }
+
+    /// As [`write_at`](Self::write_at), but at `deadline` it aborts the connections on which the
+    /// range is still in flight, waits for their notifications, and then writes: for a cache that
+    /// must not wait for one stalled peer.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at); [`Error::Deadline`] if the notifications do not come
+    /// within 30 seconds of the abort, or a lease in somebody's hands, or another writer, is in
+    /// the way that long.
+    pub fn write_at_abort(&self, data: &[u8], offset: u64, deadline: Instant) -> Result<(), Error> {
+        let writer = self.acquire(span(offset, data)?, deadline, true)?;
+        writer.write_at(data, offset)
+    }
+
+    /// Waits until no lease overlaps `range`, and keeps everybody else out of it while `write`
+    /// runs: to fill a slot by several writes, and then publish it.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at), and what `write` fails with.
+    pub fn write_with<T>(
+        &self,
+        range: Range<u64>,
+        deadline: Instant,
+        write: impl FnOnce(&Exclusive<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let writer = self.acquire(range, deadline, false)?;
+        write(&writer)
+    }
+
+    /// Sets the size of the file, when no lease is on the bytes that this changes: all from the
+    /// smaller of both sizes on. (The kernel zeroes the rest of the folio that the new end is in:
+    /// a sender in flight would send NULs.)
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn set_len(&self, len: u64, deadline: Instant) -> Result<(), Error> {
+        loop {
+            let from = self.0.source.size()?.min(len);
+            let writer = self.acquire(from..u64::MAX, deadline, false)?;
+            // Another one may have shrunk it meanwhile; growing it touches nothing below.
+            if self.0.source.size()?.min(len) < from {
+                continue;
+            }
+            return rustix::fs::ftruncate(self, len)
+                .map_err(Error::file("ftruncate", len))
+                .inspect(|()| writer.count());
+        }
+    }
+
+    /// Punches a hole: the bytes of `range` become zeroes and their space is freed. Waits for
+    /// leases on all folios (up to 2 MiB, aligned) that the range touches, since the kernel may
+    /// split and zero them.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at); [`Error::File`] where the filesystem cannot punch.
+    pub fn punch_hole(&self, range: Range<u64>, deadline: Instant) -> Result<(), Error> {
+        let Range { start, end } = range;
+        if start >= end {
+            return Ok(());
+        }
+        let wide = start / FOLIO * FOLIO..end.checked_next_multiple_of(FOLIO).unwrap_or(u64::MAX);
+        let writer = self.acquire(wide, deadline, false)?;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(self, flags, start, end - start)
+            .map_err(Error::file("fallocate", start))
+            .inspect(|()| writer.count())
+    }
+
+    /// The source of the file, for sends without a lease. Nothing protects those from writers.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.0.source
+    }
+
+    /// What is leased now: in somebody's hands, or in flight as far as the notifications read so
+    /// far say.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<Leased> {
+        let leases = self.0.shared.table.leases();
+        leases
+            .iter()
+            .filter_map(|(range, l)| Some(l.upgrade()?.describe_one(range.clone())))
+            .collect()
+    }
+
+    /// Writers that write or wait now.
+    #[must_use]
+    pub fn writers(&self) -> usize {
+        self.0.shared.table.writers()
+    }
+
+    /// What has happened on the file.
+    #[must_use]
+    pub fn counters(&self) -> GuardCounters {
+        let shared = &self.0.shared;
+        GuardCounters {
+            leases: shared.leases.load(Ordering::Relaxed),
+            writes: shared.writes.load(Ordering::Relaxed),
+            waits: shared.waits.load(Ordering::Relaxed),
+            aborts: shared.aborts.load(Ordering::Relaxed),
+        }
+    }
+
+    fn writer(&self, range: Range<u64>, key: u64) -> Exclusive<'_> {
+        Exclusive { file: self, range, key }
+    }
+
+    /// Waits for `range`. With `abort`, the connections in the way are aborted at the deadline.
+    fn acquire(
+        &self,
+        range: Range<u64>,
+        mut deadline: Instant,
+        abort: bool,
+    ) -> Result<Exclusive<'_>, Error> {
+        let table = &self.0.shared.table;
+        if let Ok(key) = table.try_writer(&range) {
+            return Ok(self.writer(range, key));
+        }
+        let began = Instant::now();
+        Parker::with(|parker| {
+            // Queued until it is dropped, whatever happens.
+            let key = table.queue_writer(range.clone(), Some(parker.waker()));
+            let writer = self.writer(range.clone(), key);
+            self.0.shared.waits.fetch_add(1, Ordering::Relaxed);
+            let mut aborted = !abort;
+            loop {
+                if table.is_active(key) {
+                    tracing::trace!(?range, waited = ?began.elapsed(), "exclusive");
+                    return Ok(writer);
+                }
+                let (leases, _) = table.blockers(key);
+                let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
+                if leases.iter().any(|l| l.is_in_hand_of_this_thread()) {
+                    return Err(Error::OwnLease);
+                }
+                let holders = holders(&leases);
+                // A lease that ends now must not end later because of us.
+                drop(leases);
+                let mut watches = Vec::with_capacity(holders.len());
+                for holder in &holders {
+                    watches.push(parker.watch(holder.as_fd(), 0, false)?);
+                }
+                // Reaped after being watched: what comes later wakes.
+                reap(&holders);
+                if table.is_active(key) {
+                    continue;
+                }
+                if Instant::now() >= deadline {
+                    if aborted {
+                        return Err(Error::Deadline("leases are in the way of the writer"));
+                    }
+                    aborted = true;
+                    deadline = Instant::now() + AFTER_ABORT;
+                    for holder in &holders {
+                        tracing::debug!(?range, peer = ?holder.peer(), "aborted for a writer");
+                        self.0.shared.aborts.fetch_add(1, Ordering::Relaxed);
+                        if let Err(e) = holder.abort() {
+                            tracing::error!("aborting for a writer: {e}");
+                        }
+                    }
+                    reap(&holders);
+                    continue;
+                }
+                parker.park(Some(deadline))?;
+            }
+        })
+    }
+}
+
+impl fmt::Debug for GuardedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuardedFile")
+            .field("identity", &self.0.shared.identity)
+            .field("counters", &self.counters())
+            .finish_non_exhaustive()
+    }
+}
+
+impl AsFd for GuardedFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.source.as_fd()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(tables) = lock(&SHARED).as_mut() {
+            // A new one may have taken its place already.
+            if tables.get(&self.identity).is_some_and(|t| t.strong_count() == 0) {
+                tables.remove(&self.identity);
+            }
+        }
+    }
+}
+
+/// A range that nobody else sends or writes, until this is dropped.
+pub struct Exclusive<'a> {
+    file: &'a GuardedFile,
+    range: Range<u64>,
+    key: u64,
+}
+
+impl Exclusive<'_> {
+    /// The range.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// Writes all of `data` at `offset` of the file, which must be within the range.
+    ///
+    /// # Errors
+    /// [`Error::NotLeased`] if it is not within; [`Error::File`], maybe after a part was written.
+    pub fn write_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
+        let span = span(offset, data)?;
+        if !data.is_empty() && (span.start < self.range.start || span.end > self.range.end) {
+            return Err(Error::NotLeased { range: span });
+        }
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            match rustix::io::pwrite(self.file, &data[done..], at) {
+                Ok(0) => return Err(Error::file("pwrite", at)(rustix::io::Errno::NOSPC)),
+                Ok(n) => done += n,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(Error::file("pwrite", at)(e)),
+            }
+        }
+        self.count();
+        Ok(())
+    }
+
+    fn count(&self) {
+        self.file.0.shared.writes.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Exclusive<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exclusive").field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        self.file.0.shared.table.remove_writer(self.key).wake();
+    }
+}
+
+impl Lease {
+    /// The leased ranges, sorted and disjoint.
+    #[must_use]
+    pub fn ranges(&self) -> &[Range<u64>] {
+        &self.inner.ranges
+    }
+
+    /// Whether all of `range` is leased.
+    #[must_use]
+    pub fn covers(&self, range: &Range<u64>) -> bool {
+        range.is_empty()
+            || self.inner.ranges.iter().any(|r| r.start <= range.start && range.end <= r.end)
+    }
+
+    pub(crate) fn source(&self) -> &Source {
+        &self.inner.source
+    }
+
+    /// What a send holds, so that the lease ends no earlier than its release. The holder is known
+    /// to waiting writers from here on.
+    pub(crate) fn hold(&self, holder: &Arc<impl Holder + 'static>) -> crate::holder::Held {
+        let weak = Arc::downgrade(holder) as Weak<dyn Holder>;
+        let mut holders = lock(&self.inner.holders);
+        let known = holders.iter().any(|h| Weak::ptr_eq(h, &weak));
+        if !known {
+            // Connections that are gone have nothing in flight.
+            holders.retain(|h| h.strong_count() > 0);
+            holders.push(weak);
+        }
+        drop(holders);
+        if !known {
+            self.inner.shared.table.waiting_writers(&self.inner.ranges).wake();
+        }
+        Arc::clone(&self.inner) as crate::holder::Held
+    }
+}
+
+impl Clone for Lease {
+    fn clone(&self) -> Self {
+        self.inner.handles.fetch_add(1, Ordering::Relaxed);
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Lease { inner: Arc::clone(&self.inner), taken: Arc::clone(&self.taken) }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.inner.handles.fetch_sub(1, Ordering::Relaxed);
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("ranges", &self.inner.ranges).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn is_in_hand_of_this_thread(&self) -> bool {
+        self.handles.load(Ordering::Relaxed) > 0 && Arc::ptr_eq(&self.taken, &taken())
+    }
+
+    fn describe_one(&self, range: Range<u64>) -> Leased {
+        let peers = lock(&self.holders).iter().filter_map(|h| h.upgrade()?.peer()).collect();
+        let in_hand = self.handles.load(Ordering::Relaxed) > 0;
+        Leased { range, age: self.since.elapsed(), peers, in_hand }
+    }
+
+    fn describe(&self, within: &Range<u64>) -> Vec<Leased> {
+        let overlap = |r: &&Range<u64>| r.start.max(within.start) < r.end.min(within.end);
+        self.ranges.iter().filter(overlap).map(|r| self.describe_one(r.clone())).collect()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.table.end_lease(&self.ranges, self.key).wake();
+    }
+}
+
+struct Lessee<'a> {
+    shared: &'a Shared,
+    key: u64,
+}
+
+impl Drop for Lessee<'_> {
+    fn drop(&mut self) {
+        self.shared.table.remove_lessee(self.key);
+    }
+}
+
+fn taken() -> Arc<AtomicUsize> {
+    TAKEN.with(|taken| Arc::clone(taken))
+}
+
+/// The connections that hold any of `leases`, each once.
+fn holders(leases: &[Arc<Inner>]) -> Vec<Arc<dyn Holder>> {
+    let mut all: Vec<Arc<dyn Holder>> = Vec::new();
+    for lease in leases {
+        for holder in lock(&lease.holders).iter().filter_map(Weak::upgrade) {
+            if !all.iter().any(|h| Arc::ptr_eq(h, &holder)) {
+                all.push(holder);
+            }
+        }
+    }
+    all
+}
+
+fn reap(holders: &[Arc<dyn Holder>]) {
+    for holder in holders {
+        if let Err(e) = holder.reap() {
+            // Its leases stay held; the connection's owner meets the error, too.
+            tracing::warn!("reaping for a writer: {e}");
+        }
+    }
+}
+
+fn span(offset: u64, data: &[u8]) -> Result<Range<u64>, Error> {
+    let end = offset.checked_add(data.len() as u64);
+    end.map(|end| offset..end).ok_or_else(|| Error::file("pwrite", offset)(rustix::io::Errno::FBIG))
+}
+
+/// Sorted, merged where they touch, without the empty ones.
+fn disjoint(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut sorted: Vec<_> = ranges.iter().filter(|r| !r.is_empty()).cloned().collect();
+    sorted.sort_unstable_by_key(|r| r.start);
+    let mut merged: Vec<Range<u64>> = Vec::with_capacity(sorted.len());
+    for range in sorted {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}

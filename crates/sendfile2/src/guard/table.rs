@@ -1,0 +1,214 @@
+//! The lease table of one file: who may send which bytes, and who may overwrite them.
+//!
+//! Any number of leases may overlap. A writer gets its range when no lease and no earlier writer
+//! overlaps it, in the order of queueing; no overlapping lease is granted from the moment it
+//! queued, so that readers cannot starve it. The table only says who may and who is to be woken:
+//! it never waits, and never calls anybody while it is locked.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::PoisonError;
+use std::task::Waker;
+
+use super::intervals::Intervals;
+
+#[cfg(loom)]
+use loom::sync::{Mutex, MutexGuard};
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard};
+
+/// `L` is what is kept with a lease.
+#[derive(Debug)]
+pub(super) struct Table<L> {
+    state: Mutex<State<L>>,
+}
+
+#[derive(Debug)]
+struct State<L> {
+    next: u64,
+    leases: Intervals<L>,
+    /// Queued and active, in order.
+    writers: BTreeMap<u64, Writer>,
+    /// Who waits for a lease.
+    lessees: BTreeMap<u64, Waker>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    range: Range<u64>,
+    /// Overlapping ranges of leases and overlapping earlier writers; it is active at 0.
+    blockers: usize,
+    waker: Option<Waker>,
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start.max(b.start) < a.end.min(b.end)
+}
+
+/// Wakers to be woken when the table is unlocked.
+#[must_use = "whoever became able to go on must be woken"]
+pub(super) struct Wake(Vec<Waker>);
+
+impl Wake {
+    pub(super) fn wake(self) {
+        for waker in self.0 {
+            waker.wake();
+        }
+    }
+}
+
+impl<L: Clone> Table<L> {
+    pub(super) fn new() -> Self {
+        Table {
+            state: Mutex::new(State {
+                next: 0,
+                leases: Intervals::default(),
+                writers: BTreeMap::new(),
+                lessees: BTreeMap::new(),
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<L>> {
+        // Nothing panics while holding it; if something did, what is leased stays leased.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Grants all of `ranges` (disjoint, none empty) or none; `lease` is called with the key.
+    pub(super) fn try_lease<T>(
+        &self,
+        ranges: &[Range<u64>],
+        lease: impl FnOnce(u64) -> (L, T),
+    ) -> Option<T> {
+        let mut state = self.lock();
+        // Queued or active, it makes no difference.
+        if state.writers.values().any(|w| ranges.iter().any(|r| overlap(r, &w.range))) {
+            return None;
+        }
+        state.next += 1;
+        let key = state.next;
+        let (kept, given) = lease(key);
+        for range in ranges {
+            state.leases.insert(range.clone(), key, kept.clone());
+        }
+        Some(given)
+    }
+
+    /// Ends a lease.
+    pub(super) fn end_lease(&self, ranges: &[Range<u64>], key: u64) -> Wake {
+        let mut state = self.lock();
+        let mut wake = Vec::new();
+        let mut ended = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            ended.push(state.leases.remove(range, key));
+            state.unblock(0, range, &mut wake);
+        }
+        drop(state);
+        // Dropped unlocked: it may be the last to know a connection.
+        drop(ended);
+        Wake(wake)
+    }
+
+    /// Queues a writer; from here on no overlapping lease is granted until
+    /// [`remove_writer`](Self::remove_writer). `waker` is woken when it becomes active.
+    pub(super) fn queue_writer(&self, range: Range<u64>, waker: Option<Waker>) -> u64 {
+        let mut state = self.lock();
+        let blockers = state.leases.overlapping(&range).count()
+            + state.writers.values().filter(|w| overlap(&w.range, &range)).count();
+        state.next += 1;
+        let key = state.next;
+        state.writers.insert(key, Writer { range, blockers, waker });
+        key
+    }
+
+    /// Queues a writer only if it is active at once; otherwise who is in its way: the leases.
+    pub(super) fn try_writer(&self, range: &Range<u64>) -> Result<u64, Vec<L>> {
+        let mut state = self.lock();
+        let leases: Vec<L> = state.leases.overlapping(range).map(|(_, _, l)| l.clone()).collect();
+        if !leases.is_empty() || state.writers.values().any(|w| overlap(&w.range, range)) {
+            return Err(leases);
+        }
+        state.next += 1;
+        let key = state.next;
+        state.writers.insert(key, Writer { range: range.clone(), blockers: 0, waker: None });
+        Ok(key)
+    }
+
+    /// Whether a writer may write.
+    pub(super) fn is_active(&self, key: u64) -> bool {
+        self.lock().writers.get(&key).is_some_and(|w| w.blockers == 0)
+    }
+
+    /// The leases that a writer waits for, and whether it waits for another writer, too.
+    pub(super) fn blockers(&self, key: u64) -> (Vec<L>, bool) {
+        let state = self.lock();
+        let Some(writer) = state.writers.get(&key) else { return (Vec::new(), false) };
+        let range = &writer.range;
+        let leases = state.leases.overlapping(range).map(|(_, _, l)| l.clone()).collect();
+        let writers = state.writers.range(..key).any(|(_, w)| overlap(&w.range, range));
+        (leases, writers)
+    }
+
+    /// A writer is done, or gives up.
+    pub(super) fn remove_writer(&self, key: u64) -> Wake {
+        let mut state = self.lock();
+        let mut wake = Vec::new();
+        if let Some(writer) = state.writers.remove(&key) {
+            state.unblock(key, &writer.range, &mut wake);
+            wake.extend(state.lessees.values().cloned());
+        }
+        Wake(wake)
+    }
+
+    /// The writers that wait for a lease of these ranges, to be told of a new holder.
+    pub(super) fn waiting_writers(&self, ranges: &[Range<u64>]) -> Wake {
+        let state = self.lock();
+        let waiting = state
+            .writers
+            .values()
+            .filter(|w| ranges.iter().any(|r| overlap(r, &w.range)))
+            .filter_map(|w| w.waker.clone());
+        Wake(waiting.collect())
+    }
+
+    /// Registers who waits for a lease; it is woken when a writer has gone.
+    pub(super) fn add_lessee(&self, waker: Waker) -> u64 {
+        let mut state = self.lock();
+        state.next += 1;
+        let key = state.next;
+        state.lessees.insert(key, waker);
+        key
+    }
+
+    pub(super) fn remove_lessee(&self, key: u64) {
+        let gone = self.lock().lessees.remove(&key);
+        drop(gone);
+    }
+
+    /// All leased ranges.
+    pub(super) fn leases(&self) -> Vec<(Range<u64>, L)> {
+        self.lock().leases.iter().map(|(range, _, lease)| (range, lease.clone())).collect()
+    }
+
+    /// Writers, queued and active.
+    pub(super) fn writers(&self) -> usize {
+        self.lock().writers.len()
+    }
+}
+
+impl<L> State<L> {
+    /// Something that blocked the writers after `after` on `range` has gone.
+    fn unblock(&mut self, after: u64, range: &Range<u64>, wake: &mut Vec<Waker>) {
+        for writer in self.writers.range_mut(after..).map(|(_, w)| w) {
+            if overlap(&writer.range, range) {
+                writer.blockers -= 1;
+                if writer.blockers == 0 {
+                    wake.extend(writer.waker.clone());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,260 @@
+use super::*;
+
+#[cfg(not(loom))]
+mod behaviour {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::task::Wake as StdWake;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl StdWake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    fn waker() -> (Arc<Count>, Option<Waker>) {
+        let count = Arc::new(Count::default());
+        (Arc::clone(&count), Some(Waker::from(count)))
+    }
+
+    type Ranges = [Range<u64>; 1];
+
+    fn lease(table: &Table<()>, range: Range<u64>) -> Option<(u64, Ranges)> {
+        let ranges = [range];
+        table.try_lease(&ranges, |key| ((), key)).map(|key| (key, ranges))
+    }
+
+    fn end(table: &Table<()>, (key, ranges): &(u64, Ranges)) {
+        table.end_lease(ranges, *key).wake();
+    }
+
+    #[test]
+    fn leases_overlap_and_the_writer_waits_for_all_of_them() {
+        let table = Table::new();
+        let a = lease(&table, 0..10).unwrap();
+        let b = lease(&table, 5..15).unwrap();
+        let (woken, waker) = waker();
+        let writer = table.queue_writer(9..12, waker);
+        assert!(!table.is_active(writer));
+        end(&table, &a);
+        assert!(!table.is_active(writer));
+        assert_eq!(woken.0.load(SeqCst), 0);
+        end(&table, &b);
+        assert!(table.is_active(writer));
+        assert_eq!(woken.0.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn nothing_is_granted_past_a_queued_writer() {
+        let table = Table::new();
+        let first = lease(&table, 0..10).unwrap();
+        let writer = table.queue_writer(5..20, None);
+        assert!(lease(&table, 19..21).is_none());
+        let beside = lease(&table, 20..30);
+        assert!(beside.is_some(), "no byte in common");
+        end(&table, &first);
+        assert!(table.is_active(writer));
+        assert!(lease(&table, 5..6).is_none());
+        table.remove_writer(writer).wake();
+        assert!(lease(&table, 5..6).is_some());
+    }
+
+    #[test]
+    fn writers_go_in_the_order_of_queueing() {
+        let table: Table<()> = Table::new();
+        let a = table.queue_writer(0..10, None);
+        let (woken, waker) = waker();
+        let b = table.queue_writer(5..15, waker);
+        let c = table.queue_writer(20..30, None);
+        assert!(table.is_active(a) && !table.is_active(b) && table.is_active(c));
+        table.remove_writer(a).wake();
+        assert!(table.is_active(b));
+        assert_eq!(woken.0.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn a_writer_that_gives_up_lets_the_next_one_and_the_lessees_on() {
+        let table = Table::new();
+        let lease_a = lease(&table, 0..10).unwrap();
+        let a = table.queue_writer(0..20, None);
+        let b = table.queue_writer(15..30, None);
+        let (woken, waker) = waker();
+        table.add_lessee(waker.unwrap());
+        assert!(!table.is_active(b));
+        table.remove_writer(a).wake();
+        assert!(table.is_active(b));
+        assert_eq!(woken.0.load(SeqCst), 1);
+        assert!(lease(&table, 0..5).is_some());
+        end(&table, &lease_a);
+    }
+
+    #[test]
+    fn several_ranges_are_one_lease() {
+        let table = Table::new();
+        let ranges = [0..10, 100..110];
+        let key = table.try_lease(&ranges, |key| ((), key)).unwrap();
+        let writer = table.queue_writer(5..105, None);
+        assert!(!table.is_active(writer));
+        assert!(table.try_lease(&[200..210, 104..106], |key| ((), key)).is_none());
+        assert_eq!(table.leases().len(), 2, "a refused lease left a range behind");
+        table.end_lease(&ranges, key).wake();
+        assert!(table.is_active(writer));
+    }
+
+    #[test]
+    fn try_writer_leaves_nothing_behind() {
+        let table = Table::new();
+        let held = lease(&table, 0..10).unwrap();
+        assert_eq!(table.try_writer(&(9..11)), Err(vec![()]));
+        assert_eq!(table.writers(), 0);
+        assert!(lease(&table, 10..11).is_some());
+        end(&table, &held);
+    }
+}
+
+/// `RUSTFLAGS="--cfg loom" cargo test --release -p sendfile2 --lib guard::table`: every
+/// interleaving of these threads. A lost wake-up shows as a deadlock.
+#[cfg(loom)]
+mod model {
+    use super::*;
+    use loom::sync::{Arc, Condvar};
+    use loom::thread;
+    use std::task::Wake as StdWake;
+
+    /// A parked thread, as the parker's bell is.
+    struct Bell(Mutex<bool>, Condvar);
+
+    impl StdWake for Bell {
+        fn wake(self: std::sync::Arc<Self>) {
+            *self.0.lock().unwrap() = true;
+            self.1.notify_one();
+        }
+    }
+
+    impl Bell {
+        fn new() -> std::sync::Arc<Self> {
+            std::sync::Arc::new(Bell(Mutex::new(false), Condvar::new()))
+        }
+
+        fn park(&self) {
+            let mut rung = self.0.lock().unwrap();
+            while !*rung {
+                rung = self.1.wait(rung).unwrap();
+            }
+            *rung = false;
+        }
+    }
+
+    /// A file whose bytes know who is at them.
+    struct File {
+        table: Table<()>,
+        /// Leases in force, and whether a writer is writing, by byte.
+        bytes: Mutex<[(u8, bool); 3]>,
+    }
+
+    impl File {
+        fn new() -> Arc<Self> {
+            Arc::new(File { table: Table::new(), bytes: Mutex::new([(0, false); 3]) })
+        }
+
+        fn mark(&self, range: &Range<u64>, change: impl Fn(&mut (u8, bool))) {
+            let mut bytes = self.bytes.lock().unwrap();
+            for byte in &mut bytes[range.start as usize..range.end as usize] {
+                change(byte);
+                assert!(byte.0 == 0 || !byte.1, "a writer and a lease overlap");
+            }
+        }
+
+        fn read(&self, range: Range<u64>) -> bool {
+            let ranges = [range];
+            let Some(key) = self.table.try_lease(&ranges, |key| ((), key)) else { return false };
+            self.mark(&ranges[0], |b| b.0 += 1);
+            self.mark(&ranges[0], |b| b.0 -= 1);
+            self.table.end_lease(&ranges, key).wake();
+            true
+        }
+
+        fn read_waiting(&self, range: Range<u64>) {
+            let bell = Bell::new();
+            let key = self.table.add_lessee(Waker::from(std::sync::Arc::clone(&bell)));
+            while !self.read(range.clone()) {
+                bell.park();
+            }
+            self.table.remove_lessee(key);
+        }
+
+        fn write(&self, range: Range<u64>) {
+            let bell = Bell::new();
+            let waker = Waker::from(std::sync::Arc::clone(&bell));
+            let key = self.table.queue_writer(range.clone(), Some(waker));
+            while !self.table.is_active(key) {
+                bell.park();
+            }
+            self.mark(&range, |b| {
+                assert!(!b.1, "two writers overlap");
+                b.1 = true;
+            });
+            self.mark(&range, |b| b.1 = false);
+            self.table.remove_writer(key).wake();
+        }
+    }
+
+    #[test]
+    fn readers_and_a_writer() {
+        loom::model(|| {
+            let file = File::new();
+            let reader = thread::spawn({
+                let file = Arc::clone(&file);
+                move || {
+                    file.read(0..2);
+                    file.read(1..3);
+                }
+            });
+            let writer = thread::spawn({
+                let file = Arc::clone(&file);
+                move || file.write(1..2)
+            });
+            file.read(0..3);
+            reader.join().unwrap();
+            writer.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn two_writers_and_a_reader_that_waits() {
+        loom::model(|| {
+            let file = File::new();
+            let threads = [0..2, 1..3].map(|range| {
+                let file = Arc::clone(&file);
+                thread::spawn(move || file.write(range))
+            });
+            file.read_waiting(0..3);
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            assert!(file.read(0..3), "a writer was left behind");
+        });
+    }
+
+    #[test]
+    fn nothing_is_granted_past_a_queued_writer() {
+        loom::model(|| {
+            let file = File::new();
+            let ranges = [0..2];
+            let held = file.table.try_lease(&ranges, |key| ((), key)).unwrap();
+            let key = file.table.queue_writer(1..3, None);
+            let reader = thread::spawn({
+                let file = Arc::clone(&file);
+                move || assert!(!file.read(2..3), "granted past a queued writer")
+            });
+            file.table.end_lease(&ranges, held).wake();
+            assert!(file.table.is_active(key));
+            reader.join().unwrap();
+            file.table.remove_writer(key).wake();
+        });
+    }
+}
