@@ -30,8 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  sendfile2 demo                            8 MiB, in less than a second
-  sendfile2 demo --size 1G                  more of it
+  sendfile2 demo                            8 MiB, in about a second
+  sendfile2 demo --size 1G                  more of it, in about a minute
   sendfile2 demo --dir /srv/data            on another filesystem
   sendfile2 demo --json | jq '.rows[] | {way, overwritten_at, wrong_bytes}'")]
 pub(crate) struct Args {

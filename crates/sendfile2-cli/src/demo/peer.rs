@@ -17,8 +17,13 @@ use super::scratch::{Generation, len};
 /// `wmem_max` allow.
 const BUFFERS: usize = 4 << 20;
 
-/// Pieces to try, the largest first. More would not make the point better.
-const PIECES: [u64; 5] = [256 << 10, 128 << 10, 64 << 10, 32 << 10, 16 << 10];
+/// Pieces to try, the largest first.
+const PIECES: [u64; 7] =
+    [1 << 20, 512 << 10, 256 << 10, 128 << 10, 64 << 10, 32 << 10, SMALLEST_PIECE];
+const SMALLEST_PIECE: u64 = 16 << 10;
+
+/// Into so many pieces a file is cut at least, if it is not a small one.
+const ROUNDS: u64 = 32;
 
 /// A receiver that reads only when it is told to.
 #[derive(Debug)]
@@ -39,23 +44,23 @@ enum Order {
 /// Connects to a new receiver over loopback. Returns the socket to send on, the receiver, and how
 /// large a piece may be: the buffers hold it (tried), so that it can be sent and acknowledged
 /// while nobody reads.
-pub(super) fn connect() -> anyhow::Result<(TcpStream, Peer, u64)> {
+pub(super) fn connect(file_size: u64) -> anyhow::Result<(TcpStream, Peer, u64)> {
     let (socket, received) = pair().context(
         "cannot make a TCP connection to 127.0.0.1 (is the loopback interface up: ip link show lo?)",
     )?;
     let room = sockopt::socket_recv_buffer_size(&received)?
         .min(sockopt::socket_send_buffer_size(&socket)?);
     let peer = Peer::new(received)?;
-    for piece in PIECES {
+    let wanted = (file_size / ROUNDS).max(SMALLEST_PIECE);
+    for piece in PIECES.into_iter().filter(|piece| *piece <= wanted) {
         // The kernel charges a buffer for more than the bytes in it.
         if usize::try_from(piece)? * 4 <= room && rehearse(&socket, &peer, piece)? {
             return Ok((socket, peer, piece));
         }
     }
     bail!(
-        "the socket buffers ({room} bytes) do not hold a piece of {} bytes that nobody reads: raise \
-         net.core.rmem_max and net.core.wmem_max",
-        PIECES[PIECES.len() - 1]
+        "the socket buffers ({room} bytes) do not hold {SMALLEST_PIECE} bytes that nobody reads: \
+         raise net.core.rmem_max and net.core.wmem_max"
     );
 }
 

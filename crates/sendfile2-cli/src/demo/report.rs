@@ -3,13 +3,18 @@
 use std::fmt;
 
 use anyhow::bail;
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, TableComponent, presets,
+};
 use sendfile2::Choice;
 use serde::Serialize;
 
 use super::scratch::Scratch;
 use super::way::{Outcome, Pieces, Way};
 use crate::units;
+
+/// The kernel delays an ACK by 40 ms at least; waits above this, in microseconds, show it.
+const DELAYED_ACK: u64 = 30_000;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -134,7 +139,7 @@ impl Row {
                 "acked" => "all ACKed",
                 other => other,
             }),
-            Cell::new(units::bytes(self.bytes)),
+            Cell::new(self.safe.map_or_else(String::new, |_| units::bytes(self.bytes))),
             Cell::new(wrong),
             verdict,
             Cell::new(time(self.micros_until_free)),
@@ -222,6 +227,9 @@ impl Report {
         let mut table = Table::new();
         table
             .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+            // No lines between the rows.
+            .remove_style(TableComponent::HorizontalLines)
+            .remove_style(TableComponent::MiddleIntersections)
             // Where colours are not wanted, they are taken out when it is printed.
             .enforce_styling()
             .set_content_arrangement(ContentArrangement::Disabled)
@@ -268,12 +276,18 @@ impl Report {
                     .into(),
             );
         }
-        text.push(
+        let mut times = String::from(
             "Free after: from the return of the first send call for a piece until its release; \
              sendfile(2) never tells. Writer waited: from when the piece was sent until it could be \
-             overwritten."
-                .into(),
+             overwritten.",
         );
+        if self.rows.iter().any(|row| row.writer_wait_micros_max > Some(DELAYED_ACK)) {
+            times.push_str(
+                " A wait of about 40 ms is a delayed ACK: the receiver does not read, so its TCP is \
+                 in no hurry.",
+            );
+        }
+        text.push(times);
         for row in &self.rows {
             if let Some(reason) = &row.refused {
                 text.push(format!("{} does not work here: {reason}.", row.way));

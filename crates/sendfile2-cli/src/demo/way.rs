@@ -103,7 +103,7 @@ impl Way {
         file: &mut Scratch,
         progress: &ProgressBar,
     ) -> anyhow::Result<Outcome> {
-        let (socket, peer, size) = peer::connect()?;
+        let (socket, peer, size) = peer::connect(file.size)?;
         let mut carrier = match self {
             Way::PlainReturn => Carrier::Plain { socket, acked: false },
             Way::PlainAcked => Carrier::Plain { socket, acked: true },
