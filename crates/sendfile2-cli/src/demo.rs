@@ -30,10 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  sendfile2 demo                            8 MiB, in about a second
-  sendfile2 demo --size 1G                  more of it, in about a minute
-  sendfile2 demo --dir /srv/data            on another filesystem
-  sendfile2 demo --json | jq '.rows[] | {way, overwritten_at, wrong_bytes}'")]
+  sendfile2 demo                    8 MiB, in about a second
+  sendfile2 demo --size 1G          more, in about a minute
+  sendfile2 demo --dir /srv/data    on another filesystem
+  sendfile2 demo --json | jq '.rows[] | {way, wrong_bytes}'")]
 pub(crate) struct Args {
     /// How much to send each way: bytes, or with K, M or G (4K to 16G)
     #[arg(long, default_value = "8M", value_parser = size)]
@@ -64,10 +64,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     );
     let mut outcomes = Vec::new();
     for way in Way::all() {
-        progress.set_message(format!("{}, overwritten at {}", way.name(), way.overwritten_at()));
-        let outcome = way.measure(&mut file, &progress).with_context(|| {
-            format!("demo: {}, overwritten at {}", way.name(), way.overwritten_at())
-        })?;
+        progress.set_message(way.to_string());
+        let outcome = way.measure(&mut file, &progress).with_context(|| format!("demo: {way}"))?;
         outcomes.push((way, outcome));
         progress.set_position(outcomes.len() as u64 * args.size);
     }

@@ -12,7 +12,7 @@ use crate::{Cli, output};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  sendfile2 completions bash > /usr/share/bash-completion/completions/sendfile2
+  sendfile2 completions bash > ~/.bash_completion.d/sendfile2
   sendfile2 completions fish > ~/.config/fish/completions/sendfile2.fish
   sendfile2 completions zsh > ~/.zfunc/_sendfile2")]
 pub(crate) struct Completions {
@@ -26,7 +26,7 @@ pub(crate) struct Completions {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  sendfile2 man ~/.local/share/man/man1    then: man sendfile2-demo
+  sendfile2 man ~/.local/share/man/man1 && man sendfile2-demo
   sendfile2 man . && man ./sendfile2.1")]
 pub(crate) struct Man {
     /// Where to write them

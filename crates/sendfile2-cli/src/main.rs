@@ -1,4 +1,5 @@
 //! The command `sendfile2`.
+#![forbid(unsafe_code)]
 
 mod demo;
 mod generate;
@@ -22,7 +23,7 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  sendfile2 demo                      what happens to a file that is overwritten while it is sent
+  sendfile2 demo                      overwrite files while they are sent
   sendfile2 demo --json | jq .rows    the same, for programs
   sendfile2 help demo                 what a command does
 

@@ -58,6 +58,8 @@ struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
     #[serde(skip)]
+    when: &'static str,
+    #[serde(skip)]
     control: bool,
 }
 
@@ -86,6 +88,7 @@ impl Row {
             engine_taken: None,
             choices: Vec::new(),
             refused: None,
+            when: way.when(),
             control: way.is_control(),
         };
         match outcome {
@@ -119,7 +122,7 @@ impl Row {
         let time = |micros: Option<u64>| match micros {
             Some(micros) => units::micros(micros),
             None if self.safe.is_none() => String::new(),
-            None => "not known".into(),
+            None => "unknown".into(),
         };
         let verdict = match self.safe {
             Some(true) => Cell::new("SAFE").fg(Color::Green).add_attribute(Attribute::Bold),
@@ -135,10 +138,7 @@ impl Row {
         };
         vec![
             Cell::new(self.way),
-            Cell::new(match self.overwritten_at {
-                "acked" => "all ACKed",
-                other => other,
-            }),
+            Cell::new(self.when),
             Cell::new(self.safe.map_or_else(String::new, |_| units::bytes(self.bytes))),
             Cell::new(wrong),
             verdict,
@@ -235,18 +235,19 @@ impl Report {
             .set_content_arrangement(ContentArrangement::Disabled)
             .set_header([
                 "Way",
-                "Overwritten\nat",
+                "Overwritten\nwhen",
                 "Bytes",
                 "Wrong bytes",
                 "Verdict",
-                "Free after\n(median)",
-                "Writer waited\n(longest)",
+                "Free\nafter",
+                "Writer\nwaited",
             ]);
         for row in &self.rows {
             table.add_row(row.cells());
         }
         for (i, column) in table.column_iter_mut().enumerate() {
-            column.set_padding((0, 2));
+            // With the space between columns, two; narrow enough for 80 columns.
+            column.set_padding((0, u16::from(i < 6)));
             if [2, 3, 5, 6].contains(&i) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
@@ -266,20 +267,24 @@ impl Report {
                 units::bytes(bytes.min(self.size)),
             ));
         }
-        let wrong: Vec<_> = self.rows.iter().filter(|row| row.safe == Some(false)).collect();
-        if self.control_failed() && wrong.iter().all(|row| row.control) {
-            text.push(
+        if self.verdict().is_ok() {
+            let acked = self.rows.iter().any(|r| r.overwritten_at == "acked" && r.wrong_bytes > 0);
+            text.push(format!(
                 "sendfile(2) queues the file's pages themselves and returns: what is overwritten \
-                 then arrives changed. An ACK from a receiver on the same machine does not end \
-                 this, as the pages are in its queue. sendfile2 says when the kernel has let go \
-                 (released): what is overwritten after that arrives as it was sent."
-                    .into(),
-            );
+                 then arrives changed. {}sendfile2 says when the kernel has let go (released): what \
+                 is overwritten after that arrives as it was sent.",
+                if acked {
+                    "An ACK from a receiver on the same machine does not end this, as the pages are \
+                     in its queue. "
+                } else {
+                    ""
+                }
+            ));
         }
         let mut times = String::from(
-            "Free after: from the return of the first send call for a piece until its release; \
-             sendfile(2) never tells. Writer waited: from when the piece was sent until it could be \
-             overwritten.",
+            "Free after (median over the pieces): from the return of the first send call for a \
+             piece until its release; sendfile(2) never tells. Writer waited (longest): from when \
+             the piece was sent until it could be overwritten.",
         );
         if self.rows.iter().any(|row| row.writer_wait_micros_max > Some(DELAYED_ACK)) {
             times.push_str(
@@ -343,5 +348,79 @@ impl fmt::Display for Report {
             writeln!(f, "\n{}", textwrap::fill(&sentence, textwrap::termwidth().min(100)))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sendfile2::Engine;
+
+    use super::super::way::{Measured, Times};
+    use super::*;
+
+    fn row(way: Way, wrong_bytes: u64) -> Row {
+        let times = Times { median: 1, longest: 2 };
+        let measured = Measured {
+            pieces: Pieces { number: 1, bytes: 100 },
+            wrong_bytes,
+            free: None,
+            wait: times,
+            zerocopy: None,
+            choices: Vec::new(),
+        };
+        Row::new(way, Outcome::Sent(measured), 100)
+    }
+
+    fn verdict(rows: Vec<Row>) -> Result<(), String> {
+        let report = Report {
+            rows,
+            size: 100,
+            piece_bytes: None,
+            kernel: String::new(),
+            filesystem: String::new(),
+            directory: String::new(),
+            pieces: None,
+        };
+        report.verdict().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn wrong_bytes_of_the_control_only_are_a_success() {
+        let rows = vec![row(Way::PlainReturn, 1), row(Way::Library(Engine::Copy), 0)];
+        assert_eq!(verdict(rows), Ok(()));
+    }
+
+    #[test]
+    fn one_wrong_byte_of_an_engine_is_a_failure_that_names_it() {
+        let rows = vec![
+            row(Way::PlainReturn, 100),
+            row(Way::Library(Engine::Copy), 0),
+            row(Way::Library(Engine::Zerocopy), 1),
+        ];
+        let said = verdict(rows).expect_err("unsafe");
+        assert!(said.contains("(zerocopy)"), "{said}");
+    }
+
+    #[test]
+    fn a_control_without_wrong_bytes_proves_nothing() {
+        let rows = vec![row(Way::PlainReturn, 0), row(Way::Library(Engine::Copy), 0)];
+        let said = verdict(rows).expect_err("no proof");
+        assert!(said.contains("proves nothing"), "{said}");
+    }
+
+    #[test]
+    fn what_is_refused_is_neither_safe_nor_unsafe() {
+        let refused =
+            Row::new(Way::Library(Engine::Zerocopy), Outcome::Refused("because".into()), 100);
+        assert_eq!((refused.safe, refused.bytes), (None, 0));
+        assert_eq!(verdict(vec![row(Way::PlainReturn, 100), refused]), Ok(()));
+    }
+
+    #[test]
+    fn shares_are_never_rounded_to_none_or_all() {
+        assert_eq!(percent(share(1, 1 << 30)), "< 0.1 %");
+        assert_eq!(percent(share((1 << 30) - 1, 1 << 30)), "> 99.9 %");
+        assert_eq!(percent(share(1, 3)), "33.3 %");
+        assert_eq!(percent(1.0), "100 %");
     }
 }

@@ -74,7 +74,7 @@ impl Scratch {
     /// in the current directory if that is possible.
     pub(super) fn new(directory: Option<&Path>, size: u64) -> anyhow::Result<Self> {
         let (file, directory) = match directory {
-            Some(directory) => (create(directory)?, directory.to_path_buf()),
+            Some(directory) => (create(directory)?, full(directory)),
             None => choose()?,
         };
         let source = Source::new(file.try_clone()?)?;
@@ -139,7 +139,7 @@ fn choose() -> anyhow::Result<(File, PathBuf)> {
     let mut first = None;
     for directory in &candidates {
         let Ok(file) = create(directory) else { continue };
-        let directory = directory.canonicalize().unwrap_or_else(|_| directory.clone());
+        let directory = full(directory);
         let mapped = Source::new(file.try_clone()?)?.unmappable().is_none();
         if mapped && !in_memory(&file)? {
             return Ok((file, directory));
@@ -154,6 +154,11 @@ fn choose() -> anyhow::Result<(File, PathBuf)> {
             candidates[1].display()
         ),
     }
+}
+
+/// The path to be shown.
+fn full(directory: &Path) -> PathBuf {
+    directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf())
 }
 
 fn in_memory(file: &File) -> anyhow::Result<bool> {

@@ -1,5 +1,6 @@
 //! The ways of sending, and one round after another with each.
 
+use std::fmt;
 use std::net::TcpStream;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -92,6 +93,15 @@ impl Way {
         }
     }
 
+    /// The same, in words that follow "overwritten when".
+    pub(super) fn when(self) -> &'static str {
+        match self {
+            Way::PlainReturn => "returned",
+            Way::PlainAcked => "ACKed",
+            Way::Library(_) => "released",
+        }
+    }
+
     pub(super) fn is_control(self) -> bool {
         !matches!(self, Way::Library(_))
     }
@@ -147,6 +157,12 @@ impl Way {
             zerocopy,
             choices,
         }))
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, overwritten when {}", self.name(), self.when())
     }
 }
 
