@@ -1,3 +1,52 @@
 //! The command `sendfile2`.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod demo;
+mod generate;
+mod output;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Send files without a copy, and know when they may be overwritten.
+///
+/// sendfile(2) returns while the kernel still reads the file's pages: a file that is overwritten
+/// then arrives changed. sendfile2 says when the kernel has let go of it.
+#[derive(Debug, Parser)]
+#[command(name = "sendfile2", version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  sendfile2 demo                      overwrite files while they are sent
+  sendfile2 demo --json | jq .rows    the same, for programs
+  sendfile2 help demo                 what a command does
+
+Exit status: 0 if all went well, 1 if something failed, 2 if the command line was wrong.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Completions(generate::Completions),
+    Man(generate::Man),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

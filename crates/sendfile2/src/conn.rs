@@ -551,8 +551,8 @@ impl Conn {
     /// After an abort the counters mean nothing and are not asked.
     fn look_for_acknowledgement(&self, io: &mut Io) -> Result<(), Error> {
         if !io.aborted && self.kind == Kind::Tcp {
-            let left = sys::unacknowledged(self.socket.as_fd())
-                .map_err(Error::socket("ioctl(SIOCOUTQ)"))?;
+            let left = sys::unacknowledged(&self.socket)
+                .map_err(|cause| Error::Socket { op: "ioctl(SIOCOUTQ)", cause })?;
             io.acknowledged = io.acknowledged.max(io.accepted.saturating_sub(left));
         }
         Ok(())

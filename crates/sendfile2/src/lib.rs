@@ -23,6 +23,7 @@ pub use error::Error;
 pub use holder::InFlight;
 pub use sender::{Options, Sender, Sent, Stopped, Transfer};
 pub use source::{Identity, Source, Unmappable};
+pub use sys::socket::unacknowledged;
 pub use ticket::{Acknowledgement, Parcel, Status, Ticket};
 
 /// Error-queue messages: their decoder, and what it gives.

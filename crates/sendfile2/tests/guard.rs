@@ -30,7 +30,7 @@ struct Stuck {
 fn stuck(guard: &GuardedFile) -> Stuck {
     let (tx, peer) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Zerocopy);
-    let lease = guard.try_lease(&[0..LEN]).unwrap();
+    let lease = guard.try_lease(0..LEN).unwrap();
     let (mut sent, mut last) = (0, None);
     while let Sent::Accepted { bytes, ticket } =
         sender.try_send_lease(&lease, sent..LEN, false).unwrap()
@@ -131,7 +131,7 @@ fn a_single_thread_makes_progress() {
     let mut sender = sender(tx, Engine::Zerocopy);
     for generation in 0..50_u8 {
         guard.write_at(&pattern(generation, 0..64 << 10), 0, deadline()).unwrap();
-        let lease = guard.lease(&[0..64 << 10], deadline()).unwrap();
+        let lease = guard.lease(0..64 << 10, deadline()).unwrap();
         sender.send_lease(&lease, 0..64 << 10, false, deadline()).unwrap();
         drop(lease);
         guard.write_at(&pattern(!generation, 0..64 << 10), 0, deadline()).unwrap();
@@ -157,7 +157,7 @@ fn a_write_to_the_same_page_but_no_leased_byte_does_not_wait() {
             got
         });
         for page in [edge, edge + 4096] {
-            let lease = guard.lease(&[page + 100..page + 200], deadline()).unwrap();
+            let lease = guard.lease(page + 100..page + 200, deadline()).unwrap();
             sender.send_lease(&lease, page + 100..page + 200, false, deadline()).unwrap();
             leases.push(lease.ranges()[0].clone());
             rest += 100;
@@ -180,7 +180,7 @@ fn beside_a_stuck_lease_every_other_byte_can_be_written() {
     let mut sender = sender(tx, Engine::Zerocopy);
     let leased: Vec<_> =
         (0..LEN / 4096).map(|page| page * 4096 + 100..page * 4096 + 3000).collect();
-    let lease = guard.try_lease(&leased).unwrap();
+    let lease = guard.try_lease(&leased[..]).unwrap();
     let mut expected = Vec::new();
     'fill: for range in &leased {
         let mut at = range.start;
@@ -212,13 +212,13 @@ fn readers_do_not_starve_a_writer() {
     let guard = guarded(&file);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let first = guard.try_lease(&[0..4096]).unwrap();
+        let first = guard.try_lease(0..4096).unwrap();
         for _ in 0..2 {
             scope.spawn(|| {
                 // Always one lease overlapping the next.
                 while !done.load(SeqCst) {
-                    let _a = guard.try_lease(&[0..4096]);
-                    let _b = guard.try_lease(&[0..4096]);
+                    let _a = guard.try_lease(0..4096);
+                    let _b = guard.try_lease(0..4096);
                 }
             });
         }
@@ -235,17 +235,17 @@ fn readers_do_not_starve_a_writer() {
 fn nobody_waits_for_a_lease_while_holding_one() {
     let file = file(1, 4096);
     let guard = guarded(&file);
-    let held = guard.lease(&[0..10], deadline()).unwrap();
-    let error = guard.lease(&[20..30], deadline()).unwrap_err();
+    let held = guard.lease(0..10, deadline()).unwrap();
+    let error = guard.lease(20..30, deadline()).unwrap_err();
     assert!(matches!(error, Error::HoldsLease), "{error}");
-    assert!(guard.try_lease(&[20..30]).is_some());
+    assert!(guard.try_lease(20..30).is_some());
     let error = guard.write_at(b"x", 5, deadline()).unwrap_err();
     assert!(matches!(error, Error::OwnLease), "{error}");
     std::thread::scope(|scope| {
-        scope.spawn(|| guard.lease(&[20..30], deadline()).unwrap());
+        scope.spawn(|| guard.lease(20..30, deadline()).unwrap());
     });
     drop(held);
-    guard.lease(&[20..30], deadline()).unwrap();
+    guard.lease(20..30, deadline()).unwrap();
 }
 
 #[test]
@@ -255,14 +255,14 @@ fn a_slot_is_filled_by_several_writes_that_nobody_sees_half_done() {
     guard
         .write_with(0..100, deadline(), |slot| {
             slot.write_at(b"one", 0)?;
-            assert!(guard.try_lease(&[50..51]).is_none());
-            assert!(guard.try_lease(&[100..101]).is_some());
+            assert!(guard.try_lease(50..51).is_none());
+            assert!(guard.try_lease(100..101).is_some());
             let error = slot.write_at(b"over the edge", 95).unwrap_err();
             assert!(matches!(error, Error::NotLeased { .. }), "{error}");
             slot.write_at(b"two", 3)
         })
         .unwrap();
-    assert!(guard.try_lease(&[50..51]).is_some());
+    assert!(guard.try_lease(50..51).is_some());
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn a_range_that_is_not_leased_is_not_sent() {
     let guard = guarded(&file);
     let (tx, _rx) = common::tcp();
     let mut sender = sender(tx, Engine::Copy);
-    let lease = guard.try_lease(&[0..10, 20..30]).unwrap();
+    let lease = guard.try_lease([0..10, 20..30]).unwrap();
     for range in [5..25, 10..20, 0..11] {
         let error = sender.try_send_lease(&lease, range, false).unwrap_err();
         assert!(matches!(error, Error::NotLeased { .. }), "{error}");
@@ -283,7 +283,7 @@ fn a_range_that_is_not_leased_is_not_sent() {
 fn set_len_and_punching_wait_for_what_they_touch() {
     let file = file(1, LEN);
     let guard = guarded(&file);
-    let low = guard.try_lease(&[0..4096]).unwrap();
+    let low = guard.try_lease(0..4096).unwrap();
     std::thread::scope(|scope| {
         // Bytes from the new size on only: the lease is below.
         scope.spawn(|| guard.set_len(LEN / 2, deadline()).unwrap()).join().unwrap();
@@ -333,7 +333,7 @@ fn a_copied_send_holds_nothing_after_its_return() {
     let guard = guarded(&file);
     let (tx, mut rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Copy);
-    let lease = guard.try_lease(&[0..LEN]).unwrap();
+    let lease = guard.try_lease(0..LEN).unwrap();
     let Sent::Accepted { bytes, .. } = sender.try_send_lease(&lease, 0..LEN, false).unwrap() else {
         panic!("an empty socket takes nothing")
     };

@@ -14,7 +14,7 @@
 //! let soon = || Instant::now() + Duration::from_secs(10);
 //!
 //! // One lease covers all of a response, before its first byte.
-//! let lease = slab.lease(&[0..4096, 65_536..131_072], soon())?;
+//! let lease = slab.lease([0..4096, 65_536..131_072], soon())?;
 //! let mut sender = Sender::new(socket)?;
 //! sender.send_lease(&lease, 0..4096, true, soon())?;
 //! sender.send_lease(&lease, 65_536..131_072, false, soon())?;
@@ -98,6 +98,44 @@ pub struct Lease {
     inner: Arc<Inner>,
     /// Leases in the hands of the thread that took this one.
     taken: Arc<AtomicUsize>,
+}
+
+/// The ranges of a lease, in bytes of the file: one [`Range`], or several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ranges(Vec<Range<u64>>);
+
+impl FromIterator<Range<u64>> for Ranges {
+    /// Sorts them, merges those that touch, and passes over the empty ones.
+    fn from_iter<I: IntoIterator<Item = Range<u64>>>(ranges: I) -> Self {
+        let mut sorted: Vec<_> = ranges.into_iter().filter(|r| !r.is_empty()).collect();
+        sorted.sort_unstable_by_key(|r| r.start);
+        let mut merged: Vec<Range<u64>> = Vec::with_capacity(sorted.len());
+        for range in sorted {
+            match merged.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => merged.push(range),
+            }
+        }
+        Ranges(merged)
+    }
+}
+
+impl From<Range<u64>> for Ranges {
+    fn from(range: Range<u64>) -> Self {
+        std::iter::once(range).collect()
+    }
+}
+
+impl From<&[Range<u64>]> for Ranges {
+    fn from(ranges: &[Range<u64>]) -> Self {
+        ranges.iter().cloned().collect()
+    }
+}
+
+impl<const N: usize> From<[Range<u64>; N]> for Ranges {
+    fn from(ranges: [Range<u64>; N]) -> Self {
+        ranges.into_iter().collect()
+    }
 }
 
 /// What a send under a lease holds.
@@ -209,8 +247,8 @@ impl GuardedFile {
     ///
     /// Lease all of a response before its first byte is sent.
     #[must_use]
-    pub fn try_lease(&self, ranges: &[Range<u64>]) -> Option<Lease> {
-        self.grant(&disjoint(ranges))
+    pub fn try_lease(&self, ranges: impl Into<Ranges>) -> Option<Lease> {
+        self.grant(&ranges.into())
     }
 
     /// Leases `ranges`, all or none, waiting for the writers before it until `deadline`.
@@ -220,8 +258,8 @@ impl GuardedFile {
     /// counts for the thread that took it, also after it was moved): whoever waits for a lease
     /// while holding one may wait for a writer that waits for it. [`Error::Deadline`];
     /// [`Error::Wait`].
-    pub fn lease(&self, ranges: &[Range<u64>], deadline: Instant) -> Result<Lease, Error> {
-        let ranges = disjoint(ranges);
+    pub fn lease(&self, ranges: impl Into<Ranges>, deadline: Instant) -> Result<Lease, Error> {
+        let ranges = ranges.into();
         if taken().load(Ordering::Relaxed) > 0 {
             return Err(Error::HoldsLease);
         }
@@ -244,7 +282,7 @@ impl GuardedFile {
         })
     }
 
-    fn grant(&self, ranges: &[Range<u64>]) -> Option<Lease> {
+    fn grant(&self, Ranges(ranges): &Ranges) -> Option<Lease> {
         let Guarded { source, shared } = &*self.0;
         let taken = taken();
         let inner = shared.table.try_lease(ranges, |key| {
@@ -252,7 +290,7 @@ impl GuardedFile {
                 shared: Arc::clone(shared),
                 source: source.clone(),
                 key,
-                ranges: ranges.to_vec(),
+                ranges: ranges.clone(),
                 since: Instant::now(),
                 handles: AtomicUsize::new(1),
                 taken: Arc::clone(&taken),
@@ -679,18 +717,4 @@ fn reap(holders: &[Arc<dyn Holder>]) {
 fn span(offset: u64, data: &[u8]) -> Result<Range<u64>, Error> {
     let end = offset.checked_add(data.len() as u64);
     end.map(|end| offset..end).ok_or_else(|| Error::file("pwrite", offset)(rustix::io::Errno::FBIG))
-}
-
-/// Sorted, merged where they touch, without the empty ones.
-fn disjoint(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut sorted: Vec<_> = ranges.iter().filter(|r| !r.is_empty()).cloned().collect();
-    sorted.sort_unstable_by_key(|r| r.start);
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(sorted.len());
-    for range in sorted {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
 }

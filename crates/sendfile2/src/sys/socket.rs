@@ -1,7 +1,8 @@
 //! What rustix does not offer on sockets: sending from a [`Region`], `SO_ZEROCOPY`, SIOCOUTQ.
 
 use std::ffi::c_int;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
@@ -72,14 +73,22 @@ pub(crate) fn enable_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     if ret == 0 { Ok(()) } else { Err(last_error()) }
 }
 
-/// SIOCOUTQ: bytes written to a TCP socket that its peer has not acknowledged, sent or not.
+/// Bytes written to a TCP socket that its peer's TCP has not acknowledged, sent or not (SIOCOUTQ).
+///
+/// 0 says that the peer's TCP has everything. It does not say that a file may be overwritten that
+/// was sent with `sendfile(2)`: a peer on this host holds the file's pages in its receive queue.
+/// For what a [`Sender`](crate::Sender) sent, ask the [`Ticket`](crate::Ticket) instead, which
+/// leaves out what was sent later.
 ///
 /// Source: tcp(7), which says "unsent"; `tcp_ioctl` counts from `snd_una` (and a FIN as one).
-pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> Result<u64, Errno> {
+///
+/// # Errors
+/// ENOTTY if it is no socket, EINVAL if it listens.
+pub fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
     let mut value: c_int = 0;
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int.
-    let ret = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut value) };
-    if ret == 0 { Ok(u64::try_from(value).unwrap_or(0)) } else { Err(last_error()) }
+    let ret = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut value) };
+    if ret == 0 { Ok(u64::try_from(value).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
 }
 
 pub(super) fn last_error() -> Errno {

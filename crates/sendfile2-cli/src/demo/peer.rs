@@ -1,0 +1,159 @@
+//! The receiver, in a thread of its own, and the connection to it.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::ops::Range;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use rustix::net::sockopt;
+
+use super::PATIENCE;
+use super::scratch::{Generation, len};
+
+/// What is asked of the kernel for each socket's buffers; it gives what `net.core.rmem_max` and
+/// `wmem_max` allow.
+const BUFFERS: usize = 4 << 20;
+
+/// Pieces to try, the largest first.
+const PIECES: [u64; 7] =
+    [1 << 20, 512 << 10, 256 << 10, 128 << 10, 64 << 10, 32 << 10, SMALLEST_PIECE];
+const SMALLEST_PIECE: u64 = 16 << 10;
+
+/// Into so many pieces a file is cut at least, if it is not a small one.
+const ROUNDS: u64 = 32;
+
+/// A receiver that reads only when it is told to.
+#[derive(Debug)]
+pub(super) struct Peer {
+    orders: mpsc::Sender<Order>,
+    answers: mpsc::Receiver<anyhow::Result<u64>>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Order {
+    /// Read a piece of the file, and count the bytes that are not this generation's.
+    Piece(Range<u64>, Generation),
+    /// Nothing more is to come.
+    End,
+}
+
+/// Connects to a new receiver over loopback. Returns the socket to send on, the receiver, and how
+/// large a piece may be: the buffers hold it (tried), so that it can be sent and acknowledged
+/// while nobody reads.
+pub(super) fn connect(file_size: u64) -> anyhow::Result<(TcpStream, Peer, u64)> {
+    let (socket, received) = pair().context(
+        "cannot make a TCP connection to 127.0.0.1 (is the loopback interface up: ip link show lo?)",
+    )?;
+    let room = sockopt::socket_recv_buffer_size(&received)?
+        .min(sockopt::socket_send_buffer_size(&socket)?);
+    let peer = Peer::new(received)?;
+    let wanted = (file_size / ROUNDS).max(SMALLEST_PIECE);
+    for piece in PIECES.into_iter().filter(|piece| *piece <= wanted) {
+        // The kernel charges a buffer for more than the bytes in it.
+        if usize::try_from(piece)? * 4 <= room && rehearse(&socket, &peer, piece)? {
+            return Ok((socket, peer, piece));
+        }
+    }
+    bail!(
+        "the socket buffers ({room} bytes) do not hold {SMALLEST_PIECE} bytes that nobody reads: \
+         raise net.core.rmem_max and net.core.wmem_max"
+    );
+}
+
+fn pair() -> std::io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    // Before the connection is made: the window that it may offer is agreed on then.
+    sockopt::set_socket_recv_buffer_size(&listener, BUFFERS)?;
+    let socket = TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE)?;
+    sockopt::set_socket_send_buffer_size(&socket, BUFFERS)?;
+    socket.set_nodelay(true)?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    let (received, _) = listener.accept()?;
+    received.set_read_timeout(Some(PATIENCE))?;
+    Ok((socket, received))
+}
+
+/// Whether a piece sent by a plain `send(2)` is acknowledged while the receiver does not read.
+fn rehearse(mut socket: &TcpStream, peer: &Peer, piece: u64) -> anyhow::Result<bool> {
+    let mut content = vec![0; usize::try_from(piece)?];
+    Generation::A.fill(&mut content, 0);
+    std::io::Write::write_all(&mut socket, &content)?;
+    let fits = wait_acknowledged(socket, Duration::from_secs(1))?;
+    let wrong = peer.count_wrong(0..piece, Generation::A)?;
+    ensure!(wrong == 0, "{wrong} bytes of a plain send(2) arrived wrong: this machine is broken");
+    Ok(fits)
+}
+
+/// Waits until the peer's TCP has acknowledged everything; `false` if it did not in time.
+pub(super) fn wait_acknowledged(socket: &TcpStream, patience: Duration) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + patience;
+    // No event tells of an acknowledgement.
+    while sendfile2::unacknowledged(socket)? > 0 {
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    Ok(true)
+}
+
+impl Peer {
+    fn new(socket: TcpStream) -> anyhow::Result<Self> {
+        let (orders, inbox) = mpsc::channel();
+        let (outbox, answers) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("receiver".into())
+            .spawn(move || {
+                for order in inbox {
+                    // The other side went away: it has its own error to tell.
+                    let Ok(()) = outbox.send(obey(&socket, order)) else { return };
+                }
+            })
+            .context("cannot start the receiver's thread")?;
+        Ok(Peer { orders, answers, thread })
+    }
+
+    /// Lets the receiver read the next piece, and returns how many of its bytes are not what
+    /// `expected` has there.
+    pub(super) fn count_wrong(
+        &self,
+        piece: Range<u64>,
+        expected: Generation,
+    ) -> anyhow::Result<u64> {
+        self.ask(Order::Piece(piece, expected))
+    }
+
+    /// Makes sure that the stream ends here, and ends the receiver.
+    pub(super) fn end(self) -> anyhow::Result<()> {
+        self.ask(Order::End)?;
+        drop(self.orders);
+        self.thread.join().map_err(|_| anyhow!("the receiver panicked"))
+    }
+
+    fn ask(&self, order: Order) -> anyhow::Result<u64> {
+        let gone = "the receiver is gone";
+        self.orders.send(order).context(gone)?;
+        self.answers.recv().context(gone)?
+    }
+}
+
+fn obey(mut socket: &TcpStream, order: Order) -> anyhow::Result<u64> {
+    match order {
+        Order::Piece(piece, expected) => {
+            let mut received = vec![0; len(&piece)];
+            socket.read_exact(&mut received).context("the receiver did not get a whole piece")?;
+            let mut content = vec![0; received.len()];
+            expected.fill(&mut content, piece.start);
+            Ok(received.iter().zip(&content).filter(|(a, b)| a != b).count() as u64)
+        }
+        Order::End => {
+            let n = socket.read(&mut [0]).context("the receiver did not see the end")?;
+            ensure!(n == 0, "the receiver got more bytes than were sent");
+            Ok(0)
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The ways of sending, and one round after another with each.
+
+use std::fmt;
+use std::net::TcpStream;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use indicatif::ProgressBar;
+use sendfile2::{Choice, Engine, Error, Options, Sender, Sent, Ticket};
+
+use super::PATIENCE;
+use super::peer::{self, wait_acknowledged};
+use super::scratch::{Scratch, len, pieces};
+
+/// A way of sending, and of knowing when the file may be overwritten.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way {
+    /// Plain `sendfile(2)`; the file is overwritten when the call has returned.
+    PlainReturn,
+    /// Plain `sendfile(2)`; the file is overwritten when the peer's TCP has acknowledged all.
+    PlainAcked,
+    /// An engine of the library; the file is overwritten when it says *released*.
+    Library(Engine),
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Sent(Measured),
+    /// The engine does not work here.
+    Refused(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) pieces: Pieces,
+    pub(super) wrong_bytes: u64,
+    /// From the return of the first send call of a piece until it was released. Nothing for
+    /// `sendfile(2)`, which never says.
+    pub(super) free: Option<Times>,
+    /// From when the whole piece was sent until the writer could begin to overwrite it.
+    pub(super) wait: Times,
+    /// Zerocopy sends, and how many of them came back COPIED.
+    pub(super) zerocopy: Option<(u64, u64)>,
+    /// What the library chose, and for how many send calls.
+    pub(super) choices: Vec<(Choice, u64)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pieces {
+    pub(super) number: u64,
+    pub(super) bytes: u64,
+}
+
+/// Times in microseconds, one a piece.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) median: u64,
+    pub(super) longest: u64,
+}
+
+impl Times {
+    fn of(mut times: Vec<Duration>) -> Self {
+        times.sort_unstable();
+        let micros =
+            |i: usize| times.get(i).map_or(0, |t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX));
+        Times { median: micros(times.len() / 2), longest: micros(times.len().saturating_sub(1)) }
+    }
+}
+
+impl Way {
+    /// All that this library knows: the controls first.
+    pub(super) fn all() -> impl Iterator<Item = Way> {
+        [Way::PlainReturn, Way::PlainAcked]
+            .into_iter()
+            .chain(Engine::ALL.into_iter().map(Way::Library))
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Way::PlainReturn | Way::PlainAcked => "sendfile(2)",
+            Way::Library(engine) => engine.name(),
+        }
+    }
+
+    /// When the file is overwritten.
+    pub(super) fn overwritten_at(self) -> &'static str {
+        match self {
+            Way::PlainReturn => "return",
+            Way::PlainAcked => "acked",
+            Way::Library(_) => "released",
+        }
+    }
+
+    /// The same, in words that follow "overwritten when".
+    pub(super) fn when(self) -> &'static str {
+        match self {
+            Way::PlainReturn => "returned",
+            Way::PlainAcked => "ACKed",
+            Way::Library(_) => "released",
+        }
+    }
+
+    pub(super) fn is_control(self) -> bool {
+        !matches!(self, Way::Library(_))
+    }
+
+    /// Sends the whole file piece by piece, overwriting each piece when this way allows it, and
+    /// lets the receiver read the piece only then.
+    pub(super) fn measure(
+        self,
+        file: &mut Scratch,
+        progress: &ProgressBar,
+    ) -> anyhow::Result<Outcome> {
+        let (socket, peer, size) = peer::connect(file.size)?;
+        let mut carrier = match self {
+            Way::PlainReturn => Carrier::Plain { socket, acked: false },
+            Way::PlainAcked => Carrier::Plain { socket, acked: true },
+            Way::Library(engine) => Carrier::Library {
+                sender: Sender::with(socket, Options::new().engine(engine))?,
+                choices: Vec::new(),
+            },
+        };
+        let (old, new) = (file.generation, file.generation.other());
+        let (mut number, mut wrong_bytes) = (0, 0);
+        let (mut free, mut wait) = (Vec::new(), Vec::new());
+        let mut content = Vec::new();
+        for piece in pieces(file.size, size) {
+            // Ready beforehand, so that the writer loses no time.
+            content.resize(len(&piece), 0);
+            new.fill(&mut content, piece.start);
+            let sent = match carrier.send(file, piece.clone()) {
+                Err(error) if number == 0 => match refusal(&error) {
+                    Some(reason) => return Ok(Outcome::Refused(reason)),
+                    None => return Err(error),
+                },
+                sent => sent?,
+            };
+            carrier.wait_until_free(&sent.tickets)?;
+            let now = Instant::now();
+            file.overwrite(&content, piece.start)?;
+            free.push(now - sent.first);
+            wait.push(now - sent.last);
+            number += 1;
+            progress.inc(piece.end - piece.start);
+            wrong_bytes += peer.count_wrong(piece, old)?;
+        }
+        file.generation = new;
+        let (zerocopy, choices) = carrier.end()?;
+        peer.end()?;
+        Ok(Outcome::Sent(Measured {
+            pieces: Pieces { number, bytes: size },
+            wrong_bytes,
+            free: (!self.is_control()).then(|| Times::of(free)),
+            wait: Times::of(wait),
+            zerocopy,
+            choices,
+        }))
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, overwritten when {}", self.name(), self.when())
+    }
+}
+
+/// The reason, if `error` says that the engine does not work here.
+fn refusal(error: &anyhow::Error) -> Option<String> {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Refused { reason, .. }) => Some(reason.to_string()),
+        _ => None,
+    }
+}
+
+/// What carries the bytes.
+enum Carrier {
+    Plain { socket: TcpStream, acked: bool },
+    Library { sender: Sender, choices: Vec<(Choice, u64)> },
+}
+
+/// A piece that was sent.
+struct Piece {
+    /// When the first send call returned, and when the last.
+    first: Instant,
+    last: Instant,
+    /// One a send call; none for `sendfile(2)`.
+    tickets: Vec<Ticket>,
+}
+
+impl Carrier {
+    fn send(&mut self, file: &Scratch, piece: Range<u64>) -> anyhow::Result<Piece> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut tickets = Vec::new();
+        let mut first = None;
+        let mut at = piece.start;
+        while at < piece.end {
+            let sent = match self {
+                Carrier::Plain { socket, .. } => {
+                    let count = len(&(at..piece.end));
+                    let n = rustix::fs::sendfile(&socket, &file.source, Some(&mut { at }), count)
+                        .context("sendfile(2) failed")?;
+                    ensure!(n > 0, "sendfile(2) found the file shorter than it was written");
+                    n
+                }
+                Carrier::Library { sender, choices } => {
+                    match sender.try_send_file(&file.source, at..piece.end, false)? {
+                        Sent::Accepted { bytes, ticket } => {
+                            count(choices, ticket.choice());
+                            tickets.push(ticket);
+                            bytes
+                        }
+                        // The piece fits the buffers, so a kernel limit is in the way, until
+                        // something is released here or elsewhere.
+                        Sent::WouldBlock | Sent::Limit(_) => {
+                            ensure!(
+                                Instant::now() < deadline,
+                                "the kernel did not accept a piece within {} s",
+                                PATIENCE.as_secs()
+                            );
+                            sender.wait_all(deadline)?;
+                            std::thread::sleep(Duration::from_millis(1));
+                            0
+                        }
+                    }
+                }
+            };
+            if sent > 0 {
+                first.get_or_insert_with(Instant::now);
+                at += sent as u64;
+            }
+        }
+        let last = Instant::now();
+        Ok(Piece { first: first.unwrap_or(last), last, tickets })
+    }
+
+    fn wait_until_free(&self, tickets: &[Ticket]) -> anyhow::Result<()> {
+        match self {
+            Carrier::Plain { acked: false, .. } => {}
+            Carrier::Plain { socket, acked: true } => {
+                let acked = wait_acknowledged(socket, PATIENCE)?;
+                ensure!(acked, "the peer did not acknowledge within {} s", PATIENCE.as_secs());
+            }
+            Carrier::Library { .. } => {
+                let deadline = Instant::now() + PATIENCE;
+                for ticket in tickets {
+                    ticket.wait_released(deadline)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the stream. Returns how many zerocopy sends there were and how many came back COPIED,
+    /// and what was chosen.
+    #[expect(clippy::type_complexity, reason = "used once")]
+    fn end(self) -> anyhow::Result<(Option<(u64, u64)>, Vec<(Choice, u64)>)> {
+        match self {
+            Carrier::Plain { socket, .. } => {
+                socket.shutdown(std::net::Shutdown::Write)?;
+                Ok((None, Vec::new()))
+            }
+            Carrier::Library { sender, choices } => {
+                let counters = sender.counters();
+                sender.close(Instant::now() + PATIENCE)?;
+                let zerocopy =
+                    (counters.released > 0).then_some((counters.released, counters.copied));
+                Ok((zerocopy, choices))
+            }
+        }
+    }
+}
+
+fn count(choices: &mut Vec<(Choice, u64)>, choice: Choice) {
+    match choices.iter_mut().find(|(known, _)| *known == choice) {
+        Some((_, n)) => *n += 1,
+        None => choices.push((choice, 1)),
+    }
+}

@@ -1,0 +1,21 @@
+//! Standard output and standard error.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+
+/// Writes `text` to standard output, without its colours where they are not wanted (no terminal,
+/// `NO_COLOR`). A reader that went away (`| head -1`) has seen enough: that is no error.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = anstream::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+/// Says on standard error what went wrong, in one line.
+pub(crate) fn complain(error: &anyhow::Error) {
+    // Where standard error is closed there is nobody to tell.
+    let _ = writeln!(io::stderr().lock(), "sendfile2: {error:#}");
+}

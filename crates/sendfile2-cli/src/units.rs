@@ -1,0 +1,60 @@
+//! Sizes and times as people write and read them.
+
+/// Reads a size: bytes, or with a suffix K, M, G (powers of 1024), also as KiB or KB.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    parse_size::Config::new().with_binary().parse_size(text).map_err(|e| {
+        format!("{e}: give a number of bytes, or one with K, M or G, such as 64K or 8M")
+    })
+}
+
+/// A size in the largest unit that keeps it readable: `8 MiB`, `1.5 GiB`, `100 B`.
+pub(crate) fn bytes(n: u64) -> String {
+    let text = indicatif::BinaryBytes(n).to_string();
+    // "8.00 MiB" is exactly 8 MiB, and said so.
+    text.replace(".00 ", " ")
+}
+
+/// A time given in microseconds, with three digits at most.
+pub(crate) fn micros(n: u64) -> String {
+    match n {
+        0..1_000 => format!("{n} µs"),
+        1_000..1_000_000 => decimals(n, 1_000, "ms"),
+        _ => decimals(n, 1_000_000, "s"),
+    }
+}
+
+fn decimals(n: u64, unit: u64, name: &str) -> String {
+    let tenths = (n + unit / 20) / (unit / 10);
+    if tenths < 1_000 {
+        format!("{}.{} {name}", tenths / 10, tenths % 10)
+    } else {
+        format!("{} {name}", tenths / 10)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        assert_eq!(size("100"), Ok(100));
+        assert_eq!(size("64K"), Ok(64 << 10));
+        assert_eq!(size("8M"), Ok(8 << 20));
+        assert_eq!(size("8MiB"), Ok(8 << 20));
+        assert_eq!(size("1.5G"), Ok(3 << 29));
+        for wrong in ["", "eight", "8X", "-1", "99999999999G"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_are_short() {
+        assert_eq!(micros(0), "0 µs");
+        assert_eq!(micros(999), "999 µs");
+        assert_eq!(micros(1_000), "1.0 ms");
+        assert_eq!(micros(43_960), "44.0 ms");
+        assert_eq!(micros(321_400), "321 ms");
+        assert_eq!(micros(2_500_000), "2.5 s");
+    }
+}
