@@ -44,7 +44,7 @@ fn an_icmp_error_reaches_the_hook_whole() {
     assert_same(&foreign.payload, &pattern(1, 0..foreign.payload.len() as u64));
 }
 
-/// One byte by MSG_ZEROCOPY, as the application would.
+/// One byte by `MSG_ZEROCOPY`, as the application would.
 fn own_send(socket: std::os::fd::BorrowedFd<'_>) -> ((), u32) {
     const MSG_ZEROCOPY: u32 = 0x400_0000;
     let flags = SendFlags::DONTWAIT | SendFlags::from_bits_retain(MSG_ZEROCOPY);

@@ -116,14 +116,21 @@ mod behaviour {
     }
 }
 
-/// `RUSTFLAGS="--cfg loom" cargo test --release -p sendfile2 --lib guard::table`: every
-/// interleaving of these threads. A lost wake-up shows as a deadlock.
+/// `RUSTFLAGS="--cfg loom" cargo test --release -p sendfile2 --lib guard::table`: all
+/// interleavings of these threads with up to three preemptions. A lost wake-up shows as a
+/// deadlock.
 #[cfg(loom)]
 mod model {
     use super::*;
     use loom::sync::{Arc, Condvar};
     use loom::thread;
     use std::task::Wake as StdWake;
+
+    fn check(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(model);
+    }
 
     /// A parked thread, as the parker's bell is.
     struct Bell(Mutex<bool>, Condvar);
@@ -205,7 +212,7 @@ mod model {
 
     #[test]
     fn readers_and_a_writer() {
-        loom::model(|| {
+        check(|| {
             let file = File::new();
             let reader = thread::spawn({
                 let file = Arc::clone(&file);
@@ -226,7 +233,7 @@ mod model {
 
     #[test]
     fn two_writers_and_a_reader_that_waits() {
-        loom::model(|| {
+        check(|| {
             let file = File::new();
             let threads = [0..2, 1..3].map(|range| {
                 let file = Arc::clone(&file);
@@ -242,7 +249,7 @@ mod model {
 
     #[test]
     fn nothing_is_granted_past_a_queued_writer() {
-        loom::model(|| {
+        check(|| {
             let file = File::new();
             let ranges = [0..2];
             let held = file.table.try_lease(&ranges, |key| ((), key)).unwrap();
