@@ -185,6 +185,9 @@ pub struct Counters {
     pub copied: u64,
 }
 
+/// Room for this many ids is made sure of before the application uses some.
+const APPLICATION_SENDS: u32 = 1 << 20;
+
 /// The cookies of the sockets that have a ledger.
 static OWNED: Mutex<Option<HashSet<u64>>> = Mutex::new(None);
 
@@ -429,7 +432,11 @@ impl Conn {
         if io.aborted {
             return Err(Error::Aborted);
         }
+        io.ledger.room(APPLICATION_SENDS)?;
         let (result, ids) = send(self.socket.as_fd());
+        if ids > APPLICATION_SENDS {
+            io.ledger.room(ids)?;
+        }
         io.ledger.skip(ids);
         Ok(result)
     }

@@ -140,7 +140,8 @@ impl<H> Ledger<H> {
         id
     }
 
-    /// Records that the application itself made `ids` zerocopy sends.
+    /// Records that the application itself made `ids` zerocopy sends; ask [`room`](Self::room)
+    /// before they are made.
     pub fn skip(&mut self, ids: u32) {
         if ids == 0 {
             return;

@@ -366,7 +366,8 @@ impl Sender {
     }
 
     /// Lets the application make zerocopy sends of its own on the socket. `send` makes them, with
-    /// `MSG_DONTWAIT`, and returns beside its result how many succeeded with at least one byte.
+    /// `MSG_DONTWAIT`, and returns beside its result how many succeeded with at least one byte (at
+    /// most 2²⁰ at a time).
     /// Their completions come to the [notice hook](Options::on_notice).
     ///
     /// The connection is locked meanwhile: `send` must not use this sender or its tickets.
