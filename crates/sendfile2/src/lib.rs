@@ -1,8 +1,64 @@
-//! # sendfile2: send files without a copy, and know when they may be overwritten
+//! The safe `sendfile(2)` for Linux: send files without a user-space copy, and know when they may
+//! be overwritten.
 //!
-//! `sendfile(2)` returns before the bytes have left.
+//! # Why
+//! `sendfile(2)` returns when the file's pages are queued, not when they have left. What is written
+//! to the file meanwhile is what the peer receives, and nothing tells when that ends: neither the
+//! return of the call, nor the peer's acknowledgement (a peer on the same host has the very pages
+//! in its receive queue). Whoever recycles space in a file, a cache or a log store, sends one
+//! customer's bytes to another.
+//!
+//! This crate sends file ranges from a read-only mapping, by plain `send(2)` (the kernel copies
+//! once) or with `MSG_ZEROCOPY` (the kernel sends the page cache's own pages and notifies their
+//! release on the socket's error queue), keeps the account of the notifications, and says for each
+//! send:
+//!
+//! * *released*: the network stack no longer references the file's pages, so that modifying them is
+//!   safe. It says nothing of delivery.
+//! * *acknowledged*: the peer's TCP has the bytes. It says nothing of the pages.
+//!
+//! # The one idea
+//! A send holds something, and lets go of it when, and only when, the kernel has released it: a
+//! [lease](guard::Lease) on a range of a file, or a [buffer](Parcel) that was handed over. A
+//! [`Ticket`] only looks on. What cannot be accounted for stays held; it is *unknown*, never free.
+//!
+//! # How
+//! ```no_run
+//! use sendfile2::{Sender, Source};
+//! use std::time::{Duration, Instant};
+//!
+//! # fn main() -> Result<(), sendfile2::Error> {
+//! # let socket = std::net::TcpStream::connect("192.0.2.1:80").unwrap();
+//! let soon = || Instant::now() + Duration::from_secs(30);
+//! let file = Source::open("segment")?;
+//! let mut sender = Sender::new(socket)?;
+//! let sent = sender.send_file(&file, 0..file.size()?, false, soon())?;
+//! sent.ticket.wait_released(soon())?; // now it may be overwritten
+//! sender.close(soon())?;
+//! # Ok(())
+//! # }
+//! ```
+//! Non-blocking at heart: `try_…` methods tell partial sends, would-block and kernel limits as
+//! values ([`Sent`]), and [`Sender::reap`] reads notifications; the blocking forms are a thin layer
+//! over them, each with a deadline. To overwrite a file in place while it is being sent, see
+//! [`guard`].
+//!
+//! # What it does not do
+//! * It does not wait for delivery unless asked to, and does not retransmit.
+//! * It does not borrow sockets. A [`Sender`] owns its socket, since notifications that somebody
+//!   else reads are lost, and a duplicate of the descriptor withholds the end of the stream.
+//! * It does not protect a file from writers that it does not know of.
+//! * It does not hide what it did: [`Ticket::choice`] tells the engine and the reason, and
+//!   everything is traced with the `tracing` crate.
+//!
+//! # Fork
+//! A forked child must not use the senders of its parent. If it drops them, nothing happens to the
+//! connection; notifications are the parent's. Senders made in the child have a reaper of their
+//! own.
+//!
+//! Sources: `Documentation/networking/msg_zerocopy.rst`, sendfile(2), send(2), recv(2).
 #![cfg(target_os = "linux")]
-#![doc(test(attr(deny(warnings))))]
+#![doc(test(attr(deny(warnings), allow(dead_code))))]
 
 mod conn;
 mod engine;
@@ -33,3 +89,8 @@ pub mod errqueue {
         PAYLOAD_MAX, decode,
     };
 }
+
+/// Compiles the README's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -322,7 +322,7 @@ impl Report {
             text.push(format!(
                 "On loopback the kernel copies every zerocopy send when it is received ({} of the \
                  {sends} here came back COPIED). So this shows that a release can be trusted, not \
-                 that nothing was copied: true zero copy is proved elsewhere, in guests whose \
+                 that nothing was copied: true zero copy has to be proved elsewhere, where a \
                  network card reads the file's pages.",
                 percent(share)
             ));
