@@ -49,6 +49,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, OFlags};
+use smallvec::SmallVec;
 
 use crate::error::Error;
 use crate::holder::Holder;
@@ -77,6 +78,8 @@ struct Guarded {
 struct Shared {
     identity: Identity,
     table: Table<Weak<Inner>>,
+    /// The key of the next lease.
+    next: AtomicU64,
     leases: AtomicU64,
     writes: AtomicU64,
     waits: AtomicU64,
@@ -102,14 +105,15 @@ pub struct Lease {
 
 /// The ranges of a lease, in bytes of the file: one [`Range`], or several.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ranges(Vec<Range<u64>>);
+pub struct Ranges(SmallVec<[Range<u64>; 1]>);
 
 impl FromIterator<Range<u64>> for Ranges {
     /// Sorts them, merges those that touch, and passes over the empty ones.
     fn from_iter<I: IntoIterator<Item = Range<u64>>>(ranges: I) -> Self {
-        let mut sorted: Vec<_> = ranges.into_iter().filter(|r| !r.is_empty()).collect();
+        let mut sorted: SmallVec<[Range<u64>; 1]> =
+            ranges.into_iter().filter(|r| !r.is_empty()).collect();
         sorted.sort_unstable_by_key(|r| r.start);
-        let mut merged: Vec<Range<u64>> = Vec::with_capacity(sorted.len());
+        let mut merged: SmallVec<[Range<u64>; 1]> = SmallVec::new();
         for range in sorted {
             match merged.last_mut() {
                 Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
@@ -143,7 +147,7 @@ pub(crate) struct Inner {
     shared: Arc<Shared>,
     source: Source,
     key: u64,
-    ranges: Vec<Range<u64>>,
+    ranges: SmallVec<[Range<u64>; 1]>,
     since: Instant,
     /// Handles in users' hands; the sends in flight hold the `Arc`.
     handles: AtomicUsize,
@@ -231,6 +235,7 @@ impl GuardedFile {
             let shared = Arc::new(Shared {
                 identity,
                 table: Table::new(),
+                next: AtomicU64::new(0),
                 leases: AtomicU64::new(0),
                 writes: AtomicU64::new(0),
                 waits: AtomicU64::new(0),
@@ -282,22 +287,22 @@ impl GuardedFile {
         })
     }
 
-    fn grant(&self, Ranges(ranges): &Ranges) -> Option<Lease> {
+    fn grant(&self, ranges: &Ranges) -> Option<Lease> {
         let Guarded { source, shared } = &*self.0;
         let taken = taken();
-        let inner = shared.table.try_lease(ranges, |key| {
-            let inner = Arc::new(Inner {
-                shared: Arc::clone(shared),
-                source: source.clone(),
-                key,
-                ranges: ranges.clone(),
-                since: Instant::now(),
-                handles: AtomicUsize::new(1),
-                taken: Arc::clone(&taken),
-                holders: Mutex::default(),
-            });
-            (Arc::downgrade(&inner), inner)
-        })?;
+        let inner = Arc::new(Inner {
+            shared: Arc::clone(shared),
+            source: source.clone(),
+            key: shared.next.fetch_add(1, Ordering::Relaxed),
+            ranges: ranges.0.clone(),
+            since: Instant::now(),
+            handles: AtomicUsize::new(1),
+            taken: Arc::clone(&taken),
+            holders: Mutex::default(),
+        });
+        if !shared.table.try_lease(&inner.ranges, inner.key, &Arc::downgrade(&inner)) {
+            return None;
+        }
         shared.leases.fetch_add(1, Ordering::Relaxed);
         taken.fetch_add(1, Ordering::Relaxed);
         Some(Lease { inner, taken })

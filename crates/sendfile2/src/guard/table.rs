@@ -74,38 +74,28 @@ impl<L: Clone> Table<L> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Grants all of `ranges` (disjoint, none empty) or none; `lease` is called with the key.
-    pub(super) fn try_lease<T>(
-        &self,
-        ranges: &[Range<u64>],
-        lease: impl FnOnce(u64) -> (L, T),
-    ) -> Option<T> {
+    /// Grants all of `ranges` (disjoint, none empty) or none, under a key that is not in use.
+    pub(super) fn try_lease(&self, ranges: &[Range<u64>], key: u64, lease: &L) -> bool {
         let mut state = self.lock();
         // Queued or active, it makes no difference.
         if state.writers.values().any(|w| ranges.iter().any(|r| overlap(r, &w.range))) {
-            return None;
+            return false;
         }
-        state.next += 1;
-        let key = state.next;
-        let (kept, given) = lease(key);
         for range in ranges {
-            state.leases.insert(range.clone(), key, kept.clone());
+            state.leases.insert(range.clone(), key, lease.clone());
         }
-        Some(given)
+        true
     }
 
-    /// Ends a lease.
+    /// Ends a lease; does nothing for one that was not granted.
     pub(super) fn end_lease(&self, ranges: &[Range<u64>], key: u64) -> Wake {
         let mut state = self.lock();
         let mut wake = Vec::new();
-        let mut ended = Vec::with_capacity(ranges.len());
         for range in ranges {
-            ended.push(state.leases.remove(range, key));
-            state.unblock(0, range, &mut wake);
+            if state.leases.remove(range, key).is_some() {
+                state.unblock(0, range, &mut wake);
+            }
         }
-        drop(state);
-        // Dropped unlocked: it may be the last to know a connection.
-        drop(ended);
         Wake(wake)
     }
 

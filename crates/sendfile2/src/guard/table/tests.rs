@@ -1,5 +1,11 @@
 use super::*;
 
+/// A key that no other lease has.
+fn fresh() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
 #[cfg(not(loom))]
 mod behaviour {
     use super::*;
@@ -24,8 +30,8 @@ mod behaviour {
     type Ranges = [Range<u64>; 1];
 
     fn lease(table: &Table<()>, range: Range<u64>) -> Option<(u64, Ranges)> {
-        let ranges = [range];
-        table.try_lease(&ranges, |key| ((), key)).map(|key| (key, ranges))
+        let (key, ranges) = (fresh(), [range]);
+        table.try_lease(&ranges, key, &()).then_some((key, ranges))
     }
 
     fn end(table: &Table<()>, (key, ranges): &(u64, Ranges)) {
@@ -96,12 +102,14 @@ mod behaviour {
     fn several_ranges_are_one_lease() {
         let table = Table::new();
         let ranges = [0..10, 100..110];
-        let key = table.try_lease(&ranges, |key| ((), key)).unwrap();
+        assert!(table.try_lease(&ranges, 1, &()));
         let writer = table.queue_writer(5..105, None);
         assert!(!table.is_active(writer));
-        assert!(table.try_lease(&[200..210, 104..106], |key| ((), key)).is_none());
+        let refused = [200..210, 104..106];
+        assert!(!table.try_lease(&refused, 2, &()));
+        table.end_lease(&refused, 2).wake();
         assert_eq!(table.leases().len(), 2, "a refused lease left a range behind");
-        table.end_lease(&ranges, key).wake();
+        table.end_lease(&ranges, 1).wake();
         assert!(table.is_active(writer));
     }
 
@@ -177,8 +185,10 @@ mod model {
         }
 
         fn read(&self, range: Range<u64>) -> bool {
-            let ranges = [range];
-            let Some(key) = self.table.try_lease(&ranges, |key| ((), key)) else { return false };
+            let (key, ranges) = (fresh(), [range]);
+            if !self.table.try_lease(&ranges, key, &()) {
+                return false;
+            }
             self.mark(&ranges[0], |b| b.0 += 1);
             self.mark(&ranges[0], |b| b.0 -= 1);
             self.table.end_lease(&ranges, key).wake();
@@ -252,7 +262,8 @@ mod model {
         check(|| {
             let file = File::new();
             let ranges = [0..2];
-            let held = file.table.try_lease(&ranges, |key| ((), key)).unwrap();
+            let held = fresh();
+            assert!(file.table.try_lease(&ranges, held, &()));
             let key = file.table.queue_writer(1..3, None);
             let reader = thread::spawn({
                 let file = Arc::clone(&file);
