@@ -346,8 +346,15 @@ impl Conn {
         if let Some(disowned) = io.disowned {
             return Err(disowned.into());
         }
+        // A datagram of no bytes would use an id (the kernel counts its header), and a stream send
+        // of none would not: by plain sends neither does.
+        let part = Part { zerocopy: part.zerocopy && region.len() > 0, ..part };
         let guarded = part.zerocopy && (part.guarded || self.reset_on_death);
         if part.zerocopy {
+            // Asked before, but not under this lock; and the attempt before may have been refused.
+            if let Err(reason) = io.zerocopy {
+                return Ok(Outcome::Refused(reason));
+            }
             io.ledger.room(1)?;
             if guarded {
                 self.arm_reset(io)?;
@@ -356,10 +363,9 @@ impl Conn {
         let result = sys::send(self.socket.as_fd(), region, part.zerocopy, part.more);
         if let Ok(bytes) = result {
             io.accepted += bytes as u64;
-            cell.part(part.zerocopy && bytes > 0, io.accepted);
+            cell.part(part.zerocopy, io.accepted);
             io.since_zerocopy = io.since_zerocopy.saturating_add(1);
-            // No id is used by a send of no bytes.
-            if part.zerocopy && bytes > 0 {
+            if part.zerocopy {
                 io.since_zerocopy = 0;
                 io.bytes += bytes as u64;
                 io.guarded += usize::from(guarded);
@@ -383,7 +389,10 @@ impl Conn {
             Err(Errno::AGAIN) => Ok(Outcome::WouldBlock),
             Err(Errno::FAULT) => Ok(Outcome::Fault),
             Err(errno) => {
-                if part.zerocopy && self.kind == Kind::Udp && maybe_used_an_id(errno) {
+                if part.zerocopy
+                    && self.kind == Kind::Udp
+                    && self.maybe_used_an_id(errno, region.len())
+                {
                     // The kernel gives the id back when building the datagram fails, but not when
                     // a filter or a queue drops it afterwards. So that the next id stays known,
                     // there is no next one.
@@ -391,6 +400,9 @@ impl Conn {
                     io.ledger.skip(1);
                     io.zerocopy = Err(Refusal::IdsUnsure);
                     tracing::warn!(cookie = self.cookie, %errno, "{}", Refusal::IdsUnsure);
+                    if errno == Errno::NOBUFS {
+                        return Ok(Outcome::Refused(Refusal::IdsUnsure));
+                    }
                 }
                 match errno {
                     Errno::NOBUFS if part.zerocopy => Ok(Outcome::Limit(Limit::Buffers)),
@@ -401,6 +413,28 @@ impl Conn {
                     errno => Err(Error::socket("send")(errno)),
                 }
             }
+        }
+    }
+
+    /// Whether a failed datagram of `len` bytes may have used a notification id: every error that
+    /// can come after the datagram was built. The others come before, and the kernel gives the id
+    /// back.
+    fn maybe_used_an_id(&self, errno: Errno, len: usize) -> bool {
+        match errno {
+            Errno::AGAIN
+            | Errno::FAULT
+            | Errno::DESTADDRREQ
+            | Errno::CONNREFUSED
+            | Errno::OPNOTSUPP
+            | Errno::PIPE => false,
+            // What no datagram can hold is refused at once. What the path or UDP_SEGMENT does not
+            // allow may be refused when the datagram is built already (udp_send_skb, ip_fragment),
+            // and so may what is invalid.
+            Errno::MSGSIZE => {
+                let v4 = sockopt::socket_domain(&self.socket) == Ok(AddressFamily::INET);
+                len <= if v4 { 65_507 } else { 65_527 }
+            }
+            _ => true,
         }
     }
 
@@ -603,8 +637,13 @@ impl Conn {
     }
 
     /// The id that the next zerocopy send will get.
-    pub(crate) fn next_id(&self) -> u32 {
-        lock(&self.io).ledger.next_id()
+    pub(crate) fn next_id(&self) -> Result<u32, Error> {
+        let io = lock(&self.io);
+        match (io.disowned, io.zerocopy) {
+            (Some(disowned), _) => Err(disowned.into()),
+            (None, Err(reason @ Refusal::IdsUnsure)) => Err(self.refuse(Engine::Zerocopy, reason)),
+            _ => Ok(io.ledger.next_id()),
+        }
     }
 
     /// Refuses `engine` with `reason`, for all to see.
@@ -712,22 +751,6 @@ impl Drop for Deregister<'_> {
     fn drop(&mut self) {
         lock(&self.conn.wakers).remove(self.key);
     }
-}
-
-/// Whether a failed datagram may have used a notification id: every error that can come after the
-/// datagram was built. The others come before, and the kernel gives the id back.
-fn maybe_used_an_id(errno: Errno) -> bool {
-    !matches!(
-        errno,
-        Errno::AGAIN
-            | Errno::FAULT
-            | Errno::MSGSIZE
-            | Errno::DESTADDRREQ
-            | Errno::CONNREFUSED
-            | Errno::INVAL
-            | Errno::OPNOTSUPP
-            | Errno::PIPE
-    )
 }
 
 /// `RLIMIT_MEMLOCK` in bytes; `None` if unlimited.

@@ -322,6 +322,10 @@ impl Sender {
         } else if !std::ptr::eq(parcel.conn.as_ptr(), Arc::as_ptr(&self.conn)) {
             return Err(Error::OtherSender);
         }
+        if parcel.sent > 0 && parcel.remaining() == 0 {
+            // On a socket with record boundaries another send would be an empty record.
+            return Ok(Sent::Accepted { bytes: 0, ticket: parcel.ticket() });
+        }
         parcel.cell.unseal();
         let attempt = self.attempt_buffer(&parcel.slot, parcel.sent, more, &parcel.cell);
         parcel.cell.seal();
@@ -447,16 +451,21 @@ impl Sender {
     /// its next zerocopy send would get (see [`Options::next_id`]).
     ///
     /// # Errors
-    /// The cause and the sender, if something is still in flight at `deadline`, or the descriptor
-    /// cannot be duplicated.
+    /// The cause and the sender, if something is still in flight at `deadline`, the next id is not
+    /// known ([`Error::NotIssued`]; [`Error::Refused`] after a datagram send that may have used
+    /// one), or the descriptor cannot be duplicated.
     pub fn into_socket(self, deadline: Instant) -> Result<(OwnedFd, u32), (Error, Self)> {
         if let Err(error) = self.wait_all(deadline) {
             return Err((error, self));
         }
         // A duplicate, because a ticket that is being waited for may use the original a little
         // longer.
+        let next = match self.conn.next_id() {
+            Ok(next) => next,
+            Err(error) => return Err((error, self)),
+        };
         match self.conn.as_fd().try_clone_to_owned() {
-            Ok(socket) => Ok((socket, self.conn.next_id())),
+            Ok(socket) => Ok((socket, next)),
             Err(cause) => Err((Error::Socket { op: "dup", cause }, self)),
         }
     }
@@ -633,6 +642,9 @@ impl Sender {
     }
 
     fn choose(&self, bytes: u64, more: bool) -> Result<Choice, Error> {
+        if bytes == 0 {
+            return Ok(Choice { engine: Engine::Copy, why: Why::Small });
+        }
         match self.engine {
             Engine::Copy => Ok(self.asked()),
             Engine::Zerocopy => match self.conn.zerocopy(bytes, more) {
