@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -467,12 +468,19 @@ impl Conn {
             return Err(Error::Aborted);
         }
         io.ledger.room(APPLICATION_SENDS)?;
-        let (result, ids) = send(self.socket.as_fd());
-        if ids > APPLICATION_SENDS {
-            io.ledger.room(ids)?;
+        let sent = catch_unwind(AssertUnwindSafe(|| send(self.socket.as_fd())));
+        if let Ok((_, ids)) = &sent
+            && (*ids <= APPLICATION_SENDS || io.ledger.room(*ids).is_ok())
+        {
+            io.ledger.skip(*ids);
+        } else {
+            // How many there were will never be known, or cannot be counted: none of ours may
+            // follow.
+            io.ledger.skip(APPLICATION_SENDS);
+            io.zerocopy = Err(Refusal::IdsUnsure);
         }
-        io.ledger.skip(ids);
-        Ok(result)
+        drop(io);
+        sent.map_or_else(|panic| resume_unwind(panic), |(result, _)| Ok(result))
     }
 
     /// Reads completions and lets go of what they release. Returns how many messages were read.
