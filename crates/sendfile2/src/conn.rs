@@ -539,17 +539,29 @@ impl Conn {
             drop(io);
             for (sending, copied) in released {
                 // First the hold, then the ticket: who sees "released" finds the range free.
-                drop(sending.held);
+                let mut held = sending.held;
+                apart(&mut || drop(held.take()));
                 sending.cell.part_released(copied);
             }
             // Listed only now: who registers later finds the tickets changed already.
+            // A destructor or hook that panics must not keep the others, the tickets or the waiters
+            // from what is due to them, for it was read off the queue and does not come again.
+            let mut panic = None;
+            let mut apart = |run: &mut dyn FnMut()| {
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(run)) {
+                    panic.get_or_insert(payload);
+                }
+            };
             let wakers = lock(&self.wakers).all();
             for waker in wakers {
                 waker.wake();
             }
             for notice in notices {
                 match &self.hook {
-                    Some(hook) => hook(notice),
+                    Some(hook) => {
+                        let mut notice = Some(notice);
+                        apart(&mut || notice.take().into_iter().for_each(|notice| hook(notice)));
+                    }
                     None => tracing::debug!(cookie = self.cookie, ?notice, "nobody asked for it"),
                 }
             }
@@ -558,6 +570,9 @@ impl Conn {
             }
             if !more {
                 return Ok(count);
+            }
+            if let Some(panic) = panic {
+                resume_unwind(panic);
             }
         }
     }

@@ -326,9 +326,10 @@ impl Sender {
             // On a socket with record boundaries another send would be an empty record.
             return Ok(Sent::Accepted { bytes: 0, ticket: parcel.ticket() });
         }
-        parcel.cell.unseal();
-        let attempt = self.attempt_buffer(&parcel.slot, parcel.sent, more, &parcel.cell);
-        parcel.cell.seal();
+        let attempt = {
+            let _open = parcel.cell.unseal();
+            self.attempt_buffer(&parcel.slot, parcel.sent, more, &parcel.cell)
+        };
         Ok(match attempt? {
             Attempt::Accepted { bytes, choice } => {
                 parcel.sent += bytes;
