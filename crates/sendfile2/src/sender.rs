@@ -317,10 +317,12 @@ impl Sender {
     where
         B: AsRef<[u8]> + Send + 'static,
     {
-        if parcel.conn.strong_count() == 0 {
+        if !std::ptr::eq(parcel.conn.as_ptr(), Arc::as_ptr(&self.conn)) {
+            // Also where the other sender is gone: this peer would get the tail for the whole.
+            if parcel.sent > 0 || parcel.conn.strong_count() > 0 {
+                return Err(Error::OtherSender);
+            }
             parcel.conn = Arc::downgrade(&self.conn);
-        } else if !std::ptr::eq(parcel.conn.as_ptr(), Arc::as_ptr(&self.conn)) {
-            return Err(Error::OtherSender);
         }
         if parcel.sent > 0 && parcel.remaining() == 0 {
             // On a socket with record boundaries another send would be an empty record.
