@@ -572,6 +572,13 @@ impl Sender {
         let (at, region, mapping);
         match view {
             View::Mapped(m, clamped) if !records || clamped == wanted => {
+        if records {
+            // Before memory is asked for to read it into.
+            let size = file.size()?;
+            if range.end > size {
+                return Err(Error::Truncated { at: size, wanted: range.start });
+            }
+        }
                 mapping = m;
                 at = clamped;
                 region = mapping.region(at.clone());
