@@ -146,9 +146,12 @@ impl From<Stopped> for Error {
 /// its error queue there, nor send with `MSG_ZEROCOPY` other than in
 /// [`application_sends`](Self::application_sends).
 ///
-/// Dropping a sender loses nothing: what is in flight is handed over to the
-/// [reaper](crate::reaper), the peer gets everything and then the end of the stream.
-/// To know that it did, use [`close`](Self::close).
+/// Dropping a sender frees nothing that is in flight, which is handed over to the
+/// [reaper](crate::reaper). The peer gets everything and then the end of the stream, with two
+/// exceptions: what is still in flight after [`Options::linger`] is aborted, however steadily the
+/// peer reads; and where input of the peer's has not been read, the kernel closes a TCP socket by
+/// a reset, as it always does, and what it had not sent yet is lost. To know that the peer got
+/// everything, use [`close`](Self::close) and the [tickets](Ticket::wait_acknowledged).
 #[derive(Debug)]
 pub struct Sender {
     conn: Arc<Conn>,
