@@ -130,6 +130,8 @@ struct Io {
     /// Of these, bytes the peer is known to have acknowledged.
     acknowledged: u64,
     aborted: bool,
+    /// The socket was given back: its error queue is somebody else's.
+    retired: bool,
     /// Something was read that cannot be attributed; nothing is released any more.
     disowned: Option<NotIssued>,
     /// An id that a failed datagram may have used.
@@ -227,6 +229,7 @@ impl Conn {
                 accepted: 0,
                 acknowledged: 0,
                 aborted: false,
+                retired: false,
                 disowned: None,
                 unsure: None,
                 recent: Recent::default(),
@@ -492,6 +495,9 @@ impl Conn {
             let mut notices = Vec::new();
             let mut error = None;
             let mut io = lock(&self.io);
+            if io.retired {
+                return Ok(count);
+            }
             let more = errqueue::read(self.socket.as_fd(), &mut entries)
                 .map_err(Error::socket("recvmmsg(MSG_ERRQUEUE)"))?;
             count += entries.len();
@@ -537,13 +543,6 @@ impl Conn {
                 self.disarm_reset(&mut io);
             }
             drop(io);
-            for (sending, copied) in released {
-                // First the hold, then the ticket: who sees "released" finds the range free.
-                let mut held = sending.held;
-                apart(&mut || drop(held.take()));
-                sending.cell.part_released(copied);
-            }
-            // Listed only now: who registers later finds the tickets changed already.
             // A destructor or hook that panics must not keep the others, the tickets or the waiters
             // from what is due to them, for it was read off the queue and does not come again.
             let mut panic = None;
@@ -552,6 +551,13 @@ impl Conn {
                     panic.get_or_insert(payload);
                 }
             };
+            for (sending, copied) in released {
+                // First the hold, then the ticket: who sees "released" finds the range free.
+                let mut held = sending.held;
+                apart(&mut || drop(held.take()));
+                sending.cell.part_released(copied);
+            }
+            // Listed only now: who registers later finds the tickets changed already.
             let wakers = lock(&self.wakers).all();
             for waker in wakers {
                 waker.wake();
@@ -565,14 +571,14 @@ impl Conn {
                     None => tracing::debug!(cookie = self.cookie, ?notice, "nobody asked for it"),
                 }
             }
+            if let Some(panic) = panic {
+                resume_unwind(panic);
+            }
             if let Some(error) = error {
                 return Err(error);
             }
             if !more {
                 return Ok(count);
-            }
-            if let Some(panic) = panic {
-                resume_unwind(panic);
             }
         }
     }
@@ -604,7 +610,7 @@ impl Conn {
         self.look_for_acknowledgement(&mut io)?;
         Ok(if io.acknowledged >= end && self.kind == Kind::Tcp {
             Acknowledgement::Acknowledged
-        } else if io.aborted || self.kind != Kind::Tcp {
+        } else if io.aborted || io.retired || self.kind != Kind::Tcp {
             Acknowledgement::Unknowable
         } else {
             Acknowledgement::Pending
@@ -614,7 +620,7 @@ impl Conn {
     /// SIOCOUTQ counts what is behind a byte, too, so at most that much is not acknowledged.
     /// After an abort the counters mean nothing and are not asked.
     fn look_for_acknowledgement(&self, io: &mut Io) -> Result<(), Error> {
-        if !io.aborted && self.kind == Kind::Tcp {
+        if !io.aborted && !io.retired && self.kind == Kind::Tcp {
             let left = sys::unacknowledged(&self.socket)
                 .map_err(|cause| Error::Socket { op: "ioctl(SIOCOUTQ)", cause })?;
             io.acknowledged = io.acknowledged.max(io.accepted.saturating_sub(left));
@@ -625,7 +631,7 @@ impl Conn {
     /// Ends the connection at once. Frees nothing by itself.
     pub(crate) fn abort(&self) -> Result<(), Error> {
         let mut io = lock(&self.io);
-        if io.aborted {
+        if io.aborted || io.retired {
             return Ok(());
         }
         // What is acknowledged by now stays so.
@@ -659,13 +665,28 @@ impl Conn {
         }
     }
 
-    /// The id that the next zerocopy send will get.
-    pub(crate) fn next_id(&self) -> Result<u32, Error> {
-        let io = lock(&self.io);
+    /// Ends the ledger, in which nothing must be in flight, and returns the id that the next
+    /// zerocopy send will get. From here on the socket is not touched, whoever still knows it, and
+    /// another connection may be made of it.
+    pub(crate) fn retire(&self) -> Result<u32, Error> {
+        let mut io = lock(&self.io);
         match (io.disowned, io.zerocopy) {
-            (Some(disowned), _) => Err(disowned.into()),
-            (None, Err(reason @ Refusal::IdsUnsure)) => Err(self.refuse(Engine::Zerocopy, reason)),
-            _ => Ok(io.ledger.next_id()),
+            (Some(disowned), _) => return Err(disowned.into()),
+            (None, Err(reason @ Refusal::IdsUnsure)) => {
+                return Err(self.refuse(Engine::Zerocopy, reason));
+            }
+            _ => {}
+        }
+        // What is acknowledged by now stays so.
+        let _ = self.look_for_acknowledgement(&mut io);
+        io.retired = true;
+        self.give_back_cookie();
+        Ok(io.ledger.next_id())
+    }
+
+    fn give_back_cookie(&self) {
+        if let Some(owned) = lock(&OWNED).as_mut() {
+            owned.remove(&self.cookie);
         }
     }
 
@@ -678,8 +699,8 @@ impl Conn {
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        if let Some(owned) = lock(&OWNED).as_mut() {
-            owned.remove(&self.cookie);
+        if !lock(&self.io).retired {
+            self.give_back_cookie();
         }
     }
 }
@@ -715,6 +736,11 @@ impl Holder for Conn {
 
     fn in_flight(&self) -> InFlight {
         Conn::in_flight(self)
+    }
+
+    fn holds(&self, which: &dyn Fn(&Held) -> bool) -> bool {
+        let io = lock(&self.io);
+        io.ledger.iter().any(|(_, sending)| sending.held.as_ref().is_some_and(which))
     }
 
     fn peer(&self) -> Option<SocketAddr> {

@@ -14,7 +14,7 @@ use crate::engine::auto::{self, Situation};
 use crate::engine::zerocopy::Zerocopy;
 use crate::engine::{Choice, Engine, Limit, Refusal, Why, copy, zerocopy};
 use crate::error::Error;
-use crate::guard::Lease;
+use crate::guard::{self, Lease};
 use crate::holder::{Held, InFlight};
 use crate::reaper::Reaper;
 use crate::source::{Source, View};
@@ -464,15 +464,15 @@ impl Sender {
         if let Err(error) = self.wait_all(deadline) {
             return Err((error, self));
         }
-        // A duplicate, because a ticket that is being waited for may use the original a little
+        // A duplicate, because a ticket that is being waited for may know the original a little
         // longer.
-        let next = match self.conn.next_id() {
-            Ok(next) => next,
-            Err(error) => return Err((error, self)),
+        let socket = match self.conn.as_fd().try_clone_to_owned() {
+            Ok(socket) => socket,
+            Err(cause) => return Err((Error::Socket { op: "dup", cause }, self)),
         };
-        match self.conn.as_fd().try_clone_to_owned() {
-            Ok(socket) => Ok((socket, next)),
-            Err(cause) => Err((Error::Socket { op: "dup", cause }, self)),
+        match self.conn.retire() {
+            Ok(next) => Ok((socket, next)),
+            Err(error) => Err((error, self)),
         }
     }
 
@@ -572,9 +572,6 @@ impl Sender {
         }
         let records = self.conn.kind().records();
         let (view, wanted) = (file.view(range.clone())?, range.clone());
-        let (at, region, mapping);
-        match view {
-            View::Mapped(m, clamped) if !records || clamped == wanted => {
         if records {
             // Before memory is asked for to read it into.
             let size = file.size()?;
@@ -582,6 +579,9 @@ impl Sender {
                 return Err(Error::Truncated { at: size, wanted: range.start });
             }
         }
+        let (at, region, mapping);
+        match view {
+            View::Mapped(m, clamped) if !records || clamped == wanted => {
                 mapping = m;
                 at = clamped;
                 region = mapping.region(at.clone());
@@ -601,7 +601,14 @@ impl Sender {
             let more = more && at.end == wanted.end;
             match self.attempt_region(region, more, cell, lease, lease.is_some())? {
                 (Outcome::Fault, _) => {}
-                (outcome, choice) => return self.attempted(outcome, choice),
+                (outcome, choice) => {
+                    if let (Outcome::Accepted(_), Engine::Zerocopy, Some(held)) =
+                        (outcome, choice.engine, lease)
+                    {
+                        guard::is_in_flight(held);
+                    }
+                    return self.attempted(outcome, choice);
+                }
             }
         }
         // The mapping faulted, or a record does not fit into one: reading tells what is there, or

@@ -333,9 +333,9 @@ impl GuardedFile {
             Err(leases) => {
                 // What is merely not reaped yet is not in the way.
                 let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
-                reap(&holders(&leases));
-                let range = span(offset, data)?;
+                let held = InTheWay::of(&leases);
                 drop(leases);
+                reap(&held.holders());
                 match self.0.shared.table.try_writer(&range) {
                     Ok(key) => {
                         self.writer(range, key).write_at(data, offset)?;
@@ -487,16 +487,18 @@ impl GuardedFile {
                 if leases.iter().any(|l| l.is_in_hand_of_this_thread()) {
                     return Err(Error::OwnLease);
                 }
-                let holders = holders(&leases);
+                let held = InTheWay::of(&leases);
                 // A lease that ends now must not end later because of us.
                 drop(leases);
+                let holders = held.holders();
                 let mut watches = Vec::with_capacity(holders.len());
                 for holder in &holders {
                     watches.push(parker.watch(holder.as_fd(), 0, false)?);
                 }
                 // Reaped after being watched: what comes later wakes.
                 reap(&holders);
-                if table.is_active(key) {
+                // A connection that is drained now is let go of, or it could not be closed.
+                if table.is_active(key) || !holders.iter().all(|h| held.is_held_by(&**h)) {
                     continue;
                 }
                 if Instant::now() >= deadline {
@@ -619,22 +621,27 @@ impl Lease {
         &self.inner.source
     }
 
-    /// What a send holds, so that the lease ends no earlier than its release. The holder is known
-    /// to waiting writers from here on.
+    /// What a send holds, so that the lease ends no earlier than its release. Waiting writers look
+    /// for it at the holder from here on; [`is_in_flight`] tells them to.
     pub(crate) fn hold(&self, holder: &Arc<impl Holder + 'static>) -> crate::holder::Held {
         let weak = Arc::downgrade(holder) as Weak<dyn Holder>;
         let mut holders = lock(&self.inner.holders);
-        let known = holders.iter().any(|h| Weak::ptr_eq(h, &weak));
-        if !known {
+        if !holders.iter().any(|h| Weak::ptr_eq(h, &weak)) {
             // Connections that are gone have nothing in flight.
             holders.retain(|h| h.strong_count() > 0);
             holders.push(weak);
         }
         drop(holders);
-        if !known {
-            self.inner.shared.table.waiting_writers(&self.inner.ranges).wake();
-        }
         Arc::clone(&self.inner) as crate::holder::Held
+    }
+}
+
+/// A send that holds `held` is in the ledger now: if that is a lease, the writers that wait for it
+/// are told to watch the connection. (Before, there was nothing to wait for on it, and whoever
+/// watched it would have kept it open.)
+pub(crate) fn is_in_flight(held: &crate::holder::Held) {
+    if let Some(lease) = held.downcast_ref::<Inner>() {
+        lease.shared.table.waiting_writers(&lease.ranges).wake();
     }
 }
 
@@ -664,8 +671,16 @@ impl Inner {
         self.handles.load(Ordering::Relaxed) > 0 && Arc::ptr_eq(&self.taken, &taken())
     }
 
+    /// The connections that have sent under it and are still there.
+    fn holders(&self) -> Vec<Arc<dyn Holder>> {
+        lock(&self.holders).iter().filter_map(Weak::upgrade).collect()
+    }
+
     fn describe_one(&self, range: Range<u64>) -> Leased {
-        let peers = lock(&self.holders).iter().filter_map(|h| h.upgrade()?.peer()).collect();
+        let this = std::ptr::from_ref(self);
+        let holds =
+            |h: &Arc<dyn Holder>| h.holds(&|held| std::ptr::eq(Arc::as_ptr(held).cast(), this));
+        let peers = self.holders().into_iter().filter(holds).filter_map(|h| h.peer()).collect();
         let in_hand = self.handles.load(Ordering::Relaxed) > 0;
         Leased { range, age: self.since.elapsed(), peers, in_hand }
     }
@@ -697,17 +712,29 @@ fn taken() -> Arc<AtomicUsize> {
     TAKEN.with(|taken| Arc::clone(taken))
 }
 
-/// The connections that hold any of `leases`, each once.
-fn holders(leases: &[Arc<Inner>]) -> Vec<Arc<dyn Holder>> {
-    let mut all: Vec<Arc<dyn Holder>> = Vec::new();
-    for lease in leases {
-        for holder in lock(&lease.holders).iter().filter_map(Weak::upgrade) {
-            if !all.iter().any(|h| Arc::ptr_eq(h, &holder)) {
-                all.push(holder);
+/// Leases that are in the way, without prolonging them.
+struct InTheWay(HashMap<*const Inner, Weak<Inner>>);
+
+impl InTheWay {
+    fn of(leases: &[Arc<Inner>]) -> Self {
+        InTheWay(leases.iter().map(|l| (Arc::as_ptr(l), Arc::downgrade(l))).collect())
+    }
+
+    /// Whether a send in flight on `holder` holds any of them.
+    fn is_held_by(&self, holder: &dyn Holder) -> bool {
+        holder.holds(&|held| self.0.contains_key(&Arc::as_ptr(held).cast()))
+    }
+
+    /// The connections on which they are in flight, each once.
+    fn holders(&self) -> Vec<Arc<dyn Holder>> {
+        let mut all = HashMap::new();
+        for lease in self.0.values().filter_map(Weak::upgrade) {
+            for holder in lease.holders() {
+                all.entry(Arc::as_ptr(&holder).cast::<()>()).or_insert(holder);
             }
         }
+        all.into_values().filter(|h| self.is_held_by(&**h)).collect()
     }
-    all
 }
 
 fn reap(holders: &[Arc<dyn Holder>]) {
