@@ -757,8 +757,9 @@ impl Holder for Conn {
 /// Waits until `check` says something, reaping meanwhile.
 ///
 /// # Errors
-/// [`Error::Deadline`] with `what` when the deadline passes; what `check` fails with; a genuine
-/// error of the socket only if nothing is in flight, since until then notifications may come.
+/// [`Error::Deadline`] with `what` when the deadline passes; what `check` fails with; where it
+/// waits to write, a genuine error of the socket, but only if nothing is in flight, since until
+/// then notifications may come.
 pub(crate) fn wait<T>(
     conn: &Conn,
     writable: bool,
@@ -780,7 +781,9 @@ pub(crate) fn wait<T>(
                 return Err(Error::Deadline(what));
             }
             let events = parker.park(Some(deadline))?;
-            let error = events.iter().any(|e| e.error);
+            // Who waits for a release, and finds nothing in flight, waits for another thread that
+            // has read the notification and is about to say so.
+            let error = writable && events.iter().any(|e| e.error);
             if error && conn.reap()? == 0 && conn.in_flight().sends == 0 {
                 if let Some(value) = check()? {
                     return Ok(value);
