@@ -14,7 +14,7 @@ use crate::engine::auto::{self, Situation};
 use crate::engine::zerocopy::Zerocopy;
 use crate::engine::{Choice, Engine, Limit, Refusal, Why, copy, zerocopy};
 use crate::error::Error;
-use crate::guard::{self, Lease};
+use crate::guard::Lease;
 use crate::holder::{Held, InFlight};
 use crate::reaper::Reaper;
 use crate::source::{Source, View};
@@ -380,6 +380,10 @@ impl Sender {
     /// most 2²⁰ at a time).
     /// Their completions come to the [notice hook](Options::on_notice).
     ///
+    /// Wait for all of these before you give the sender up: they do not count as in flight here,
+    /// so neither [`wait_all`](Self::wait_all) nor [`close`](Self::close) nor the reaper waits for
+    /// them, and closing the socket discards their notifications while the kernel may still send.
+    ///
     /// The connection is locked meanwhile: `send` must not use this sender or its tickets.
     ///
     /// # Errors
@@ -601,14 +605,7 @@ impl Sender {
             let more = more && at.end == wanted.end;
             match self.attempt_region(region, more, cell, lease, lease.is_some())? {
                 (Outcome::Fault, _) => {}
-                (outcome, choice) => {
-                    if let (Outcome::Accepted(_), Engine::Zerocopy, Some(held)) =
-                        (outcome, choice.engine, lease)
-                    {
-                        guard::is_in_flight(held);
-                    }
-                    return self.attempted(outcome, choice);
-                }
+                (outcome, choice) => return self.attempted(outcome, choice),
             }
         }
         // The mapping faulted, or a record does not fit into one: reading tells what is there, or

@@ -28,8 +28,8 @@
 //!
 //! # What remains the application's problem
 //! The table knows what goes through a `GuardedFile` of this process. It does not know of writers
-//! that bypass it (another descriptor, an `mmap`), of `truncate` by others, and of other
-//! processes. One lease must cover all of a response: a lease for each part would let a writer in
+//! that bypass it (another descriptor, an `mmap`, a disk's partition or a file's filesystem beside
+//! the disk, an overlay beside its upper layer), of `truncate` by others, and of other processes. One lease must cover all of a response: a lease for each part would let a writer in
 //! between, and mix generations.
 //!
 //! Overlap is by byte. A write that shares a page with a lease, but no byte, does not wait: the
@@ -38,7 +38,7 @@
 mod intervals;
 mod table;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -53,7 +53,7 @@ use smallvec::SmallVec;
 
 use crate::error::Error;
 use crate::holder::Holder;
-use crate::park::Parker;
+use crate::park::{Event, Parker};
 use crate::source::{Identity, Source};
 use table::Table;
 
@@ -335,7 +335,7 @@ impl GuardedFile {
                 let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
                 let held = InTheWay::of(&leases);
                 drop(leases);
-                reap(&held.holders());
+                held.known().iter().for_each(reap);
                 match self.0.shared.table.try_writer(&range) {
                     Ok(key) => {
                         self.writer(range, key).write_at(data, offset)?;
@@ -477,6 +477,7 @@ impl GuardedFile {
             let writer = self.writer(range.clone(), key);
             self.0.shared.waits.fetch_add(1, Ordering::Relaxed);
             let mut aborted = !abort;
+            let mut watched = Watched::new(parker);
             loop {
                 if table.is_active(key) {
                     tracing::trace!(?range, waited = ?began.elapsed(), "exclusive");
@@ -487,37 +488,36 @@ impl GuardedFile {
                 if leases.iter().any(|l| l.is_in_hand_of_this_thread()) {
                     return Err(Error::OwnLease);
                 }
-                let held = InTheWay::of(&leases);
+                let in_the_way = InTheWay::of(&leases);
                 // A lease that ends now must not end later because of us.
                 drop(leases);
-                let holders = held.holders();
-                let mut watches = Vec::with_capacity(holders.len());
-                for holder in &holders {
-                    watches.push(parker.watch(holder.as_fd(), 0, false)?);
-                }
-                // Reaped after being watched: what comes later wakes.
-                reap(&holders);
-                // A connection that is drained now is let go of, or it could not be closed.
-                if table.is_active(key) || !holders.iter().all(|h| held.is_held_by(&**h)) {
-                    continue;
-                }
-                if Instant::now() >= deadline {
-                    if aborted {
-                        return Err(Error::Deadline("leases are in the way of the writer"));
-                    }
-                    aborted = true;
-                    deadline = Instant::now() + AFTER_ABORT;
-                    for holder in &holders {
-                        tracing::debug!(?range, peer = ?holder.peer(), "aborted for a writer");
-                        self.0.shared.aborts.fetch_add(1, Ordering::Relaxed);
-                        if let Err(e) = holder.abort() {
-                            tracing::error!("aborting for a writer: {e}");
+                watched.add(in_the_way.known())?;
+                while !table.is_active(key) {
+                    if Instant::now() >= deadline {
+                        if aborted {
+                            return Err(Error::Deadline("leases are in the way of the writer"));
                         }
+                        aborted = true;
+                        deadline = Instant::now() + AFTER_ABORT;
+                        for holder in in_the_way.holders() {
+                            tracing::debug!(?range, peer = ?holder.peer(), "aborted for a writer");
+                            self.0.shared.aborts.fetch_add(1, Ordering::Relaxed);
+                            if let Err(e) = holder.abort() {
+                                tracing::error!("aborting for a writer: {e}");
+                            }
+                            reap(&holder);
+                        }
+                        continue;
                     }
-                    reap(&holders);
-                    continue;
+                    let events = parker.park(Some(deadline))?;
+                    for event in &events {
+                        watched.reap(event.key);
+                    }
+                    // The bell: there may be another connection to watch.
+                    if events.iter().any(Event::is_bell) {
+                        break;
+                    }
                 }
-                parker.park(Some(deadline))?;
             }
         })
     }
@@ -621,27 +621,22 @@ impl Lease {
         &self.inner.source
     }
 
-    /// What a send holds, so that the lease ends no earlier than its release. Waiting writers look
-    /// for it at the holder from here on; [`is_in_flight`] tells them to.
+    /// What a send holds, so that the lease ends no earlier than its release. The holder is known
+    /// to waiting writers from here on.
     pub(crate) fn hold(&self, holder: &Arc<impl Holder + 'static>) -> crate::holder::Held {
         let weak = Arc::downgrade(holder) as Weak<dyn Holder>;
         let mut holders = lock(&self.inner.holders);
-        if !holders.iter().any(|h| Weak::ptr_eq(h, &weak)) {
+        let known = holders.iter().any(|h| Weak::ptr_eq(h, &weak));
+        if !known {
             // Connections that are gone have nothing in flight.
             holders.retain(|h| h.strong_count() > 0);
             holders.push(weak);
         }
         drop(holders);
+        if !known {
+            self.inner.shared.table.waiting_writers(&self.inner.ranges).wake();
+        }
         Arc::clone(&self.inner) as crate::holder::Held
-    }
-}
-
-/// A send that holds `held` is in the ledger now: if that is a lease, the writers that wait for it
-/// are told to watch the connection. (Before, there was nothing to wait for on it, and whoever
-/// watched it would have kept it open.)
-pub(crate) fn is_in_flight(held: &crate::holder::Held) {
-    if let Some(lease) = held.downcast_ref::<Inner>() {
-        lease.shared.table.waiting_writers(&lease.ranges).wake();
     }
 }
 
@@ -720,29 +715,72 @@ impl InTheWay {
         InTheWay(leases.iter().map(|l| (Arc::as_ptr(l), Arc::downgrade(l))).collect())
     }
 
-    /// Whether a send in flight on `holder` holds any of them.
-    fn is_held_by(&self, holder: &dyn Holder) -> bool {
-        holder.holds(&|held| self.0.contains_key(&Arc::as_ptr(held).cast()))
-    }
-
-    /// The connections on which they are in flight, each once.
-    fn holders(&self) -> Vec<Arc<dyn Holder>> {
+    /// The connections that have sent under them and are still there, each once.
+    fn known(&self) -> Vec<Arc<dyn Holder>> {
         let mut all = HashMap::new();
         for lease in self.0.values().filter_map(Weak::upgrade) {
             for holder in lease.holders() {
                 all.entry(Arc::as_ptr(&holder).cast::<()>()).or_insert(holder);
             }
         }
-        all.into_values().filter(|h| self.is_held_by(&**h)).collect()
+        all.into_values().collect()
+    }
+
+    /// Those of them on which any of the leases is in flight.
+    fn holders(&self) -> Vec<Arc<dyn Holder>> {
+        let ours =
+            |held: &crate::holder::Held| self.0.contains_key(&Arc::as_ptr(held).cast::<Inner>());
+        self.known().into_iter().filter(|h| h.holds(&ours)).collect()
     }
 }
 
-fn reap(holders: &[Arc<dyn Holder>]) {
-    for holder in holders {
-        if let Err(e) = holder.reap() {
-            // Its leases stay held; the connection's owner meets the error, too.
-            tracing::warn!("reaping for a writer: {e}");
+/// The connections that a waiting writer watches. It does not keep them: one that is drained may
+/// be closed by its sender meanwhile, and then its peer is to see the end.
+struct Watched<'a> {
+    parker: &'a Parker,
+    /// Each keeps its place, which is its key.
+    holders: Vec<Weak<dyn Holder>>,
+    known: HashSet<*const ()>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(parker: &'a Parker) -> Self {
+        Watched { parker, holders: Vec::new(), known: HashSet::new() }
+    }
+
+    /// Watches those that it does not watch yet, and reaps them.
+    fn add(&mut self, holders: Vec<Arc<dyn Holder>>) -> Result<(), Error> {
+        for holder in holders {
+            if self.known.insert(Arc::as_ptr(&holder).cast()) {
+                self.parker.add(holder.as_fd(), self.holders.len() as u64, false)?;
+                self.holders.push(Arc::downgrade(&holder));
+                // Reaped after being watched: what comes later wakes.
+                reap(&holder);
+            }
         }
+        Ok(())
+    }
+
+    fn reap(&self, key: u64) {
+        let holder = usize::try_from(key).ok().and_then(|key| self.holders.get(key)?.upgrade());
+        if let Some(holder) = holder {
+            reap(&holder);
+        }
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        for holder in self.holders.iter().filter_map(Weak::upgrade) {
+            self.parker.remove(holder.as_fd());
+        }
+    }
+}
+
+fn reap(holder: &Arc<dyn Holder>) {
+    if let Err(e) = holder.reap() {
+        // Its leases stay held; the connection's owner meets the error, too.
+        tracing::warn!("reaping for a writer: {e}");
     }
 }
 
