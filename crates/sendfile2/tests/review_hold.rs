@@ -41,7 +41,6 @@ fn a_panic_among_the_applications_sends_does_not_shift_the_ids() {
     let mut parcel = Parcel::new(buffer);
     // To be refused is as good.
     let sent = sender.try_send_buffer(&mut parcel, false);
-    println!("{sent:?}");
     drop(parcel);
     if sent.is_ok() {
         read(&mut rx, 1);
@@ -89,7 +88,6 @@ fn an_abort_for_a_writer_spares_those_on_which_nothing_is_in_flight() {
         }
     }
     drop(lease);
-    println!("{:?}", guard.in_flight());
     guard.write_at_abort(b"x", 0, Instant::now()).unwrap();
     quick.send(b"next", false, deadline()).unwrap();
     assert_same(&read(&mut quick_peer, 4), b"next");
@@ -252,7 +250,6 @@ fn writers_do_not_starve_who_waits_for_a_lease() {
             worst = worst.max(began.elapsed());
         }
         stop.store(true, SeqCst);
-        println!("worst {worst:?}, failed {failed}, {:?}", guard.counters());
         assert!(failed == 0, "starved {failed} of 20");
     });
 }
@@ -278,14 +275,11 @@ fn waiting_on_a_dead_socket_takes_no_time() {
     sender.abort().unwrap();
     drop(rx);
     let before = cpu();
-    let began = Instant::now();
-    let e = tickets[0].wait_released(Instant::now() + Duration::from_secs(2));
-    println!("{e:?} {:?} {:?} cpu {:?}", began.elapsed(), sender.in_flight(), cpu() - before);
-    let guard_busy = cpu() - before;
+    let _ = tickets[0].wait_released(Instant::now() + Duration::from_secs(2));
+    let waiting = cpu() - before;
     drop(sender);
     let before = cpu();
-    std::thread::sleep(Duration::from_secs(2));
-    println!("reaper {:?} cpu {:?}", reaper::pending(), cpu() - before);
-    assert!(guard_busy < Duration::from_millis(50));
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(waiting < Duration::from_millis(50), "{waiting:?}");
     assert!(cpu() - before < Duration::from_millis(50));
 }
