@@ -18,8 +18,8 @@ use super::wire::{self, Announced, HEADER, Part};
 
 const STACK: usize = 256 << 10;
 
-/// Nothing came for so long: the server has lost us.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// If nothing comes for so long, the server has lost us: its own deadlines are shorter.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the clients have to end when they are told to.
 const END: Duration = Duration::from_secs(3);
@@ -160,11 +160,17 @@ impl Shared {
         Ok(socket)
     }
 
-    fn parts(&self, rng: &mut Rng) -> Vec<Part> {
+    fn parts(&self, manner: Manner, rng: &mut Rng) -> Vec<Part> {
         let layout = self.role.layout;
         (0..rng.usize(1..=wire::RANGES))
             .map(|_| {
-                let slot = rng.u32(0..layout.slots);
+                let slot = match manner {
+                    Manner::Slow | Manner::Stalled if rng.u32(0..20) > 0 => {
+                        let busy = layout.busy();
+                        rng.u32(busy.end.min(layout.slots - 1)..layout.slots)
+                    }
+                    _ => rng.u32(0..layout.slots),
+                };
                 let size = layout.slot_size;
                 let (start, end) = match rng.u32(0..4) {
                     // Most of the time all of it; the rest begins and ends anywhere.
@@ -185,7 +191,7 @@ impl Shared {
 
     /// Asks for a response and receives it.
     fn fetch(&self, socket: &mut TcpStream, manner: Manner, rng: &mut Rng) -> Ended {
-        let request = wire::request(&self.parts(rng));
+        let request = wire::request(&self.parts(manner, rng));
         if socket.write_all(&request).is_err() {
             return Ended::Break(());
         }
@@ -285,7 +291,7 @@ impl Shared {
 
     /// Does not read until the connection is over, or for some seconds.
     fn stall(&self, socket: &TcpStream, rng: &mut Rng) {
-        let until = Instant::now() + Duration::from_millis(rng.u64(200..6_000));
+        let until = Instant::now() + Duration::from_millis(rng.u64(200..5_000));
         while Instant::now() < until && !self.stop.load(Ordering::Relaxed) {
             // Errors and hang-ups are always reported.
             let mut poll = [PollFd::new(socket, PollFlags::RDHUP)];

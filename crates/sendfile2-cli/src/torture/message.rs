@@ -41,6 +41,12 @@ impl Layout {
         Self::BASE + u64::from(slot) * u64::from(self.slot_size) + u64::from(at)
     }
 
+    /// The slots that are overwritten most and that stalled and slow clients avoid: there a writer
+    /// that waits is mostly let in by a release, and not by an abort.
+    pub(super) fn busy(self) -> std::ops::Range<u32> {
+        0..self.slots.div_ceil(2)
+    }
+
     /// The size of the file.
     pub(super) fn size(self) -> u64 {
         self.offset(self.slots, 0)

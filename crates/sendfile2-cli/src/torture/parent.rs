@@ -231,18 +231,17 @@ impl<'a> Parent<'a> {
     }
 
     fn start_clients(&mut self) -> anyhow::Result<()> {
-        let (all, processes) = (self.args.clients, self.args.processes);
-        for number in 0..processes {
-            let clients = all / processes + u32::from(number < all % processes);
-            if clients > 0 {
-                let process = self.client_process(clients)?;
-                self.clients.push(process);
-            }
+        for number in 0..self.args.processes.min(self.args.clients) {
+            let process = self.client_process(number)?;
+            self.clients.push(process);
         }
         Ok(())
     }
 
-    fn client_process(&mut self, clients: u32) -> anyhow::Result<Process> {
+    /// The process of that number, with its share of the clients.
+    fn client_process(&mut self, number: u32) -> anyhow::Result<Process> {
+        let (all, processes) = (self.args.clients, self.args.processes);
+        let clients = all / processes + u32::from(number < all % processes);
         let id = self.id();
         let role = Role::Clients(ClientsRole {
             connect: SocketAddr::new(self.net.connect, self.address.port()),
@@ -260,13 +259,9 @@ impl<'a> Parent<'a> {
                     bail!("all client processes have ended");
                 }
                 let victim = self.rng.usize(0..self.clients.len());
-                let clients = {
-                    let (all, processes) = (self.args.clients, self.args.processes);
-                    all / processes + u32::from(victim == 0 && all % processes > 0)
-                };
                 self.clients[victim].kill();
                 self.totals.fault(Fault::ClientKill.name());
-                self.clients[victim] = self.client_process(clients)?;
+                self.clients[victim] = self.client_process(u32::try_from(victim)?)?;
             }
             Action::KillServer => {
                 if let Some(mut server) = self.server.take() {
@@ -323,7 +318,7 @@ impl<'a> Parent<'a> {
                 self.state = Server::Up;
             }
             Line::Listening(_) => {}
-            Line::Server(tally) => self.totals.server(id, &tally),
+            Line::Server(tally) => self.totals.server(&tally),
             Line::Clients(tally) => self.totals.clients(&tally),
             Line::Wrong(wrong) => self.totals.wrong(wrong),
             Line::Unexpected(what) => self.totals.unexpected(what),

@@ -13,7 +13,6 @@ use super::Args;
 use super::block::Wrong;
 use super::message::{ClientsTally, ServerTally};
 use super::net::Net;
-use super::process::Id;
 use crate::units;
 
 /// Wrong blocks, and unexpected things, that are told in full.
@@ -107,7 +106,7 @@ impl Totals {
         self.rss.push((Instant::now(), Vec::new()));
     }
 
-    pub(super) fn server(&mut self, _id: Id, tally: &ServerTally) {
+    pub(super) fn server(&mut self, tally: &ServerTally) {
         self.overwrites += tally.overwrites;
         self.waits += tally.waits;
         self.deadlines += tally.deadlines;
@@ -128,7 +127,10 @@ impl Totals {
 
     pub(super) fn clients(&mut self, tally: &ClientsTally) {
         self.connections += tally.connections;
-        self.refused += tally.refused;
+        if self.seconds == 0.0 {
+            // Afterwards there is no server any more.
+            self.refused += tally.refused;
+        }
         self.responses += tally.responses;
         self.cut += tally.cut;
         self.resets += tally.resets;
@@ -229,8 +231,7 @@ impl Totals {
             writer_deadlines: self.deadlines,
             writers_refused: self.in_the_way,
             zerocopy_sends: self.released,
-            copied_share: (self.released > 0)
-                .then(|| hundredths(self.copied as f64 / self.released as f64)),
+            copied_share: (self.released > 0).then(|| self.copied as f64 / self.released as f64),
             choices: self.choices.clone(),
             ended: self.ended.clone(),
             writer_wait_micros: Percentiles {
@@ -338,6 +339,14 @@ impl Report {
             let n = self.unexpected.len() as u64 + self.unexpected_more;
             let more = if n > 1 { format!(" (and {} more)", n - 1) } else { String::new() };
             bail!("torture: what must not happen: {first}{more}");
+        }
+        if self.client_timeouts > 0 && !self.control {
+            bail!(
+                "torture: {} times a client got neither bytes nor the end of its connection for \
+                 {} s",
+                self.client_timeouts,
+                super::client::PATIENCE.as_secs()
+            );
         }
         match self.unknown_left {
             None => bail!("torture: no server came to its end, so what is left is not known"),

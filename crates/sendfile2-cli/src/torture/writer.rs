@@ -21,7 +21,10 @@ enum Outcome {
 pub(super) fn run(shared: &Shared, mut rng: Rng) {
     let mut buffer = vec![0; shared.slot_len()];
     while !shared.writers_stop.load(Ordering::Relaxed) {
-        let slot = rng.u32(0..shared.layout.slots);
+        let slot = match rng.u32(0..10) {
+            0 => rng.u32(0..shared.layout.slots),
+            _ => rng.u32(shared.layout.busy()),
+        };
         let began = Instant::now();
         match overwrite(shared, &mut rng, slot, &mut buffer) {
             Ok(Outcome::Written) => shared.overwritten(began.elapsed()),
@@ -49,8 +52,8 @@ fn overwrite(
     let generation = shared.next_generation();
     fill_blocks(buffer, slot.into(), generation, 0);
     let at = shared.layout.offset(slot, 0);
-    let within =
-        |low, high, rng: &mut Rng| Instant::now() + Duration::from_millis(rng.u64(low..high));
+    // Mostly short, and up to a second.
+    let soon = |rng: &mut Rng| Instant::now() + Duration::from_millis(1 << rng.u32(0..=10));
     let result = match rng.u32(0..100) {
         0..15 => {
             return Ok(match guard.try_write_at(buffer, at)? {
@@ -62,12 +65,12 @@ fn overwrite(
         // Nobody but the server's own threads can end the leases of the control: the kernel
         // knows nothing of them.
         30..40 if !shared.way.is_control() => {
-            guard.write_at_abort(buffer, at, within(0, 1_000, rng)).map_err(stuck)
+            guard.write_at_abort(buffer, at, soon(rng)).map_err(stuck)
         }
-        _ => match guard.write_at(buffer, at, within(20, 800, rng)) {
+        _ => match guard.write_at(buffer, at, soon(rng)) {
             Err(Error::Deadline(_)) if !shared.way.is_control() => {
                 shared.tally().deadlines += 1;
-                guard.write_at_abort(buffer, at, within(0, 50, rng)).map_err(stuck)
+                guard.write_at_abort(buffer, at, Instant::now()).map_err(stuck)
             }
             result => result,
         },
