@@ -119,8 +119,8 @@ impl<'a> Parent<'a> {
             progress.set_message(self.totals.line());
         }
         self.totals.seconds = began.elapsed().as_secs_f64();
-        for (_, action) in plan {
-            self.totals.skip(&format!("{action:?}"), "the run was over before");
+        for fault in faults {
+            self.totals.missed(fault.name());
         }
         progress.set_message(format!("{}, draining", self.totals.line()));
 

@@ -163,6 +163,13 @@ impl Totals {
         self.skipped.insert(name.into(), why.into());
     }
 
+    /// Notes a fault that should have come and did not.
+    pub(super) fn missed(&mut self, name: &str) {
+        if !self.faults.contains_key(name) && !self.skipped.contains_key(name) {
+            self.skip(name, "the run was over before it came");
+        }
+    }
+
     /// In one line, while it runs.
     pub(super) fn line(&self) -> String {
         let rss =
@@ -465,8 +472,11 @@ impl fmt::Display for Report {
         };
         let bold = |text: &str| Cell::new(text).fg(colour).add_attribute(Attribute::Bold);
         table.add_row([bold("Wrong blocks"), bold(&wrong)]);
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         for line in table.lines() {
-            writeln!(f, "{}", line.trim())?;
+            writeln!(f, "{}", line.trim_end())?;
         }
         Ok(())
     }

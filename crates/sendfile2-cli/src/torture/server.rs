@@ -269,6 +269,12 @@ impl Shared {
                 Err(e) => break e,
             }
         };
+        if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) {
+            message::say(&Line::Fault("emfile".into()));
+        } else {
+            let why = format!("descriptors ended by {error}");
+            message::say(&Line::NoFault { name: "emfile".into(), why });
+        }
         // Whatever is closed meanwhile is used up, too.
         let until = Instant::now() + EXHAUSTED;
         while Instant::now() < until {
@@ -276,15 +282,6 @@ impl Shared {
                 Ok(file) => held.push(file),
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
-        }
-        let n = held.len();
-        drop(held);
-        let out_of_descriptors = rustix::io::Errno::MFILE.raw_os_error();
-        if error.raw_os_error() == Some(out_of_descriptors) && n > 0 {
-            message::say(&Line::Fault("emfile".into()));
-        } else {
-            let why = format!("descriptors ended by {error}");
-            message::say(&Line::NoFault { name: "emfile".into(), why });
         }
     }
 
