@@ -4,6 +4,7 @@
 mod demo;
 mod generate;
 mod output;
+mod torture;
 mod units;
 
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   sendfile2 demo                      overwrite files while they are sent
   sendfile2 demo --json | jq .rows    the same, for programs
+  sendfile2 torture --engine zerocopy overwrite a file while hundreds of clients receive it
   sendfile2 help demo                 what a command does
 
 Exit status: 0 if all went well, 1 if something failed, 2 if the command line was wrong.";
@@ -32,6 +34,7 @@ Exit status: 0 if all went well, 1 if something failed, 2 if the command line wa
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
+    Torture(torture::Args),
     Completions(generate::Completions),
     Man(generate::Man),
 }
@@ -39,6 +42,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Torture(args) => torture::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     };

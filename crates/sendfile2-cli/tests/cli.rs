@@ -133,9 +133,13 @@ fn output_that_cannot_be_written_is_an_error() {
 
 #[test]
 fn help_has_examples_for_every_command() {
-    for args in
-        [&["--help"][..], &["demo", "--help"], &["completions", "--help"], &["man", "--help"]]
-    {
+    for args in [
+        &["--help"][..],
+        &["demo", "--help"],
+        &["torture", "--help"],
+        &["completions", "--help"],
+        &["man", "--help"],
+    ] {
         let output = run(args);
         assert!(output.status.success(), "{args:?}");
         assert!(stdout(&output).contains("Examples:\n  sendfile2 "), "{args:?}");
@@ -170,7 +174,13 @@ fn man_pages_are_generated_for_every_command() {
     pages.sort();
     assert_eq!(
         pages,
-        ["sendfile2-completions.1", "sendfile2-demo.1", "sendfile2-man.1", "sendfile2.1"]
+        [
+            "sendfile2-completions.1",
+            "sendfile2-demo.1",
+            "sendfile2-man.1",
+            "sendfile2-torture.1",
+            "sendfile2.1"
+        ]
     );
     let page = std::fs::read_to_string(directory.join("sendfile2-demo.1")).expect("readable");
     assert!(page.contains(".TH") && page.contains("\\-\\-size"), "{page}");

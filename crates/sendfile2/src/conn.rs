@@ -472,15 +472,15 @@ impl Conn {
         }
         io.ledger.room(APPLICATION_SENDS)?;
         let sent = catch_unwind(AssertUnwindSafe(|| send(self.socket.as_fd())));
-        if let Ok((_, ids)) = &sent
-            && (*ids <= APPLICATION_SENDS || io.ledger.room(*ids).is_ok())
-        {
-            io.ledger.skip(*ids);
-        } else {
+        let ids = sent.as_ref().ok().map(|(_, ids)| *ids);
+        match ids.filter(|ids| *ids <= APPLICATION_SENDS || io.ledger.room(*ids).is_ok()) {
+            Some(ids) => io.ledger.skip(ids),
             // How many there were will never be known, or cannot be counted: none of ours may
             // follow.
-            io.ledger.skip(APPLICATION_SENDS);
-            io.zerocopy = Err(Refusal::IdsUnsure);
+            None => {
+                io.ledger.skip(APPLICATION_SENDS);
+                io.zerocopy = Err(Refusal::IdsUnsure);
+            }
         }
         drop(io);
         sent.map_or_else(|panic| resume_unwind(panic), |(result, _)| Ok(result))
