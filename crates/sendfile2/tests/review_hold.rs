@@ -94,6 +94,29 @@ fn an_abort_for_a_writer_spares_those_on_which_nothing_is_in_flight() {
     assert_eq!(guard.counters().aborts, 1);
 }
 
+/// Copied sends are nowhere in flight; the lease is in the hands of who waits to send more.
+#[test]
+fn an_abort_for_a_writer_ends_a_copied_send_that_is_stuck() {
+    let file = file(1, 64 << 20);
+    let guard = guarded(&file);
+    let (tx, _rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Copy);
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let lease = guard.try_lease(0..64 << 20).unwrap();
+            sender.send_lease(&lease, 0..64 << 20, false, deadline()).unwrap_err()
+        });
+        while guard.in_flight().is_empty() || sending.is_finished() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let began = Instant::now();
+        guard.write_at_abort(b"x", 0, began).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5));
+        assert!(matches!(sending.join().unwrap().error, Error::Aborted));
+    });
+}
+
 /// A lease in hand, that a connection has sent from; a writer waits for it.
 #[test]
 fn a_waiting_writer_does_not_keep_a_connection_open() {

@@ -29,8 +29,9 @@
 //! # What remains the application's problem
 //! The table knows what goes through a `GuardedFile` of this process. It does not know of writers
 //! that bypass it (another descriptor, an `mmap`, a disk's partition or a file's filesystem beside
-//! the disk, an overlay beside its upper layer), of `truncate` by others, and of other processes. One lease must cover all of a response: a lease for each part would let a writer in
-//! between, and mix generations.
+//! the disk, an overlay beside its upper layer), of `truncate` by others, and of other processes.
+//! One lease must cover all of a response: a lease for each part would let a writer in between,
+//! and mix generations.
 //!
 //! Overlap is by byte. A write that shares a page with a lease, but no byte, does not wait: the
 //! kernel sends the leased bytes of the page only.
@@ -354,7 +355,8 @@ impl GuardedFile {
     }
 
     /// As [`write_at`](Self::write_at), but at `deadline` it aborts the connections on which the
-    /// range is still in flight, waits for their notifications, and then writes: for a cache that
+    /// range is still in flight (and those that have sent under a lease that is still in hand, of
+    /// which more may follow), waits for their notifications, and then writes: for a cache that
     /// must not wait for one stalled peer.
     ///
     /// # Errors
@@ -726,11 +728,22 @@ impl InTheWay {
         all.into_values().collect()
     }
 
-    /// Those of them on which any of the leases is in flight.
+    /// Those of them that keep a lease: on which it is in flight, or, while somebody has it in
+    /// hand, that may be about to send more of it (a copied send is nowhere in flight).
     fn holders(&self) -> Vec<Arc<dyn Holder>> {
+        let in_hand: HashSet<*const ()> = self
+            .0
+            .values()
+            .filter_map(Weak::upgrade)
+            .filter(|lease| lease.handles.load(Ordering::Relaxed) > 0)
+            .flat_map(|lease| lease.holders())
+            .map(|holder| Arc::as_ptr(&holder).cast())
+            .collect();
         let ours =
             |held: &crate::holder::Held| self.0.contains_key(&Arc::as_ptr(held).cast::<Inner>());
-        self.known().into_iter().filter(|h| h.holds(&ours)).collect()
+        let keeps =
+            |h: &Arc<dyn Holder>| in_hand.contains(&Arc::as_ptr(h).cast()) || h.holds(&ours);
+        self.known().into_iter().filter(keeps).collect()
     }
 }
 
