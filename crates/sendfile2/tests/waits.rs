@@ -25,15 +25,14 @@ fn a_writer_sees_sends_made_after_it_began_to_wait() {
         let (tx, mut rx) = common::tcp_small_window();
         let mut sender = sender(tx, Engine::Zerocopy);
         std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
-                let began = Instant::now();
-                guard.write_at(b"x", 0, deadline()).unwrap();
-                began.elapsed()
-            });
+            let writer = scope.spawn(|| guard.write_at(b"x", 0, deadline()).unwrap());
             while guard.writers() == 0 {
                 std::thread::yield_now();
             }
-            std::thread::sleep(Duration::from_millis(round));
+            // A little earlier or later in its wait.
+            for _ in 0..round * 100 {
+                std::thread::yield_now();
+            }
             // Small, so that the sender reaps nothing itself.
             let mut sent = 0;
             for _ in 0..10 {
@@ -48,19 +47,18 @@ fn a_writer_sees_sends_made_after_it_began_to_wait() {
             }
             drop(lease);
             read(&mut rx, sent as usize);
-            let took = writer.join().unwrap();
-            assert!(took < Duration::from_secs(5), "{took:?}");
+            writer.join().unwrap();
         });
     }
 }
 
 /// The peer is gone, the lease is in hand: POLLERR and POLLHUP for ever.
 #[test]
-fn a_writer_that_waits_for_a_lease_in_hand_of_a_dead_connection_sleeps() {
+fn a_writer_that_waits_for_a_lease_of_a_dead_connection_is_not_busy() {
     if common::role().is_none() {
         return common::run_as(
             &[],
-            "a_writer_that_waits_for_a_lease_in_hand_of_a_dead_connection_sleeps",
+            "a_writer_that_waits_for_a_lease_of_a_dead_connection_is_not_busy",
             "alone",
         );
     }
@@ -74,12 +72,12 @@ fn a_writer_that_waits_for_a_lease_in_hand_of_a_dead_connection_sleeps() {
     }
     common::reset(rx);
     std::thread::scope(|scope| {
-        let before = cpu();
+        let (before, began) = (cpu(), Instant::now());
         let writer =
             scope.spawn(|| guard.write_at(b"x", 0, Instant::now() + Duration::from_secs(1)));
         assert!(matches!(writer.join().unwrap(), Err(Error::Deadline(_))));
-        let used = cpu() - before;
-        assert!(used < Duration::from_millis(20), "{used:?}");
+        let (used, took) = (cpu() - before, began.elapsed());
+        assert!(used < took / 4, "{used:?} of processor time in {took:?}");
     });
 }
 
@@ -136,11 +134,9 @@ fn more_without_more_does_not_stall() {
         let mut sender = sender(tx, engine);
         let file = file(1, 100_000);
         let source = source(&file);
-        let began = Instant::now();
         let sent = sender.send_file(&source, 0..1000, true, deadline()).unwrap();
         sent.ticket.wait_released(deadline()).unwrap();
         assert_same(&read(&mut rx, 1000), &pattern(1, 0..1000));
-        assert!(began.elapsed() < Duration::from_secs(2));
         // The end of the file comes before the end of the range.
         let _ = sender.send_file(&source, 99_000..200_000, true, deadline()).unwrap_err();
         assert_same(&read(&mut rx, 1000), &pattern(1, 99_000..100_000));

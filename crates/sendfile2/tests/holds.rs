@@ -99,20 +99,16 @@ fn an_abort_for_a_writer_spares_those_on_which_nothing_is_in_flight() {
 fn an_abort_for_a_writer_ends_a_copied_send_that_is_stuck() {
     let file = file(1, 64 << 20);
     let guard = guarded(&file);
-    let (tx, _rx) = common::tcp_small_window();
+    let (tx, rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Copy);
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| {
             let lease = guard.try_lease(0..64 << 20).unwrap();
             sender.send_lease(&lease, 0..64 << 20, false, deadline()).unwrap_err()
         });
-        while guard.in_flight().is_empty() || sending.is_finished() {
-            std::thread::yield_now();
-        }
-        std::thread::sleep(Duration::from_millis(50));
-        let began = Instant::now();
-        guard.write_at_abort(b"x", 0, began).unwrap();
-        assert!(began.elapsed() < Duration::from_secs(5));
+        // It has begun, and nobody reads on.
+        rx.peek(&mut [0]).unwrap();
+        guard.write_at_abort(b"x", 0, Instant::now()).unwrap();
         assert!(matches!(sending.join().unwrap().error, Error::Aborted));
     });
 }
@@ -133,9 +129,7 @@ fn a_waiting_writer_does_not_keep_a_connection_open() {
         while guard.writers() == 0 {
             std::thread::yield_now();
         }
-        std::thread::sleep(Duration::from_millis(100));
         drop(sender);
-        rx.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let end = rx.read(&mut [0]);
         drop(lease);
         assert!(matches!(end, Ok(0)), "no end of the stream: {end:?}");
@@ -157,7 +151,6 @@ fn a_socket_given_back_can_be_taken_again_while_a_writer_waits() {
         while guard.writers() == 0 {
             std::thread::yield_now();
         }
-        std::thread::sleep(Duration::from_millis(100));
         let (socket, next) = sender.into_socket(deadline()).unwrap();
         let again = Sender::with(socket, Options::new().engine(Engine::Zerocopy).next_id(next));
         drop(lease);
@@ -196,7 +189,6 @@ fn a_destructor_that_panics_leaves_no_other_send_in_flight() {
     let mut good = Parcel::new(vec![0; 1000]);
     sender.try_send_buffer(&mut good, false).unwrap();
     read(&mut rx, 2000);
-    std::thread::sleep(Duration::from_millis(50));
     assert!(catch_unwind(AssertUnwindSafe(|| sender.reap())).is_err());
     assert_eq!(sender.in_flight().sends, 0);
     for ticket in [bad_ticket, good.ticket()] {
@@ -259,21 +251,13 @@ fn writers_do_not_starve_who_waits_for_a_lease() {
                 }
             });
         }
-        let mut worst = Duration::ZERO;
-        let mut failed = 0;
         for _ in 0..20 {
-            let began = Instant::now();
             while guard.writers() < 2 {
                 std::hint::spin_loop();
             }
-            match guard.lease(0..4096, began + Duration::from_secs(1)) {
-                Ok(_) => {}
-                Err(_) => failed += 1,
-            }
-            worst = worst.max(began.elapsed());
+            guard.lease(0..4096, deadline()).unwrap();
         }
         stop.store(true, SeqCst);
-        assert!(failed == 0, "starved {failed} of 20");
     });
 }
 
@@ -282,14 +266,12 @@ fn cpu() -> Duration {
     Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
 }
 
+/// POLLERR and POLLHUP for ever, while the last ids are still out: no core waits busily.
 #[test]
-fn waiting_on_a_dead_socket_takes_no_time() {
-    let name = "waiting_on_a_dead_socket_takes_no_time";
-    if common::role().is_none() {
-        common::run_as(&common::UNSHARE, name, "inside");
+fn waiting_on_a_dead_socket_is_not_busy() {
+    if !common::inside("waiting_on_a_dead_socket_is_not_busy", common::SLOW) {
         return;
     }
-    common::sh("ip link set lo up");
     let (tx, rx) = common::tcp();
     common::sh("tc qdisc add dev lo root tbf rate 1mbit burst 64k limit 64m");
     let mut sender = sender(tx, Engine::Zerocopy);
@@ -297,12 +279,17 @@ fn waiting_on_a_dead_socket_takes_no_time() {
     let (tickets, _) = fill(&mut sender, &source(&file));
     sender.abort().unwrap();
     drop(rx);
-    let before = cpu();
-    let _ = tickets[0].wait_released(Instant::now() + Duration::from_secs(2));
-    let waiting = cpu() - before;
+    let busy = |wait: &dyn Fn(Instant)| {
+        let (before, began) = (cpu(), Instant::now());
+        wait(began + Duration::from_secs(1));
+        let (used, took) = (cpu() - before, began.elapsed());
+        assert!(used < took / 4, "{used:?} of processor time in {took:?}");
+    };
+    busy(&|deadline| {
+        let _ = tickets[0].wait_released(deadline);
+    });
     drop(sender);
-    let before = cpu();
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(waiting < Duration::from_millis(50), "{waiting:?}");
-    assert!(cpu() - before < Duration::from_millis(50));
+    busy(&|deadline| {
+        let _ = reaper::drain(deadline);
+    });
 }
