@@ -191,7 +191,8 @@ impl Totals {
         let longest = self.rss.iter().max_by(|a, b| life(&a.1).total_cmp(&life(&b.1)));
         let Some((_, samples)) = longest else { return (None, None) };
         let end = life(samples);
-        let begin = if end > 5.0 * WARM { WARM } else { 0.0 };
+        let first = samples.first().map_or(0.0, |(at, _)| *at);
+        let begin = if end > 5.0 * WARM { first + WARM } else { first };
         let window = MINUTE.min((end - begin) / 10.0).max(0.5);
         let mean = |from: f64, to: f64| {
             let within: Vec<u64> = samples
