@@ -283,10 +283,11 @@ fn waiting_on_a_dead_socket_is_not_busy() {
         let (before, began) = (cpu(), Instant::now());
         wait(began + Duration::from_secs(1));
         let (used, took) = (cpu() - before, began.elapsed());
-        assert!(used < took / 4, "{used:?} of processor time in {took:?}");
+        let little = Duration::from_millis(50);
+        assert!(used < took / 4 + little, "{used:?} of processor time in {took:?}");
     };
     busy(&|deadline| {
-        let _ = tickets[0].wait_released(deadline);
+        let _ = tickets.last().unwrap().wait_released(deadline);
     });
     drop(sender);
     busy(&|deadline| {
