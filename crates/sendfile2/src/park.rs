@@ -109,14 +109,13 @@ impl Parker {
     /// As [`watch`](Self::watch), until `fd` is closed or [`remove`](Self::remove)d.
     pub(crate) fn add(&self, fd: BorrowedFd<'_>, key: u64, writable: bool) -> Result<(), Error> {
         let writable = if writable { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
-        let (data, flags) = (
-            epoll::EventData::new_u64(key),
-            epoll::EventFlags::ET | epoll::EventFlags::ERR | writable,
-        );
-        match epoll::add(&self.epoll, fd, data, flags) {
-            // Left behind by a descriptor that was closed while a duplicate of it lives.
-            Err(rustix::io::Errno::EXIST) => epoll::modify(&self.epoll, fd, data, flags),
-            result => result,
+        let flags = epoll::EventFlags::ET | epoll::EventFlags::ERR | writable;
+        let key = epoll::EventData::new_u64(key);
+        match epoll::add(&self.epoll, fd, key, flags) {
+            // A descriptor that was closed while a duplicate of it lived is watched still; this
+            // one has got its number, and refers to the same socket.
+            Err(rustix::io::Errno::EXIST) => epoll::modify(&self.epoll, fd, key, flags),
+            added => added,
         }
         .map_err(Error::wait("epoll_ctl"))
     }
