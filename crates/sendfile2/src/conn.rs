@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrAny, SocketType, ipproto, sockopt};
-use rustix::process::{Pid, Resource};
+use rustix::process::Pid;
 
 use crate::engine::auto::Recent;
 use crate::engine::{Engine, Limit, Refusal};
 use crate::error::Error;
 use crate::holder::{Held, Holder, InFlight};
 use crate::ledger::{Done, Ledger, NotIssued};
+use crate::memlock::memlock;
 use crate::park::{Parker, Wakers};
 use crate::sys::errqueue::{self, Entry, Foreign};
 use crate::sys::mapping::Region;
@@ -728,11 +729,6 @@ fn maybe_used_an_id(errno: Errno) -> bool {
             | Errno::OPNOTSUPP
             | Errno::PIPE
     )
-}
-
-/// `RLIMIT_MEMLOCK` in bytes; `None` if unlimited.
-fn memlock() -> Option<u64> {
-    rustix::process::getrlimit(Resource::Memlock).current
 }
 
 fn internet(address: SocketAddrAny) -> Option<SocketAddr> {

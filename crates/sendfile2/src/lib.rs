@@ -66,6 +66,7 @@ mod error;
 pub mod guard;
 mod holder;
 pub mod ledger;
+mod memlock;
 mod park;
 pub mod reaper;
 mod sender;
