@@ -69,6 +69,18 @@ impl Kind {
         matches!(self, Kind::Udp | Kind::UnixRecords | Kind::OtherRecords)
     }
 
+    /// In words.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Tcp => "TCP",
+            Kind::Udp => "UDP",
+            Kind::UnixStream => "unix stream",
+            Kind::UnixRecords => "unix, with record boundaries",
+            Kind::OtherStream => "a stream of another family",
+            Kind::OtherRecords => "another family, with record boundaries",
+        }
+    }
+
     fn zerocopy(self) -> Result<(), Refusal> {
         match self {
             Kind::Tcp | Kind::Udp => Ok(()),
@@ -262,6 +274,10 @@ impl Conn {
 
     pub(crate) fn kind(&self) -> Kind {
         self.kind
+    }
+
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
     }
 
     pub(crate) fn peer_on_this_host(&self) -> bool {

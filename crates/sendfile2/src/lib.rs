@@ -68,6 +68,7 @@ mod holder;
 pub mod ledger;
 mod memlock;
 mod park;
+pub mod probe;
 pub mod reaper;
 mod sender;
 mod source;

@@ -11,7 +11,7 @@ pub(crate) fn memlock() -> Option<u64> {
 
 /// Whether `CAP_IPC_LOCK` lifts the limit. The kernel asks for it in the first user namespace: the
 /// root of a container that has a namespace of its own has it in vain.
-fn lifted() -> bool {
+pub(crate) fn lifted() -> bool {
     rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
         && in_first_user_namespace()

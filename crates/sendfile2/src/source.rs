@@ -199,6 +199,25 @@ impl Source {
         self.0.unmappable
     }
 
+    /// The name of the filesystem that the file is on, where it is known; `None` for a block
+    /// device, which is its own.
+    pub(crate) fn filesystem(&self) -> Option<String> {
+        let magic = self.0.filesystem;
+        let name = || filesystem_name(magic).map_or_else(|| format!("type {magic:#x}"), Into::into);
+        (!self.0.block_device).then(name)
+    }
+
+    /// Why the file would be read now and not mapped, found by looking at its first byte.
+    pub(crate) fn unmappable_now(&self) -> Result<Option<Unmappable>, Error> {
+        match self.view(0..1) {
+            Ok(View::Mapped(..)) => Ok(None),
+            Ok(View::Read(why, _)) => Ok(Some(why)),
+            // An empty file.
+            Err(Error::Truncated { .. }) => Ok(self.unmappable()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The size, and whether the file is a sparse one on tmpfs.
     fn extent(&self) -> Result<(u64, bool), Error> {
         if self.0.block_device {
