@@ -561,10 +561,14 @@ impl Conn {
     /// Whether the peer has acknowledged the first `end` bytes that this sender got accepted.
     pub(crate) fn acknowledgement(&self, end: u64) -> Result<Acknowledgement, Error> {
         let mut io = lock(&self.io);
+        // Asked first: what was not acknowledged when it was over never will be.
+        let over = io.aborted
+            || self.kind != Kind::Tcp
+            || sys::tcp_is_over(self.socket.as_fd()).map_err(Error::socket("TCP_INFO"))?;
         self.look_for_acknowledgement(&mut io)?;
         Ok(if io.acknowledged >= end && self.kind == Kind::Tcp {
             Acknowledgement::Acknowledged
-        } else if io.aborted || self.kind != Kind::Tcp {
+        } else if over {
             Acknowledgement::Unknowable
         } else {
             Acknowledgement::Pending

@@ -34,7 +34,8 @@ pub enum Acknowledgement {
     Pending,
     /// The peer's TCP has acknowledged all of them. Its application may not have read them.
     Acknowledged,
-    /// It will never be known: the connection was aborted or closed, or it is no TCP connection.
+    /// It will never be known: the connection was aborted, reset or closed, or it is no TCP
+    /// connection.
     Unknowable,
 }
 
