@@ -98,6 +98,7 @@ impl Cell {
 ///
 /// A ticket only looks on. Dropping it ends nothing and frees nothing, keeping it holds nothing
 /// back.
+#[derive(Clone)]
 pub struct Ticket {
     cell: Arc<Cell>,
     conn: Weak<Conn>,
