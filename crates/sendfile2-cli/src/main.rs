@@ -3,7 +3,10 @@
 
 mod demo;
 mod generate;
+mod net;
 mod output;
+mod recv;
+mod send;
 mod units;
 
 use std::process::ExitCode;
@@ -25,6 +28,8 @@ const EXAMPLES: &str = "\
 Examples:
   sendfile2 demo                      overwrite files while they are sent
   sendfile2 demo --json | jq .rows    the same, for programs
+  sendfile2 recv :9000 -o copy        receive a file here ...
+  sendfile2 send disk.img host:9000   ... and send it there
   sendfile2 help demo                 what a command does
 
 Exit status: 0 if all went well, 1 if something failed, 2 if the command line was wrong.";
@@ -32,6 +37,8 @@ Exit status: 0 if all went well, 1 if something failed, 2 if the command line wa
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
+    Send(send::Args),
+    Recv(recv::Args),
     Completions(generate::Completions),
     Man(generate::Man),
 }
@@ -39,6 +46,8 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Send(args) => send::run(&args),
+        Command::Recv(args) => recv::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     };
