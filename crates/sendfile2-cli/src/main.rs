@@ -5,6 +5,7 @@ mod demo;
 mod generate;
 mod net;
 mod output;
+mod probe;
 mod recv;
 mod send;
 mod units;
@@ -28,6 +29,7 @@ const EXAMPLES: &str = "\
 Examples:
   sendfile2 demo                      overwrite files while they are sent
   sendfile2 demo --json | jq .rows    the same, for programs
+  sendfile2 probe                     what this machine allows, and why
   sendfile2 recv :9000 -o copy        receive a file here ...
   sendfile2 send disk.img host:9000   ... and send it there
   sendfile2 help demo                 what a command does
@@ -37,6 +39,7 @@ Exit status: 0 if all went well, 1 if something failed, 2 if the command line wa
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
+    Probe(probe::Args),
     Send(send::Args),
     Recv(recv::Args),
     Completions(generate::Completions),
@@ -46,6 +49,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Recv(args) => recv::run(&args),
         Command::Completions(args) => generate::completions(&args),

@@ -22,6 +22,11 @@ pub(crate) fn complain(error: &anyhow::Error) {
     let _ = writeln!(io::stderr().lock(), "sendfile2: {error:#}");
 }
 
+/// Columns that prose may take: those of the terminal, but no more than can be read well.
+pub(crate) fn width() -> usize {
+    textwrap::termwidth().clamp(40, 100)
+}
+
 /// Opens a file to send from.
 pub(crate) fn open(path: &Path) -> anyhow::Result<Source> {
     Source::open(path).map_err(|e| match e {

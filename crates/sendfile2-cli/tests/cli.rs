@@ -173,6 +173,7 @@ fn man_pages_are_generated_for_every_command() {
         sendfile2-completions.1
         sendfile2-demo.1
         sendfile2-man.1
+        sendfile2-probe.1
         sendfile2-recv.1
         sendfile2-send.1
         sendfile2.1";
