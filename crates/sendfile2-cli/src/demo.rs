@@ -2,7 +2,7 @@
 
 mod peer;
 mod report;
-mod scratch;
+pub(crate) mod scratch;
 mod way;
 
 use std::path::PathBuf;

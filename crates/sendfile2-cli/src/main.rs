@@ -8,6 +8,7 @@ mod output;
 mod probe;
 mod recv;
 mod send;
+mod torture;
 mod units;
 
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ Examples:
   sendfile2 probe                     what this machine allows, and why
   sendfile2 recv :9000 -o copy        receive a file here ...
   sendfile2 send disk.img host:9000   ... and send it there
+  sendfile2 torture --engine zerocopy overwrite a file while hundreds of clients receive it
   sendfile2 help demo                 what a command does
 
 Exit status: 0 if all went well, 1 if something failed, 2 if the command line was wrong.";
@@ -42,6 +44,7 @@ enum Command {
     Probe(probe::Args),
     Send(send::Args),
     Recv(recv::Args),
+    Torture(torture::Args),
     Completions(generate::Completions),
     Man(generate::Man),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Probe(args) => probe::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Recv(args) => recv::run(&args),
+        Command::Torture(args) => torture::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     };

@@ -133,9 +133,13 @@ fn output_that_cannot_be_written_is_an_error() {
 
 #[test]
 fn help_has_examples_for_every_command() {
-    for args in
-        [&["--help"][..], &["demo", "--help"], &["completions", "--help"], &["man", "--help"]]
-    {
+    for args in [
+        &["--help"][..],
+        &["demo", "--help"],
+        &["torture", "--help"],
+        &["completions", "--help"],
+        &["man", "--help"],
+    ] {
         let output = run(args);
         assert!(output.status.success(), "{args:?}");
         assert!(stdout(&output).contains("Examples:\n  sendfile2 "), "{args:?}");
@@ -176,6 +180,7 @@ fn man_pages_are_generated_for_every_command() {
         sendfile2-probe.1
         sendfile2-recv.1
         sendfile2-send.1
+        sendfile2-torture.1
         sendfile2.1";
     assert_eq!(pages, commands.split_whitespace().collect::<Vec<_>>());
     let page = std::fs::read_to_string(directory.join("sendfile2-demo.1")).expect("readable");

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -142,6 +143,8 @@ struct Io {
     /// Of these, bytes the peer is known to have acknowledged.
     acknowledged: u64,
     aborted: bool,
+    /// The socket was given back: its error queue is somebody else's.
+    retired: bool,
     /// Something was read that cannot be attributed; nothing is released any more.
     disowned: Option<NotIssued>,
     /// An id that a failed datagram may have used.
@@ -239,6 +242,7 @@ impl Conn {
                 accepted: 0,
                 acknowledged: 0,
                 aborted: false,
+                retired: false,
                 disowned: None,
                 unsure: None,
                 recent: Recent::default(),
@@ -363,8 +367,15 @@ impl Conn {
         if let Some(disowned) = io.disowned {
             return Err(disowned.into());
         }
+        // A datagram of no bytes would use an id (the kernel counts its header), and a stream send
+        // of none would not: by plain sends neither does.
+        let part = Part { zerocopy: part.zerocopy && region.len() > 0, ..part };
         let guarded = part.zerocopy && (part.guarded || self.reset_on_death);
         if part.zerocopy {
+            // Asked before, but not under this lock; and the attempt before may have been refused.
+            if let Err(reason) = io.zerocopy {
+                return Ok(Outcome::Refused(reason));
+            }
             io.ledger.room(1)?;
             if guarded {
                 self.arm_reset(io)?;
@@ -373,10 +384,9 @@ impl Conn {
         let result = sys::send(self.socket.as_fd(), region, part.zerocopy, part.more);
         if let Ok(bytes) = result {
             io.accepted += bytes as u64;
-            cell.part(part.zerocopy && bytes > 0, io.accepted);
+            cell.part(part.zerocopy, io.accepted);
             io.since_zerocopy = io.since_zerocopy.saturating_add(1);
-            // No id is used by a send of no bytes.
-            if part.zerocopy && bytes > 0 {
+            if part.zerocopy {
                 io.since_zerocopy = 0;
                 io.bytes += bytes as u64;
                 io.guarded += usize::from(guarded);
@@ -400,7 +410,10 @@ impl Conn {
             Err(Errno::AGAIN) => Ok(Outcome::WouldBlock),
             Err(Errno::FAULT) => Ok(Outcome::Fault),
             Err(errno) => {
-                if part.zerocopy && self.kind == Kind::Udp && maybe_used_an_id(errno) {
+                if part.zerocopy
+                    && self.kind == Kind::Udp
+                    && self.maybe_used_an_id(errno, region.len())
+                {
                     // The kernel gives the id back when building the datagram fails, but not when
                     // a filter or a queue drops it afterwards. So that the next id stays known,
                     // there is no next one.
@@ -408,6 +421,9 @@ impl Conn {
                     io.ledger.skip(1);
                     io.zerocopy = Err(Refusal::IdsUnsure);
                     tracing::warn!(cookie = self.cookie, %errno, "{}", Refusal::IdsUnsure);
+                    if errno == Errno::NOBUFS {
+                        return Ok(Outcome::Refused(Refusal::IdsUnsure));
+                    }
                 }
                 match errno {
                     Errno::NOBUFS if part.zerocopy => Ok(Outcome::Limit(Limit::Buffers)),
@@ -418,6 +434,28 @@ impl Conn {
                     errno => Err(Error::socket("send")(errno)),
                 }
             }
+        }
+    }
+
+    /// Whether a failed datagram of `len` bytes may have used a notification id: every error that
+    /// can come after the datagram was built. The others come before, and the kernel gives the id
+    /// back.
+    fn maybe_used_an_id(&self, errno: Errno, len: usize) -> bool {
+        match errno {
+            Errno::AGAIN
+            | Errno::FAULT
+            | Errno::DESTADDRREQ
+            | Errno::CONNREFUSED
+            | Errno::OPNOTSUPP
+            | Errno::PIPE => false,
+            // What no datagram can hold is refused at once. What the path or UDP_SEGMENT does not
+            // allow may be refused when the datagram is built already (udp_send_skb, ip_fragment),
+            // and so may what is invalid.
+            Errno::MSGSIZE => {
+                let v4 = sockopt::socket_domain(&self.socket) == Ok(AddressFamily::INET);
+                len <= if v4 { 65_507 } else { 65_527 }
+            }
+            _ => true,
         }
     }
 
@@ -450,12 +488,19 @@ impl Conn {
             return Err(Error::Aborted);
         }
         io.ledger.room(APPLICATION_SENDS)?;
-        let (result, ids) = send(self.socket.as_fd());
-        if ids > APPLICATION_SENDS {
-            io.ledger.room(ids)?;
+        let sent = catch_unwind(AssertUnwindSafe(|| send(self.socket.as_fd())));
+        let ids = sent.as_ref().ok().map(|(_, ids)| *ids);
+        match ids.filter(|ids| *ids <= APPLICATION_SENDS || io.ledger.room(*ids).is_ok()) {
+            Some(ids) => io.ledger.skip(ids),
+            // How many there were will never be known, or cannot be counted: none of ours may
+            // follow.
+            None => {
+                io.ledger.skip(APPLICATION_SENDS);
+                io.zerocopy = Err(Refusal::IdsUnsure);
+            }
         }
-        io.ledger.skip(ids);
-        Ok(result)
+        drop(io);
+        sent.map_or_else(|panic| resume_unwind(panic), |(result, _)| Ok(result))
     }
 
     /// Reads completions and lets go of what they release. Returns how many messages were read.
@@ -467,6 +512,9 @@ impl Conn {
             let mut notices = Vec::new();
             let mut error = None;
             let mut io = lock(&self.io);
+            if io.retired {
+                return Ok(count);
+            }
             let more = errqueue::read(self.socket.as_fd(), &mut entries)
                 .map_err(Error::socket("recvmmsg(MSG_ERRQUEUE)"))?;
             count += entries.len();
@@ -512,9 +560,18 @@ impl Conn {
                 self.disarm_reset(&mut io);
             }
             drop(io);
+            // A destructor or hook that panics must not keep the others, the tickets or the waiters
+            // from what is due to them, for it was read off the queue and does not come again.
+            let mut panic = None;
+            let mut apart = |run: &mut dyn FnMut()| {
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(run)) {
+                    panic.get_or_insert(payload);
+                }
+            };
             for (sending, copied) in released {
                 // First the hold, then the ticket: who sees "released" finds the range free.
-                drop(sending.held);
+                let mut held = sending.held;
+                apart(&mut || drop(held.take()));
                 sending.cell.part_released(copied);
             }
             // Listed only now: who registers later finds the tickets changed already.
@@ -524,9 +581,15 @@ impl Conn {
             }
             for notice in notices {
                 match &self.hook {
-                    Some(hook) => hook(notice),
+                    Some(hook) => {
+                        let mut notice = Some(notice);
+                        apart(&mut || notice.take().into_iter().for_each(|notice| hook(notice)));
+                    }
                     None => tracing::debug!(cookie = self.cookie, ?notice, "nobody asked for it"),
                 }
+            }
+            if let Some(panic) = panic {
+                resume_unwind(panic);
             }
             if let Some(error) = error {
                 return Err(error);
@@ -563,6 +626,7 @@ impl Conn {
         let mut io = lock(&self.io);
         // Asked first: what was not acknowledged when it was over never will be.
         let over = io.aborted
+            || io.retired
             || self.kind != Kind::Tcp
             || sys::tcp_is_over(self.socket.as_fd()).map_err(Error::socket("TCP_INFO"))?;
         self.look_for_acknowledgement(&mut io)?;
@@ -578,7 +642,7 @@ impl Conn {
     /// SIOCOUTQ counts what is behind a byte, too, so at most that much is not acknowledged.
     /// After an abort the counters mean nothing and are not asked.
     fn look_for_acknowledgement(&self, io: &mut Io) -> Result<(), Error> {
-        if !io.aborted && self.kind == Kind::Tcp {
+        if !io.aborted && !io.retired && self.kind == Kind::Tcp {
             let left = sys::unacknowledged(&self.socket)
                 .map_err(|cause| Error::Socket { op: "ioctl(SIOCOUTQ)", cause })?;
             io.acknowledged = io.acknowledged.max(io.accepted.saturating_sub(left));
@@ -589,7 +653,7 @@ impl Conn {
     /// Ends the connection at once. Frees nothing by itself.
     pub(crate) fn abort(&self) -> Result<(), Error> {
         let mut io = lock(&self.io);
-        if io.aborted {
+        if io.aborted || io.retired {
             return Ok(());
         }
         // What is acknowledged by now stays so.
@@ -623,9 +687,29 @@ impl Conn {
         }
     }
 
-    /// The id that the next zerocopy send will get.
-    pub(crate) fn next_id(&self) -> u32 {
-        lock(&self.io).ledger.next_id()
+    /// Ends the ledger, in which nothing must be in flight, and returns the id that the next
+    /// zerocopy send will get. From here on the socket is not touched, whoever still knows it, and
+    /// another connection may be made of it.
+    pub(crate) fn retire(&self) -> Result<u32, Error> {
+        let mut io = lock(&self.io);
+        match (io.disowned, io.zerocopy) {
+            (Some(disowned), _) => return Err(disowned.into()),
+            (None, Err(reason @ Refusal::IdsUnsure)) => {
+                return Err(self.refuse(Engine::Zerocopy, reason));
+            }
+            _ => {}
+        }
+        // What is acknowledged by now stays so.
+        let _ = self.look_for_acknowledgement(&mut io);
+        io.retired = true;
+        self.give_back_cookie();
+        Ok(io.ledger.next_id())
+    }
+
+    fn give_back_cookie(&self) {
+        if let Some(owned) = lock(&OWNED).as_mut() {
+            owned.remove(&self.cookie);
+        }
     }
 
     /// Refuses `engine` with `reason`, for all to see.
@@ -637,8 +721,8 @@ impl Conn {
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        if let Some(owned) = lock(&OWNED).as_mut() {
-            owned.remove(&self.cookie);
+        if !lock(&self.io).retired {
+            self.give_back_cookie();
         }
     }
 }
@@ -676,6 +760,11 @@ impl Holder for Conn {
         Conn::in_flight(self)
     }
 
+    fn holds(&self, which: &dyn Fn(&Held) -> bool) -> bool {
+        let io = lock(&self.io);
+        io.ledger.iter().any(|(_, sending)| sending.held.as_ref().is_some_and(which))
+    }
+
     fn peer(&self) -> Option<SocketAddr> {
         self.peer
     }
@@ -690,8 +779,9 @@ impl Holder for Conn {
 /// Waits until `check` says something, reaping meanwhile.
 ///
 /// # Errors
-/// [`Error::Deadline`] with `what` when the deadline passes; what `check` fails with; a genuine
-/// error of the socket only if nothing is in flight, since until then notifications may come.
+/// [`Error::Deadline`] with `what` when the deadline passes; what `check` fails with; where it
+/// waits to write, a genuine error of the socket, but only if nothing is in flight, since until
+/// then notifications may come.
 pub(crate) fn wait<T>(
     conn: &Conn,
     writable: bool,
@@ -713,7 +803,9 @@ pub(crate) fn wait<T>(
                 return Err(Error::Deadline(what));
             }
             let events = parker.park(Some(deadline))?;
-            let error = events.iter().any(|e| e.error);
+            // Who waits for a release, and finds nothing in flight, waits for another thread that
+            // has read the notification and is about to say so.
+            let error = writable && events.iter().any(|e| e.error);
             if error && conn.reap()? == 0 && conn.in_flight().sends == 0 {
                 if let Some(value) = check()? {
                     return Ok(value);
@@ -733,22 +825,6 @@ impl Drop for Deregister<'_> {
     fn drop(&mut self) {
         lock(&self.conn.wakers).remove(self.key);
     }
-}
-
-/// Whether a failed datagram may have used a notification id: every error that can come after the
-/// datagram was built. The others come before, and the kernel gives the id back.
-fn maybe_used_an_id(errno: Errno) -> bool {
-    !matches!(
-        errno,
-        Errno::AGAIN
-            | Errno::FAULT
-            | Errno::MSGSIZE
-            | Errno::DESTADDRREQ
-            | Errno::CONNREFUSED
-            | Errno::INVAL
-            | Errno::OPNOTSUPP
-            | Errno::PIPE
-    )
 }
 
 fn internet(address: SocketAddrAny) -> Option<SocketAddr> {

@@ -87,7 +87,8 @@ pub enum Error {
     /// A writer would wait for a lease that its own thread holds.
     #[error("the range is leased by this very thread: drop the lease before writing")]
     OwnLease,
-    /// A parcel that another sender has begun to send.
+    /// A parcel that another sender has begun to send, also one that is gone: to send all of it
+    /// again, take its buffer back and make a new parcel.
     #[error("this parcel belongs to another sender, which has sent a part of it")]
     OtherSender,
     /// The notification ids do not add up. Nothing more is released on this connection by guess.

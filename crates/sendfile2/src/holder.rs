@@ -20,6 +20,8 @@ pub(crate) trait Holder: std::fmt::Debug + Send + Sync {
     fn abort(&self) -> Result<(), Error>;
     /// Sends that are still in flight.
     fn in_flight(&self) -> InFlight;
+    /// Whether a send in flight holds what `which` says yes to. It is called under a lock.
+    fn holds(&self, which: &dyn Fn(&Held) -> bool) -> bool;
     /// Where the bytes go, if it has an address.
     fn peer(&self) -> Option<std::net::SocketAddr>;
     /// Says that nobody but the reaper looks after this any more: shuts down writing, so that the

@@ -53,6 +53,13 @@ pub(crate) struct Event {
     pub(crate) error: bool,
 }
 
+impl Event {
+    /// Whether it is no descriptor's: somebody woke the thread.
+    pub(crate) fn is_bell(&self) -> bool {
+        self.key == BELL
+    }
+}
+
 thread_local! {
     static PARKER: RefCell<Option<Parker>> = const { RefCell::new(None) };
 }
@@ -102,12 +109,15 @@ impl Parker {
     /// As [`watch`](Self::watch), until `fd` is closed or [`remove`](Self::remove)d.
     pub(crate) fn add(&self, fd: BorrowedFd<'_>, key: u64, writable: bool) -> Result<(), Error> {
         let writable = if writable { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
-        epoll::add(
-            &self.epoll,
-            fd,
+        let (data, flags) = (
             epoll::EventData::new_u64(key),
             epoll::EventFlags::ET | epoll::EventFlags::ERR | writable,
-        )
+        );
+        match epoll::add(&self.epoll, fd, data, flags) {
+            // Left behind by a descriptor that was closed while a duplicate of it lives.
+            Err(rustix::io::Errno::EXIST) => epoll::modify(&self.epoll, fd, data, flags),
+            result => result,
+        }
         .map_err(Error::wait("epoll_ctl"))
     }
 
@@ -139,6 +149,7 @@ impl Parker {
         for event in &buffer[..got] {
             if event.data.u64() == BELL {
                 let _ = rustix::io::read(&self.bell.0, &mut [0; 8]);
+                events.push(Event { key: BELL, error: false });
             } else {
                 let error = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
                 let flags = event.flags;

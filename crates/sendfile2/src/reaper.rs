@@ -129,6 +129,10 @@ impl Reaper {
             drop(state);
             for (key, orphan) in due {
                 self.tend(parker, key, &orphan, now);
+                // Maybe the last to know the connection, and what its hook holds.
+                if std::panic::catch_unwind(AssertUnwindSafe(|| drop(orphan))).is_err() {
+                    tracing::error!("what a hook holds panicked when dropped by the reaper");
+                }
             }
         }
     }

@@ -146,9 +146,12 @@ impl From<Stopped> for Error {
 /// its error queue there, nor send with `MSG_ZEROCOPY` other than in
 /// [`application_sends`](Self::application_sends).
 ///
-/// Dropping a sender loses nothing: what is in flight is handed over to the
-/// [reaper](crate::reaper), the peer gets everything and then the end of the stream.
-/// To know that it did, use [`close`](Self::close).
+/// Dropping a sender frees nothing that is in flight, which is handed over to the
+/// [reaper](crate::reaper). The peer gets everything and then the end of the stream, with two
+/// exceptions: what is still in flight after [`Options::linger`] is aborted, however steadily the
+/// peer reads; and where input of the peer's has not been read, the kernel closes a TCP socket by
+/// a reset, as it always does, and what it had not sent yet is lost. To know that the peer got
+/// everything, use [`close`](Self::close) and the [tickets](Ticket::wait_acknowledged).
 #[derive(Debug)]
 pub struct Sender {
     conn: Arc<Conn>,
@@ -317,14 +320,21 @@ impl Sender {
     where
         B: AsRef<[u8]> + Send + 'static,
     {
-        if parcel.conn.strong_count() == 0 {
+        if !std::ptr::eq(parcel.conn.as_ptr(), Arc::as_ptr(&self.conn)) {
+            // Also where the other sender is gone: this peer would get the tail for the whole.
+            if parcel.sent > 0 || parcel.conn.strong_count() > 0 {
+                return Err(Error::OtherSender);
+            }
             parcel.conn = Arc::downgrade(&self.conn);
-        } else if !std::ptr::eq(parcel.conn.as_ptr(), Arc::as_ptr(&self.conn)) {
-            return Err(Error::OtherSender);
         }
-        parcel.cell.unseal();
-        let attempt = self.attempt_buffer(&parcel.slot, parcel.sent, more, &parcel.cell);
-        parcel.cell.seal();
+        if parcel.sent > 0 && parcel.remaining() == 0 {
+            // On a socket with record boundaries another send would be an empty record.
+            return Ok(Sent::Accepted { bytes: 0, ticket: parcel.ticket() });
+        }
+        let attempt = {
+            let _open = parcel.cell.unseal();
+            self.attempt_buffer(&parcel.slot, parcel.sent, more, &parcel.cell)
+        };
         Ok(match attempt? {
             Attempt::Accepted { bytes, choice } => {
                 parcel.sent += bytes;
@@ -369,6 +379,10 @@ impl Sender {
     /// `MSG_DONTWAIT`, and returns beside its result how many succeeded with at least one byte (at
     /// most 2²⁰ at a time).
     /// Their completions come to the [notice hook](Options::on_notice).
+    ///
+    /// Wait for all of these before you give the sender up: they do not count as in flight here,
+    /// so neither [`wait_all`](Self::wait_all) nor [`close`](Self::close) nor the reaper waits for
+    /// them, and closing the socket discards their notifications while the kernel may still send.
     ///
     /// The connection is locked meanwhile: `send` must not use this sender or its tickets.
     ///
@@ -447,17 +461,22 @@ impl Sender {
     /// its next zerocopy send would get (see [`Options::next_id`]).
     ///
     /// # Errors
-    /// The cause and the sender, if something is still in flight at `deadline`, or the descriptor
-    /// cannot be duplicated.
+    /// The cause and the sender, if something is still in flight at `deadline`, the next id is not
+    /// known ([`Error::NotIssued`]; [`Error::Refused`] after a datagram send that may have used
+    /// one), or the descriptor cannot be duplicated.
     pub fn into_socket(self, deadline: Instant) -> Result<(OwnedFd, u32), (Error, Self)> {
         if let Err(error) = self.wait_all(deadline) {
             return Err((error, self));
         }
-        // A duplicate, because a ticket that is being waited for may use the original a little
+        // A duplicate, because a ticket that is being waited for may know the original a little
         // longer.
-        match self.conn.as_fd().try_clone_to_owned() {
-            Ok(socket) => Ok((socket, self.conn.next_id())),
-            Err(cause) => Err((Error::Socket { op: "dup", cause }, self)),
+        let socket = match self.conn.as_fd().try_clone_to_owned() {
+            Ok(socket) => socket,
+            Err(cause) => return Err((Error::Socket { op: "dup", cause }, self)),
+        };
+        match self.conn.retire() {
+            Ok(next) => Ok((socket, next)),
+            Err(error) => Err((error, self)),
         }
     }
 
@@ -557,6 +576,13 @@ impl Sender {
         }
         let records = self.conn.kind().records();
         let (view, wanted) = (file.view(range.clone())?, range.clone());
+        if records {
+            // Before memory is asked for to read it into.
+            let size = file.size()?;
+            if range.end > size {
+                return Err(Error::Truncated { at: size, wanted: range.start });
+            }
+        }
         let (at, region, mapping);
         match view {
             View::Mapped(m, clamped) if !records || clamped == wanted => {
@@ -633,6 +659,9 @@ impl Sender {
     }
 
     fn choose(&self, bytes: u64, more: bool) -> Result<Choice, Error> {
+        if bytes == 0 {
+            return Ok(Choice { engine: Engine::Copy, why: Why::Small });
+        }
         match self.engine {
             Engine::Copy => Ok(self.asked()),
             Engine::Zerocopy => match self.conn.zerocopy(bytes, more) {

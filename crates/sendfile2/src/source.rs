@@ -28,9 +28,9 @@ const KEPT_BYTES: u64 = 32 << 30;
 /// Which file it is, whatever name or descriptor led to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
-    /// `st_dev`.
+    /// `st_dev`; of a block device `st_rdev`, since nodes in several places may name it.
     pub dev: u64,
-    /// `st_ino`.
+    /// `st_ino`; of a block device 0, which no file has.
     pub ino: u64,
 }
 
@@ -168,8 +168,13 @@ impl Source {
         } else {
             Some(Unmappable::Filesystem(magic))
         };
+        let identity = if block_device {
+            Identity { dev: stat.st_rdev, ino: 0 }
+        } else {
+            Identity { dev: stat.st_dev, ino: stat.st_ino }
+        };
         Ok(Source(Arc::new(Inner {
-            identity: Identity { dev: stat.st_dev, ino: stat.st_ino },
+            identity,
             block_device,
             filesystem: magic,
             unmappable,

@@ -84,13 +84,23 @@ impl Cell {
         self.outstanding.fetch_sub(1, Ordering::Release);
     }
 
-    /// The sending call goes on.
-    pub(crate) fn unseal(&self) {
+    /// The sending call goes on, until the result is dropped: also by a panic.
+    pub(crate) fn unseal(&self) -> Unsealed<'_> {
         self.outstanding.fetch_add(1, Ordering::Relaxed);
+        Unsealed(self)
     }
 
     fn released(&self) -> bool {
         self.outstanding.load(Ordering::Acquire) == 0
+    }
+}
+
+/// A sending call may add parts to a cell.
+pub(crate) struct Unsealed<'a>(&'a Cell);
+
+impl Drop for Unsealed<'_> {
+    fn drop(&mut self) {
+        self.0.seal();
     }
 }
 

@@ -198,20 +198,11 @@ fn abort_frees_nothing_by_itself() {
 #[test]
 fn after_an_abort_the_range_is_free_only_when_its_ids_arrive() {
     let name = "after_an_abort_the_range_is_free_only_when_its_ids_arrive";
-    if common::role().is_none() {
-        let script =
-            "ip link set lo up && tc qdisc add dev lo root tbf rate 8mbit burst 64k limit 64m";
-        if common::can(
-            "no namespace with a tbf queue",
-            &[&common::UNSHARE[..], &["sh", "-c", script]].concat(),
-        ) {
-            common::run_as(&common::UNSHARE, name, "inside");
-        }
+    if !common::inside(name, common::SLOW) {
         return;
     }
-    common::sh("ip link set lo up");
     let (tx, _rx) = common::tcp();
-    common::sh("tc qdisc add dev lo root tbf rate 8mbit burst 64k limit 64m");
+    common::sh(common::SLOW);
     let mut sender = sender(tx, Engine::Zerocopy);
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
     let mut parcel = Parcel::new(buffer);

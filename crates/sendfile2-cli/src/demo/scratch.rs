@@ -73,10 +73,7 @@ impl Scratch {
     /// Makes a file of `size` bytes in `directory`; without one, where a file is a file: on a disk,
     /// in the current directory if that is possible.
     pub(super) fn new(directory: Option<&Path>, size: u64) -> anyhow::Result<Self> {
-        let (file, directory) = match directory {
-            Some(directory) => (create(directory)?, full(directory)),
-            None => choose()?,
-        };
+        let (file, directory) = place(directory)?;
         let source = Source::new(file.try_clone()?)?;
         let filesystem = filesystem(&file)?;
         let mut scratch =
@@ -123,6 +120,15 @@ pub(super) fn len(piece: &Range<u64>) -> usize {
     usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX)
 }
 
+/// An empty file without a name in `directory`; without one, where a file is a file: on a disk, in
+/// the current directory if that is possible. Also says where that is.
+pub(crate) fn place(directory: Option<&Path>) -> anyhow::Result<(File, PathBuf)> {
+    match directory {
+        Some(directory) => Ok((create(directory)?, full(directory))),
+        None => choose(),
+    }
+}
+
 fn create(directory: &Path) -> anyhow::Result<File> {
     tempfile::tempfile_in(directory).with_context(|| {
         format!(
@@ -166,7 +172,7 @@ fn in_memory(file: &File) -> anyhow::Result<bool> {
 }
 
 /// The type of the filesystem that `file` is on, as mount(8) names it.
-fn filesystem(file: &File) -> anyhow::Result<String> {
+pub(crate) fn filesystem(file: &File) -> anyhow::Result<String> {
     let id = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
     let mounts = MountInfos::from_file("/proc/self/mountinfo");
     let mount = mounts.ok().and_then(|mounts| {

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use crate::conn::{Conn, Outcome, Part};
 use crate::error::Error;
 use crate::source::Source;
@@ -12,6 +14,9 @@ use crate::ticket::Cell;
 /// Bytes read and sent at a time where a file is not mapped: large enough that the calls cost
 /// little, small enough to stay in the cache.
 const READ: u64 = 256 << 10;
+
+/// No record is larger: a unix socket's is bounded by its send buffer, whose size is an int.
+const RECORD: usize = 1 << 30;
 
 /// Sends `region`; the kernel copies it.
 pub(crate) fn region(
@@ -34,7 +39,9 @@ pub(crate) fn read(
 ) -> Result<Outcome, Error> {
     let wanted = range.end - range.start;
     let bytes = if whole { wanted } else { wanted.min(READ) };
-    let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
+    let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes <= RECORD);
+    let bytes = bytes.ok_or_else(|| Error::socket("send")(Errno::MSGSIZE))?;
+    let mut buffer = vec![0; bytes];
     let mut filled = 0;
     // A read may be short; the end of the file shows as 0.
     while filled < buffer.len() {

@@ -69,7 +69,8 @@ pub enum Refusal {
     NotSupported,
     /// `RLIMIT_MEMLOCK` allows no zerocopy send at all; the limit, in bytes.
     Memlock(u64),
-    /// A datagram send failed in a way that may or may not have used an id.
+    /// A datagram send failed in a way that may or may not have used an id, or the application's
+    /// own sends ended in a panic.
     IdsUnsure,
     /// The file is not sent from a mapping.
     File(Unmappable),
@@ -88,8 +89,8 @@ impl fmt::Display for Refusal {
                  (ulimit -l, LimitMEMLOCK=)"
             ),
             Refusal::IdsUnsure => f.write_str(
-                "a datagram was dropped on its way out, and the kernel does not say whether that \
-                 used a notification id",
+                "a send failed (a datagram was dropped on its way out, or the application panicked), \
+                 and nobody can say whether that used a notification id",
             ),
             Refusal::File(why) => write!(f, "the file is not sent from a mapping: {why}"),
         }

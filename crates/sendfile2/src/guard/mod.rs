@@ -28,9 +28,10 @@
 //!
 //! # What remains the application's problem
 //! The table knows what goes through a `GuardedFile` of this process. It does not know of writers
-//! that bypass it (another descriptor, an `mmap`), of `truncate` by others, and of other
-//! processes. One lease must cover all of a response: a lease for each part would let a writer in
-//! between, and mix generations.
+//! that bypass it (another descriptor, an `mmap`, a disk's partition or a file's filesystem beside
+//! the disk, an overlay beside its upper layer), of `truncate` by others, and of other processes.
+//! One lease must cover all of a response: a lease for each part would let a writer in between,
+//! and mix generations.
 //!
 //! Overlap is by byte. A write that shares a page with a lease, but no byte, does not wait: the
 //! kernel sends the leased bytes of the page only.
@@ -38,7 +39,7 @@
 mod intervals;
 mod table;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -53,7 +54,7 @@ use smallvec::SmallVec;
 
 use crate::error::Error;
 use crate::holder::Holder;
-use crate::park::Parker;
+use crate::park::{Event, Parker};
 use crate::source::{Identity, Source};
 use table::Table;
 
@@ -333,9 +334,9 @@ impl GuardedFile {
             Err(leases) => {
                 // What is merely not reaped yet is not in the way.
                 let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
-                reap(&holders(&leases));
-                let range = span(offset, data)?;
+                let held = InTheWay::of(&leases);
                 drop(leases);
+                held.known().iter().for_each(reap);
                 match self.0.shared.table.try_writer(&range) {
                     Ok(key) => {
                         self.writer(range, key).write_at(data, offset)?;
@@ -354,7 +355,8 @@ impl GuardedFile {
     }
 
     /// As [`write_at`](Self::write_at), but at `deadline` it aborts the connections on which the
-    /// range is still in flight, waits for their notifications, and then writes: for a cache that
+    /// range is still in flight (and those that have sent under a lease that is still in hand, of
+    /// which more may follow), waits for their notifications, and then writes: for a cache that
     /// must not wait for one stalled peer.
     ///
     /// # Errors
@@ -477,6 +479,7 @@ impl GuardedFile {
             let writer = self.writer(range.clone(), key);
             self.0.shared.waits.fetch_add(1, Ordering::Relaxed);
             let mut aborted = !abort;
+            let mut watched = Watched::new(parker);
             loop {
                 if table.is_active(key) {
                     tracing::trace!(?range, waited = ?began.elapsed(), "exclusive");
@@ -487,35 +490,36 @@ impl GuardedFile {
                 if leases.iter().any(|l| l.is_in_hand_of_this_thread()) {
                     return Err(Error::OwnLease);
                 }
-                let holders = holders(&leases);
+                let in_the_way = InTheWay::of(&leases);
                 // A lease that ends now must not end later because of us.
                 drop(leases);
-                let mut watches = Vec::with_capacity(holders.len());
-                for holder in &holders {
-                    watches.push(parker.watch(holder.as_fd(), 0, false)?);
-                }
-                // Reaped after being watched: what comes later wakes.
-                reap(&holders);
-                if table.is_active(key) {
-                    continue;
-                }
-                if Instant::now() >= deadline {
-                    if aborted {
-                        return Err(Error::Deadline("leases are in the way of the writer"));
-                    }
-                    aborted = true;
-                    deadline = Instant::now() + AFTER_ABORT;
-                    for holder in &holders {
-                        tracing::debug!(?range, peer = ?holder.peer(), "aborted for a writer");
-                        self.0.shared.aborts.fetch_add(1, Ordering::Relaxed);
-                        if let Err(e) = holder.abort() {
-                            tracing::error!("aborting for a writer: {e}");
+                watched.add(in_the_way.known())?;
+                while !table.is_active(key) {
+                    if Instant::now() >= deadline {
+                        if aborted {
+                            return Err(Error::Deadline("leases are in the way of the writer"));
                         }
+                        aborted = true;
+                        deadline = Instant::now() + AFTER_ABORT;
+                        for holder in in_the_way.holders() {
+                            tracing::debug!(?range, peer = ?holder.peer(), "aborted for a writer");
+                            self.0.shared.aborts.fetch_add(1, Ordering::Relaxed);
+                            if let Err(e) = holder.abort() {
+                                tracing::error!("aborting for a writer: {e}");
+                            }
+                            reap(&holder);
+                        }
+                        continue;
                     }
-                    reap(&holders);
-                    continue;
+                    let events = parker.park(Some(deadline))?;
+                    for event in &events {
+                        watched.reap(event.key);
+                    }
+                    // The bell: there may be another connection to watch.
+                    if events.iter().any(Event::is_bell) {
+                        break;
+                    }
                 }
-                parker.park(Some(deadline))?;
             }
         })
     }
@@ -664,8 +668,16 @@ impl Inner {
         self.handles.load(Ordering::Relaxed) > 0 && Arc::ptr_eq(&self.taken, &taken())
     }
 
+    /// The connections that have sent under it and are still there.
+    fn holders(&self) -> Vec<Arc<dyn Holder>> {
+        lock(&self.holders).iter().filter_map(Weak::upgrade).collect()
+    }
+
     fn describe_one(&self, range: Range<u64>) -> Leased {
-        let peers = lock(&self.holders).iter().filter_map(|h| h.upgrade()?.peer()).collect();
+        let this = std::ptr::from_ref(self);
+        let holds =
+            |h: &Arc<dyn Holder>| h.holds(&|held| std::ptr::eq(Arc::as_ptr(held).cast(), this));
+        let peers = self.holders().into_iter().filter(holds).filter_map(|h| h.peer()).collect();
         let in_hand = self.handles.load(Ordering::Relaxed) > 0;
         Leased { range, age: self.since.elapsed(), peers, in_hand }
     }
@@ -697,25 +709,91 @@ fn taken() -> Arc<AtomicUsize> {
     TAKEN.with(|taken| Arc::clone(taken))
 }
 
-/// The connections that hold any of `leases`, each once.
-fn holders(leases: &[Arc<Inner>]) -> Vec<Arc<dyn Holder>> {
-    let mut all: Vec<Arc<dyn Holder>> = Vec::new();
-    for lease in leases {
-        for holder in lock(&lease.holders).iter().filter_map(Weak::upgrade) {
-            if !all.iter().any(|h| Arc::ptr_eq(h, &holder)) {
-                all.push(holder);
+/// Leases that are in the way, without prolonging them.
+struct InTheWay(HashMap<*const Inner, Weak<Inner>>);
+
+impl InTheWay {
+    fn of(leases: &[Arc<Inner>]) -> Self {
+        InTheWay(leases.iter().map(|l| (Arc::as_ptr(l), Arc::downgrade(l))).collect())
+    }
+
+    /// The connections that have sent under them and are still there, each once.
+    fn known(&self) -> Vec<Arc<dyn Holder>> {
+        let mut all = HashMap::new();
+        for lease in self.0.values().filter_map(Weak::upgrade) {
+            for holder in lease.holders() {
+                all.entry(Arc::as_ptr(&holder).cast::<()>()).or_insert(holder);
             }
         }
+        all.into_values().collect()
     }
-    all
+
+    /// Those of them that keep a lease: on which it is in flight, or, while somebody has it in
+    /// hand, that may be about to send more of it (a copied send is nowhere in flight).
+    fn holders(&self) -> Vec<Arc<dyn Holder>> {
+        let in_hand: HashSet<*const ()> = self
+            .0
+            .values()
+            .filter_map(Weak::upgrade)
+            .filter(|lease| lease.handles.load(Ordering::Relaxed) > 0)
+            .flat_map(|lease| lease.holders())
+            .map(|holder| Arc::as_ptr(&holder).cast())
+            .collect();
+        let ours =
+            |held: &crate::holder::Held| self.0.contains_key(&Arc::as_ptr(held).cast::<Inner>());
+        let keeps =
+            |h: &Arc<dyn Holder>| in_hand.contains(&Arc::as_ptr(h).cast()) || h.holds(&ours);
+        self.known().into_iter().filter(keeps).collect()
+    }
 }
 
-fn reap(holders: &[Arc<dyn Holder>]) {
-    for holder in holders {
-        if let Err(e) = holder.reap() {
-            // Its leases stay held; the connection's owner meets the error, too.
-            tracing::warn!("reaping for a writer: {e}");
+/// The connections that a waiting writer watches. It does not keep them: one that is drained may
+/// be closed by its sender meanwhile, and then its peer is to see the end.
+struct Watched<'a> {
+    parker: &'a Parker,
+    /// Each keeps its place, which is its key.
+    holders: Vec<Weak<dyn Holder>>,
+    known: HashSet<*const ()>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(parker: &'a Parker) -> Self {
+        Watched { parker, holders: Vec::new(), known: HashSet::new() }
+    }
+
+    /// Watches those that it does not watch yet, and reaps them.
+    fn add(&mut self, holders: Vec<Arc<dyn Holder>>) -> Result<(), Error> {
+        for holder in holders {
+            if self.known.insert(Arc::as_ptr(&holder).cast()) {
+                self.parker.add(holder.as_fd(), self.holders.len() as u64, false)?;
+                self.holders.push(Arc::downgrade(&holder));
+                // Reaped after being watched: what comes later wakes.
+                reap(&holder);
+            }
         }
+        Ok(())
+    }
+
+    fn reap(&self, key: u64) {
+        let holder = usize::try_from(key).ok().and_then(|key| self.holders.get(key)?.upgrade());
+        if let Some(holder) = holder {
+            reap(&holder);
+        }
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        for holder in self.holders.iter().filter_map(Weak::upgrade) {
+            self.parker.remove(holder.as_fd());
+        }
+    }
+}
+
+fn reap(holder: &Arc<dyn Holder>) {
+    if let Err(e) = holder.reap() {
+        // Its leases stay held; the connection's owner meets the error, too.
+        tracing::warn!("reaping for a writer: {e}");
     }
 }
 

@@ -157,6 +157,23 @@ pub fn can(what: &str, command: &[&str]) -> bool {
 /// A user namespace of its own with network namespace (and mounts), without root.
 pub const UNSHARE: [&str; 5] = ["unshare", "--user", "--map-root-user", "--net", "--mount"];
 
+/// Runs the test in namespaces of its own, with loopback up, if `needs` can be done there; `true`
+/// for who is inside, `false` when that is over or skipped.
+pub fn inside(test: &str, needs: &str) -> bool {
+    if role().is_none() {
+        let needs = format!("ip link set lo up && {needs}");
+        if can("not in this place", &[&UNSHARE[..], &["sh", "-ec", &needs]].concat()) {
+            run_as(&UNSHARE, test, "inside");
+        }
+        return false;
+    }
+    sh("ip link set lo up");
+    true
+}
+
+/// A queue on loopback that lets little through.
+pub const SLOW: &str = "tc qdisc replace dev lo root tbf rate 8mbit burst 64k limit 64m";
+
 /// Runs `script` with sh and panics if it fails.
 #[track_caller]
 pub fn sh(script: &str) {

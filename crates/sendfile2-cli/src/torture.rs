@@ -1,0 +1,194 @@
+//! `sendfile2 torture`: slots of a file are overwritten all the time while clients of every kind
+//! receive them, and every block that arrives is checked.
+
+mod block;
+mod client;
+mod fault;
+mod message;
+mod net;
+mod parent;
+mod process;
+mod report;
+mod server;
+mod way;
+mod wire;
+mod writer;
+
+use std::io::BufRead;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::ValueHint;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::demo::scratch;
+use crate::{output, units};
+use block::BLOCK;
+use fault::{Fault, Faults};
+use message::{Layout, Line, Role};
+use net::{Net, Peer};
+use parent::Parent;
+use way::Way;
+
+/// Overwrite a file all the time while hundreds of clients receive it, and check every block
+///
+/// Clients (fast, slow, stalled, resetting and vanishing ones) fetch random ranges of random slots
+/// of one file, while writers overwrite the slots with new generations. Every block of 512 bytes
+/// says what it is, and every response which generation it brings, so that a client knows every
+/// wrong block.
+///
+/// The engine "sendfile" is the control: plain sendfile(2), whose slots are free to be overwritten
+/// when it has returned. It must find wrong blocks, or the torture is too weak to prove anything.
+///
+/// Exits 0 if every block was right and nothing is left in flight (for the control: if wrong blocks
+/// were found), and 1 if not.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sendfile2 torture --engine zerocopy                half a minute
+  sendfile2 torture --engine sendfile --duration 10s
+                                                     the control: must find wrong blocks
+  sendfile2 torture --duration 10m --faults all      with kill -9, EMFILE and small limits
+  sendfile2 torture --peer-netns new                 over a veth pair, made for it
+  sendfile2 torture --peer-netns /run/netns/peer --connect 10.0.0.1
+                                                     with the clients in a namespace of yours
+  sendfile2 torture --json | jq '{wrong_blocks, unknown_left}'")]
+pub(crate) struct Args {
+    /// How the responses are sent
+    #[arg(long, default_value = "auto", value_parser = Way::parser())]
+    engine: Way,
+    /// Clients at a time
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    clients: u32,
+    /// Writers at a time
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=500))]
+    writers: u32,
+    /// How long, for example 30s or 10m
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    duration: Duration,
+    /// Repeat the random choices of a run [default: a new one, which is told]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Processes that the clients are spread over
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
+    processes: u32,
+    /// Slots of the file
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    slots: u32,
+    /// Bytes of a slot, or with K or M; a multiple of 512
+    #[arg(long, default_value = "256K", value_parser = slot_size)]
+    slot_size: u32,
+    /// What goes wrong meanwhile: none, all, or a list of client-kill, server-kill, emfile, memlock
+    /// and optmem
+    #[arg(long, value_name = "LIST", default_value = "none")]
+    faults: Faults,
+    /// Put the clients into another network namespace: "new", the number of a process in it, or a
+    /// path
+    #[arg(long, value_name = "NETNS")]
+    peer_netns: Option<Peer>,
+    /// The address at which the clients reach the server from a namespace that exists
+    #[arg(long, value_name = "ADDRESS", requires = "peer_netns")]
+    connect: Option<IpAddr>,
+    /// Where to put the file, which is gone afterwards [default: a disk, the current directory
+    /// first]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+    /// Print one JSON object in place of the table
+    #[arg(long)]
+    json: bool,
+    /// Run as a child of a torture, which says on standard input as what
+    #[arg(long, hide = true)]
+    role: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|e| format!("{e}: give 30s or 10m"))?;
+    if (Duration::from_secs(1)..=Duration::from_secs(7 * 86_400)).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err("must be between 1s and 7d".into())
+    }
+}
+
+fn slot_size(text: &str) -> Result<u32, String> {
+    let size = units::size(text)?;
+    if size % BLOCK as u64 != 0 {
+        return Err(format!("must be a multiple of {BLOCK}"));
+    }
+    match u32::try_from(size) {
+        Ok(size) if (4 << 10..=16 << 20).contains(&size) => Ok(size),
+        _ => Err("must be between 4K and 16M".into()),
+    }
+}
+
+impl Args {
+    fn layout(&self) -> Layout {
+        Layout { slots: self.slots, slot_size: self.slot_size }
+    }
+
+    /// Where it takes place; for a fault that needs it, a namespace of its own.
+    fn net(&self) -> anyhow::Result<Net> {
+        match (&self.peer_netns, self.connect) {
+            (Some(Peer::New), _) => Net::veth().context("torture: --peer-netns new"),
+            (Some(peer), Some(connect)) => {
+                Net::existing(peer, connect).context("torture: --peer-netns")
+            }
+            (Some(_), None) => {
+                // clap cannot say "unless it is new".
+                let message = "--peer-netns with a namespace that exists needs --connect ADDRESS: \
+                               where the server is, as seen from there";
+                let kind = clap::error::ErrorKind::MissingRequiredArgument;
+                <crate::Cli as clap::CommandFactory>::command().error(kind, message).exit()
+            }
+            (None, _) if self.faults.0.contains(&Fault::Optmem) => {
+                Ok(Net::own_loopback().unwrap_or_else(|_| Net::loopback()))
+            }
+            (None, _) => Ok(Net::loopback()),
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.role {
+        return child();
+    }
+    let net = args.net()?;
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..=u64::from(u32::MAX)));
+    let (file, _) = scratch::place(args.dir.as_deref()).context("torture")?;
+    let filesystem = scratch::filesystem(&file)?;
+    // Shown on standard error, where that is a terminal.
+    let progress = ProgressBar::new(args.duration.as_secs())
+        .with_style(ProgressStyle::with_template("{pos}/{len} s  {wide_msg}")?);
+    let mut parent = Parent::new(args, file, &net, seed)?;
+    let ran = parent.run(&progress);
+    progress.finish_and_clear();
+    let totals = std::mem::take(&mut parent.totals);
+    // No process is left from here on.
+    drop(parent);
+    let report = totals.report(args, &net, seed, filesystem);
+    if args.json {
+        output::print(&format!("{}\n", serde_json::to_string(&report)?))?;
+    } else {
+        output::print(&report.to_string())?;
+    }
+    ran.context("torture")?;
+    report.verdict()
+}
+
+/// What a process does that this program started itself.
+fn child() -> anyhow::Result<()> {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        message::say(&Line::Unexpected(panic.to_string()));
+        told(panic);
+    }));
+    let mut input = std::io::stdin().lock();
+    let mut role = String::new();
+    input.read_line(&mut role)?;
+    match serde_json::from_str(&role).context("torture: --role is for the torture's own use")? {
+        Role::Server(role) => server::run(&role, &mut input),
+        Role::Clients(role) => client::run(role, &mut input),
+    }
+}

@@ -1,0 +1,175 @@
+//! What the processes of the torture say to each other, as JSON lines: the parent writes a
+//! [`Role`] and then orders to a child's standard input, the child answers on its standard output.
+//!
+//! Children count from one line to the next, and not from their start, so that little is lost when
+//! one is killed.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::block::Wrong;
+use super::way::Way;
+
+/// How often children report.
+pub(super) const EVERY: Duration = Duration::from_millis(250);
+
+/// What a child process is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Role {
+    Server(ServerRole),
+    Clients(ClientsRole),
+}
+
+/// The file: where its slots are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Layout {
+    pub(super) slots: u32,
+    /// Bytes of each.
+    pub(super) slot_size: u32,
+}
+
+impl Layout {
+    /// Slots begin one block into a page, so that neighbours share pages, but no byte.
+    const BASE: u64 = 512;
+
+    /// Where byte `at` of a slot is in the file.
+    pub(super) fn offset(self, slot: u32, at: u32) -> u64 {
+        Self::BASE + u64::from(slot) * u64::from(self.slot_size) + u64::from(at)
+    }
+
+    /// The slots that are overwritten most and that stalled and slow clients avoid: there a writer
+    /// that waits is mostly let in by a release, and not by an abort.
+    pub(super) fn busy(self) -> std::ops::Range<u32> {
+        0..self.slots.div_ceil(2)
+    }
+
+    /// The size of the file.
+    pub(super) fn size(self) -> u64 {
+        self.offset(self.slots, 0)
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ServerRole {
+    /// The number of the inherited descriptor of the file.
+    pub(super) file: i32,
+    pub(super) layout: Layout,
+    pub(super) listen: SocketAddr,
+    pub(super) way: Way,
+    pub(super) writers: u32,
+    /// How many clients to expect.
+    pub(super) clients: u32,
+    /// How many servers there were before on the file.
+    pub(super) life: u32,
+    pub(super) seed: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ClientsRole {
+    pub(super) connect: SocketAddr,
+    pub(super) layout: Layout,
+    pub(super) clients: u32,
+    pub(super) seed: u64,
+}
+
+/// What the parent tells a child that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// Use up all descriptors for a while.
+    Emfile,
+    /// Set `net.core.optmem_max` of the child's network namespace.
+    Optmem(u32),
+    /// Come to an end in good order, and say what is left.
+    Stop,
+}
+
+/// What a child says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Line {
+    /// The server listens here.
+    Listening(SocketAddr),
+    Server(ServerTally),
+    Clients(ClientsTally),
+    /// A wrong block, not counted in a tally.
+    Wrong(Wrong),
+    /// Something that must not happen.
+    Unexpected(String),
+    /// A fault was there.
+    Fault(String),
+    /// A fault was not possible.
+    NoFault {
+        name: String,
+        why: String,
+    },
+    /// The last line of a server that was told to stop.
+    Left {
+        unknown: u64,
+    },
+}
+
+/// What a server did since its last line.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct ServerTally {
+    /// Now, in bytes.
+    pub(super) rss: u64,
+    /// Slots overwritten.
+    pub(super) overwrites: u64,
+    /// Writers that waited for a lease.
+    pub(super) waits: u64,
+    /// Writers whose deadline passed.
+    pub(super) deadlines: u64,
+    /// Writers that did not wait and found a lease in the way.
+    pub(super) in_the_way: u64,
+    /// Connections aborted for a writer.
+    pub(super) aborts: u64,
+    /// Zerocopy sends released, and of these, COPIED.
+    pub(super) released: u64,
+    pub(super) copied: u64,
+    /// Responses by the engine that sent them, and why it was taken.
+    pub(super) choices: BTreeMap<String, u64>,
+    /// Responses that ended early, by the reason.
+    pub(super) ended: BTreeMap<String, u64>,
+    /// How long writers took for an overwrite, in microseconds: values and how often.
+    pub(super) writer_micros: Vec<(u64, u64)>,
+}
+
+/// What clients did since their last line.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct ClientsTally {
+    pub(super) connections: u64,
+    /// Connections that could not be made: no server.
+    pub(super) refused: u64,
+    /// Responses received to the end.
+    pub(super) responses: u64,
+    /// Responses of which a part was received and checked.
+    pub(super) cut: u64,
+    /// Of these, cut by a reset.
+    pub(super) resets: u64,
+    /// Times that nothing came for too long.
+    pub(super) timeouts: u64,
+    pub(super) bytes: u64,
+    pub(super) wrong: u64,
+}
+
+/// Says a line to the parent. Without a parent there is nothing left to do.
+pub(super) fn say(line: &Line) {
+    let Ok(mut text) = serde_json::to_string(line) else { return };
+    text.push('\n');
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(1);
+    }
+}
+
+/// Reads one order; `None` when the parent is gone.
+pub(super) fn listen(input: &mut impl BufRead) -> Option<Order> {
+    let mut line = String::new();
+    match input.read_line(&mut line) {
+        Ok(0) | Err(_) => None,
+        Ok(_) => serde_json::from_str(&line).ok(),
+    }
+}

@@ -1,0 +1,295 @@
+//! What a send holds, when things go wrong around it.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+
+mod common;
+
+use std::io::Read;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use common::{Flagged, assert_same, deadline, file, fill, pattern, read, sender, source};
+use rustix::net::SendFlags;
+use sendfile2::guard::GuardedFile;
+use sendfile2::{Engine, Error, Options, Parcel, Sender, Sent, Status, reaper};
+
+const LEN: u64 = 4 << 20;
+
+fn guarded(file: &std::fs::File) -> GuardedFile {
+    GuardedFile::new(file.try_clone().unwrap()).unwrap()
+}
+
+/// One byte by `MSG_ZEROCOPY`, as the application would.
+fn own_send(socket: std::os::fd::BorrowedFd<'_>) {
+    let flags = SendFlags::DONTWAIT | SendFlags::from_bits_retain(0x400_0000);
+    assert_eq!(rustix::net::send(socket, b"!", flags).unwrap(), 1);
+}
+
+#[test]
+fn a_panic_among_the_applications_sends_does_not_shift_the_ids() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        sender.application_sends(|socket| -> ((), u32) {
+            own_send(socket);
+            panic!("on purpose")
+        })
+    }));
+    assert!(panicked.is_err());
+    let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
+    let mut parcel = Parcel::new(buffer);
+    // To be refused is as good.
+    let sent = sender.try_send_buffer(&mut parcel, false);
+    drop(parcel);
+    if sent.is_ok() {
+        read(&mut rx, 1);
+        sender.reap().unwrap();
+        assert!(!dropped.load(SeqCst), "let go of in flight");
+    }
+}
+
+#[test]
+fn a_parcel_begun_on_one_connection_is_not_continued_on_another() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut first = sender(tx, Engine::Zerocopy);
+    let mut parcel = Parcel::new(pattern(1, 0..LEN));
+    first.try_send_buffer(&mut parcel, false).unwrap();
+    let sent = parcel.sent();
+    assert!(sent > 0 && parcel.remaining() > 0);
+    read(&mut rx, sent);
+    first.close(deadline()).unwrap();
+    let (tx, _rx) = common::tcp_small_window();
+    let mut second = sender(tx, Engine::Zerocopy);
+    let result = second.try_send_buffer(&mut parcel, false);
+    // Its peer would get the tail of it for the whole.
+    assert!(matches!(result, Err(Error::OtherSender)), "{result:?}");
+    assert_same(&parcel.into_buffer().unwrap(), &pattern(1, 0..LEN));
+}
+
+#[test]
+fn an_abort_for_a_writer_spares_those_on_which_nothing_is_in_flight() {
+    let file = file(1, LEN);
+    let guard = guarded(&file);
+    let lease = guard.try_lease(0..LEN).unwrap();
+    let (tx, mut quick_peer) = common::tcp();
+    let mut quick = sender(tx, Engine::Zerocopy);
+    quick.send_lease(&lease, 0..1000, false, deadline()).unwrap();
+    read(&mut quick_peer, 1000);
+    quick.wait_all(deadline()).unwrap();
+    let (tx, _stalled_peer) = common::tcp_small_window();
+    let mut stalled = sender(tx, Engine::Zerocopy);
+    let mut at = 0;
+    while let Sent::Accepted { bytes, .. } = stalled.try_send_lease(&lease, at..LEN, false).unwrap()
+    {
+        at += bytes as u64;
+        if at == LEN {
+            break;
+        }
+    }
+    drop(lease);
+    guard.write_at_abort(b"x", 0, Instant::now()).unwrap();
+    quick.send(b"next", false, deadline()).unwrap();
+    assert_same(&read(&mut quick_peer, 4), b"next");
+    assert_eq!(guard.counters().aborts, 1);
+}
+
+/// Copied sends are nowhere in flight; the lease is in the hands of who waits to send more.
+#[test]
+fn an_abort_for_a_writer_ends_a_copied_send_that_is_stuck() {
+    let file = file(1, 64 << 20);
+    let guard = guarded(&file);
+    let (tx, rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Copy);
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let lease = guard.try_lease(0..64 << 20).unwrap();
+            sender.send_lease(&lease, 0..64 << 20, false, deadline()).unwrap_err()
+        });
+        // It has begun, and nobody reads on.
+        rx.peek(&mut [0]).unwrap();
+        guard.write_at_abort(b"x", 0, Instant::now()).unwrap();
+        assert!(matches!(sending.join().unwrap().error, Error::Aborted));
+    });
+}
+
+/// A lease in hand, that a connection has sent from; a writer waits for it.
+#[test]
+fn a_waiting_writer_does_not_keep_a_connection_open() {
+    let file = file(1, LEN);
+    let guard = guarded(&file);
+    let (tx, mut rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let lease = guard.try_lease(0..LEN).unwrap();
+    sender.send_lease(&lease, 0..1000, false, deadline()).unwrap();
+    read(&mut rx, 1000);
+    sender.wait_all(deadline()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| guard.write_at(b"x", 0, deadline()).unwrap());
+        while guard.writers() == 0 {
+            std::thread::yield_now();
+        }
+        drop(sender);
+        let end = rx.read(&mut [0]);
+        drop(lease);
+        assert!(matches!(end, Ok(0)), "no end of the stream: {end:?}");
+    });
+}
+
+#[test]
+fn a_socket_given_back_can_be_taken_again_while_a_writer_waits() {
+    let file = file(1, LEN);
+    let guard = guarded(&file);
+    let (tx, mut rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let lease = guard.try_lease(0..LEN).unwrap();
+    sender.send_lease(&lease, 0..1000, false, deadline()).unwrap();
+    read(&mut rx, 1000);
+    sender.wait_all(deadline()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| guard.write_at(b"x", 0, deadline()).unwrap());
+        while guard.writers() == 0 {
+            std::thread::yield_now();
+        }
+        let (socket, next) = sender.into_socket(deadline()).unwrap();
+        let again = Sender::with(socket, Options::new().engine(Engine::Zerocopy).next_id(next));
+        drop(lease);
+        let mut again = again.unwrap();
+        again.send_file(guard.source(), 0..1000, false, deadline()).unwrap();
+        again.wait_all(deadline()).unwrap();
+        read(&mut rx, 1000);
+    });
+}
+
+struct Bomb(Vec<u8>);
+
+impl AsRef<[u8]> for Bomb {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("on purpose");
+        }
+    }
+}
+
+/// The notifications of both are read at once; the first one's buffer panics when dropped.
+#[test]
+fn a_destructor_that_panics_leaves_no_other_send_in_flight() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let mut bad = Parcel::new(Bomb(vec![0; 1000]));
+    sender.try_send_buffer(&mut bad, false).unwrap();
+    let bad_ticket = bad.ticket();
+    drop(bad);
+    let mut good = Parcel::new(vec![0; 1000]);
+    sender.try_send_buffer(&mut good, false).unwrap();
+    read(&mut rx, 2000);
+    assert!(catch_unwind(AssertUnwindSafe(|| sender.reap())).is_err());
+    assert_eq!(sender.in_flight().sends, 0);
+    for ticket in [bad_ticket, good.ticket()] {
+        assert!(matches!(ticket.status(), Status::Released { .. }), "{:?}", ticket.status());
+    }
+    good.into_buffer().unwrap();
+}
+
+struct Spark;
+
+impl Drop for Spark {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("on purpose");
+        }
+    }
+}
+
+/// The last owner of a hook is the reaper, when what the hook holds panics.
+#[test]
+fn the_reaper_survives_what_it_drops() {
+    for bad in [true, false] {
+        let (tx, mut rx) = common::tcp_small_window();
+        let spark = bad.then(|| Spark);
+        let options = Options::new().engine(Engine::Zerocopy).on_notice(move |_| {
+            let _ = &spark;
+        });
+        let mut sender = Sender::with(tx, options).unwrap();
+        let file = file(1, LEN);
+        let (_, sent) = fill(&mut sender, &source(&file));
+        drop(sender);
+        read(&mut rx, sent as usize);
+        assert_eq!(rx.read(&mut [0]).unwrap(), 0, "no end of the stream");
+        reaper::drain(Instant::now() + Duration::from_secs(5)).unwrap();
+    }
+}
+
+#[test]
+fn a_record_of_any_size_is_an_error_and_no_allocation() {
+    let file = file(1, 1000);
+    let source = source(&file);
+    for end in [2000, 1 << 20, 1 << 33, 1 << 46, u64::MAX] {
+        let (tx, _rx) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let mut sender = Sender::new(tx).unwrap();
+        let error = sender.try_send_file(&source, 500..end, false).unwrap_err();
+        assert!(matches!(error, Error::Truncated { at: 1000, .. }), "{error}");
+    }
+}
+
+#[test]
+fn writers_do_not_starve_who_waits_for_a_lease() {
+    let file = file(1, 4096);
+    let guard = guarded(&file);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(SeqCst) {
+                    guard.write_at(&[7; 4096], 0, deadline()).unwrap();
+                }
+            });
+        }
+        for _ in 0..20 {
+            while guard.writers() < 2 {
+                std::hint::spin_loop();
+            }
+            guard.lease(0..4096, deadline()).unwrap();
+        }
+        stop.store(true, SeqCst);
+    });
+}
+
+fn cpu() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+}
+
+/// POLLERR and POLLHUP for ever, while the last ids are still out: no core waits busily.
+#[test]
+fn waiting_on_a_dead_socket_is_not_busy() {
+    if !common::inside("waiting_on_a_dead_socket_is_not_busy", common::SLOW) {
+        return;
+    }
+    let (tx, rx) = common::tcp();
+    common::sh("tc qdisc add dev lo root tbf rate 1mbit burst 64k limit 64m");
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let file = file(1, LEN);
+    let (tickets, _) = fill(&mut sender, &source(&file));
+    sender.abort().unwrap();
+    drop(rx);
+    let busy = |wait: &dyn Fn(Instant)| {
+        let (before, began) = (cpu(), Instant::now());
+        wait(began + Duration::from_secs(1));
+        let (used, took) = (cpu() - before, began.elapsed());
+        assert!(used < took / 4, "{used:?} of processor time in {took:?}");
+    };
+    busy(&|deadline| {
+        let _ = tickets[0].wait_released(deadline);
+    });
+    drop(sender);
+    busy(&|deadline| {
+        let _ = reaper::drain(deadline);
+    });
+}
