@@ -3,7 +3,11 @@
 
 mod demo;
 mod generate;
+mod net;
 mod output;
+mod probe;
+mod recv;
+mod send;
 mod torture;
 mod units;
 
@@ -26,6 +30,9 @@ const EXAMPLES: &str = "\
 Examples:
   sendfile2 demo                      overwrite files while they are sent
   sendfile2 demo --json | jq .rows    the same, for programs
+  sendfile2 probe                     what this machine allows, and why
+  sendfile2 recv :9000 -o copy        receive a file here ...
+  sendfile2 send disk.img host:9000   ... and send it there
   sendfile2 torture --engine zerocopy overwrite a file while hundreds of clients receive it
   sendfile2 help demo                 what a command does
 
@@ -34,6 +41,9 @@ Exit status: 0 if all went well, 1 if something failed, 2 if the command line wa
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
+    Probe(probe::Args),
+    Send(send::Args),
+    Recv(recv::Args),
     Torture(torture::Args),
     Completions(generate::Completions),
     Man(generate::Man),
@@ -42,6 +52,9 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Probe(args) => probe::run(&args),
+        Command::Send(args) => send::run(&args),
+        Command::Recv(args) => recv::run(&args),
         Command::Torture(args) => torture::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),

@@ -1,8 +1,10 @@
 //! Standard output and standard error.
 
 use std::io::{self, Write};
+use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use sendfile2::{Error, Source};
 
 /// Writes `text` to standard output, without its colours where they are not wanted (no terminal,
 /// `NO_COLOR`). A reader that went away (`| head -1`) has seen enough: that is no error.
@@ -18,4 +20,19 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 pub(crate) fn complain(error: &anyhow::Error) {
     // Where standard error is closed there is nobody to tell.
     let _ = writeln!(io::stderr().lock(), "sendfile2: {error:#}");
+}
+
+/// Columns that prose may take: those of the terminal, but no more than can be read well.
+pub(crate) fn width() -> usize {
+    textwrap::termwidth().clamp(40, 100)
+}
+
+/// Opens a file to send from.
+pub(crate) fn open(path: &Path) -> anyhow::Result<Source> {
+    Source::open(path).map_err(|e| match e {
+        Error::File { op: "open", cause, .. } => {
+            anyhow!("cannot open {}: {cause}", path.display())
+        }
+        e => anyhow!("{}: {e}", path.display()),
+    })
 }

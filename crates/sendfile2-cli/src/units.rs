@@ -1,10 +1,43 @@
 //! Sizes and times as people write and read them.
 
+use std::time::Duration;
+
 /// Reads a size: bytes, or with a suffix K, M, G (powers of 1024), also as KiB or KB.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     parse_size::Config::new().with_binary().parse_size(text).map_err(|e| {
         format!("{e}: give a number of bytes, or one with K, M or G, such as 64K or 8M")
     })
+}
+
+/// Reads bytes a second: a size, maybe with "/s" behind it.
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
+    match size(text.strip_suffix("/s").unwrap_or(text))? {
+        0 => Err("must be at least 1 byte a second".into()),
+        rate => Ok(rate),
+    }
+}
+
+/// Reads a time, such as 30s or 1m30s.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than nothing".into()),
+        // So far away that clocks can still count it.
+        Ok(time) if time > Duration::from_secs(1 << 32) => {
+            Err("must be less than a century".into())
+        }
+        Ok(time) => Ok(time),
+        Err(e) => Err(format!("{e}: give a number with ms, s, m or h, such as 500ms or 30s")),
+    }
+}
+
+/// A time as people read it: `30s`.
+pub(crate) fn time(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+/// The microseconds of a time.
+pub(crate) fn as_micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A size in the largest unit that keeps it readable: `8 MiB`, `1.5 GiB`, `100 B`.
@@ -45,6 +78,18 @@ mod tests {
         assert_eq!(size("1.5G"), Ok(3 << 29));
         for wrong in ["", "eight", "8X", "-1", "99999999999G"] {
             assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn rates_and_times_need_to_be_something() {
+        assert_eq!(rate("1M/s"), Ok(1 << 20));
+        assert_eq!(rate("100"), Ok(100));
+        assert!(rate("0").is_err() && rate("fast").is_err());
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(time(Duration::from_millis(1500)), "1s 500ms");
+        for wrong in ["", "0s", "30", "soon", "1000y"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
         }
     }
 

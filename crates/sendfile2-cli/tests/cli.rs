@@ -172,16 +172,17 @@ fn man_pages_are_generated_for_every_command() {
         .map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8"))
         .collect();
     pages.sort();
-    assert_eq!(
-        pages,
-        [
-            "sendfile2-completions.1",
-            "sendfile2-demo.1",
-            "sendfile2-man.1",
-            "sendfile2-torture.1",
-            "sendfile2.1"
-        ]
-    );
+    // One a line, so that a command is a line.
+    let commands = "
+        sendfile2-completions.1
+        sendfile2-demo.1
+        sendfile2-man.1
+        sendfile2-probe.1
+        sendfile2-recv.1
+        sendfile2-send.1
+        sendfile2-torture.1
+        sendfile2.1";
+    assert_eq!(pages, commands.split_whitespace().collect::<Vec<_>>());
     let page = std::fs::read_to_string(directory.join("sendfile2-demo.1")).expect("readable");
     assert!(page.contains(".TH") && page.contains("\\-\\-size"), "{page}");
 }

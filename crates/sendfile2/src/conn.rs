@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrAny, SocketType, ipproto, sockopt};
-use rustix::process::{Pid, Resource};
+use rustix::process::Pid;
 
 use crate::engine::auto::Recent;
 use crate::engine::{Engine, Limit, Refusal};
 use crate::error::Error;
 use crate::holder::{Held, Holder, InFlight};
 use crate::ledger::{Done, Ledger, NotIssued};
+use crate::memlock::memlock;
 use crate::park::{Parker, Wakers};
 use crate::sys::errqueue::{self, Entry, Foreign};
 use crate::sys::mapping::Region;
@@ -67,6 +68,18 @@ impl Kind {
     /// Whether each send is a record of its own, which must not be split or merged.
     pub(crate) fn records(self) -> bool {
         matches!(self, Kind::Udp | Kind::UnixRecords | Kind::OtherRecords)
+    }
+
+    /// In words.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Tcp => "TCP",
+            Kind::Udp => "UDP",
+            Kind::UnixStream => "unix stream",
+            Kind::UnixRecords => "unix, with record boundaries",
+            Kind::OtherStream => "a stream of another family",
+            Kind::OtherRecords => "another family, with record boundaries",
+        }
     }
 
     fn zerocopy(self) -> Result<(), Refusal> {
@@ -265,6 +278,10 @@ impl Conn {
 
     pub(crate) fn kind(&self) -> Kind {
         self.kind
+    }
+
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
     }
 
     pub(crate) fn peer_on_this_host(&self) -> bool {
@@ -607,10 +624,15 @@ impl Conn {
     /// Whether the peer has acknowledged the first `end` bytes that this sender got accepted.
     pub(crate) fn acknowledgement(&self, end: u64) -> Result<Acknowledgement, Error> {
         let mut io = lock(&self.io);
+        // Asked first: what was not acknowledged when it was over never will be.
+        let over = io.aborted
+            || io.retired
+            || self.kind != Kind::Tcp
+            || sys::tcp_is_over(self.socket.as_fd()).map_err(Error::socket("TCP_INFO"))?;
         self.look_for_acknowledgement(&mut io)?;
         Ok(if io.acknowledged >= end && self.kind == Kind::Tcp {
             Acknowledgement::Acknowledged
-        } else if io.aborted || io.retired || self.kind != Kind::Tcp {
+        } else if over {
             Acknowledgement::Unknowable
         } else {
             Acknowledgement::Pending
@@ -803,11 +825,6 @@ impl Drop for Deregister<'_> {
     fn drop(&mut self) {
         lock(&self.conn.wakers).remove(self.key);
     }
-}
-
-/// `RLIMIT_MEMLOCK` in bytes; `None` if unlimited.
-fn memlock() -> Option<u64> {
-    rustix::process::getrlimit(Resource::Memlock).current
 }
 
 fn internet(address: SocketAddrAny) -> Option<SocketAddr> {

@@ -668,17 +668,24 @@ impl Sender {
                 Ok(()) => Ok(self.asked()),
                 Err(reason) => Err(self.conn.refuse(self.engine, reason)),
             },
-            Engine::Auto => {
-                let (mostly_copied, since_zerocopy) = self.conn.history();
-                Ok(auto::choose(&Situation {
-                    bytes,
-                    zerocopy: self.conn.zerocopy(bytes, more),
-                    peer_on_this_host: self.conn.peer_on_this_host(),
-                    mostly_copied,
-                    since_zerocopy,
-                }))
-            }
+            Engine::Auto => Ok(self.choose_auto(bytes, more)),
         }
+    }
+
+    /// What `auto` would take now for a send of `bytes`, whatever engine was asked for.
+    pub(crate) fn choose_auto(&self, bytes: u64, more: bool) -> Choice {
+        let (mostly_copied, since_zerocopy) = self.conn.history();
+        auto::choose(&Situation {
+            bytes,
+            zerocopy: self.conn.zerocopy(bytes, more),
+            peer_on_this_host: self.conn.peer_on_this_host(),
+            mostly_copied,
+            since_zerocopy,
+        })
+    }
+
+    pub(crate) fn conn(&self) -> &Conn {
+        &self.conn
     }
 
     /// `copy` in place of what was refused, unless `zerocopy` was asked for by name.

@@ -57,11 +57,13 @@ impl fmt::Display for Unmappable {
                 "it is open read-only on overlayfs, where a mapping may show other bytes than pread \
                  after a copy-up (open it for writing, or put it on a volume)",
             ),
-            Unmappable::Filesystem(magic) => write!(
-                f,
-                "its filesystem (type {magic:#x}) is not one whose mappings are known to agree with \
-                 pread"
-            ),
+            Unmappable::Filesystem(magic) => {
+                match filesystem_name(*magic) {
+                    Some(name) => write!(f, "its filesystem ({name})")?,
+                    None => write!(f, "its filesystem (type {magic:#x})")?,
+                }
+                f.write_str(" is not one whose mappings are known to agree with pread")
+            }
             Unmappable::Sparse => {
                 f.write_str("it has holes on tmpfs, and a send from a mapping would allocate them")
             }
@@ -84,7 +86,7 @@ struct Inner {
     file: OwnedFd,
     identity: Identity,
     block_device: bool,
-    tmpfs: bool,
+    filesystem: u64,
     unmappable: Option<Unmappable>,
     /// By window number; with the key in [`KEPT`].
     mappings: RwLock<BTreeMap<u64, (u64, Arc<Mapping>)>>,
@@ -158,7 +160,7 @@ impl Source {
         let magic = rustix::fs::fstatfs(&file).map_err(Error::file("fstatfs", 0))?.f_type;
         #[expect(clippy::cast_sign_loss, reason = "a magic number; 32 bits of it count")]
         let magic = (magic as u64) & 0xffff_ffff;
-        let unmappable = if block_device || COHERENT.contains(&magic) {
+        let unmappable = if block_device || COHERENT.iter().any(|(known, _)| *known == magic) {
             None
         } else if magic == OVERLAYFS {
             // A descriptor opened for writing has been copied up already.
@@ -174,7 +176,7 @@ impl Source {
         Ok(Source(Arc::new(Inner {
             identity,
             block_device,
-            tmpfs: !block_device && magic == TMPFS,
+            filesystem: magic,
             unmappable,
             mappings: RwLock::default(),
             file,
@@ -202,6 +204,25 @@ impl Source {
         self.0.unmappable
     }
 
+    /// The name of the filesystem that the file is on, where it is known; `None` for a block
+    /// device, which is its own.
+    pub(crate) fn filesystem(&self) -> Option<String> {
+        let magic = self.0.filesystem;
+        let name = || filesystem_name(magic).map_or_else(|| format!("type {magic:#x}"), Into::into);
+        (!self.0.block_device).then(name)
+    }
+
+    /// Why the file would be read now and not mapped, found by looking at its first byte.
+    pub(crate) fn unmappable_now(&self) -> Result<Option<Unmappable>, Error> {
+        match self.view(0..1) {
+            Ok(View::Mapped(..)) => Ok(None),
+            Ok(View::Read(why, _)) => Ok(Some(why)),
+            // An empty file.
+            Err(Error::Truncated { .. }) => Ok(self.unmappable()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The size, and whether the file is a sparse one on tmpfs.
     fn extent(&self) -> Result<(u64, bool), Error> {
         if self.0.block_device {
@@ -213,7 +234,7 @@ impl Source {
         // Neither is negative for a regular file.
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-        Ok((size, self.0.tmpfs && allocated < size))
+        Ok((size, self.0.filesystem == TMPFS && allocated < size))
     }
 
     /// How `want` can be sent, clamped to the size of the file and to one mapping.
@@ -326,22 +347,43 @@ const OVERLAYFS: u64 = 0x794c_7630;
 const TMPFS: u64 = 0x0102_1994;
 
 /// `f_type` of the local filesystems whose `pread` and mappings read the same page cache
-/// (`linux/magic.h` and the filesystems' own headers).
-const COHERENT: [u64; 13] = [
-    0xef53,      // ext2, ext3, ext4
-    0x5846_5342, // xfs
-    0x9123_683e, // btrfs
-    0xf2f5_2010, // f2fs
-    0xca45_1a4e, // bcachefs
-    TMPFS,
-    0x8584_58f6, // ramfs
-    0xe0f5_e1e2, // erofs
-    0x7371_7368, // squashfs
-    0x4d44,      // vfat
-    0x2011_bab0, // exfat
-    0x9660,      // iso9660
-    0x1501_3346, // udf
+/// (`linux/magic.h` and the filesystems' own headers), and their names.
+const COHERENT: [(u64, &str); 13] = [
+    (0xef53, "ext2, ext3 or ext4"),
+    (0x5846_5342, "xfs"),
+    (0x9123_683e, "btrfs"),
+    (0xf2f5_2010, "f2fs"),
+    (0xca45_1a4e, "bcachefs"),
+    (TMPFS, "tmpfs"),
+    (0x8584_58f6, "ramfs"),
+    (0xe0f5_e1e2, "erofs"),
+    (0x7371_7368, "squashfs"),
+    (0x4d44, "vfat"),
+    (0x2011_bab0, "exfat"),
+    (0x9660, "iso9660"),
+    (0x1501_3346, "udf"),
 ];
+
+/// Others that people meet, for their names only.
+const OTHERS: [(u64, &str); 12] = [
+    (OVERLAYFS, "overlayfs"),
+    (0x6573_5546, "FUSE or virtiofs"),
+    (0x6969, "NFS"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB"),
+    (0x00c3_6400, "Ceph"),
+    (0x0102_1997, "9p"),
+    (0x2fc1_2fc1, "ZFS"),
+    (0x9584_58f6, "hugetlbfs"),
+    (0x9fa0, "proc"),
+    (0x6265_6572, "sysfs"),
+    (0x6465_6d61, "devtmpfs"),
+];
+
+/// The name of the filesystem with this `f_type`, where it is known.
+fn filesystem_name(magic: u64) -> Option<&'static str> {
+    COHERENT.iter().chain(&OTHERS).find(|(known, _)| *known == magic).map(|(_, name)| *name)
+}
 
 #[cfg(test)]
 mod tests;

@@ -34,7 +34,8 @@ pub enum Acknowledgement {
     Pending,
     /// The peer's TCP has acknowledged all of them. Its application may not have read them.
     Acknowledged,
-    /// It will never be known: the connection was aborted or closed, or it is no TCP connection.
+    /// It will never be known: the connection was aborted, reset or closed, or it is no TCP
+    /// connection.
     Unknowable,
 }
 
@@ -107,6 +108,7 @@ impl Drop for Unsealed<'_> {
 ///
 /// A ticket only looks on. Dropping it ends nothing and frees nothing, keeping it holds nothing
 /// back.
+#[derive(Clone)]
 pub struct Ticket {
     cell: Arc<Cell>,
     conn: Weak<Conn>,

@@ -97,3 +97,29 @@ fn with_no_memlock_at_all_zerocopy_refuses_and_auto_copies() {
     auto.send_file(&source(&file), 0..100_000, false, deadline()).unwrap();
     assert_same(&read(&mut rx, 100_000), &pattern(1, 0..100_000));
 }
+
+#[test]
+fn a_limit_that_a_capability_lifts_refuses_nothing() {
+    let name = "a_limit_that_a_capability_lifts_refuses_nothing";
+    if common::role().is_none() {
+        // Zerocopy itself is the proof that the kernel does not apply the limit to root here.
+        let wrapper = ["prlimit", "--memlock=4096:4096"];
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP: only root has CAP_IPC_LOCK");
+        } else if std::fs::read_link("/proc/self/ns/user").unwrap().as_os_str()
+            != "user:[4026531837]"
+        {
+            println!("SKIP: in a user namespace CAP_IPC_LOCK lifts nothing");
+        } else if common::can("cannot set limits", &[&wrapper[..], &["true"]].concat()) {
+            common::run_as(&wrapper, name, "lifted");
+        }
+        return;
+    }
+    let file = file(1, 4 << 20);
+    let (tx, mut rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let reader = std::thread::spawn(move || read(&mut rx, 4 << 20));
+    let sent = sender.send_file(&source(&file), 0..4 << 20, false, deadline()).unwrap();
+    assert_eq!(sent.ticket.choice().engine, Engine::Zerocopy);
+    assert_same(&reader.join().unwrap(), &pattern(1, 0..4 << 20));
+}

@@ -12,7 +12,7 @@ use common::{
     Flagged, assert_same, deadline, file, fill, overwrite, pattern, read, sender, source, wrong,
 };
 use rustix::net::sockopt;
-use sendfile2::{Acknowledgement, Engine, Error, Options, Parcel, Sender, Status, reaper};
+use sendfile2::{Acknowledgement, Engine, Error, Options, Parcel, Sender, Sent, Status, reaper};
 
 const PIECE: u64 = 64 << 10;
 
@@ -304,4 +304,23 @@ fn reset_on_death_is_armed_only_while_sends_are_in_flight() {
     read(&mut rx, usize::try_from(sent).unwrap());
     sender.wait_all(deadline()).unwrap();
     assert_eq!(sockopt::socket_linger(&sender).unwrap(), theirs);
+}
+
+#[test]
+fn what_a_reset_connection_did_not_acknowledge_it_never_will() {
+    for engine in common::ENGINES {
+        let (tx, rx) = common::tcp_small_window();
+        let mut sender = sender(tx, engine);
+        let source = source(&file(1, 16 << 20));
+        let mut ticket = None;
+        while let Sent::Accepted { ticket: last, .. } =
+            sender.try_send_file(&source, 0..16 << 20, false).unwrap()
+        {
+            ticket = Some(last);
+        }
+        let ticket = ticket.unwrap();
+        assert_eq!(ticket.acknowledgement().unwrap(), Acknowledgement::Pending, "{engine}");
+        common::reset(rx);
+        assert!(!ticket.wait_acknowledged(deadline()).unwrap(), "{engine}");
+    }
 }

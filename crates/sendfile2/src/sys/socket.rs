@@ -1,4 +1,5 @@
-//! What rustix does not offer on sockets: sending from a [`Region`], `SO_ZEROCOPY`, SIOCOUTQ.
+//! What rustix does not offer on sockets: sending from a [`Region`], `SO_ZEROCOPY`, SIOCOUTQ, the
+//! state of a TCP connection.
 
 use std::ffi::c_int;
 use std::io;
@@ -42,19 +43,28 @@ pub(crate) fn send(
 
 /// Whether `SO_ZEROCOPY` is set (socket(7), Linux 4.14).
 pub(crate) fn zerocopy_enabled(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(option(socket, libc::SOL_SOCKET, libc::SO_ZEROCOPY)? != 0)
+}
+
+/// Whether a TCP connection is over: no segment will come or go any more.
+///
+/// Source: tcp(7), `TCP_INFO`, whose first byte is the state.
+pub(crate) fn tcp_is_over(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    /// `TCP_CLOSE` of `net/tcp_states.h`.
+    const CLOSE: u8 = 7;
+    let info = option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    Ok(info.to_ne_bytes()[0] == CLOSE)
+}
+
+/// The first bytes of a socket option, as many as an int has.
+fn option(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> Result<c_int, Errno> {
     let mut value: c_int = 0;
     let mut len = socklen::<c_int>();
     // SAFETY: value and len are valid for writes, and len is the size of value.
     let ret = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ZEROCOPY,
-            (&raw mut value).cast(),
-            &raw mut len,
-        )
+        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len)
     };
-    if ret == 0 { Ok(value != 0) } else { Err(last_error()) }
+    if ret == 0 { Ok(value) } else { Err(last_error()) }
 }
 
 /// Sets `SO_ZEROCOPY`, without which `MSG_ZEROCOPY` is accepted and ignored.

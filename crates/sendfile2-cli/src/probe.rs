@@ -1,0 +1,171 @@
+//! `sendfile2 probe`: what this machine allows, and why.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::ValueHint;
+use sendfile2::probe::{Availability, Destination, File, IoUring, Machine};
+use sendfile2::{Sender, probe};
+use serde_json::{Value, json};
+
+use crate::net::{self, Address};
+use crate::output;
+
+/// No connection takes longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Show what this machine allows, engine by engine, and why
+///
+/// What is shown is tried and not guessed from versions: zerocopy by one byte over a connection of
+/// its own on loopback. Given a destination, it connects (and sends nothing), and shows what the
+/// engine auto would take for sends of which size. Given a file, whether it is mapped or read.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sendfile2 probe                        the machine
+  sendfile2 probe example.org:9000       and what auto would do for that destination
+  sendfile2 probe --file disk.img        and how that file would be sent
+  sendfile2 probe --json | jq '.engines[] | {engine, state}'")]
+pub(crate) struct Args {
+    /// A destination to connect to, or unix:PATH
+    #[arg(value_name = "HOST:PORT", value_parser = net::destination)]
+    destination: Option<Address>,
+    /// A file that is to be sent
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    file: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let file = match &args.file {
+        None => None,
+        Some(path) => {
+            let source = output::open(path)?;
+            Some((path, probe::file(&source)?))
+        }
+    };
+    let destination = match &args.destination {
+        None => None,
+        Some(address) => {
+            let sender = Sender::new(address.connect(PATIENCE)?)
+                .with_context(|| format!("cannot send to {address}"))?;
+            Some((address, probe::destination(&sender)))
+        }
+    };
+    let machine = probe::machine();
+    let advice: Vec<String> = machine
+        .advice()
+        .into_iter()
+        .chain(file.as_ref().and_then(|(_, file)| file.advice()))
+        .map(|advice| advice.to_string())
+        .collect();
+
+    if args.json {
+        let report = json!({
+            "kernel": machine.kernel,
+            "engines": engines(&machine),
+            "limits": limits(&machine),
+            "io_uring": io_uring(machine.io_uring),
+            "user_namespaces": machine.user_namespaces,
+            "destination": destination.map(|(address, d)| as_json_destination(address, &d)),
+            "file": file.map(|(path, f)| as_json_file(&path.display().to_string(), &f)),
+            "advice": advice,
+        });
+        return output::print(&format!("{report}\n"));
+    }
+    let mut text = machine.to_string();
+    if let Some((address, destination)) = destination {
+        text += &format!("\nDestination {address}\n{destination}");
+    }
+    if let Some((path, file)) = file {
+        text += &format!("\nFile {}\n{file}", path.display());
+    }
+    text += "\nAdvice\n";
+    if advice.is_empty() {
+        text += "  nothing needs to be changed\n";
+    }
+    for advice in advice {
+        let options = textwrap::Options::new(output::width())
+            .initial_indent("  - ")
+            .subsequent_indent("    ");
+        text += &textwrap::fill(&advice, options);
+        text.push('\n');
+    }
+    output::print(&text)
+}
+
+fn engines(machine: &Machine) -> Vec<Value> {
+    let engine = |state: &probe::EngineState| {
+        let (name, why) = match &state.availability {
+            Availability::Available(how) => ("available", how),
+            Availability::Refused(why) => ("refused", why),
+            Availability::Untried(why) => ("untried", why),
+            // New states say in words what they are.
+            other => return json!({ "engine": state.engine.name(), "why": other.to_string() }),
+        };
+        json!({ "engine": state.engine.name(), "state": name, "why": why })
+    };
+    machine.engines.iter().map(engine).collect()
+}
+
+fn limits(machine: &Machine) -> Value {
+    let limits = &machine.limits;
+    json!({
+        // null: unlimited.
+        "memlock_soft": limits.memlock.soft,
+        "memlock_hard": limits.memlock.hard,
+        "memlock_lifted": limits.memlock.lifted,
+        // null: unknown.
+        "optmem_max": limits.optmem_max,
+        "wmem_max": limits.wmem_max,
+        "tcp_wmem": limits.tcp_wmem,
+    })
+}
+
+fn io_uring(state: IoUring) -> &'static str {
+    match state {
+        IoUring::Allowed => "allowed",
+        IoUring::Group => "group",
+        IoUring::Disabled => "disabled",
+        _ => "unknown",
+    }
+}
+
+fn as_json_destination(address: &Address, destination: &Destination) -> Value {
+    let auto: Vec<_> = destination
+        .auto
+        .iter()
+        .map(|(bytes, choice)| {
+            json!({
+                "from_bytes": bytes.start(),
+                // null: no end.
+                "to_bytes": Some(*bytes.end()).filter(|end| *end != u64::MAX),
+                "engine": choice.engine.name(),
+                "why": choice.why.to_string(),
+            })
+        })
+        .collect();
+    json!({
+        "address": address.to_string(),
+        "socket": destination.socket,
+        "own": destination.own.map(|own| own.to_string()),
+        "peer": destination.peer.map(|peer| peer.to_string()),
+        "peer_on_this_host": destination.peer_on_this_host,
+        "mtu": destination.mtu,
+        "zerocopy_refused": destination.zerocopy_refused.map(|why| why.to_string()),
+        "auto": auto,
+    })
+}
+
+fn as_json_file(path: &str, file: &File) -> Value {
+    json!({
+        "path": path,
+        "size": file.size,
+        "filesystem": file.filesystem,
+        "mapped": file.unmappable.is_none(),
+        "why_read": file.unmappable.map(|why| why.to_string()),
+    })
+}

@@ -1,0 +1,265 @@
+//! `sendfile2 recv`: what comes over a socket, into a file or to nowhere, with its digest.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use clap::ValueHint;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::net::{Address, Stream};
+use crate::{output, units};
+
+/// Bytes read at a time at most.
+const READ: usize = 256 << 10;
+
+/// Receive what is sent here, and print its size and digest
+///
+/// Serves one connection after another until it is interrupted, and prints one line for each when
+/// the peer has ended it. Without -o what arrives is counted, digested and discarded. With -o each
+/// connection replaces what the one before it left in the file.
+///
+/// The end of a TCP stream does not say whether it was all: compare the digest with the sender's.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sendfile2 recv :9000                          count and digest
+  sendfile2 recv :9000 --once -o disk.img       one connection, into a file
+  sendfile2 recv :9000 --once -o - | tar x      into a pipe
+  sendfile2 recv 127.0.0.1:9000 --rate 1M       as a slow peer
+  sendfile2 recv unix:/run/log.sock --json | jq .blake3")]
+pub(crate) struct Args {
+    /// Where to listen: HOST:PORT, :PORT for every address of this host (port 0 for any that is
+    /// free), or unix:PATH
+    listen: Address,
+    /// Write to this file; - is standard output
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    output: Option<PathBuf>,
+    /// Read no faster than this: bytes a second, or with K, M or G
+    #[arg(long, value_name = "BYTES/S", value_parser = units::rate)]
+    rate: Option<u64>,
+    /// End after one connection; exit 1 if it failed
+    #[arg(long)]
+    once: bool,
+    /// Print one JSON object for each connection
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let mut sink = Sink::new(args.output.as_deref())?;
+    let listener = args.listen.listen()?;
+    let address = listener.address()?;
+    // Standard output is for what was received. Where nobody reads this, nobody needs it.
+    let _ = writeln!(io::stderr(), "sendfile2: listening on {address}");
+    loop {
+        let (mut stream, from) = listener.accept().context("cannot accept a connection")?;
+        let (report, broken) = receive(&mut stream, from, &mut sink, args)?;
+        let text = if args.json {
+            format!("{}\n", serde_json::to_string(&report)?)
+        } else {
+            format!("{report}\n")
+        };
+        if sink.is_standard_output() {
+            // Beside the content there is no place for it.
+            let _ = io::stderr().write_all(text.as_bytes());
+        } else {
+            output::print(&text)?;
+        }
+        match broken {
+            Some(error) if args.once => return Err(error),
+            Some(error) => output::complain(&error),
+            None if args.once => return Ok(()),
+            None => {}
+        }
+    }
+}
+
+/// One connection. An error is one of this command, and ends it; a connection that breaks, or a
+/// file that cannot be written, ends only the connection.
+fn receive(
+    stream: &mut Stream,
+    from: String,
+    sink: &mut Sink,
+    args: &Args,
+) -> anyhow::Result<(Report, Option<anyhow::Error>)> {
+    // Shown on standard error, where that is a terminal.
+    let progress = ProgressBar::no_length().with_style(ProgressStyle::with_template(
+        "{spinner} received {binary_bytes} in {elapsed} ({binary_bytes_per_sec}) from {msg}",
+    )?);
+    progress.set_message(from.clone());
+    let mut bucket = args.rate.map(Bucket::new);
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; READ];
+    let (mut bytes, mut written) = (0, 0);
+    let started = Instant::now();
+    let mut error = sink.begin().err();
+    while error.is_none() {
+        let most = bucket.as_ref().map_or(READ, Bucket::piece);
+        match stream.read(&mut buffer[..most]) {
+            Ok(0) => break,
+            Ok(n) => {
+                bytes += n as u64;
+                hasher.update(&buffer[..n]);
+                match sink.write(&buffer[..n]) {
+                    Ok(()) => written = bytes,
+                    Err(e) => error = Some(e),
+                }
+                progress.set_position(bytes);
+                if let Some(bucket) = &mut bucket {
+                    bucket.take(n);
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => error = Some(anyhow!("the connection from {from} broke: {e}")),
+        }
+    }
+    progress.finish_and_clear();
+    let error = error.map(|e| partial(&e, sink, bytes, written));
+    let report = Report {
+        from,
+        bytes,
+        blake3: hasher.finalize().to_string(),
+        micros: units::as_micros(started.elapsed()),
+        file: args.output.as_ref().map(|file| file.display().to_string()),
+        error: error.as_ref().map(|e| format!("{e:#}")),
+    };
+    Ok((report, error))
+}
+
+/// Says what there is of what was to come.
+fn partial(error: &anyhow::Error, sink: &Sink, received: u64, written: u64) -> anyhow::Error {
+    let received = units::bytes(received);
+    match sink {
+        Sink::File { path, .. } => anyhow!(
+            "{error:#}; {received} were received, and {} holds the first {written} bytes of an \
+             unknown whole",
+            path.display()
+        ),
+        _ => anyhow!("{error:#}; {received} were received of an unknown whole"),
+    }
+}
+
+/// Where it goes.
+enum Sink {
+    Nowhere,
+    StandardOutput(File),
+    File { file: File, path: PathBuf },
+}
+
+impl Sink {
+    /// Opens the file, so that an error shows itself before anybody connects.
+    fn new(output: Option<&Path>) -> anyhow::Result<Self> {
+        Ok(match output {
+            None => Sink::Nowhere,
+            Some(path) if path.as_os_str() == "-" => {
+                // Not through std's buffer, which flushes at each line.
+                let out = io::stdout().as_fd().try_clone_to_owned();
+                Sink::StandardOutput(out.context("cannot write to standard output")?.into())
+            }
+            Some(path) => {
+                // What is in it stays until there is something to replace it.
+                let file = OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .open(path)
+                    .map_err(|e| anyhow!("cannot write to {}: {e}", path.display()))?;
+                Sink::File { file, path: path.to_owned() }
+            }
+        })
+    }
+
+    fn is_standard_output(&self) -> bool {
+        matches!(self, Sink::StandardOutput(_))
+    }
+
+    /// A new connection.
+    fn begin(&mut self) -> anyhow::Result<()> {
+        if let Sink::File { file, path } = self {
+            // A device or a pipe cannot be cut, and need not be.
+            if file.metadata().is_ok_and(|m| m.is_file()) {
+                file.set_len(0)
+                    .and_then(|()| io::Seek::rewind(file))
+                    .map_err(|e| anyhow!("cannot empty {}: {e}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        match self {
+            Sink::Nowhere => Ok(()),
+            Sink::StandardOutput(out) => {
+                out.write_all(bytes).context("cannot write to standard output")
+            }
+            Sink::File { file, path } => file
+                .write_all(bytes)
+                .map_err(|e| anyhow!("cannot write to {}: {e}", path.display())),
+        }
+    }
+}
+
+/// A token bucket, as the time at which it is level again.
+#[derive(Debug)]
+struct Bucket {
+    rate: u64,
+    level: Instant,
+}
+
+impl Bucket {
+    /// What may be saved up, and so taken at once.
+    const BURST: Duration = Duration::from_millis(100);
+
+    fn new(rate: u64) -> Self {
+        Bucket { rate, level: Instant::now() }
+    }
+
+    /// Bytes to read at a time, so that the flow is even.
+    fn piece(&self) -> usize {
+        usize::try_from(self.rate / 20).unwrap_or(READ).clamp(1, READ)
+    }
+
+    /// Takes `bytes`, and waits until the bucket is level again.
+    fn take(&mut self, bytes: usize) {
+        let now = Instant::now();
+        let nanos = bytes as u128 * 1_000_000_000 / u128::from(self.rate);
+        let time = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        let full = now.checked_sub(Self::BURST).unwrap_or(now);
+        self.level = self.level.max(full) + time;
+        std::thread::sleep(self.level.saturating_duration_since(now));
+    }
+}
+
+/// What is printed of a connection. The names of the fields are those of the JSON.
+#[derive(Debug, Serialize)]
+struct Report {
+    from: String,
+    bytes: u64,
+    blake3: String,
+    micros: u64,
+    /// `null` if it was discarded.
+    file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { from, bytes, blake3, micros, .. } = self;
+        write!(f, "{from}: {bytes} bytes in {}, BLAKE3 {blake3}", units::micros(*micros))?;
+        match &self.file {
+            None => write!(f, ", discarded")?,
+            Some(file) => write!(f, ", written to {file}")?,
+        }
+        if self.error.is_some() {
+            write!(f, ", INCOMPLETE")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,589 @@
+//! What this machine allows, engine by engine, and why; and what `auto` would do for a destination.
+//!
+//! Found by function, not by version: kernels have features without their version numbers, and
+//! sandboxes have version numbers without the features.
+//!
+//! ```
+//! let machine = sendfile2::probe::machine();
+//! println!("{machine}");
+//! for advice in machine.advice() {
+//!     println!("{advice}");
+//! }
+//! ```
+
+use std::fmt;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt;
+use rustix::process::{Resource, getrlimit};
+
+use crate::engine::{Choice, Engine, Refusal};
+use crate::error::Error;
+use crate::memlock;
+use crate::sender::{Options, Sender};
+use crate::source::{Source, Unmappable};
+use crate::ticket::Parcel;
+
+/// A notification on loopback takes microseconds. What does not notify at all is found after this.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Under this many bytes of `RLIMIT_MEMLOCK` there is advice: it is the kernel's default since
+/// Linux 5.16, and room for the send buffers of a few connections.
+const MEMLOCK_ENOUGH: u64 = 8 << 20;
+
+/// The kernel's default of `net.core.optmem_max` was 20 KiB for long, and is this now.
+const OPTMEM_ENOUGH: u64 = 128 << 10;
+
+/// What this machine allows.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Machine {
+    /// The kernel's release, as `uname -r` tells it.
+    pub kernel: String,
+    /// One for each of [`Engine::ALL`], in that order.
+    pub engines: Vec<EngineState>,
+    /// The kernel's limits on zerocopy sends.
+    pub limits: Limits,
+    /// Whether `io_uring` may be used. For information: no engine of this library uses it.
+    pub io_uring: IoUring,
+    /// `user.max_user_namespaces`, or 0 where a switch forbids them to ordinary users; `None` if
+    /// unknown. For information: some tests of this library need them.
+    pub user_namespaces: Option<u64>,
+}
+
+/// What was found about an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineState {
+    /// The engine.
+    pub engine: Engine,
+    /// What was found.
+    pub availability: Availability,
+}
+
+/// Whether an engine can be used at all, and how that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Availability {
+    /// It works.
+    Available(String),
+    /// It does not.
+    Refused(String),
+    /// It could not be tried.
+    Untried(String),
+}
+
+impl fmt::Display for Availability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Availability::Available(how) => write!(f, "available: {how}"),
+            Availability::Refused(why) => write!(f, "refused: {why}"),
+            Availability::Untried(why) => write!(f, "not tried: {why}"),
+        }
+    }
+}
+
+/// The kernel's limits on zerocopy sends, in bytes. `None` where the kernel does not tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// `RLIMIT_MEMLOCK`.
+    pub memlock: Memlock,
+    /// `net.core.optmem_max`: what a socket may use for notifications that are not read yet.
+    pub optmem_max: Option<u64>,
+    /// `net.core.wmem_max`: the largest send buffer that a program may ask for.
+    pub wmem_max: Option<u64>,
+    /// `net.ipv4.tcp_wmem`: the least, the first and the largest send buffer of a TCP socket.
+    pub tcp_wmem: Option<[u64; 3]>,
+}
+
+/// `RLIMIT_MEMLOCK`: what the zerocopy sends of all processes of a user may pin together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Memlock {
+    /// The soft limit in bytes, which counts; `None` if unlimited.
+    pub soft: Option<u64>,
+    /// The hard limit in bytes, up to which the soft one can be raised; `None` if unlimited.
+    pub hard: Option<u64>,
+    /// `CAP_IPC_LOCK` lifts it for this thread.
+    pub lifted: bool,
+}
+
+/// `kernel.io_uring_disabled` (Linux 6.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IoUring {
+    /// 0: anybody may use it.
+    Allowed,
+    /// 1: only who has `CAP_SYS_ADMIN` or is in the group `kernel.io_uring_group`.
+    Group,
+    /// 2: nobody may.
+    Disabled,
+    /// The kernel has no such switch.
+    Unknown,
+}
+
+impl fmt::Display for IoUring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            IoUring::Allowed => "allowed (kernel.io_uring_disabled = 0)",
+            IoUring::Group => {
+                "for the group kernel.io_uring_group only (kernel.io_uring_disabled = 1)"
+            }
+            IoUring::Disabled => "disabled (kernel.io_uring_disabled = 2)",
+            IoUring::Unknown => {
+                "unknown: the kernel has no kernel.io_uring_disabled (Linux before 6.6?)"
+            }
+        })
+    }
+}
+
+/// Finds what this machine allows. Makes a TCP connection to itself over loopback, on which one
+/// byte is sent, and waits at most two seconds.
+#[must_use]
+pub fn machine() -> Machine {
+    Machine {
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        engines: Engine::ALL
+            .into_iter()
+            .map(|engine| EngineState { engine, availability: availability(engine) })
+            .collect(),
+        limits: limits(),
+        io_uring: match sysctl("kernel/io_uring_disabled").as_deref() {
+            Some([0]) => IoUring::Allowed,
+            Some([1]) => IoUring::Group,
+            Some([2]) => IoUring::Disabled,
+            _ => IoUring::Unknown,
+        },
+        user_namespaces: user_namespaces(),
+    }
+}
+
+fn availability(engine: Engine) -> Availability {
+    match engine {
+        Engine::Copy => Availability::Available("it needs nothing".into()),
+        Engine::Auto => {
+            Availability::Available("it takes, send by send, an engine that can serve it".into())
+        }
+        Engine::Zerocopy => zerocopy(),
+    }
+}
+
+/// One byte by reference over a connection of its own, and its notification.
+fn zerocopy() -> Availability {
+    let (socket, mut peer) = match pair() {
+        Ok(pair) => pair,
+        Err(e) => {
+            return Availability::Untried(format!(
+                "no TCP connection over loopback could be made ({e}): is the interface lo up?"
+            ));
+        }
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let try_it = || -> Result<Result<bool, String>, Error> {
+        let mut sender = Sender::with(socket, Options::new().engine(Engine::Zerocopy))?;
+        let mut parcel = Parcel::new([b'?']);
+        let ticket = sender.send_buffer(&mut parcel, false, deadline)?;
+        if ticket.choice().engine != Engine::Zerocopy {
+            return Ok(Err(ticket.choice().why.to_string()));
+        }
+        let copied = ticket.wait_released(deadline)?;
+        sender.close(deadline)?;
+        Ok(Ok(copied))
+    };
+    let result = try_it();
+    match result {
+        Ok(Ok(copied)) => {
+            let mut byte = [0];
+            if peer.read_exact(&mut byte).is_err() || byte != [b'?'] {
+                return Availability::Refused("the byte that was sent did not arrive".into());
+            }
+            Availability::Available(
+                if copied {
+                    "tried over loopback, and notified (COPIED, which is usual on loopback)"
+                } else {
+                    "tried over loopback, and notified"
+                }
+                .into(),
+            )
+        }
+        Ok(Err(why)) => Availability::Refused(why),
+        Err(Error::Refused { reason, .. }) => Availability::Refused(reason.to_string()),
+        Err(Error::Deadline(_)) => Availability::Refused(format!(
+            "the kernel took the send, but gave no notification within {} s",
+            PATIENCE.as_secs()
+        )),
+        Err(e) => Availability::Refused(e.to_string()),
+    }
+}
+
+fn pair() -> std::io::Result<(TcpStream, TcpStream)> {
+    let over = |ip: IpAddr| {
+        let listener = TcpListener::bind((ip, 0))?;
+        let socket = TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE)?;
+        // Somebody else may have been faster.
+        loop {
+            let (peer, from) = listener.accept()?;
+            if from == socket.local_addr()? {
+                peer.set_read_timeout(Some(PATIENCE))?;
+                return Ok((socket, peer));
+            }
+        }
+    };
+    over(Ipv4Addr::LOCALHOST.into()).or_else(|e| over(Ipv6Addr::LOCALHOST.into()).map_err(|_| e))
+}
+
+fn limits() -> Limits {
+    let memlock = getrlimit(Resource::Memlock);
+    let one = |name: &str| sysctl(name)?.first().copied();
+    Limits {
+        memlock: Memlock {
+            soft: memlock.current,
+            hard: memlock.maximum,
+            lifted: memlock::lifted(),
+        },
+        optmem_max: one("net/core/optmem_max"),
+        wmem_max: one("net/core/wmem_max"),
+        tcp_wmem: sysctl("net/ipv4/tcp_wmem").and_then(|all| all.try_into().ok()),
+    }
+}
+
+/// The numbers of a sysctl; `None` if it does not exist, here or in this network namespace.
+fn sysctl(name: &str) -> Option<Vec<u64>> {
+    let text = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
+    text.split_whitespace().map(|n| n.parse().ok()).collect()
+}
+
+fn user_namespaces() -> Option<u64> {
+    // Switches of Debian and of Ubuntu.
+    if sysctl("kernel/unprivileged_userns_clone").is_some_and(|on| on == [0])
+        || sysctl("kernel/apparmor_restrict_unprivileged_userns").is_some_and(|on| on == [1])
+    {
+        return Some(0);
+    }
+    sysctl("user/max_user_namespaces")?.first().copied()
+}
+
+impl Machine {
+    /// What could be changed so that zerocopy sends work, or work better.
+    #[must_use]
+    pub fn advice(&self) -> Vec<Advice> {
+        let Memlock { soft, hard, lifted } = self.limits.memlock;
+        let memlock = soft
+            .filter(|soft| !lifted && *soft < MEMLOCK_ENOUGH)
+            .map(|soft| Advice::Memlock { soft, hard });
+        let optmem =
+            self.limits.optmem_max.filter(|bytes| *bytes < OPTMEM_ENOUGH).map(Advice::OptmemMax);
+        memlock.into_iter().chain(optmem).collect()
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Linux {}", self.kernel)?;
+        writeln!(f, "\nEngines")?;
+        for EngineState { engine, availability } in &self.engines {
+            writeln!(f, "  {engine:<20} {availability}")?;
+        }
+        writeln!(f, "\nLimits of zerocopy sends")?;
+        let Limits { memlock, optmem_max, wmem_max, tcp_wmem } = &self.limits;
+        writeln!(f, "  {:<20} {memlock}", "RLIMIT_MEMLOCK")?;
+        for (name, value) in [("net.core.optmem_max", optmem_max), ("net.core.wmem_max", wmem_max)]
+        {
+            writeln!(f, "  {name:<20} {}", value.map_or_else(|| "unknown".into(), bytes))?;
+        }
+        let tcp_wmem = tcp_wmem.map_or_else(
+            || "unknown".into(),
+            |[least, first, largest]| {
+                format!("{} to {}, at first {}", bytes(least), bytes(largest), bytes(first))
+            },
+        );
+        writeln!(f, "  {:<20} {tcp_wmem}", "net.ipv4.tcp_wmem")?;
+        writeln!(f, "\nFor information")?;
+        writeln!(f, "  {:<20} {}; no engine uses it", "io_uring", self.io_uring)?;
+        let namespaces = match self.user_namespaces {
+            None => "unknown".into(),
+            Some(0) => "not for ordinary users".into(),
+            Some(n) => format!("allowed (at most {n})"),
+        };
+        writeln!(f, "  {:<20} {namespaces}", "user namespaces")
+    }
+}
+
+impl fmt::Display for Memlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limit = |limit: Option<u64>| limit.map_or_else(|| "unlimited".into(), bytes);
+        write!(f, "{} (hard limit: {})", limit(self.soft), limit(self.hard))?;
+        if self.lifted {
+            f.write_str(", which CAP_IPC_LOCK lifts here")?;
+        }
+        Ok(())
+    }
+}
+
+/// Something that could be changed, in plain words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Advice {
+    /// `RLIMIT_MEMLOCK` is low, and `CAP_IPC_LOCK` is missing.
+    Memlock {
+        /// The soft limit, in bytes.
+        soft: u64,
+        /// The hard limit, in bytes; `None` if unlimited.
+        hard: Option<u64>,
+    },
+    /// `net.core.optmem_max` is low; its value, in bytes.
+    OptmemMax(u64),
+    /// The file is read and not mapped.
+    File(Unmappable),
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let enough = MEMLOCK_ENOUGH >> 20;
+        match self {
+            Advice::Memlock { soft, hard } => {
+                write!(
+                    f,
+                    "RLIMIT_MEMLOCK lets all zerocopy sends of this user together pin {} only; \
+                     those beyond it wait, or are copied. Raise it: LimitMEMLOCK={enough}M in the \
+                     systemd unit, or ulimit -l {} in the shell",
+                    bytes(*soft),
+                    MEMLOCK_ENOUGH >> 10,
+                )?;
+                match hard {
+                    Some(hard) if *hard < MEMLOCK_ENOUGH => {
+                        write!(f, " (as root, since the hard limit is {})", bytes(*hard))
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Advice::OptmemMax(now) => write!(
+                f,
+                "net.core.optmem_max = {now} leaves a socket little room for notifications, so that \
+                 many small zerocopy sends meet ENOBUFS. Raise it: sysctl -w \
+                 net.core.optmem_max={OPTMEM_ENOUGH} (the default of newer kernels)"
+            ),
+            Advice::File(why) => {
+                f.write_str("this file is read, and zerocopy cannot serve it: ")?;
+                match why {
+                    Unmappable::Overlay => f.write_str(
+                        "on overlayfs only a descriptor that is open for writing, too, is safe to \
+                         map. Keep the file on a volume of its own",
+                    ),
+                    Unmappable::Sparse => {
+                        f.write_str("fill its holes (cp --sparse=never), or keep it on a disk")
+                    }
+                    Unmappable::Filesystem(_) => {
+                        f.write_str("keep it on a local disk filesystem, such as ext4 or xfs")
+                    }
+                    Unmappable::Failed(_) => write!(f, "{why}"),
+                }
+            }
+        }
+    }
+}
+
+/// What would happen to sends on a connected socket.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Destination {
+    /// What kind of socket it is, in words.
+    pub socket: &'static str,
+    /// This end's address, where it is an internet address.
+    pub own: Option<SocketAddr>,
+    /// The peer's address, where it is an internet address.
+    pub peer: Option<SocketAddr>,
+    /// The peer's address is this host's. (It may be on this host all the same: behind another
+    /// address, a veth or a DNAT rule. Then its notifications say COPIED.)
+    pub peer_on_this_host: bool,
+    /// The MTU of the path, in bytes, as far as the kernel knows it.
+    pub mtu: Option<u32>,
+    /// Why `zerocopy` cannot serve it; `None` if it can.
+    pub zerocopy_refused: Option<Refusal>,
+    /// What `auto` takes now, by the size of a send in bytes, from small to large.
+    pub auto: Vec<(RangeInclusive<u64>, Choice)>,
+}
+
+/// Finds what would happen to sends of `sender` now. Sends nothing.
+#[must_use]
+pub fn destination(sender: &Sender) -> Destination {
+    let conn = sender.conn();
+    let mtu = match conn.peer() {
+        Some(SocketAddr::V4(_)) => sockopt::ip_mtu(sender).ok(),
+        Some(SocketAddr::V6(_)) => sockopt::ipv6_mtu(sender).ok(),
+        None => None,
+    };
+    let own = rustix::net::getsockname(sender.as_fd()).ok();
+    Destination {
+        socket: conn.kind().name(),
+        own: own.and_then(|own| SocketAddr::try_from(own).ok()),
+        peer: conn.peer(),
+        peer_on_this_host: conn.peer_on_this_host(),
+        mtu,
+        zerocopy_refused: conn.zerocopy(1, false).err(),
+        auto: by_size(|bytes| sender.choose_auto(bytes, false)),
+    }
+}
+
+/// No send is larger.
+const LARGEST: u64 = 1 << 62;
+
+/// Where, by size, a choice changes. Finds changes that are a power of two apart.
+fn by_size(choose: impl Fn(u64) -> Choice) -> Vec<(RangeInclusive<u64>, Choice)> {
+    let mut all = Vec::new();
+    let (mut from, mut last, mut choice) = (1, 1, choose(1));
+    while last < LARGEST {
+        let next = last * 2;
+        let there = choose(next);
+        if there != choice {
+            let (mut same, mut other) = (last, next);
+            while other - same > 1 {
+                let middle = same + (other - same) / 2;
+                if choose(middle) == choice {
+                    same = middle;
+                } else {
+                    other = middle;
+                }
+            }
+            all.push((from..=same, choice));
+            (from, choice) = (other, there);
+        }
+        last = next;
+    }
+    all.push((from..=u64::MAX, choice));
+    all
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "  {:<20} {}", "socket", self.socket)?;
+        if let (Some(own), Some(peer)) = (self.own, self.peer) {
+            write!(f, ", {own} to {peer}")?;
+        }
+        let place = match (self.peer, self.peer_on_this_host) {
+            (Some(_), true) => "on this host, by its address",
+            (Some(_), false) => "elsewhere, by its address",
+            (None, _) => "unknown: it has no internet address",
+        };
+        writeln!(f, "\n  {:<20} {place}", "peer")?;
+        if let Some(mtu) = self.mtu {
+            writeln!(f, "  {:<20} {mtu} bytes", "MTU")?;
+        }
+        match &self.zerocopy_refused {
+            None => writeln!(f, "  {:<20} can serve it", "zerocopy")?,
+            Some(why) => writeln!(f, "  {:<20} refused: {why}", "zerocopy")?,
+        }
+        for (sizes, choice) in &self.auto {
+            let sizes = match (*sizes.start(), *sizes.end()) {
+                (1, u64::MAX) => "auto, any size".into(),
+                (1, end) => format!("auto, to {end}"),
+                (start, u64::MAX) => format!("auto, from {start}"),
+                (start, end) => format!("auto, {start} to {end}"),
+            };
+            writeln!(f, "  {sizes:<20} {choice}")?;
+        }
+        Ok(())
+    }
+}
+
+/// How a file would be sent.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct File {
+    /// Its size now, in bytes.
+    pub size: u64,
+    /// The name of its filesystem, as far as `f_type` tells it; `None` for a block device.
+    pub filesystem: Option<String>,
+    /// Why it is read and not mapped; `None` if it is mapped.
+    pub unmappable: Option<Unmappable>,
+}
+
+/// Finds how `source` would be sent now. Maps its first byte where that is possible.
+///
+/// # Errors
+/// [`Error::File`] if the file cannot be asked.
+pub fn file(source: &Source) -> Result<File, Error> {
+    Ok(File {
+        size: source.size()?,
+        filesystem: source.filesystem(),
+        unmappable: source.unmappable_now()?,
+    })
+}
+
+impl File {
+    /// What could be changed so that zerocopy can serve it.
+    #[must_use]
+    pub fn advice(&self) -> Option<Advice> {
+        self.unmappable.map(Advice::File)
+    }
+}
+
+impl fmt::Display for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "  {:<20} {}", "size", bytes(self.size))?;
+        let filesystem = self.filesystem.as_deref().unwrap_or("none: a block device");
+        writeln!(f, "  {:<20} {filesystem}", "filesystem")?;
+        match &self.unmappable {
+            None => writeln!(f, "  {:<20} from a mapping: every engine can serve it", "sent"),
+            Some(why) => {
+                writeln!(f, "  {:<20} by pread, since {why}; zerocopy cannot serve it", "sent")
+            }
+        }
+    }
+}
+
+/// A size in its largest whole unit.
+fn bytes(n: u64) -> String {
+    match n {
+        0 => "0 bytes".into(),
+        n if n % (1 << 30) == 0 => format!("{} GiB", n >> 30),
+        n if n % (1 << 20) == 0 => format!("{} MiB", n >> 20),
+        n if n % (1 << 10) == 0 => format!("{} KiB", n >> 10),
+        n => format!("{n} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Why;
+
+    #[test]
+    fn changes_of_the_choice_are_found_to_the_byte() {
+        let copy = |why| Choice { engine: Engine::Copy, why };
+        let found = by_size(|bytes| match bytes {
+            ..1000 => copy(Why::Small),
+            1000..70_001 => Choice { engine: Engine::Zerocopy, why: Why::Large },
+            _ => copy(Why::Refused(Refusal::Memlock(70_000))),
+        });
+        let ranges: Vec<_> = found.iter().map(|(range, _)| range.clone()).collect();
+        assert_eq!(ranges, [1..=999, 1000..=70_000, 70_001..=u64::MAX]);
+        assert_eq!(by_size(|_| copy(Why::Small)).len(), 1);
+    }
+
+    #[test]
+    fn advice_is_given_only_where_it_is_true() {
+        let mut machine = machine();
+        let limits = |soft, lifted, optmem| Limits {
+            memlock: Memlock { soft, hard: Some(64 << 10), lifted },
+            optmem_max: optmem,
+            wmem_max: None,
+            tcp_wmem: None,
+        };
+        machine.limits = limits(Some(64 << 10), false, Some(20_480));
+        let [memlock, optmem] = &machine.advice()[..] else { panic!("{:?}", machine.advice()) };
+        let text = memlock.to_string();
+        assert!(text.contains("64 KiB") && text.contains("LimitMEMLOCK=8M"), "{text}");
+        assert!(text.contains("as root"), "{text}");
+        assert!(optmem.to_string().contains("net.core.optmem_max = 20480"), "{optmem}");
+
+        machine.limits = limits(Some(64 << 10), true, Some(131_072));
+        assert_eq!(machine.advice(), [], "CAP_IPC_LOCK lifts it");
+        machine.limits = limits(None, false, None);
+        assert_eq!(machine.advice(), [], "no limit, and an unknown one");
+    }
+}
