@@ -411,7 +411,7 @@ impl Sender {
     /// [`Error::Deadline`] if something still is at `deadline`; as [`reap`](Self::reap);
     /// [`Error::Wait`].
     pub fn wait_all(&self, deadline: Instant) -> Result<(), Error> {
-        let drained = || Ok((self.in_flight().sends == 0).then_some(()));
+        let drained = || Ok((self.conn.sends_in_flight() == 0).then_some(()));
         if drained()?.is_some() {
             return Ok(());
         }
@@ -625,7 +625,7 @@ impl Sender {
         guarded: bool,
     ) -> Result<(Outcome, Choice), Error> {
         let conn = &self.conn;
-        if conn.in_flight().sends >= REAP_FROM {
+        if conn.sends_in_flight() >= REAP_FROM {
             conn.reap()?;
         }
         let mut choice = self.choose(region.len() as u64, more)?;
@@ -715,7 +715,7 @@ impl AsFd for Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        if self.in_flight().sends == 0 {
+        if self.conn.sends_in_flight() == 0 {
             return;
         }
         if !self.conn.is_ours() {
@@ -726,7 +726,7 @@ impl Drop for Sender {
         }
         // What has arrived already needs no reaper. An error shows itself there again.
         let _ = self.conn.reap();
-        if self.in_flight().sends > 0 {
+        if self.conn.sends_in_flight() > 0 {
             self.reaper.adopt(Arc::clone(&self.conn) as _, Instant::now() + self.linger);
         }
     }

@@ -43,7 +43,7 @@ pub(crate) fn region(
         outcome = conn.transmit(clamped, part, cell, held)?;
     }
     if let Outcome::Limit(limit) = outcome {
-        if conn.in_flight().sends == 0 {
+        if conn.sends_in_flight() == 0 {
             return Ok(Zerocopy::NoRoom(limit));
         }
     }
