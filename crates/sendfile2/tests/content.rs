@@ -77,6 +77,23 @@ fn unix_stream_is_served_by_copy() {
     all_ranges_arrive(Sender::new(tx).unwrap(), rx);
 }
 
+/// `AF_UNIX` ignores `MSG_ERRQUEUE`: reading the error queue there takes the peer's data, and after
+/// its end never ends.
+#[test]
+fn reaping_a_unix_socket_takes_nothing_of_what_the_peer_sent() {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    let (tx, mut rx) = UnixStream::pair().unwrap();
+    let sender = Sender::new(tx).unwrap();
+    rx.write_all(b"request").unwrap();
+    assert_eq!(sender.reap().unwrap(), 0);
+    let mut own = UnixStream::from(sender.as_fd().try_clone_to_owned().unwrap());
+    assert_eq!(read(&mut own, 7), b"request");
+    drop(rx);
+    assert_eq!(sender.reap().unwrap(), 0);
+    sender.close(deadline()).unwrap();
+}
+
 #[test]
 fn zerocopy_refuses_a_unix_stream() {
     let (tx, _rx) = UnixStream::pair().unwrap();
