@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -155,9 +155,12 @@ fn resolve(host: &str, port: u16) -> anyhow::Result<impl Iterator<Item = SocketA
 /// Removes a socket that nobody listens on any more: an interrupted command left it.
 fn remove_stale(path: &Path) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
-    if is_socket
-        && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
-    {
+    // A datagram socket cannot connect to a listener (EPROTOTYPE), which so sees nothing of this;
+    // where nobody is, it is refused like any other.
+    let nobody = |socket: UnixDatagram| {
+        socket.connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    if is_socket && UnixDatagram::unbound().is_ok_and(nobody) {
         // If it cannot be removed, listening says why.
         let _ = std::fs::remove_file(path);
     }
