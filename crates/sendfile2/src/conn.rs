@@ -9,8 +9,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, Shutdown, SocketAddrAny, SocketType, ipproto, s
 use rustix::process::Pid;
 
 use crate::engine::auto::Recent;
-use crate::engine::{Engine, Limit, Refusal};
+use crate::engine::{Choice, Engine, Limit, Refusal};
 use crate::error::Error;
 use crate::holder::{Held, Holder, InFlight};
 use crate::ledger::{Done, Ledger, NotIssued};
@@ -27,7 +27,7 @@ use crate::park::{Parker, Wakers};
 use crate::sys::errqueue::{self, Entry, Foreign};
 use crate::sys::mapping::Region;
 use crate::sys::socket as sys;
-use crate::ticket::{Acknowledgement, Cell};
+use crate::ticket::{Acknowledgement, Cell, Link, Parts};
 
 /// What kind of socket it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,8 +128,8 @@ pub(crate) struct Conn {
     wakers: Mutex<Wakers>,
     /// Nobody but the reaper looks after it.
     orphaned: AtomicBool,
-    /// Bytes that one zerocopy call may be charged; 0 where that is to be asked.
-    memlock: AtomicUsize,
+    /// For the tickets.
+    link: Arc<Link>,
 }
 
 /// What the lock guards.
@@ -140,8 +140,6 @@ struct Io {
     bytes: u64,
     /// Bytes the kernel has accepted in all.
     accepted: u64,
-    /// Of these, bytes the peer is known to have acknowledged.
-    acknowledged: u64,
     aborted: bool,
     /// The socket was given back: its error queue is somebody else's.
     retired: bool,
@@ -157,6 +155,8 @@ struct Io {
     linger: Option<Option<Duration>>,
     copied: u64,
     released: u64,
+    /// Bytes that one zerocopy call may be charged, once that was asked.
+    memlock: Option<usize>,
 }
 
 /// What one id of the ledger stands for.
@@ -171,7 +171,8 @@ struct Sending {
 /// How a part of a send is to be made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Part {
-    pub(crate) zerocopy: bool,
+    /// `copy` or `zerocopy`, and why.
+    pub(crate) choice: Choice,
     pub(crate) more: bool,
     /// The pages must not outlive this process on their way.
     pub(crate) guarded: bool,
@@ -218,15 +219,25 @@ impl Conn {
         next_id: Option<u32>,
         reset_on_death: bool,
         hook: Option<Hook>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Arc<Self>, Error> {
         let kind = Kind::of(socket.as_fd())?;
         let cookie = sockopt::socket_cookie(&socket).map_err(Error::socket("SO_COOKIE"))?;
         if !lock(&OWNED).get_or_insert_default().insert(cookie) {
             return Err(Error::AlreadyOwned { cookie });
         }
+        let zerocopy = kind.zerocopy().and_then(|()| {
+            let fd = socket.as_fd();
+            match sys::zerocopy_enabled(fd) {
+                Ok(true) => Ok(true),
+                Ok(false) => {
+                    sys::enable_zerocopy(fd).map_err(|_| Refusal::NotSupported).map(|()| false)
+                }
+                Err(_) => Err(Refusal::Socket("the kernel has no SO_ZEROCOPY (Linux before 4.14)")),
+            }
+        });
         let peer = rustix::net::getpeername(&socket).ok().flatten().and_then(internet);
         let own = rustix::net::getsockname(&socket).ok().and_then(internet);
-        let mut conn = Conn {
+        let conn = Arc::new_cyclic(|conn| Conn {
             peer,
             peer_on_this_host: on_this_host(peer, own),
             socket,
@@ -237,10 +248,9 @@ impl Conn {
             reset_on_death: reset_on_death && kind == Kind::Tcp,
             io: Mutex::new(Io {
                 ledger: next_id.map_or_else(Ledger::new, Ledger::starting_at),
-                zerocopy: kind.zerocopy(),
+                zerocopy: zerocopy.map(|_| ()),
                 bytes: 0,
                 accepted: 0,
-                acknowledged: 0,
                 aborted: false,
                 retired: false,
                 disowned: None,
@@ -251,29 +261,27 @@ impl Conn {
                 linger: None,
                 copied: 0,
                 released: 0,
+                memlock: None,
             }),
             wakers: Mutex::default(),
             orphaned: AtomicBool::new(false),
-            memlock: AtomicUsize::new(0),
-        };
-        // From here on dropping the connection gives the cookie back.
-        if kind.zerocopy().is_ok() {
-            let io = conn.io.get_mut().unwrap_or_else(PoisonError::into_inner);
-            match sys::zerocopy_enabled(conn.socket.as_fd()) {
-                Ok(true) if next_id.is_none() => return Err(Error::NextIdUnknown),
-                Ok(true) => {}
-                Ok(false) => {
-                    if sys::enable_zerocopy(conn.socket.as_fd()).is_err() {
-                        io.zerocopy = Err(Refusal::NotSupported);
-                    }
-                }
-                Err(_) => {
-                    io.zerocopy =
-                        Err(Refusal::Socket("the kernel has no SO_ZEROCOPY (Linux before 4.14)"));
-                }
-            }
+            link: Arc::new(Link { conn: Weak::clone(conn), acknowledged: AtomicU64::new(0) }),
+        });
+        // Dropping the connection gives the cookie back.
+        if zerocopy == Ok(true) && next_id.is_none() {
+            return Err(Error::NextIdUnknown);
         }
         Ok(conn)
+    }
+
+    /// What its tickets know it by.
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Takes the lock, to see what can be done and to do it.
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        Turn { conn: self, io: lock(&self.io) }
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -291,150 +299,6 @@ impl Conn {
     /// Whether this is the process that made the connection, and not a fork of it.
     pub(crate) fn is_ours(&self) -> bool {
         self.pid == rustix::process::getpid()
-    }
-
-    /// Whether zerocopy can serve a send of `bytes` on this socket.
-    pub(crate) fn zerocopy(&self, bytes: u64, more: bool) -> Result<(), Refusal> {
-        lock(&self.io).zerocopy?;
-        if more && self.kind == Kind::Udp {
-            return Err(Refusal::Socket("a datagram in several parts (MSG_MORE) is always copied"));
-        }
-        let most = self.memlock_call() as u64;
-        if most == 0 || (self.kind.records() && bytes > most) {
-            return Err(Refusal::Memlock(memlock().unwrap_or(u64::MAX)));
-        }
-        Ok(())
-    }
-
-    /// What [`Engine::Auto`] goes by: most came back COPIED, and sends since the last zerocopy.
-    pub(crate) fn history(&self) -> (bool, u32) {
-        let io = lock(&self.io);
-        (io.recent.mostly_copied(), io.since_zerocopy)
-    }
-
-    /// Bytes that one zerocopy call may ask for; 0 if the limit allows none.
-    ///
-    /// The kernel charges a call `(len >> PAGE_SHIFT) + 2` pages (`mm_account_pinned_pages`).
-    pub(crate) fn memlock_call(&self) -> usize {
-        match self.memlock.load(Ordering::Relaxed) {
-            0 => {
-                let page = rustix::param::page_size();
-                let most = memlock().map_or(usize::MAX >> 1, |limit| {
-                    let pages = usize::try_from(limit).unwrap_or(usize::MAX) / page;
-                    pages.saturating_sub(2).saturating_mul(page)
-                });
-                self.memlock.store(most.max(1), Ordering::Relaxed);
-                most
-            }
-            1 => 0,
-            most => most,
-        }
-    }
-
-    /// Asks for the limit anew the next time: it may have been changed.
-    pub(crate) fn forget_memlock(&self) {
-        self.memlock.store(0, Ordering::Relaxed);
-    }
-
-    /// Sends `region` once, without blocking, and records what the kernel took.
-    pub(crate) fn transmit(
-        &self,
-        region: Region<'_>,
-        part: Part,
-        cell: &Arc<Cell>,
-        held: Option<&Held>,
-    ) -> Result<Outcome, Error> {
-        // Not under the lock: it may allocate, and is dropped unused if the send fails.
-        let held = held.filter(|_| part.zerocopy).cloned();
-        let mut io = lock(&self.io);
-        let outcome = self.transmit_locked(&mut io, region, part, cell, held);
-        drop(io);
-        // An errored UDP send may have left something to read; a full queue may have, too.
-        outcome
-    }
-
-    fn transmit_locked(
-        &self,
-        io: &mut Io,
-        region: Region<'_>,
-        part: Part,
-        cell: &Arc<Cell>,
-        held: Option<Held>,
-    ) -> Result<Outcome, Error> {
-        if io.aborted {
-            return Err(Error::Aborted);
-        }
-        if let Some(disowned) = io.disowned {
-            return Err(disowned.into());
-        }
-        // A datagram of no bytes would use an id (the kernel counts its header), and a stream send
-        // of none would not: by plain sends neither does.
-        let part = Part { zerocopy: part.zerocopy && region.len() > 0, ..part };
-        let guarded = part.zerocopy && (part.guarded || self.reset_on_death);
-        if part.zerocopy {
-            // Asked before, but not under this lock; and the attempt before may have been refused.
-            if let Err(reason) = io.zerocopy {
-                return Ok(Outcome::Refused(reason));
-            }
-            io.ledger.room(1)?;
-            if guarded {
-                self.arm_reset(io)?;
-            }
-        }
-        let result = sys::send(self.socket.as_fd(), region, part.zerocopy, part.more);
-        if let Ok(bytes) = result {
-            io.accepted += bytes as u64;
-            cell.part(part.zerocopy, io.accepted);
-            io.since_zerocopy = io.since_zerocopy.saturating_add(1);
-            if part.zerocopy {
-                io.since_zerocopy = 0;
-                io.bytes += bytes as u64;
-                io.guarded += usize::from(guarded);
-                let at = Instant::now();
-                let id = io.ledger.issue(Sending {
-                    held,
-                    cell: Arc::clone(cell),
-                    bytes: bytes as u64,
-                    at,
-                    guarded,
-                });
-                tracing::trace!(cookie = self.cookie, id, bytes, "zerocopy send");
-            }
-            return Ok(Outcome::Accepted(bytes));
-        }
-        if guarded && io.guarded == 0 {
-            self.disarm_reset(io);
-        }
-        match result {
-            Ok(bytes) => Ok(Outcome::Accepted(bytes)),
-            Err(Errno::AGAIN) => Ok(Outcome::WouldBlock),
-            Err(Errno::FAULT) => Ok(Outcome::Fault),
-            Err(errno) => {
-                if part.zerocopy
-                    && self.kind == Kind::Udp
-                    && self.maybe_used_an_id(errno, region.len())
-                {
-                    // The kernel gives the id back when building the datagram fails, but not when
-                    // a filter or a queue drops it afterwards. So that the next id stays known,
-                    // there is no next one.
-                    io.unsure = Some(io.ledger.next_id());
-                    io.ledger.skip(1);
-                    io.zerocopy = Err(Refusal::IdsUnsure);
-                    tracing::warn!(cookie = self.cookie, %errno, "{}", Refusal::IdsUnsure);
-                    if errno == Errno::NOBUFS {
-                        return Ok(Outcome::Refused(Refusal::IdsUnsure));
-                    }
-                }
-                match errno {
-                    Errno::NOBUFS if part.zerocopy => Ok(Outcome::Limit(Limit::Buffers)),
-                    Errno::OPNOTSUPP if part.zerocopy => {
-                        io.zerocopy = Err(Refusal::NotSupported);
-                        Ok(Outcome::Refused(Refusal::NotSupported))
-                    }
-                    errno => Err(Error::socket("send")(errno)),
-                }
-            }
-        }
     }
 
     /// Whether a failed datagram of `len` bytes may have used a notification id: every error that
@@ -632,14 +496,14 @@ impl Conn {
 
     /// Whether the peer has acknowledged the first `end` bytes that this sender got accepted.
     pub(crate) fn acknowledgement(&self, end: u64) -> Result<Acknowledgement, Error> {
-        let mut io = lock(&self.io);
+        let io = lock(&self.io);
         // Asked first: what was not acknowledged when it was over never will be.
         let over = io.aborted
             || io.retired
             || self.kind != Kind::Tcp
             || sys::tcp_is_over(self.socket.as_fd()).map_err(Error::socket("TCP_INFO"))?;
-        self.look_for_acknowledgement(&mut io)?;
-        Ok(if io.acknowledged >= end && self.kind == Kind::Tcp {
+        let acknowledged = self.look_for_acknowledgement(&io)?;
+        Ok(if acknowledged >= end && self.kind == Kind::Tcp {
             Acknowledgement::Acknowledged
         } else if over {
             Acknowledgement::Unknowable
@@ -650,13 +514,13 @@ impl Conn {
 
     /// SIOCOUTQ counts what is behind a byte, too, so at most that much is not acknowledged.
     /// After an abort the counters mean nothing and are not asked.
-    fn look_for_acknowledgement(&self, io: &mut Io) -> Result<(), Error> {
+    fn look_for_acknowledgement(&self, io: &Io) -> Result<u64, Error> {
         if !io.aborted && !io.retired && self.kind == Kind::Tcp {
             let left = sys::unacknowledged(&self.socket)
                 .map_err(|cause| Error::Socket { op: "ioctl(SIOCOUTQ)", cause })?;
-            io.acknowledged = io.acknowledged.max(io.accepted.saturating_sub(left));
+            self.link.acknowledged.fetch_max(io.accepted.saturating_sub(left), Ordering::Relaxed);
         }
-        Ok(())
+        Ok(self.link.acknowledged.load(Ordering::Relaxed))
     }
 
     /// Ends the connection at once. Frees nothing by itself.
@@ -666,7 +530,7 @@ impl Conn {
             return Ok(());
         }
         // What is acknowledged by now stays so.
-        let _ = self.look_for_acknowledgement(&mut io);
+        let _ = self.look_for_acknowledgement(&io);
         io.aborted = true;
         tracing::debug!(cookie = self.cookie, in_flight = io.ledger.in_flight(), "abort");
         if self.kind == Kind::Tcp {
@@ -709,7 +573,7 @@ impl Conn {
             _ => {}
         }
         // What is acknowledged by now stays so.
-        let _ = self.look_for_acknowledgement(&mut io);
+        let _ = self.look_for_acknowledgement(&io);
         io.retired = true;
         self.give_back_cookie();
         Ok(io.ledger.next_id())
@@ -725,6 +589,141 @@ impl Conn {
     pub(crate) fn refuse(&self, engine: Engine, reason: Refusal) -> Error {
         tracing::debug!(cookie = self.cookie, %engine, %reason, "refused");
         Error::Refused { engine, reason }
+    }
+}
+
+/// A connection, locked. No wait, no hook and no destructor of what is held runs meanwhile.
+pub(crate) struct Turn<'a> {
+    conn: &'a Conn,
+    io: MutexGuard<'a, Io>,
+}
+
+impl Turn<'_> {
+    /// Sends in flight.
+    pub(crate) fn sends_in_flight(&self) -> usize {
+        self.io.ledger.in_flight()
+    }
+
+    /// Whether zerocopy can serve a send of `bytes` on this socket.
+    pub(crate) fn zerocopy(&mut self, bytes: u64, more: bool) -> Result<(), Refusal> {
+        self.io.zerocopy?;
+        let kind = self.conn.kind;
+        if more && kind == Kind::Udp {
+            return Err(Refusal::Socket("a datagram in several parts (MSG_MORE) is always copied"));
+        }
+        let most = self.memlock_call() as u64;
+        if most == 0 || (kind.records() && bytes > most) {
+            return Err(Refusal::Memlock(memlock().unwrap_or(u64::MAX)));
+        }
+        Ok(())
+    }
+
+    /// What [`Engine::Auto`] goes by: most came back COPIED, and sends since the last zerocopy.
+    pub(crate) fn history(&self) -> (bool, u32) {
+        (self.io.recent.mostly_copied(), self.io.since_zerocopy)
+    }
+
+    /// Bytes that one zerocopy call may ask for; 0 if the limit allows none.
+    ///
+    /// The kernel charges a call `(len >> PAGE_SHIFT) + 2` pages (`mm_account_pinned_pages`).
+    pub(crate) fn memlock_call(&mut self) -> usize {
+        *self.io.memlock.get_or_insert_with(|| {
+            let page = rustix::param::page_size();
+            memlock().map_or(usize::MAX, |limit| {
+                let pages = usize::try_from(limit).unwrap_or(usize::MAX) / page;
+                pages.saturating_sub(2).saturating_mul(page)
+            })
+        })
+    }
+
+    /// Asks for the limit anew the next time: it may have been changed.
+    pub(crate) fn forget_memlock(&mut self) {
+        self.io.memlock = None;
+    }
+
+    /// Sends `region` once, without blocking, and records what the kernel took.
+    pub(crate) fn transmit(
+        &mut self,
+        region: Region<'_>,
+        part: Part,
+        parts: &mut Parts,
+        held: Option<&Held>,
+    ) -> Result<Outcome, Error> {
+        let (conn, io) = (self.conn, &mut *self.io);
+        if io.aborted {
+            return Err(Error::Aborted);
+        }
+        if let Some(disowned) = io.disowned {
+            return Err(disowned.into());
+        }
+        // A datagram of no bytes would use an id (the kernel counts its header), and a stream send
+        // of none would not: by plain sends neither does.
+        let zerocopy = part.choice.engine == Engine::Zerocopy && region.len() > 0;
+        let guarded = zerocopy && (part.guarded || conn.reset_on_death);
+        if zerocopy {
+            // Asked before, but not under this lock; and the attempt before may have been refused.
+            if let Err(reason) = io.zerocopy {
+                return Ok(Outcome::Refused(reason));
+            }
+            io.ledger.room(1)?;
+            if guarded {
+                conn.arm_reset(io)?;
+            }
+        }
+        let result = sys::send(conn.socket.as_fd(), region, zerocopy, part.more);
+        if let Ok(bytes) = result {
+            io.accepted += bytes as u64;
+            parts.accepted(bytes as u64, io.accepted, part.choice);
+            if zerocopy {
+                io.since_zerocopy = 0;
+                io.bytes += bytes as u64;
+                io.guarded += usize::from(guarded);
+                let at = Instant::now();
+                let id = io.ledger.issue(Sending {
+                    held: held.cloned(),
+                    cell: parts.in_flight(),
+                    bytes: bytes as u64,
+                    at,
+                    guarded,
+                });
+                tracing::trace!(cookie = conn.cookie, id, bytes, "zerocopy send");
+            } else {
+                io.since_zerocopy = io.since_zerocopy.saturating_add(1);
+                parts.copied();
+            }
+            return Ok(Outcome::Accepted(bytes));
+        }
+        if guarded && io.guarded == 0 {
+            conn.disarm_reset(io);
+        }
+        match result {
+            Ok(bytes) => Ok(Outcome::Accepted(bytes)),
+            Err(Errno::AGAIN) => Ok(Outcome::WouldBlock),
+            Err(Errno::FAULT) => Ok(Outcome::Fault),
+            Err(errno) => {
+                if zerocopy && conn.kind == Kind::Udp && conn.maybe_used_an_id(errno, region.len())
+                {
+                    // The kernel gives the id back when building the datagram fails, but not when
+                    // a filter or a queue drops it afterwards. So that the next id stays known,
+                    // there is no next one.
+                    io.unsure = Some(io.ledger.next_id());
+                    io.ledger.skip(1);
+                    io.zerocopy = Err(Refusal::IdsUnsure);
+                    tracing::warn!(cookie = conn.cookie, %errno, "{}", Refusal::IdsUnsure);
+                    if errno == Errno::NOBUFS {
+                        return Ok(Outcome::Refused(Refusal::IdsUnsure));
+                    }
+                }
+                match errno {
+                    Errno::NOBUFS if zerocopy => Ok(Outcome::Limit(Limit::Buffers)),
+                    Errno::OPNOTSUPP if zerocopy => {
+                        io.zerocopy = Err(Refusal::NotSupported);
+                        Ok(Outcome::Refused(Refusal::NotSupported))
+                    }
+                    errno => Err(Error::socket("send")(errno)),
+                }
+            }
+        }
     }
 }
 

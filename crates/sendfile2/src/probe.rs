@@ -418,14 +418,18 @@ pub fn destination(sender: &Sender) -> Destination {
         None => None,
     };
     let own = rustix::net::getsockname(sender.as_fd()).ok();
+    let mut turn = conn.turn();
+    let zerocopy_refused = turn.zerocopy(1, false).err();
+    let auto = by_size(|bytes| sender.choose_auto(&mut turn, bytes, false));
+    drop(turn);
     Destination {
         socket: conn.kind().name(),
         own: own.and_then(|own| SocketAddr::try_from(own).ok()),
         peer: conn.peer(),
         peer_on_this_host: conn.peer_on_this_host(),
         mtu,
-        zerocopy_refused: conn.zerocopy(1, false).err(),
-        auto: by_size(|bytes| sender.choose_auto(bytes, false)),
+        zerocopy_refused,
+        auto,
     }
 }
 
@@ -433,7 +437,7 @@ pub fn destination(sender: &Sender) -> Destination {
 const LARGEST: u64 = 1 << 62;
 
 /// Where, by size, a choice changes. Finds changes that are a power of two apart.
-fn by_size(choose: impl Fn(u64) -> Choice) -> Vec<(RangeInclusive<u64>, Choice)> {
+fn by_size(mut choose: impl FnMut(u64) -> Choice) -> Vec<(RangeInclusive<u64>, Choice)> {
     let mut all = Vec::new();
     let (mut from, mut last, mut choice) = (1, 1, choose(1));
     while last < LARGEST {

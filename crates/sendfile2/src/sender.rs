@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::conn::{self, Conn, Counters, Hook, Notice, Outcome};
+use crate::conn::{self, Conn, Counters, Hook, Notice, Outcome, Part, Turn};
 use crate::engine::auto::{self, Situation};
 use crate::engine::zerocopy::Zerocopy;
 use crate::engine::{Choice, Engine, Limit, Refusal, Why, copy, zerocopy};
@@ -17,9 +17,9 @@ use crate::error::Error;
 use crate::guard::Lease;
 use crate::holder::{Held, InFlight};
 use crate::reaper::Reaper;
-use crate::source::{Source, View};
+use crate::source::{Extent, Source, View};
 use crate::sys::mapping::Region;
-use crate::ticket::{Cell, Parcel, Slot, Ticket};
+use crate::ticket::{Link, Parcel, Parts, Slot, Ticket};
 
 /// After this many sends in flight, every send first reads what was completed.
 const REAP_FROM: usize = 16;
@@ -184,7 +184,7 @@ impl Sender {
         let Options { engine, next_id, reset_on_death, hook, linger } = options;
         let conn = Conn::new(socket.into(), next_id, reset_on_death, hook)?;
         let linger = linger.unwrap_or(Duration::from_secs(60));
-        Ok(Sender { conn: Arc::new(conn), engine, linger, reaper })
+        Ok(Sender { conn, engine, linger, reaper })
     }
 
     /// Sends from `range` of the file, without blocking, as far as the kernel takes it in one
@@ -205,7 +205,9 @@ impl Sender {
         range: Range<u64>,
         more: bool,
     ) -> Result<Sent<Ticket>, Error> {
-        self.once(|sender, cell| sender.attempt_file(file, range, more, cell, None))
+        self.once(|sender, parts| {
+            sender.attempt_file(Origin::File(file), &mut None, range, more, parts)
+        })
     }
 
     /// Sends `range` of the file, all of it, waiting for the socket until `deadline`.
@@ -221,8 +223,9 @@ impl Sender {
         deadline: Instant,
     ) -> Result<Transfer, Stopped> {
         let (start, end) = (range.start, range.end.max(range.start));
-        self.all(end - start, deadline, |sender, done, cell| {
-            sender.attempt_file(file, start + done..end, more, cell, None)
+        let (origin, mut extent) = (Origin::File(file), None);
+        self.all(end - start, deadline, |sender, done, parts| {
+            sender.attempt_file(origin, &mut extent, start + done..end, more, parts)
         })
     }
 
@@ -240,8 +243,8 @@ impl Sender {
         more: bool,
     ) -> Result<Sent<Ticket>, Error> {
         let held = self.hold(lease, &range)?;
-        self.once(|sender, cell| {
-            sender.attempt_file(lease.source(), range, more, cell, Some(&held))
+        self.once(|sender, parts| {
+            sender.attempt_file(Origin::Lease(lease, &held), &mut None, range, more, parts)
         })
     }
 
@@ -261,14 +264,13 @@ impl Sender {
         let held = match self.hold(lease, &range) {
             Ok(held) => held,
             Err(error) => {
-                let cell = Cell::new();
-                cell.seal();
-                let ticket = Ticket::new(cell, &self.conn, 0, self.asked());
+                let ticket = Ticket::new(Parts::new(self.asked()), self.conn.link());
                 return Err(Stopped { error, transfer: Transfer { bytes: 0, ticket } });
             }
         };
-        self.all(end - start, deadline, |sender, done, cell| {
-            sender.attempt_file(lease.source(), start + done..end, more, cell, Some(&held))
+        let (origin, mut extent) = (Origin::Lease(lease, &held), None);
+        self.all(end - start, deadline, |sender, done, parts| {
+            sender.attempt_file(origin, &mut extent, start + done..end, more, parts)
         })
     }
 
@@ -286,7 +288,7 @@ impl Sender {
     /// # Errors
     /// [`Error::Socket`]; [`Error::Aborted`]; [`Error::NotIssued`].
     pub fn try_send(&mut self, bytes: &[u8], more: bool) -> Result<Sent<Ticket>, Error> {
-        self.once(|sender, cell| sender.attempt_slice(bytes, more, cell))
+        self.once(|sender, parts| sender.attempt_slice(bytes, more, parts))
     }
 
     /// Sends all of `bytes` by plain sends, waiting for the socket until `deadline`.
@@ -300,10 +302,10 @@ impl Sender {
         more: bool,
         deadline: Instant,
     ) -> Result<Transfer, Stopped> {
-        self.all(bytes.len() as u64, deadline, |sender, done, cell| {
+        self.all(bytes.len() as u64, deadline, |sender, done, parts| {
             // done < bytes.len(), so it fits.
             let done = usize::try_from(done).unwrap_or(bytes.len());
-            sender.attempt_slice(&bytes[done..], more, cell)
+            sender.attempt_slice(&bytes[done..], more, parts)
         })
     }
 
@@ -320,30 +322,22 @@ impl Sender {
     where
         B: AsRef<[u8]> + Send + 'static,
     {
-        if !std::ptr::eq(parcel.conn.as_ptr(), Arc::as_ptr(&self.conn)) {
+        let link = self.conn.link();
+        if !parcel.link.as_ref().is_some_and(|of| Arc::ptr_eq(of, link)) {
             // Also where the other sender is gone: this peer would get the tail for the whole.
-            if parcel.sent > 0 || parcel.conn.strong_count() > 0 {
+            let other = |of: &Arc<Link>| of.conn.strong_count() > 0;
+            if parcel.sent() > 0 || parcel.link.as_ref().is_some_and(other) {
                 return Err(Error::OtherSender);
             }
-            parcel.conn = Arc::downgrade(&self.conn);
+            parcel.link = Some(Arc::clone(link));
         }
-        if parcel.sent > 0 && parcel.remaining() == 0 {
+        let from = parcel.sent();
+        if from > 0 && parcel.remaining() == 0 {
             // On a socket with record boundaries another send would be an empty record.
             return Ok(Sent::Accepted { bytes: 0, ticket: parcel.ticket() });
         }
-        let attempt = {
-            let _open = parcel.cell.unseal();
-            self.attempt_buffer(&parcel.slot, parcel.sent, more, &parcel.cell)
-        };
-        Ok(match attempt? {
-            Attempt::Accepted { bytes, choice } => {
-                parcel.sent += bytes;
-                parcel.choice = choice;
-                Sent::Accepted { bytes, ticket: parcel.ticket() }
-            }
-            Attempt::WouldBlock => Sent::WouldBlock,
-            Attempt::Limit(limit) => Sent::Limit(limit),
-        })
+        let outcome = self.attempt_buffer(&parcel.slot, from, more, &mut parcel.parts)?;
+        self.sent(outcome, || parcel.ticket())
     }
 
     /// Sends all that is left of `parcel`, waiting for the socket until `deadline`.
@@ -483,18 +477,22 @@ impl Sender {
     /// Runs one attempt with a ticket of its own.
     fn once(
         &mut self,
-        attempt: impl FnOnce(&Sender, &Arc<Cell>) -> Result<Attempt, Error>,
+        attempt: impl FnOnce(&Sender, &mut Parts) -> Result<Outcome, Error>,
     ) -> Result<Sent<Ticket>, Error> {
-        let cell = Cell::new();
-        let attempt = attempt(self, &cell);
-        cell.seal();
-        Ok(match attempt? {
-            Attempt::Accepted { bytes, choice } => {
-                let ticket = Ticket::new(cell, &self.conn, bytes as u64, choice);
-                Sent::Accepted { bytes, ticket }
-            }
-            Attempt::WouldBlock => Sent::WouldBlock,
-            Attempt::Limit(limit) => Sent::Limit(limit),
+        let mut parts = Parts::new(self.asked());
+        let outcome = attempt(self, &mut parts)?;
+        self.sent(outcome, || Ticket::new(parts, self.conn.link()))
+    }
+
+    /// What an attempt came to, for its caller.
+    fn sent<T>(&self, outcome: Outcome, ticket: impl FnOnce() -> T) -> Result<Sent<T>, Error> {
+        Ok(match outcome {
+            Outcome::Accepted(bytes) => Sent::Accepted { bytes, ticket: ticket() },
+            Outcome::WouldBlock => Sent::WouldBlock,
+            Outcome::Limit(limit) => Sent::Limit(limit),
+            // Memory that was handed over cannot fault, unless it is a mapping of its own.
+            Outcome::Fault => return Err(Error::socket("send")(rustix::io::Errno::FAULT)),
+            Outcome::Refused(reason) => return Err(self.conn.refuse(Engine::Zerocopy, reason)),
         })
     }
 
@@ -503,45 +501,39 @@ impl Sender {
         &mut self,
         total: u64,
         deadline: Instant,
-        mut attempt: impl FnMut(&Sender, u64, &Arc<Cell>) -> Result<Attempt, Error>,
+        mut attempt: impl FnMut(&Sender, u64, &mut Parts) -> Result<Outcome, Error>,
     ) -> Result<Transfer, Stopped> {
-        let cell = Cell::new();
-        let mut done = 0;
-        let mut choice = Choice { engine: Engine::Copy, why: Why::Small };
+        let mut parts = Parts::new(self.asked());
         let mut error = None;
-        while done < total {
-            let mut step = || match attempt(self, done, &cell)? {
-                Attempt::Accepted { bytes, choice } => Ok(Some((bytes, choice))),
-                Attempt::WouldBlock | Attempt::Limit(_) => Ok(None),
+        while parts.bytes() < total {
+            let mut step = || {
+                let done = parts.bytes();
+                let outcome = attempt(self, done, &mut parts)?;
+                // The ticket is made of all parts, later.
+                let sent = self.sent(outcome, || ())?;
+                Ok(matches!(sent, Sent::Accepted { .. }).then_some(()))
             };
             let stepped = match step() {
                 Ok(None) => conn::wait(&self.conn, true, deadline, FULL, step),
-                Ok(Some(stepped)) => Ok(stepped),
+                Ok(Some(())) => Ok(()),
                 Err(e) => Err(e),
             };
-            match stepped {
-                Ok((bytes, taken)) => {
-                    done += bytes as u64;
-                    choice = taken;
-                }
-                Err(e) => {
-                    error = Some(e);
-                    break;
-                }
+            if let Err(e) = stepped {
+                error = Some(e);
+                break;
             }
         }
-        cell.seal();
         let transfer =
-            Transfer { bytes: done, ticket: Ticket::new(cell, &self.conn, done, choice) };
+            Transfer { bytes: parts.bytes(), ticket: Ticket::new(parts, self.conn.link()) };
         match error {
             None => Ok(transfer),
             Some(error) => Err(Stopped { error, transfer }),
         }
     }
 
-    fn attempt_slice(&self, bytes: &[u8], more: bool, cell: &Arc<Cell>) -> Result<Attempt, Error> {
-        let outcome = copy::region(&self.conn, Region::from(bytes), more, cell)?;
-        self.attempted(outcome, Choice { engine: Engine::Copy, why: Why::Slice })
+    fn attempt_slice(&self, bytes: &[u8], more: bool, parts: &mut Parts) -> Result<Outcome, Error> {
+        let choice = Choice { engine: Engine::Copy, why: Why::Slice };
+        copy::region(self.conn.turn(), Region::from(bytes), more, choice, parts)
     }
 
     fn attempt_buffer<B>(
@@ -549,8 +541,8 @@ impl Sender {
         slot: &Arc<Slot<B>>,
         from: usize,
         more: bool,
-        cell: &Arc<Cell>,
-    ) -> Result<Attempt, Error>
+        parts: &mut Parts,
+    ) -> Result<Outcome, Error>
     where
         B: AsRef<[u8]> + Send + 'static,
     {
@@ -558,99 +550,99 @@ impl Sender {
         // The slot is empty only when its parcel is gone.
         let bytes = buffer.as_ref().map_or(&[][..], |b| b.as_ref()).get(from..).unwrap_or_default();
         let held: Held = Arc::clone(slot) as Held;
-        let (outcome, choice) =
-            self.attempt_region(Region::from(bytes), more, cell, Some(&held), false)?;
-        self.attempted(outcome, choice)
+        self.attempt_region(Region::from(bytes), more, parts, Some(&held), false)
     }
 
+    /// `extent` is what the file was like just before, if anybody looked; it is forgotten where the
+    /// caller is about to wait.
     fn attempt_file(
         &self,
-        file: &Source,
-        range: Range<u64>,
+        origin: Origin<'_>,
+        extent: &mut Option<Extent>,
+        wanted: Range<u64>,
         more: bool,
-        cell: &Arc<Cell>,
-        lease: Option<&Held>,
-    ) -> Result<Attempt, Error> {
-        if range.is_empty() {
-            return Ok(Attempt::Accepted { bytes: 0, choice: self.asked() });
+        parts: &mut Parts,
+    ) -> Result<Outcome, Error> {
+        if wanted.is_empty() {
+            return Ok(Outcome::Accepted(0));
         }
+        let now = match extent.take() {
+            Some(extent) => extent,
+            None => origin.extent(&wanted)?,
+        };
+        let outcome = self.attempt_view(origin, now, wanted, more, parts)?;
+        if matches!(outcome, Outcome::Accepted(_)) {
+            *extent = Some(now);
+        }
+        Ok(outcome)
+    }
+
+    fn attempt_view(
+        &self,
+        origin: Origin<'_>,
+        extent: Extent,
+        wanted: Range<u64>,
+        more: bool,
+        parts: &mut Parts,
+    ) -> Result<Outcome, Error> {
+        let (file, held) = origin.parts();
         let records = self.conn.kind().records();
-        let (view, wanted) = (file.view(range.clone())?, range.clone());
-        if records {
+        if records && wanted.end > extent.size {
             // Before memory is asked for to read it into.
-            let size = file.size()?;
-            if range.end > size {
-                return Err(Error::Truncated { at: size, wanted: range.start });
-            }
+            return Err(Error::Truncated { at: extent.size, wanted: wanted.start });
         }
-        let (at, region, mapping);
-        match view {
-            View::Mapped(m, clamped) if !records || clamped == wanted => {
-                mapping = m;
-                at = clamped;
-                region = mapping.region(at.clone());
+        match file.view(wanted.clone(), extent)? {
+            View::Mapped(mapping, clamped) if !records || clamped == wanted => {
+                if let Some(region) = mapping.region(clamped.clone()) {
+                    let more = more && clamped.end == wanted.end;
+                    match self.attempt_region(region, more, parts, held, held.is_some())? {
+                        Outcome::Fault => {}
+                        outcome => return Ok(outcome),
+                    }
+                }
             }
-            View::Mapped(_, clamped) => {
-                at = clamped;
-                region = None;
-            }
+            View::Mapped(..) => {}
             View::Read(why, clamped) => {
                 let choice = self.forced_copy(Refusal::File(why))?;
-                let range = if records { wanted } else { clamped };
-                let outcome = copy::read(&self.conn, file, range, more, records, cell)?;
-                return self.attempted(outcome, choice);
-            }
-        }
-        if let Some(region) = region {
-            let more = more && at.end == wanted.end;
-            match self.attempt_region(region, more, cell, lease, lease.is_some())? {
-                (Outcome::Fault, _) => {}
-                (outcome, choice) => return self.attempted(outcome, choice),
+                return copy::read(&self.conn, file, clamped, more, records, choice, parts);
             }
         }
         // The mapping faulted, or a record does not fit into one: reading tells what is there, or
         // what is wrong.
         let choice = Choice { engine: Engine::Copy, why: Why::Fault };
-        tracing::debug!(?range, %choice, "reading instead");
-        let outcome = copy::read(&self.conn, file, range, more, records, cell)?;
-        self.attempted(outcome, choice)
+        tracing::debug!(?wanted, %choice, "reading instead");
+        copy::read(&self.conn, file, wanted, more, records, choice, parts)
     }
 
     fn attempt_region(
         &self,
         region: Region<'_>,
         more: bool,
-        cell: &Arc<Cell>,
+        parts: &mut Parts,
         held: Option<&Held>,
         guarded: bool,
-    ) -> Result<(Outcome, Choice), Error> {
+    ) -> Result<Outcome, Error> {
         let conn = &self.conn;
-        if conn.sends_in_flight() >= REAP_FROM {
+        let mut turn = conn.turn();
+        if turn.sends_in_flight() >= REAP_FROM {
+            drop(turn);
             conn.reap()?;
+            turn = conn.turn();
         }
-        let mut choice = self.choose(region.len() as u64, more)?;
+        let mut choice = self.choose(&mut turn, region.len() as u64, more)?;
         if choice.engine == Engine::Zerocopy {
-            match zerocopy::region(conn, region, more, cell, held, guarded)? {
+            let part = Part { choice, more, guarded };
+            match zerocopy::region(conn, turn, region, part, parts, held)? {
                 Zerocopy::Done(Outcome::Refused(reason)) => choice = self.forced_copy(reason)?,
-                Zerocopy::Done(outcome) => return Ok((outcome, choice)),
+                Zerocopy::Done(outcome) => return Ok(outcome),
                 Zerocopy::NoRoom(limit) => {
                     choice = Choice { engine: Engine::Copy, why: Why::Limit(limit) };
                 }
             }
+            turn = conn.turn();
         }
         tracing::trace!(%choice, bytes = region.len(), "plain send");
-        Ok((copy::region(conn, region, more, cell)?, choice))
-    }
-
-    fn attempted(&self, outcome: Outcome, choice: Choice) -> Result<Attempt, Error> {
-        Ok(match outcome {
-            Outcome::Accepted(bytes) => Attempt::Accepted { bytes, choice },
-            Outcome::WouldBlock => Attempt::WouldBlock,
-            Outcome::Limit(limit) => Attempt::Limit(limit),
-            // Memory that was handed over cannot fault, unless it is a mapping of its own.
-            Outcome::Fault => return Err(Error::socket("send")(rustix::io::Errno::FAULT)),
-            Outcome::Refused(reason) => return Err(self.conn.refuse(choice.engine, reason)),
-        })
+        copy::region(turn, region, more, choice, parts)
     }
 
     fn asked(&self) -> Choice {
@@ -658,26 +650,26 @@ impl Sender {
         Choice { engine, why: Why::Asked }
     }
 
-    fn choose(&self, bytes: u64, more: bool) -> Result<Choice, Error> {
+    fn choose(&self, turn: &mut Turn<'_>, bytes: u64, more: bool) -> Result<Choice, Error> {
         if bytes == 0 {
             return Ok(Choice { engine: Engine::Copy, why: Why::Small });
         }
         match self.engine {
             Engine::Copy => Ok(self.asked()),
-            Engine::Zerocopy => match self.conn.zerocopy(bytes, more) {
+            Engine::Zerocopy => match turn.zerocopy(bytes, more) {
                 Ok(()) => Ok(self.asked()),
                 Err(reason) => Err(self.conn.refuse(self.engine, reason)),
             },
-            Engine::Auto => Ok(self.choose_auto(bytes, more)),
+            Engine::Auto => Ok(self.choose_auto(turn, bytes, more)),
         }
     }
 
     /// What `auto` would take now for a send of `bytes`, whatever engine was asked for.
-    pub(crate) fn choose_auto(&self, bytes: u64, more: bool) -> Choice {
-        let (mostly_copied, since_zerocopy) = self.conn.history();
+    pub(crate) fn choose_auto(&self, turn: &mut Turn<'_>, bytes: u64, more: bool) -> Choice {
+        let (mostly_copied, since_zerocopy) = turn.history();
         auto::choose(&Situation {
             bytes,
-            zerocopy: self.conn.zerocopy(bytes, more),
+            zerocopy: turn.zerocopy(bytes, more),
             peer_on_this_host: self.conn.peer_on_this_host(),
             mostly_copied,
             since_zerocopy,
@@ -700,11 +692,29 @@ impl Sender {
 
 const FULL: &str = "the peer does not read: the socket stayed full";
 
-/// What one attempt came to.
-enum Attempt {
-    Accepted { bytes: usize, choice: Choice },
-    WouldBlock,
-    Limit(Limit),
+/// Where the bytes of a file come from.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    File(&'a Source),
+    /// Under a lease, and what a send of it holds.
+    Lease(&'a Lease, &'a Held),
+}
+
+impl<'a> Origin<'a> {
+    fn parts(self) -> (&'a Source, Option<&'a Held>) {
+        match self {
+            Origin::File(file) => (file, None),
+            Origin::Lease(lease, held) => (lease.source(), Some(held)),
+        }
+    }
+
+    /// What the file is like, as far as `range` is concerned.
+    fn extent(self, range: &Range<u64>) -> Result<Extent, Error> {
+        match self {
+            Origin::File(file) => file.extent(),
+            Origin::Lease(lease, _) => lease.extent(range),
+        }
+    }
 }
 
 impl AsFd for Sender {

@@ -101,6 +101,15 @@ struct Kept {
     entries: BTreeMap<u64, (Weak<Inner>, u64, u64)>,
 }
 
+/// What a file is like at one time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// In bytes.
+    pub(crate) size: u64,
+    /// It has holes, and is on tmpfs.
+    pub(crate) sparse: bool,
+}
+
 /// How a range of the file can be sent, right now. The range is clamped to the file.
 #[derive(Debug)]
 pub(crate) enum View {
@@ -194,7 +203,7 @@ impl Source {
     /// # Errors
     /// [`Error::File`] if `fstat(2)` fails.
     pub fn size(&self) -> Result<u64, Error> {
-        Ok(self.extent()?.0)
+        Ok(self.extent()?.size)
     }
 
     /// Why the file is sent by `pread` and never from a mapping; `None` if it is mapped. (A
@@ -214,7 +223,7 @@ impl Source {
 
     /// Why the file would be read now and not mapped, found by looking at its first byte.
     pub(crate) fn unmappable_now(&self) -> Result<Option<Unmappable>, Error> {
-        match self.view(0..1) {
+        match self.view(0..1, self.extent()?) {
             Ok(View::Mapped(..)) => Ok(None),
             Ok(View::Read(why, _)) => Ok(Some(why)),
             // An empty file.
@@ -223,23 +232,23 @@ impl Source {
         }
     }
 
-    /// The size, and whether the file is a sparse one on tmpfs.
-    fn extent(&self) -> Result<(u64, bool), Error> {
+    /// What the file is like now.
+    pub(crate) fn extent(&self) -> Result<Extent, Error> {
         if self.0.block_device {
             let size = crate::sys::mapping::block_device_size(self.as_fd())
                 .map_err(Error::file("ioctl(BLKGETSIZE64)", 0))?;
-            return Ok((size, false));
+            return Ok(Extent { size, sparse: false });
         }
         let stat = rustix::fs::fstat(&self.0.file).map_err(Error::file("fstat", 0))?;
         // Neither is negative for a regular file.
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-        Ok((size, self.0.filesystem == TMPFS && allocated < size))
+        Ok(Extent { size, sparse: self.0.filesystem == TMPFS && allocated < size })
     }
 
     /// How `want` can be sent, clamped to the size of the file and to one mapping.
-    pub(crate) fn view(&self, want: Range<u64>) -> Result<View, Error> {
-        let (size, sparse) = self.extent()?;
+    pub(crate) fn view(&self, want: Range<u64>, extent: Extent) -> Result<View, Error> {
+        let Extent { size, sparse } = extent;
         if want.start >= size {
             return Err(Error::Truncated { at: size, wanted: want.start });
         }

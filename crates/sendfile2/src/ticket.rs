@@ -39,38 +39,23 @@ pub enum Acknowledgement {
     Unknowable,
 }
 
-/// What a ticket and the ledger's entries for it share.
+/// What the tickets of a connection know of it; it outlives the connection.
 #[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) conn: Weak<Conn>,
+    /// Bytes that the peer is known to have acknowledged, of those the connection had accepted.
+    pub(crate) acknowledged: AtomicU64,
+}
+
+/// What a ticket and the ledger's entries for it share.
+#[derive(Debug, Default)]
 pub(crate) struct Cell {
-    /// Sends not released, and one for the sending call while it runs.
+    /// Zerocopy sends that are not released.
     outstanding: AtomicU32,
     copied: AtomicBool,
-    /// Bytes the connection had accepted after the last byte of this.
-    end: AtomicU64,
-    acknowledged: AtomicBool,
 }
 
 impl Cell {
-    /// A cell with the sending call's own count; see [`seal`](Self::seal).
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Cell {
-            outstanding: AtomicU32::new(1),
-            copied: AtomicBool::new(false),
-            end: AtomicU64::new(0),
-            acknowledged: AtomicBool::new(false),
-        })
-    }
-
-    /// Another part was accepted: `end` bytes are now accepted in all.
-    pub(crate) fn part(&self, zerocopy: bool, end: u64) {
-        self.end.store(end, Ordering::Relaxed);
-        if zerocopy {
-            self.outstanding.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.copied.store(true, Ordering::Relaxed);
-        }
-    }
-
     /// A zerocopy part was released, and what it held let go of.
     pub(crate) fn part_released(&self, copied: bool) {
         if copied {
@@ -79,28 +64,63 @@ impl Cell {
         self.outstanding.fetch_sub(1, Ordering::Release);
     }
 
-    /// The sending call adds no more parts.
-    pub(crate) fn seal(&self) {
-        self.outstanding.fetch_sub(1, Ordering::Release);
-    }
-
-    /// The sending call goes on, until the result is dropped: also by a panic.
-    pub(crate) fn unseal(&self) -> Unsealed<'_> {
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
-        Unsealed(self)
-    }
-
     fn released(&self) -> bool {
         self.outstanding.load(Ordering::Acquire) == 0
     }
 }
 
-/// A sending call may add parts to a cell.
-pub(crate) struct Unsealed<'a>(&'a Cell);
+/// What the parts of a send have come to so far. What is only copied needs no memory of its own.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    /// Bytes accepted.
+    bytes: u64,
+    /// Bytes the connection had accepted after the last part.
+    end: u64,
+    /// Made for the first zerocopy part.
+    cell: Option<Arc<Cell>>,
+    copied: bool,
+    /// What the last part took.
+    choice: Choice,
+}
 
-impl Drop for Unsealed<'_> {
-    fn drop(&mut self) {
-        self.0.seal();
+impl Parts {
+    pub(crate) fn new(choice: Choice) -> Self {
+        Parts { bytes: 0, end: 0, cell: None, copied: false, choice }
+    }
+
+    /// Bytes accepted.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// A part of `bytes` was accepted; `end` bytes are now accepted in all. It was copied or is
+    /// in flight, which is to be said next.
+    pub(crate) fn accepted(&mut self, bytes: u64, end: u64, choice: Choice) {
+        self.bytes += bytes;
+        self.end = end;
+        self.choice = choice;
+    }
+
+    pub(crate) fn copied(&mut self) {
+        self.copied = true;
+    }
+
+    /// The release of the part is to be said to the result.
+    pub(crate) fn in_flight(&mut self) -> Arc<Cell> {
+        let cell = self.cell.get_or_insert_default();
+        cell.outstanding.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(cell)
+    }
+
+    /// Whether all of them are released, and then whether any was copied.
+    fn released(&self) -> Option<bool> {
+        match &self.cell {
+            None => Some(self.copied),
+            Some(cell) if cell.released() => {
+                Some(self.copied || cell.copied.load(Ordering::Relaxed))
+            }
+            Some(_) => None,
+        }
     }
 }
 
@@ -110,47 +130,46 @@ impl Drop for Unsealed<'_> {
 /// back.
 #[derive(Clone)]
 pub struct Ticket {
-    cell: Arc<Cell>,
-    conn: Weak<Conn>,
-    bytes: u64,
-    choice: Choice,
+    parts: Parts,
+    /// Of the connection; none of a parcel that nothing was sent of.
+    link: Option<Arc<Link>>,
 }
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket")
-            .field("bytes", &self.bytes)
-            .field("choice", &self.choice)
+            .field("bytes", &self.bytes())
+            .field("choice", &self.choice())
             .field("status", &self.status())
             .finish_non_exhaustive()
     }
 }
 
 impl Ticket {
-    pub(crate) fn new(cell: Arc<Cell>, conn: &Arc<Conn>, bytes: u64, choice: Choice) -> Self {
-        Ticket { cell, conn: Arc::downgrade(conn), bytes, choice }
+    pub(crate) fn new(parts: Parts, link: &Arc<Link>) -> Self {
+        Ticket { parts, link: Some(Arc::clone(link)) }
     }
 
     /// Bytes of the send that the kernel accepted.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.parts.bytes()
     }
 
     /// Which engine served it (its last part, where it had several), and why.
     #[must_use]
     pub fn choice(&self) -> Choice {
-        self.choice
+        self.parts.choice
     }
 
     /// Whether the kernel has let go of it, as far as the notifications read so far say. (Reading
     /// them is [`Sender::reap`](crate::Sender::reap), and every wait does it.)
     #[must_use]
     pub fn status(&self) -> Status {
-        if self.cell.released() {
-            return Status::Released { copied: self.cell.copied.load(Ordering::Relaxed) };
+        if let Some(copied) = self.parts.released() {
+            return Status::Released { copied };
         }
-        match self.conn.upgrade() {
+        match self.conn() {
             Some(conn) if !conn.is_unknown() => Status::InFlight,
             _ => Status::Unknown,
         }
@@ -161,15 +180,19 @@ impl Ticket {
     /// # Errors
     /// [`Error::Socket`] if SIOCOUTQ fails.
     pub fn acknowledgement(&self) -> Result<Acknowledgement, Error> {
-        if self.cell.acknowledged.load(Ordering::Relaxed) {
-            return Ok(Acknowledgement::Acknowledged);
+        if let Some(conn) = self.conn() {
+            return conn.acknowledgement(self.parts.end);
         }
-        let Some(conn) = self.conn.upgrade() else { return Ok(Acknowledgement::Unknowable) };
-        let acknowledgement = conn.acknowledgement(self.cell.end.load(Ordering::Relaxed))?;
-        if acknowledgement == Acknowledgement::Acknowledged {
-            self.cell.acknowledged.store(true, Ordering::Relaxed);
-        }
-        Ok(acknowledgement)
+        let known = |link: &Arc<Link>| link.acknowledged.load(Ordering::Relaxed) >= self.parts.end;
+        Ok(if self.link.as_ref().is_some_and(known) {
+            Acknowledgement::Acknowledged
+        } else {
+            Acknowledgement::Unknowable
+        })
+    }
+
+    fn conn(&self) -> Option<Arc<Conn>> {
+        self.link.as_ref()?.conn.upgrade()
     }
 
     /// Waits until the kernel has let go of it, reading notifications meanwhile; returns whether
@@ -186,7 +209,7 @@ impl Ticket {
         if let Some(copied) = check()? {
             return Ok(copied);
         }
-        let Some(conn) = self.conn.upgrade() else {
+        let Some(conn) = self.conn() else {
             // It went away between the two: it only does when nothing is in flight.
             return check()?.ok_or(Error::Deadline("the send was not released"));
         };
@@ -223,10 +246,9 @@ impl Ticket {
 /// Dropping it early is harmless: what is in flight keeps the buffer.
 pub struct Parcel<B> {
     pub(crate) slot: Arc<Slot<B>>,
-    pub(crate) cell: Arc<Cell>,
-    pub(crate) conn: Weak<Conn>,
-    pub(crate) sent: usize,
-    pub(crate) choice: Choice,
+    pub(crate) parts: Parts,
+    /// The sender that has it, from its first send on.
+    pub(crate) link: Option<Arc<Link>>,
 }
 
 /// Where a buffer waits for its release: held by the ledger, and by the parcel it came in.
@@ -235,8 +257,8 @@ pub(crate) type Slot<B> = Mutex<Option<B>>;
 impl<B> fmt::Debug for Parcel<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Parcel")
-            .field("sent", &self.sent)
-            .field("choice", &self.choice)
+            .field("sent", &self.sent())
+            .field("choice", &self.parts.choice)
             .field("status", &self.ticket().status())
             .finish_non_exhaustive()
     }
@@ -245,11 +267,9 @@ impl<B> fmt::Debug for Parcel<B> {
 impl<B: AsRef<[u8]> + Send + 'static> Parcel<B> {
     /// Wraps `buffer`. Its [`AsRef`] must give the same bytes each time.
     pub fn new(buffer: B) -> Self {
-        let cell = Cell::new();
-        cell.seal();
         let choice = Choice { engine: Engine::Auto, why: Why::Asked };
         let slot = Arc::new(Mutex::new(Some(buffer)));
-        Parcel { slot, cell, conn: Weak::new(), sent: 0, choice }
+        Parcel { slot, parts: Parts::new(choice), link: None }
     }
 }
 
@@ -258,7 +278,7 @@ impl<B: AsRef<[u8]>> Parcel<B> {
     #[must_use]
     pub fn remaining(&self) -> usize {
         let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.as_ref().map_or(0, |b| b.as_ref().len().saturating_sub(self.sent))
+        slot.as_ref().map_or(0, |b| b.as_ref().len().saturating_sub(self.sent()))
     }
 }
 
@@ -266,18 +286,14 @@ impl<B> Parcel<B> {
     /// Bytes of it that the kernel accepted so far, from the front.
     #[must_use]
     pub fn sent(&self) -> usize {
-        self.sent
+        // The buffer has a usize of bytes.
+        usize::try_from(self.parts.bytes()).unwrap_or(usize::MAX)
     }
 
     /// A ticket for all that was sent of it so far.
     #[must_use]
     pub fn ticket(&self) -> Ticket {
-        Ticket {
-            cell: Arc::clone(&self.cell),
-            conn: Weak::clone(&self.conn),
-            bytes: self.sent as u64,
-            choice: self.choice,
-        }
+        Ticket { parts: self.parts.clone(), link: self.link.clone() }
     }
 
     /// Takes the buffer back.
@@ -285,11 +301,10 @@ impl<B> Parcel<B> {
     /// # Errors
     /// The parcel, while the kernel may still read from the buffer.
     pub fn into_buffer(self) -> Result<B, Self> {
-        let buffer = if self.cell.released() {
-            self.slot.lock().unwrap_or_else(PoisonError::into_inner).take()
-        } else {
-            None
-        };
+        let buffer = self
+            .parts
+            .released()
+            .and_then(|_| self.slot.lock().unwrap_or_else(PoisonError::into_inner).take());
         buffer.ok_or(self)
     }
 }

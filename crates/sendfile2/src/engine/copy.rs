@@ -1,15 +1,15 @@
 //! `copy`: the kernel copies the bytes once, and the range is released when the call returns.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use crate::conn::{Conn, Outcome, Part};
+use crate::conn::{Conn, Outcome, Part, Turn};
+use crate::engine::Choice;
 use crate::error::Error;
 use crate::source::Source;
 use crate::sys::mapping::Region;
-use crate::ticket::Cell;
+use crate::ticket::Parts;
 
 /// Bytes read and sent at a time where a file is not mapped: large enough that the calls cost
 /// little, small enough to stay in the cache.
@@ -20,12 +20,13 @@ const RECORD: usize = 1 << 30;
 
 /// Sends `region`; the kernel copies it.
 pub(crate) fn region(
-    conn: &Conn,
+    mut turn: Turn<'_>,
     region: Region<'_>,
     more: bool,
-    cell: &Arc<Cell>,
+    choice: Choice,
+    parts: &mut Parts,
 ) -> Result<Outcome, Error> {
-    conn.transmit(region, Part { zerocopy: false, more, guarded: false }, cell, None)
+    turn.transmit(region, Part { choice, more, guarded: false }, parts, None)
 }
 
 /// Reads up to `range` of the file and sends it. `whole` where a record must not be split.
@@ -35,7 +36,8 @@ pub(crate) fn read(
     range: Range<u64>,
     more: bool,
     whole: bool,
-    cell: &Arc<Cell>,
+    choice: Choice,
+    parts: &mut Parts,
 ) -> Result<Outcome, Error> {
     let wanted = range.end - range.start;
     let bytes = if whole { wanted } else { wanted.min(READ) };
@@ -57,5 +59,6 @@ pub(crate) fn read(
     if filled == 0 || (whole && short) {
         return Err(Error::Truncated { at: range.start + filled as u64, wanted: range.start });
     }
-    region(conn, Region::from(&buffer[..filled]), more && filled as u64 == wanted, cell)
+    let more = more && filled as u64 == wanted;
+    region(conn.turn(), Region::from(&buffer[..filled]), more, choice, parts)
 }

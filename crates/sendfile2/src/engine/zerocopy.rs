@@ -1,14 +1,12 @@
 //! `zerocopy`: `MSG_ZEROCOPY` from the mapping. The kernel pins the file's pages and says on the
 //! error queue when it has let go of them.
 
-use std::sync::Arc;
-
-use crate::conn::{Conn, Outcome, Part};
+use crate::conn::{Conn, Outcome, Part, Turn};
 use crate::engine::Limit;
 use crate::error::Error;
 use crate::holder::Held;
 use crate::sys::mapping::Region;
-use crate::ticket::Cell;
+use crate::ticket::Parts;
 
 /// Bytes handed over by one call at most. The kernel charges a call's whole length to
 /// `RLIMIT_MEMLOCK`, also where the socket takes little of it.
@@ -25,26 +23,27 @@ pub(crate) enum Zerocopy {
 /// Sends `region` by reference, clamped to what the limits allow one call.
 pub(crate) fn region(
     conn: &Conn,
+    mut turn: Turn<'_>,
     region: Region<'_>,
-    more: bool,
-    cell: &Arc<Cell>,
+    part: Part,
+    parts: &mut Parts,
     held: Option<&Held>,
-    guarded: bool,
 ) -> Result<Zerocopy, Error> {
     let clamped =
-        if conn.kind().records() { region } else { region.truncate(CALL.min(conn.memlock_call())) };
+        if conn.kind().records() { region } else { region.truncate(CALL.min(turn.memlock_call())) };
     // Not MSG_MORE where only the clamp says that more follows: if the next call met the limit,
     // it would wait for the release of a segment that waits for the next call.
-    let part = Part { zerocopy: true, more: more && clamped.len() == region.len(), guarded };
-    let mut outcome = conn.transmit(clamped, part, cell, held)?;
+    let part = Part { more: part.more && clamped.len() == region.len(), ..part };
+    let mut outcome = turn.transmit(clamped, part, parts, held)?;
     if let Outcome::Limit(_) = outcome {
-        conn.forget_memlock();
+        turn.forget_memlock();
+        drop(turn);
         conn.reap()?;
-        outcome = conn.transmit(clamped, part, cell, held)?;
-    }
-    if let Outcome::Limit(limit) = outcome {
-        if conn.sends_in_flight() == 0 {
-            return Ok(Zerocopy::NoRoom(limit));
+        outcome = conn.turn().transmit(clamped, part, parts, held)?;
+        if let Outcome::Limit(limit) = outcome {
+            if conn.sends_in_flight() == 0 {
+                return Ok(Zerocopy::NoRoom(limit));
+            }
         }
     }
     Ok(Zerocopy::Done(outcome))

@@ -55,7 +55,7 @@ use smallvec::SmallVec;
 use crate::error::Error;
 use crate::holder::Holder;
 use crate::park::{Event, Parker};
-use crate::source::{Identity, Source};
+use crate::source::{Extent, Identity, Source};
 use table::Table;
 
 /// After aborting the connections in its way, a writer gives their notifications this long to
@@ -155,6 +155,9 @@ pub(crate) struct Inner {
     /// The thread that took it, by its counter.
     taken: Arc<AtomicUsize>,
     holders: Mutex<Vec<Weak<dyn Holder>>>,
+    /// The file has at least this size and no holes that matter, once somebody looked: nobody
+    /// resizes or punches it where it is leased.
+    size: AtomicU64,
 }
 
 thread_local! {
@@ -300,6 +303,7 @@ impl GuardedFile {
             handles: AtomicUsize::new(1),
             taken: Arc::clone(&taken),
             holders: Mutex::default(),
+            size: AtomicU64::new(0),
         });
         if !shared.table.try_lease(&inner.ranges, inner.key, &Arc::downgrade(&inner)) {
             return None;
@@ -623,16 +627,29 @@ impl Lease {
         &self.inner.source
     }
 
+    /// What the file is like, as far as `range` is concerned, which is leased.
+    pub(crate) fn extent(&self, range: &Range<u64>) -> Result<Extent, Error> {
+        let size = self.inner.size.load(Ordering::Relaxed);
+        if range.end <= size {
+            return Ok(Extent { size, sparse: false });
+        }
+        let extent = self.inner.source.extent()?;
+        if !extent.sparse {
+            self.inner.size.store(extent.size, Ordering::Relaxed);
+        }
+        Ok(extent)
+    }
+
     /// What a send holds, so that the lease ends no earlier than its release. The holder is known
     /// to waiting writers from here on.
     pub(crate) fn hold(&self, holder: &Arc<impl Holder + 'static>) -> crate::holder::Held {
-        let weak = Arc::downgrade(holder) as Weak<dyn Holder>;
         let mut holders = lock(&self.inner.holders);
-        let known = holders.iter().any(|h| Weak::ptr_eq(h, &weak));
+        // The place of one that is gone is not given to another while it is listed.
+        let known = holders.iter().any(|h| std::ptr::addr_eq(h.as_ptr(), Arc::as_ptr(holder)));
         if !known {
             // Connections that are gone have nothing in flight.
             holders.retain(|h| h.strong_count() > 0);
-            holders.push(weak);
+            holders.push(Arc::downgrade(holder) as Weak<dyn Holder>);
         }
         drop(holders);
         if !known {

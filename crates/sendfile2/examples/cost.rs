@@ -1,0 +1,124 @@
+//! What a send costs in user instructions and system calls: a loop of sends and nothing else, to
+//! be counted from outside. `docs/costs.md` has the commands and what they gave.
+//!
+//! ```sh
+//! cargo build --release -p sendfile2 --example cost
+//! valgrind --tool=callgrind --callgrind-out-file=/dev/null target/release/examples/cost copy 4096 100000
+//! strace -fc target/release/examples/cost copy 4096 100000
+//! ```
+//!
+//! Two runs of different counts, and the difference divided, leave out what starting costs. The
+//! receiver is a `cat` of its own, which neither command counts. (`-f` is for the threads.)
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+use std::fs::File;
+use std::io::IoSliceMut;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recvmsg, send};
+use sendfile2::guard::{GuardedFile, Lease};
+use sendfile2::{Engine, Options, Sender, Sent, Source, Ticket};
+
+const FILE: u64 = 8 << 20;
+const USAGE: &str = "usage: cost bare-copy|bare-zerocopy|[leased-](copy|zerocopy|auto) BYTES SENDS";
+
+fn main() {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    let [way, bytes, sends] = &args[..] else { panic!("{USAGE}") };
+    let (bytes, sends) = (bytes.parse().expect(USAGE), sends.parse().expect(USAGE));
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let peer = OwnedFd::from(listener.accept().unwrap().0);
+    let mut cat = Command::new("cat").stdin(peer).stdout(Stdio::null()).spawn().unwrap();
+    match way.as_str() {
+        "bare-copy" => bare(socket, SendFlags::empty(), bytes, sends),
+        "bare-zerocopy" => {
+            // rustix has no SO_ZEROCOPY: a sender sets it, and gives the socket back.
+            let sender = Sender::new(socket).unwrap();
+            let (socket, _) = sender.into_socket(Instant::now()).unwrap();
+            bare(socket.into(), SendFlags::from_bits_retain(0x400_0000), bytes, sends);
+        }
+        way => library(socket, way, bytes, sends),
+    }
+    cat.wait().unwrap();
+}
+
+fn library(socket: TcpStream, way: &str, bytes: u64, sends: u64) {
+    let (leased, engine) = way.strip_prefix("leased-").map_or((false, way), |way| (true, way));
+    let engine: Engine = engine.parse().expect(USAGE);
+    let mut sender = Sender::with(socket, Options::new().engine(engine)).unwrap();
+    let file = file();
+    let guarded = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let (source, lease) = (Source::new(file).unwrap(), guarded.try_lease(0..FILE).unwrap());
+    let mut at = 0;
+    for _ in 0..sends {
+        at = if at + bytes > FILE { 0 } else { at };
+        while !once(&mut sender, &source, leased.then_some(&lease), at..at + bytes) {
+            // The socket is full. The sender would wait itself; this waits as the bare loop does.
+            poll(&mut [PollFd::new(&sender, PollFlags::OUT)], None).unwrap();
+            sender.reap().unwrap();
+        }
+        at += bytes;
+    }
+    let counters = sender.counters();
+    sender.close(Instant::now() + Duration::from_secs(60)).unwrap();
+    eprintln!("{} sends, {} bytes accepted", sends, counters.accepted);
+}
+
+fn once(
+    sender: &mut Sender,
+    source: &Source,
+    lease: Option<&Lease>,
+    range: std::ops::Range<u64>,
+) -> bool {
+    let sent: Sent<Ticket> = match lease {
+        Some(lease) => sender.try_send_lease(lease, range, false),
+        None => sender.try_send_file(source, range, false),
+    }
+    .unwrap();
+    matches!(sent, Sent::Accepted { .. })
+}
+
+fn file() -> File {
+    let file = tempfile::tempfile().unwrap();
+    rustix::io::pwrite(&file, &vec![7; FILE.try_into().unwrap()], 0).unwrap();
+    file
+}
+
+/// The least that can be done: send, and for zerocopy read what is completed now and then.
+fn bare(socket: TcpStream, flags: SendFlags, bytes: u64, sends: u64) {
+    let memory = vec![7; FILE.try_into().unwrap()];
+    let bytes: usize = bytes.try_into().unwrap();
+    let mut at = 0;
+    for n in 0..sends {
+        at = if at + bytes > memory.len() { 0 } else { at };
+        loop {
+            let flags = flags | SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match send(&socket, &memory[at..at + bytes], flags) {
+                Ok(_) => break,
+                Err(Errno::AGAIN | Errno::NOBUFS) => {
+                    poll(&mut [PollFd::new(&socket, PollFlags::OUT)], None).unwrap();
+                    completions(&socket);
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
+        if !flags.is_empty() && n % 16 == 15 {
+            completions(&socket);
+        }
+        at += bytes;
+    }
+}
+
+fn completions(socket: &TcpStream) {
+    let mut space = [std::mem::MaybeUninit::uninit(); 512];
+    let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::ERRQUEUE | RecvFlags::DONTWAIT;
+    while recvmsg(socket, &mut [IoSliceMut::new(&mut [])], &mut control, flags).is_ok() {}
+}
