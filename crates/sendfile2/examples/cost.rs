@@ -37,12 +37,16 @@ fn main() {
     let peer = OwnedFd::from(listener.accept().unwrap().0);
     let mut cat = Command::new("cat").stdin(peer).stdout(Stdio::null()).spawn().unwrap();
     match way.as_str() {
-        "bare-copy" => bare(socket, SendFlags::empty(), bytes, sends),
+        "bare-copy" => {
+            bare(&socket, SendFlags::empty(), bytes, sends);
+            drop(socket);
+        }
         "bare-zerocopy" => {
             // rustix has no SO_ZEROCOPY: a sender sets it, and gives the socket back.
             let sender = Sender::new(socket).unwrap();
             let (socket, _) = sender.into_socket(Instant::now()).unwrap();
-            bare(socket.into(), SendFlags::from_bits_retain(0x400_0000), bytes, sends);
+            let socket = socket.into();
+            bare(&socket, SendFlags::from_bits_retain(0x400_0000), bytes, sends);
         }
         way => library(socket, way, bytes, sends),
     }
@@ -92,7 +96,7 @@ fn file() -> File {
 }
 
 /// The least that can be done: send, and for zerocopy read what is completed now and then.
-fn bare(socket: TcpStream, flags: SendFlags, bytes: u64, sends: u64) {
+fn bare(socket: &TcpStream, flags: SendFlags, bytes: u64, sends: u64) {
     let memory = vec![7; FILE.try_into().unwrap()];
     let bytes: usize = bytes.try_into().unwrap();
     let mut at = 0;
@@ -100,17 +104,17 @@ fn bare(socket: TcpStream, flags: SendFlags, bytes: u64, sends: u64) {
         at = if at + bytes > memory.len() { 0 } else { at };
         loop {
             let flags = flags | SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match send(&socket, &memory[at..at + bytes], flags) {
+            match send(socket, &memory[at..at + bytes], flags) {
                 Ok(_) => break,
                 Err(Errno::AGAIN | Errno::NOBUFS) => {
-                    poll(&mut [PollFd::new(&socket, PollFlags::OUT)], None).unwrap();
-                    completions(&socket);
+                    poll(&mut [PollFd::new(socket, PollFlags::OUT)], None).unwrap();
+                    completions(socket);
                 }
                 Err(e) => panic!("{e}"),
             }
         }
         if !flags.is_empty() && n % 16 == 15 {
-            completions(&socket);
+            completions(socket);
         }
         at += bytes;
     }

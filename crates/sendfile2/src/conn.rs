@@ -375,7 +375,7 @@ impl Conn {
         }
         let mut count = 0;
         loop {
-            let mut entries = Vec::new();
+            let mut entries = errqueue::Batch::new();
             let mut done = Vec::new();
             let mut notices = Vec::new();
             let mut error = None;
@@ -406,17 +406,15 @@ impl Conn {
                     }
                 }
             }
-            let mut released = Vec::with_capacity(done.len());
-            for done in done {
-                match done {
-                    Done::Released { held, copied, id } => {
+            for done in &done {
+                match *done {
+                    Done::Released { ref held, copied, id } => {
                         tracing::trace!(cookie = self.cookie, id, copied, "released");
                         io.bytes -= held.bytes;
                         io.guarded -= usize::from(held.guarded);
                         io.released += 1;
                         io.copied += u64::from(copied);
                         io.recent.note(copied);
-                        released.push((held, copied));
                     }
                     Done::Application { lo, hi, .. } if lo == hi && io.unsure == Some(lo) => {}
                     Done::Application { lo, hi, copied } => {
@@ -436,11 +434,13 @@ impl Conn {
                     panic.get_or_insert(payload);
                 }
             };
-            for (sending, copied) in released {
-                // First the hold, then the ticket: who sees "released" finds the range free.
-                let mut held = sending.held;
-                apart(&mut || drop(held.take()));
-                sending.cell.part_released(copied);
+            for done in done {
+                if let Done::Released { held: sending, copied, .. } = done {
+                    // First the hold, then the ticket: who sees "released" finds the range free.
+                    let mut held = sending.held;
+                    apart(&mut || drop(held.take()));
+                    sending.cell.part_released(copied);
+                }
             }
             // Listed only now: who registers later finds the tickets changed already.
             let wakers = lock(&self.wakers).all();
@@ -642,6 +642,7 @@ impl Turn<'_> {
     }
 
     /// Sends `region` once, without blocking, and records what the kernel took.
+    #[inline(always)]
     pub(crate) fn transmit(
         &mut self,
         region: Region<'_>,

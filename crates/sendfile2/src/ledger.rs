@@ -180,7 +180,9 @@ impl<H> Ledger<H> {
         // An application's run may reach over either end of the range; what is over stays.
         let mut rest_front = None;
         let mut rest_back = None;
-        for entry in self.entries.drain(from..to.max(from)) {
+        let to = to.max(from);
+        out.reserve(to - from);
+        for entry in self.entries.drain(from..to) {
             match entry {
                 Entry::Ours { id, held } => {
                     self.held -= 1;

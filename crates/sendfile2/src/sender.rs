@@ -485,6 +485,7 @@ impl Sender {
     }
 
     /// What an attempt came to, for its caller.
+    #[inline(always)]
     fn sent<T>(&self, outcome: Outcome, ticket: impl FnOnce() -> T) -> Result<Sent<T>, Error> {
         Ok(match outcome {
             Outcome::Accepted(bytes) => Sent::Accepted { bytes, ticket: ticket() },
@@ -555,6 +556,7 @@ impl Sender {
 
     /// `extent` is what the file was like just before, if anybody looked; it is forgotten where the
     /// caller is about to wait.
+    #[inline(always)]
     fn attempt_file(
         &self,
         origin: Origin<'_>,
@@ -577,6 +579,7 @@ impl Sender {
         Ok(outcome)
     }
 
+    #[inline(always)]
     fn attempt_view(
         &self,
         origin: Origin<'_>,
@@ -650,6 +653,7 @@ impl Sender {
         Choice { engine, why: Why::Asked }
     }
 
+    #[inline(always)]
     fn choose(&self, turn: &mut Turn<'_>, bytes: u64, more: bool) -> Result<Choice, Error> {
         if bytes == 0 {
             return Ok(Choice { engine: Engine::Copy, why: Why::Small });

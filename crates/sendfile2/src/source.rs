@@ -233,6 +233,7 @@ impl Source {
     }
 
     /// What the file is like now.
+    #[inline(always)]
     pub(crate) fn extent(&self) -> Result<Extent, Error> {
         if self.0.block_device {
             let size = crate::sys::mapping::block_device_size(self.as_fd())
@@ -247,6 +248,7 @@ impl Source {
     }
 
     /// How `want` can be sent, clamped to the size of the file and to one mapping.
+    #[inline(always)]
     pub(crate) fn view(&self, want: Range<u64>, extent: Extent) -> Result<View, Error> {
         let Extent { size, sparse } = extent;
         if want.start >= size {
@@ -267,6 +269,7 @@ impl Source {
     }
 
     /// The mapping of the window that `start` is in, reaching to `end` or to the window's end.
+    #[inline(always)]
     fn mapping(&self, start: u64, end: u64, size: u64) -> std::io::Result<Arc<Mapping>> {
         let window = start / WINDOW;
         let base = window * WINDOW;

@@ -19,6 +19,7 @@ const READ: u64 = 256 << 10;
 const RECORD: usize = 1 << 30;
 
 /// Sends `region`; the kernel copies it.
+#[inline(always)]
 pub(crate) fn region(
     mut turn: Turn<'_>,
     region: Region<'_>,

@@ -11,6 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
+use smallvec::SmallVec;
 
 /// `struct sock_extended_err` of `linux/errqueue.h`, without the padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +173,9 @@ const CONTROL: usize = 512;
 /// The longest payload of a [`Foreign`] entry that is kept whole, in bytes.
 pub const PAYLOAD_MAX: usize = 2048;
 
+/// What one system call read, decoded.
+pub(crate) type Batch = SmallVec<[Result<Entry, DecodeError>; BATCH]>;
+
 #[repr(C, align(8))]
 struct Buffers {
     control: [[MaybeUninit<u8>; CONTROL]; BATCH],
@@ -183,10 +187,7 @@ struct Buffers {
 ///
 /// # Errors
 /// What `recvmmsg(2)` failed with; an empty queue is no error.
-pub(crate) fn read(
-    socket: BorrowedFd<'_>,
-    out: &mut Vec<Result<Entry, DecodeError>>,
-) -> Result<bool, Errno> {
+pub(crate) fn read(socket: BorrowedFd<'_>, out: &mut Batch) -> Result<bool, Errno> {
     // Left uninitialised: a batch is ten kilobytes, and mostly none of it is used.
     let mut buffers = MaybeUninit::<Buffers>::uninit();
     // SAFETY: Buffers consists of MaybeUninit only, so it needs no initialisation.

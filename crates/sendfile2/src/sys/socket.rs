@@ -16,6 +16,7 @@ use super::mapping::Region;
 /// them meanwhile is what the peer receives.
 ///
 /// Source: send(2); `Documentation/networking/msg_zerocopy.rst`.
+#[inline(always)]
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     region: Region<'_>,
