@@ -157,6 +157,20 @@ struct Io {
     released: u64,
     /// Bytes that one zerocopy call may be charged, once that was asked.
     memlock: Option<usize>,
+    cork: Cork,
+}
+
+/// Whether the kernel holds back a segment that is not full, for sends that say that more follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cork {
+    Out,
+    /// The last send said so (`MSG_MORE`).
+    Series,
+    /// So did several, and `TCP_CORK` is set: an acknowledgement lets a segment go that
+    /// `MSG_MORE` held back, and on loopback a 64 KiB send is one segment and 53 bytes.
+    In,
+    /// The application has set `TCP_CORK` itself.
+    Theirs,
 }
 
 /// What one id of the ledger stands for.
@@ -262,6 +276,7 @@ impl Conn {
                 copied: 0,
                 released: 0,
                 memlock: None,
+                cork: Cork::Out,
             }),
             wakers: Mutex::default(),
             orphaned: AtomicBool::new(false),
@@ -342,6 +357,31 @@ impl Conn {
         }
     }
 
+    fn cork(&self, io: &mut Io) -> Result<(), Error> {
+        if io.cork == Cork::Series && self.kind == Kind::Tcp {
+            if sockopt::tcp_cork(&self.socket).map_err(Error::socket("TCP_CORK"))? {
+                io.cork = Cork::Theirs;
+            } else {
+                sockopt::set_tcp_cork(&self.socket, true).map_err(Error::socket("TCP_CORK"))?;
+                io.cork = Cork::In;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go what is held back for more to follow.
+    fn uncork(&self, io: &mut Io) {
+        if std::mem::replace(&mut io.cork, Cork::Out) == Cork::In {
+            // It succeeded before.
+            let _ = sockopt::set_tcp_cork(&self.socket, false);
+        }
+    }
+
+    /// Nothing may follow for a while.
+    pub(crate) fn flush(&self) {
+        self.uncork(&mut lock(&self.io));
+    }
+
     /// Lets the application make zerocopy sends of its own; `send` returns how many it made.
     pub(crate) fn application_sends<T>(
         &self,
@@ -352,6 +392,7 @@ impl Conn {
             return Err(Error::Aborted);
         }
         io.ledger.room(APPLICATION_SENDS)?;
+        self.uncork(&mut io);
         let sent = catch_unwind(AssertUnwindSafe(|| send(self.socket.as_fd())));
         let ids = sent.as_ref().ok().map(|(_, ids)| *ids);
         match ids.filter(|ids| *ids <= APPLICATION_SENDS || io.ledger.room(*ids).is_ok()) {
@@ -572,6 +613,7 @@ impl Conn {
             }
             _ => {}
         }
+        self.uncork(&mut io);
         // What is acknowledged by now stays so.
         let _ = self.look_for_acknowledgement(&io);
         io.retired = true;
@@ -671,8 +713,16 @@ impl Turn<'_> {
                 conn.arm_reset(io)?;
             }
         }
+        if part.more {
+            conn.cork(io)?;
+        }
         let result = sys::send(conn.socket.as_fd(), region, zerocopy, part.more);
         if let Ok(bytes) = result {
+            if part.more && io.cork == Cork::Out {
+                io.cork = Cork::Series;
+            } else if !part.more && bytes == region.len() {
+                conn.uncork(io);
+            }
             io.accepted += bytes as u64;
             parts.accepted(bytes as u64, io.accepted, part.choice);
             if zerocopy {
@@ -798,6 +848,9 @@ pub(crate) fn wait<T>(
     what: &'static str,
     mut check: impl FnMut() -> Result<Option<T>, Error>,
 ) -> Result<T, Error> {
+    if !writable {
+        conn.flush();
+    }
     Parker::with(|parker| {
         let key = lock(&conn.wakers).insert(parker.waker());
         let _registered = Deregister { conn, key };

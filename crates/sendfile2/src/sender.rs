@@ -189,7 +189,9 @@ impl Sender {
 
     /// Sends from `range` of the file, without blocking, as far as the kernel takes it in one
     /// call. `more` says that more follows at once, so that the kernel may wait with a segment
-    /// that is not full (`MSG_MORE`).
+    /// that is not full (`MSG_MORE`; for a series of such sends on TCP, `TCP_CORK`, until one
+    /// that says otherwise, or somebody waits for a release). What does not follow after all
+    /// delays the last segment by up to 200 ms.
     ///
     /// On a socket with record boundaries the range is one record, and is sent whole or not.
     /// An empty range sends nothing.

@@ -223,6 +223,9 @@ impl Ticket {
     pub fn wait_acknowledged(&self, deadline: Instant) -> Result<bool, Error> {
         // Nothing wakes a waiter when an acknowledgement comes in, so this looks again and again.
         let mut pause = Duration::from_micros(100);
+        if let Some(conn) = self.conn() {
+            conn.flush();
+        }
         loop {
             match self.acknowledgement()? {
                 Acknowledgement::Acknowledged => return Ok(true),

@@ -152,6 +152,60 @@ fn headers_and_file_arrive_in_order() {
     assert_same(&got, &[b"header", &pattern(3, 10..90_000)[..], b"trailer"].concat());
 }
 
+/// `TCP_CORK` is set while more is said to follow, and at no other time: what it holds back would
+/// come 200 ms late.
+#[test]
+fn a_series_is_corked_until_it_ends_or_somebody_waits() {
+    let len = 1 << 20;
+    let source = source(&file(9, len));
+    for engine in [Engine::Copy, Engine::Zerocopy] {
+        let (tx, mut rx) = common::tcp();
+        let reader = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            rx.read_to_end(&mut got).unwrap();
+            got
+        });
+        let mut sender = sender(tx, engine);
+        let corked = |sender: &Sender| rustix::net::sockopt::tcp_cork(sender).unwrap();
+        let step = 65_536;
+        let mut at = 0;
+        let mut send = |sender: &mut Sender, more| {
+            let sent = sender.send_file(&source, at..at + step, more, deadline()).unwrap();
+            at += step;
+            sent.ticket
+        };
+        send(&mut sender, true);
+        assert!(!corked(&sender), "a header and its body need no option");
+        send(&mut sender, true);
+        assert!(corked(&sender));
+        send(&mut sender, true);
+        send(&mut sender, false);
+        assert!(!corked(&sender), "the end of the series");
+        send(&mut sender, true);
+        let ticket = send(&mut sender, true);
+        assert!(corked(&sender));
+        ticket.wait_acknowledged(deadline()).unwrap();
+        assert!(!corked(&sender), "somebody waits for the peer to have it");
+        send(&mut sender, true);
+        let ticket = send(&mut sender, true);
+        ticket.wait_released(deadline()).unwrap();
+        assert_eq!(
+            corked(&sender),
+            engine == Engine::Copy,
+            "it was in flight, or released at once"
+        );
+        // What the application has set itself stays.
+        send(&mut sender, false);
+        rustix::net::sockopt::set_tcp_cork(&sender, true).unwrap();
+        send(&mut sender, true);
+        send(&mut sender, true);
+        send(&mut sender, false);
+        assert!(corked(&sender));
+        sender.close(deadline()).unwrap();
+        assert_same(&reader.join().unwrap(), &pattern(9, 0..at));
+    }
+}
+
 #[test]
 fn an_empty_range_sends_nothing_and_is_released() {
     let (tx, _rx) = common::tcp();
