@@ -101,7 +101,9 @@ impl Options {
 /// What a non-blocking send came to.
 #[derive(Debug)]
 pub enum Sent<T> {
-    /// The kernel took `bytes` of it, maybe fewer than given: send the rest next.
+    /// The kernel took `bytes` of it, maybe fewer than given: send the rest next. Fewer do not mean
+    /// that the socket is full (a call is not given everything at once); only
+    /// [`WouldBlock`](Self::WouldBlock) does.
     Accepted {
         /// Bytes taken.
         bytes: usize,
@@ -536,7 +538,7 @@ impl Sender {
 
     fn attempt_slice(&self, bytes: &[u8], more: bool, parts: &mut Parts) -> Result<Outcome, Error> {
         let choice = Choice { engine: Engine::Copy, why: Why::Slice };
-        copy::region(self.conn.turn(), Region::from(bytes), more, choice, parts)
+        copy::region(&self.conn, self.conn.turn(), Region::from(bytes), more, choice, parts)
     }
 
     fn attempt_buffer<B>(
@@ -647,7 +649,7 @@ impl Sender {
             turn = conn.turn();
         }
         tracing::trace!(%choice, bytes = region.len(), "plain send");
-        copy::region(turn, region, more, choice, parts)
+        copy::region(conn, turn, region, more, choice, parts)
     }
 
     fn asked(&self) -> Choice {
