@@ -158,7 +158,12 @@ struct Io {
     /// Bytes that one zerocopy call may be charged, once that was asked.
     memlock: Option<usize>,
     cork: Cork,
+    /// With this many sends in flight the next send first reads what was completed.
+    reap_from: usize,
 }
+
+/// So many sends are made before the error queue is read again.
+const REAP_EVERY: usize = 16;
 
 /// Whether the kernel holds back a segment that is not full, for sends that say that more follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,6 +282,7 @@ impl Conn {
                 released: 0,
                 memlock: None,
                 cork: Cork::Out,
+                reap_from: REAP_EVERY,
             }),
             wakers: Mutex::default(),
             orphaned: AtomicBool::new(false),
@@ -428,6 +434,7 @@ impl Conn {
                 .map_err(Error::socket("recvmmsg(MSG_ERRQUEUE)"))?;
             count += entries.len();
             if entries.is_empty() {
+                io.reap_from = io.ledger.in_flight() + REAP_EVERY;
                 return Ok(count);
             }
             for entry in entries {
@@ -466,6 +473,7 @@ impl Conn {
             if io.guarded == 0 {
                 self.disarm_reset(&mut io);
             }
+            io.reap_from = io.ledger.in_flight() + REAP_EVERY;
             drop(io);
             // A destructor or hook that panics must not keep the others, the tickets or the waiters
             // from what is due to them, for it was read off the queue and does not come again.
@@ -641,9 +649,9 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Sends in flight.
-    pub(crate) fn sends_in_flight(&self) -> usize {
-        self.io.ledger.in_flight()
+    /// Whether it is time to read what was completed.
+    pub(crate) fn reap_is_due(&self) -> bool {
+        self.io.ledger.in_flight() >= self.io.reap_from
     }
 
     /// Whether zerocopy can serve a send of `bytes` on this socket.

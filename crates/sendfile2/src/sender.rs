@@ -21,9 +21,6 @@ use crate::source::{Extent, Source, View};
 use crate::sys::mapping::Region;
 use crate::ticket::{Link, Parcel, Parts, Slot, Ticket};
 
-/// After this many sends in flight, every send first reads what was completed.
-const REAP_FROM: usize = 16;
-
 /// How a [`Sender`] is to behave.
 #[derive(Clone, Default)]
 pub struct Options {
@@ -631,7 +628,7 @@ impl Sender {
     ) -> Result<Outcome, Error> {
         let conn = &self.conn;
         let mut turn = conn.turn();
-        if turn.sends_in_flight() >= REAP_FROM {
+        if turn.reap_is_due() {
             drop(turn);
             conn.reap()?;
             turn = conn.turn();
