@@ -29,7 +29,9 @@
 //! # What remains the application's problem
 //! The table knows what goes through a `GuardedFile` of this process. It does not know of writers
 //! that bypass it (another descriptor, an `mmap`, a disk's partition or a file's filesystem beside
-//! the disk, an overlay beside its upper layer), of `truncate` by others, and of other processes.
+//! the disk, an overlay beside its upper layer), of `truncate` by others (after which a leased range
+//! that reached past the new end is sent up to the end of that page, with NULs, or not at all), and
+//! of other processes.
 //! One lease must cover all of a response: a lease for each part would let a writer in between,
 //! and mix generations.
 //!
