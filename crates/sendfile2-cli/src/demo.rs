@@ -2,7 +2,6 @@
 
 mod peer;
 mod report;
-pub(crate) mod scratch;
 mod way;
 
 use std::path::PathBuf;
@@ -12,9 +11,9 @@ use anyhow::Context;
 use clap::ValueHint;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::scratch::Scratch;
 use crate::{output, units};
 use report::Report;
-use scratch::Scratch;
 use way::Way;
 
 /// No single wait is longer than this.

@@ -4,9 +4,11 @@
 mod demo;
 mod generate;
 mod net;
+mod netns;
 mod output;
 mod probe;
 mod recv;
+mod scratch;
 mod send;
 mod torture;
 mod units;

@@ -5,7 +5,6 @@ mod block;
 mod client;
 mod fault;
 mod message;
-mod net;
 mod parent;
 mod process;
 mod report;
@@ -23,12 +22,11 @@ use anyhow::Context;
 use clap::ValueHint;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::demo::scratch;
-use crate::{output, units};
+use crate::netns::{Net, Peer};
+use crate::{output, scratch, units};
 use block::BLOCK;
 use fault::{Fault, Faults};
 use message::{Layout, Line, Role};
-use net::{Net, Peer};
 use parent::Parent;
 use way::Way;
 

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use rustix::net::sockopt;
 
 use super::PATIENCE;
-use super::scratch::{Generation, len};
+use crate::scratch::{Generation, len};
 
 /// What is asked of the kernel for each socket's buffers; it gives what `net.core.rmem_max` and
 /// `wmem_max` allow.

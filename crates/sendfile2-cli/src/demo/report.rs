@@ -9,8 +9,8 @@ use comfy_table::{
 use sendfile2::Choice;
 use serde::Serialize;
 
-use super::scratch::Scratch;
 use super::way::{Outcome, Pieces, Way};
+use crate::scratch::Scratch;
 use crate::units;
 
 /// The kernel delays an ACK by 40 ms at least; waits above this, in microseconds, show it.

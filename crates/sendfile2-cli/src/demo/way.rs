@@ -11,7 +11,7 @@ use sendfile2::{Choice, Engine, Error, Options, Sender, Sent, Ticket};
 
 use super::PATIENCE;
 use super::peer::{self, wait_acknowledged};
-use super::scratch::{Scratch, len, pieces};
+use crate::scratch::{Scratch, len, pieces};
 
 /// A way of sending, and of knowing when the file may be overwritten.
 #[derive(Debug, Clone, Copy)]

@@ -14,9 +14,9 @@ use super::Args;
 use super::block::mix;
 use super::fault::{Action, Fault, schedule};
 use super::message::{ClientsRole, Layout, Line, Order, Role, ServerRole};
-use super::net::{self, Net};
 use super::process::{Event, Id, Process};
 use super::report::Totals;
+use crate::netns::{self, Net};
 
 /// How long a server has to start, or to stop and drain.
 const SERVER: Duration = Duration::from_secs(60);
@@ -151,7 +151,7 @@ impl<'a> Parent<'a> {
         let mut possible = Vec::new();
         for fault in &self.args.faults.0 {
             let why_not = match fault {
-                Fault::Memlock => net::possible(&self.limited()).err().map(|e| format!("{e:#}")),
+                Fault::Memlock => netns::possible(&self.limited()).err().map(|e| format!("{e:#}")),
                 Fault::Optmem if !self.net.own => Some(
                     "net.core.optmem_max would have to be set for this network namespace, which \
                      others use"
@@ -179,7 +179,7 @@ impl<'a> Parent<'a> {
     fn limited(&self) -> Vec<String> {
         let mut words = self.net.server.clone();
         words.extend(["prlimit".into(), format!("--memlock={MEMLOCK}:{MEMLOCK}")]);
-        if net::is_root() {
+        if netns::is_root() {
             words.extend(
                 ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"].map(String::from),
             );

@@ -1,11 +1,13 @@
 //! The child processes, as the parent sees them.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+
+use crate::netns;
 
 use super::message::{Line, Order, Role};
 
@@ -36,16 +38,7 @@ impl Process {
         role: &Role,
         events: mpsc::Sender<Event>,
     ) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("cannot find this program")?;
-        let mut command = match wrapper {
-            [] => Command::new(program),
-            [first, rest @ ..] => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(program);
-                command
-            }
-        };
-        let mut child = command
+        let mut child = netns::ourselves(wrapper)?
             .args(["torture", "--role"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Args;
 use super::block::Wrong;
 use super::message::{ClientsTally, ServerTally};
-use super::net::Net;
+use crate::netns::Net;
 use crate::units;
 
 /// Wrong blocks, and unexpected things, that are told in full.

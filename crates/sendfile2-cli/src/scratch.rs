@@ -18,25 +18,25 @@ const CHUNK: u64 = 1 << 20;
 
 /// A file without a name, so that it is gone with the process, however that ends.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     file: File,
-    pub(super) source: Source,
-    pub(super) size: u64,
-    pub(super) directory: PathBuf,
-    pub(super) filesystem: String,
+    pub(crate) source: Source,
+    pub(crate) size: u64,
+    pub(crate) directory: PathBuf,
+    pub(crate) filesystem: String,
     /// What the file holds now.
-    pub(super) generation: Generation,
+    pub(crate) generation: Generation,
 }
 
 /// Which of two contents: they differ in every byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Generation {
+pub(crate) enum Generation {
     A,
     B,
 }
 
 impl Generation {
-    pub(super) fn other(self) -> Self {
+    pub(crate) fn other(self) -> Self {
         match self {
             Generation::A => Generation::B,
             Generation::B => Generation::A,
@@ -45,7 +45,7 @@ impl Generation {
 
     /// Fills `buffer` with what this content has at `offset`: noise that depends on the position,
     /// so that a byte in the wrong place is a wrong byte, too.
-    pub(super) fn fill(self, buffer: &mut [u8], offset: u64) {
+    pub(crate) fn fill(self, buffer: &mut [u8], offset: u64) {
         let flip = if self == Generation::A { 0 } else { u64::MAX };
         let mut word = offset / 8;
         let mut skip = usize::from(offset.to_le_bytes()[0] % 8);
@@ -72,7 +72,7 @@ fn splitmix(n: u64) -> u64 {
 impl Scratch {
     /// Makes a file of `size` bytes in `directory`; without one, where a file is a file: on a disk,
     /// in the current directory if that is possible.
-    pub(super) fn new(directory: Option<&Path>, size: u64) -> anyhow::Result<Self> {
+    pub(crate) fn new(directory: Option<&Path>, size: u64) -> anyhow::Result<Self> {
         let (file, directory) = place(directory)?;
         let source = Source::new(file.try_clone()?)?;
         let filesystem = filesystem(&file)?;
@@ -105,18 +105,18 @@ impl Scratch {
     }
 
     /// Overwrites the file in place, as any other program would: the page cache changes at once.
-    pub(super) fn overwrite(&self, content: &[u8], at: u64) -> anyhow::Result<()> {
+    pub(crate) fn overwrite(&self, content: &[u8], at: u64) -> anyhow::Result<()> {
         self.file.write_all_at(content, at).context("cannot overwrite the file")
     }
 }
 
 /// `0..size` in pieces of `piece` bytes; the last may be shorter.
-pub(super) fn pieces(size: u64, piece: u64) -> impl Iterator<Item = Range<u64>> {
+pub(crate) fn pieces(size: u64, piece: u64) -> impl Iterator<Item = Range<u64>> {
     (0..size.div_ceil(piece)).map(move |i| i * piece..((i + 1) * piece).min(size))
 }
 
 /// The length of a piece, which is small.
-pub(super) fn len(piece: &Range<u64>) -> usize {
+pub(crate) fn len(piece: &Range<u64>) -> usize {
     usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX)
 }
 

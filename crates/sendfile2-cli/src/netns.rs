@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 
 /// What `--peer-netns` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Peer {
+pub(crate) enum Peer {
     /// Make one, and one for the server, joined by a veth pair.
     New,
     /// The network namespace of a process.
@@ -39,21 +39,21 @@ impl FromStr for Peer {
 
 /// The places, and how to run a command in each.
 #[derive(Debug)]
-pub(super) struct Net {
-    pub(super) server: Vec<String>,
-    pub(super) clients: Vec<String>,
-    pub(super) listen: IpAddr,
-    pub(super) connect: IpAddr,
+pub(crate) struct Net {
+    pub(crate) server: Vec<String>,
+    pub(crate) clients: Vec<String>,
+    pub(crate) listen: IpAddr,
+    pub(crate) connect: IpAddr,
     /// The server's namespace was made for it: its settings may be changed.
-    pub(super) own: bool,
+    pub(crate) own: bool,
     /// What is told in the report.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     _anchors: Vec<Anchor>,
 }
 
 impl Net {
     /// Loopback, as it is here.
-    pub(super) fn loopback() -> Self {
+    pub(crate) fn loopback() -> Self {
         let localhost = Ipv4Addr::LOCALHOST.into();
         Net {
             server: Vec::new(),
@@ -67,7 +67,7 @@ impl Net {
     }
 
     /// Loopback in a namespace made for it.
-    pub(super) fn own_loopback() -> anyhow::Result<Self> {
+    pub(crate) fn own_loopback() -> anyhow::Result<Self> {
         let anchor = Anchor::new(&[])?;
         let inside = anchor.enter();
         Ok(Net {
@@ -80,7 +80,7 @@ impl Net {
     }
 
     /// Two namespaces made for this, joined by a veth pair.
-    pub(super) fn veth() -> anyhow::Result<Self> {
+    pub(crate) fn veth() -> anyhow::Result<Self> {
         let here = Anchor::new(&[])?;
         let there = Anchor::new(&here.enter())?;
         let pid = there.pid();
@@ -105,7 +105,7 @@ impl Net {
     }
 
     /// The clients in a namespace that exists, from which the server is reached at `connect`.
-    pub(super) fn existing(peer: &Peer, connect: IpAddr) -> anyhow::Result<Self> {
+    pub(crate) fn existing(peer: &Peer, connect: IpAddr) -> anyhow::Result<Self> {
         let target = match peer {
             Peer::New => return Net::veth(),
             Peer::Process(pid) => format!("--net=/proc/{pid}/ns/net"),
@@ -144,7 +144,7 @@ fn in_first_namespace() -> bool {
     }
 }
 
-pub(super) fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
@@ -204,6 +204,19 @@ impl Drop for Anchor {
     }
 }
 
+/// This program, to be run within the place that `wrapper` leads to.
+pub(crate) fn ourselves(wrapper: &[String]) -> anyhow::Result<Command> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    Ok(match wrapper {
+        [] => Command::new(program),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    })
+}
+
 fn sh(wrapper: &[String], script: &str) -> anyhow::Result<()> {
     let mut words = wrapper.to_vec();
     words.extend(["sh", "-ec", script].map(String::from));
@@ -211,7 +224,7 @@ fn sh(wrapper: &[String], script: &str) -> anyhow::Result<()> {
 }
 
 /// Whether `wrapper` can run a command; an error says why not.
-pub(super) fn possible(wrapper: &[String]) -> anyhow::Result<()> {
+pub(crate) fn possible(wrapper: &[String]) -> anyhow::Result<()> {
     let mut words = wrapper.to_vec();
     words.push("true".into());
     run(&words)
