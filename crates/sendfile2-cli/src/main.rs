@@ -1,6 +1,7 @@
 //! The command `sendfile2`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod generate;
 mod net;
@@ -36,6 +37,7 @@ Examples:
   sendfile2 recv :9000 -o copy        receive a file here ...
   sendfile2 send disk.img host:9000   ... and send it there
   sendfile2 torture --engine zerocopy overwrite a file while hundreds of clients receive it
+  sendfile2 bench engines --quick     what each way of sending costs
   sendfile2 help demo                 what a command does
 
 Exit status: 0 if all went well, 1 if something failed, 2 if the command line was wrong.";
@@ -43,6 +45,7 @@ Exit status: 0 if all went well, 1 if something failed, 2 if the command line wa
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
+    Bench(bench::Args),
     Probe(probe::Args),
     Send(send::Args),
     Recv(recv::Args),
@@ -54,6 +57,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Recv(args) => recv::run(&args),

@@ -22,6 +22,11 @@ pub(crate) fn complain(error: &anyhow::Error) {
     let _ = writeln!(io::stderr().lock(), "sendfile2: {error:#}");
 }
 
+/// Says something on standard error that is no failure.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// Columns that prose may take: those of the terminal, but no more than can be read well.
 pub(crate) fn width() -> usize {
     textwrap::termwidth().clamp(40, 100)

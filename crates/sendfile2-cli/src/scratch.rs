@@ -19,7 +19,7 @@ const CHUNK: u64 = 1 << 20;
 /// A file without a name, so that it is gone with the process, however that ends.
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    file: File,
+    pub(crate) file: File,
     pub(crate) source: Source,
     pub(crate) size: u64,
     pub(crate) directory: PathBuf,

@@ -1,0 +1,109 @@
+//! What all benchmarks have in common: a file, a machine, places to send from and to, and results
+//! to be told.
+
+use std::fmt;
+use std::fs::File;
+use std::str::FromStr;
+
+use super::machine::{Before, Machine, Processors};
+use super::process::Pair;
+use super::result::{PathRow, Rows, Saved, Skipped};
+use super::{Common, table};
+use crate::netns::Net;
+use crate::output;
+use crate::scratch::Scratch;
+
+/// Where the receiver is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Path {
+    Loopback,
+    Veth,
+}
+
+impl Path {
+    pub(super) const ALL: [Path; 2] = [Path::Loopback, Path::Veth];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Path::Loopback => "lo",
+            Path::Veth => "veth",
+        }
+    }
+}
+
+impl FromStr for Path {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let known = Path::ALL.into_iter().find(|path| path.name() == name);
+        known.ok_or_else(|| "there are lo and veth".into())
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A place to measure at.
+#[derive(Debug)]
+pub(super) struct Bed {
+    file: File,
+    processors: Processors,
+    pub(super) machine: Machine,
+    before: Option<Before>,
+    paths: Vec<PathRow>,
+    skipped: Vec<Skipped>,
+}
+
+impl Bed {
+    /// Makes a file of `size` bytes, and looks at the machine.
+    pub(super) fn new(common: &Common, size: u64) -> anyhow::Result<Self> {
+        let before = Machine::before();
+        let scratch = Scratch::new(common.dir.as_deref(), size)?;
+        let processors = Processors::choose();
+        let machine = Machine::new(scratch.filesystem, processors);
+        // The sender inherits it; it has no name to be opened by.
+        rustix::io::fcntl_setfd(&scratch.file, rustix::io::FdFlags::empty())?;
+        let (paths, skipped) = (Vec::new(), Vec::new());
+        Ok(Bed { file: scratch.file, processors, machine, before, paths, skipped })
+    }
+
+    /// Starts a sender and a receiver; nothing where namespaces are forbidden.
+    pub(super) fn pair(&mut self, path: Path) -> anyhow::Result<Option<Pair>> {
+        let net = match path {
+            Path::Loopback => Net::loopback(),
+            Path::Veth => match Net::veth() {
+                Ok(net) => net,
+                Err(error) => {
+                    self.skip([Skipped { what: path.to_string(), why: format!("{error:#}") }]);
+                    return Ok(None);
+                }
+            },
+        };
+        let pair = Pair::start(net, &self.file, self.processors)?;
+        self.paths.push(PathRow::new(path.name(), &pair.hello));
+        Ok(Some(pair))
+    }
+
+    /// Notes what could not be measured.
+    pub(super) fn skip(&mut self, skipped: impl IntoIterator<Item = Skipped>) {
+        for skipped in skipped {
+            output::note(&format!("SKIP: {}: {}", skipped.what, skipped.why));
+            self.skipped.push(skipped);
+        }
+    }
+
+    /// Tells the results, when all processes have ended.
+    pub(super) fn finish(mut self, rows: Rows, common: &Common) -> anyhow::Result<()> {
+        self.machine.after(self.before);
+        let saved = Saved::new(rows, self.machine, self.paths, self.skipped);
+        saved.save(common.save.as_deref())?;
+        if common.json {
+            output::print(&format!("{}\n", serde_json::to_string(&saved)?))
+        } else {
+            output::print(&table::text(&saved))
+        }
+    }
+}

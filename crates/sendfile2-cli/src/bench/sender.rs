@@ -1,0 +1,296 @@
+//! The process that sends: one thread, all connections non-blocking in one epoll set, and the same
+//! loop for each way of sending and each number of streams, as a server would have it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead, IoSliceMut};
+use std::net::TcpListener;
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use rustix::event::epoll::EventFlags;
+use rustix::fs::Advice;
+use rustix::io::{Errno, ReadWriteFlags};
+use sendfile2::guard::GuardedFile;
+use sendfile2::{Sent as SentBy, Source};
+
+use super::clock;
+use super::line::{Line, Step};
+use super::message::{self, Delays, Hello, Job, SenderOrder, SenderRole, Sent};
+use super::poll::Poll;
+use super::way::Way;
+
+/// Serves the parent until it goes away.
+pub(super) fn run(role: &SenderRole, input: &mut impl BufRead) -> anyhow::Result<()> {
+    let mut server = Server::new(role)?;
+    message::say(&Ok(server.hello()?));
+    while let Some(order) = message::listen(input) {
+        match order {
+            SenderOrder::Accept { ways, streams } => {
+                message::answer(server.accept(&ways, streams));
+            }
+            SenderOrder::Send { way, job, patience } => {
+                message::answer(server.send(way, &job, Instant::now() + patience));
+            }
+            SenderOrder::Delay { way, bytes, times, patience } => {
+                message::answer(server.delay(way, bytes, times, Instant::now() + patience));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The file, in the forms that the ways need it in.
+pub(super) struct Files {
+    plain: File,
+    source: Option<Source>,
+    guard: Option<GuardedFile>,
+}
+
+impl Files {
+    pub(super) fn plain(&self) -> &File {
+        &self.plain
+    }
+
+    pub(super) fn source(&self) -> anyhow::Result<&Source> {
+        self.source.as_ref().context("the file is closed")
+    }
+
+    pub(super) fn guard(&self) -> anyhow::Result<&GuardedFile> {
+        self.guard.as_ref().context("the file is closed")
+    }
+
+    fn open(&mut self) -> anyhow::Result<()> {
+        self.source = Some(Source::new(self.plain.try_clone()?)?);
+        self.guard = Some(GuardedFile::new(self.plain.try_clone()?)?);
+        Ok(())
+    }
+
+    /// Drops the first `size` bytes from the page cache, and looks whether they are gone.
+    fn cool(&mut self, size: u64) -> anyhow::Result<()> {
+        // What is mapped stays.
+        (self.source, self.guard) = (None, None);
+        rustix::fs::fdatasync(&self.plain).context("fdatasync")?;
+        let forget =
+            || rustix::fs::fadvise(&self.plain, 0, NonZeroU64::new(size), Advice::DontNeed);
+        forget().context("fadvise")?;
+        for i in 0..16 {
+            let buffer = &mut [0];
+            let buffers = &mut [IoSliceMut::new(buffer)];
+            let read =
+                rustix::io::preadv2(&self.plain, buffers, size / 16 * i, ReadWriteFlags::NOWAIT);
+            ensure!(
+                read == Err(Errno::AGAIN),
+                "the file stays in the page cache: choose a directory on a disk with --dir"
+            );
+        }
+        // Looking has made the kernel read ahead.
+        forget().context("fadvise")
+    }
+}
+
+/// The connections of one way.
+struct Group {
+    way: Way,
+    lines: Vec<Line>,
+    poll: Poll,
+    /// Calls made so far that sent something.
+    sends: u64,
+    /// Where in the file the next range begins.
+    at: u64,
+}
+
+struct Server {
+    files: Files,
+    listener: TcpListener,
+    groups: Vec<Group>,
+}
+
+impl Server {
+    fn new(role: &SenderRole) -> anyhow::Result<Self> {
+        clock::pin(role.cpu).context("cannot stay on one processor")?;
+        let path = format!("/proc/self/fd/{}", role.file);
+        let plain = File::options().read(true).write(true).open(path)?;
+        let mut files = Files { plain, source: None, guard: None };
+        files.open()?;
+        let listener = TcpListener::bind((role.listen, 0)).context("cannot listen")?;
+        Ok(Server { files, listener, groups: Vec::new() })
+    }
+
+    fn hello(&self) -> anyhow::Result<Hello> {
+        let setting = |name| {
+            let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok()?;
+            Some(text.split_whitespace().collect::<Vec<_>>().join(" "))
+        };
+        Ok(Hello {
+            address: self.listener.local_addr()?,
+            congestion_control: setting("tcp_congestion_control"),
+            tcp_wmem: setting("tcp_wmem"),
+            tcp_rmem: setting("tcp_rmem"),
+        })
+    }
+
+    fn accept(&mut self, ways: &[Way], streams: usize) -> anyhow::Result<()> {
+        self.groups.clear();
+        for way in ways {
+            let poll = Poll::new()?;
+            let mut lines = Vec::new();
+            for number in 0..streams {
+                let (socket, _) = self.listener.accept().context("accept")?;
+                let line = Line::new(*way, socket)?;
+                poll.add(&line, number, EventFlags::OUT | EventFlags::ET)?;
+                lines.push(line);
+            }
+            self.groups.push(Group { way: *way, lines, poll, sends: 0, at: 0 });
+        }
+        Ok(())
+    }
+
+    fn group(&mut self, way: Way) -> anyhow::Result<(&mut Group, &mut Files)> {
+        let group = self.groups.iter_mut().find(|group| group.way == way);
+        Ok((group.context("no connections for that")?, &mut self.files))
+    }
+
+    fn send(&mut self, way: Way, job: &Job, deadline: Instant) -> anyhow::Result<Sent> {
+        let (group, files) = self.group(way)?;
+        if job.cold {
+            files.cool(job.size)?;
+            group.at = 0;
+        }
+        let (sends, copies) = (group.sends, group.copies());
+        let (switches, preemptions) = clock::switches();
+        let (start, cpu) = (clock::now(), clock::cpu());
+        if job.cold {
+            files.open()?;
+        }
+        group.send(files, job, deadline)?;
+        let (end, cpu) = (clock::now(), clock::cpu() - cpu);
+        let (switched, preempted) = clock::switches();
+        Ok(Sent {
+            start,
+            end,
+            cpu,
+            sends: group.sends - sends,
+            copies: group.copies().zip(copies).map(|(after, before)| after - before),
+            switches: switched - switches,
+            preemptions: preempted - preemptions,
+            instructions: None,
+        })
+    }
+}
+
+impl Group {
+    fn copies(&self) -> Option<u64> {
+        // What a way does not say of one connection, it says of none.
+        let others = self.lines.iter().skip(1).map(|line| line.copies(0).unwrap_or(0));
+        self.lines.first()?.copies(self.sends).map(|first| first + others.sum::<u64>())
+    }
+
+    /// The range that is sent next: the file, chunk by chunk, again and again.
+    fn next(&mut self, job: &Job, left: &mut u64) -> Range<u64> {
+        if self.at >= job.size {
+            self.at = 0;
+        }
+        let bytes = job.chunk.min(*left).min(job.size - self.at);
+        let range = self.at..self.at + bytes;
+        self.at = range.end;
+        *left -= bytes;
+        range
+    }
+
+    /// Sends, and waits until everything is released. Streams that have room take turns, one call
+    /// each; when none has room, the socket that says first that it has goes on.
+    fn send(&mut self, files: &Files, job: &Job, deadline: Instant) -> anyhow::Result<()> {
+        let mut left = job.bytes;
+        let mut ready: VecDeque<usize> = (0..self.lines.len()).collect();
+        loop {
+            while let Some(number) = ready.pop_front() {
+                if self.lines[number].is_done() {
+                    if left == 0 {
+                        continue;
+                    }
+                    let range = self.next(job, &mut left);
+                    self.lines[number].give(range)?;
+                }
+                if let Step::Sent(_) = self.lines[number].step(files)? {
+                    self.sends += 1;
+                    ready.push_back(number);
+                }
+            }
+            if left == 0 && self.lines.iter().all(|line| line.is_done() && line.is_released()) {
+                return Ok(());
+            }
+            for (number, what) in self.poll.wait(deadline)? {
+                if what.contains(EventFlags::ERR) {
+                    self.lines[number].reap()?;
+                }
+                ready.push_back(number);
+            }
+        }
+    }
+}
+
+impl Server {
+    /// Sends again and again on an idle connection, and watches for the release and for the
+    /// acknowledgement without a pause.
+    fn delay(
+        &mut self,
+        way: Way,
+        bytes: u64,
+        times: u32,
+        deadline: Instant,
+    ) -> anyhow::Result<Delays> {
+        let (group, files) = self.group(way)?;
+        let mut delays = Delays {
+            released: way.is_safe().then(Vec::new),
+            acknowledged: Vec::with_capacity(times as usize),
+        };
+        let line = group.lines.first_mut().context("no connection")?;
+        for _ in 0..times {
+            let (mut released, mut acknowledged) = (None, None);
+            let mut tickets = Vec::new();
+            let mut at = 0;
+            while at < bytes {
+                ensure!(Instant::now() < deadline, "nothing moved in time");
+                match line.sender() {
+                    Some(sender) => {
+                        match sender.try_send_file(files.source()?, at..bytes, false)? {
+                            SentBy::Accepted { bytes, ticket } => {
+                                at += bytes as u64;
+                                tickets.push(ticket);
+                            }
+                            SentBy::WouldBlock | SentBy::Limit(_) => {
+                                sender.reap()?;
+                            }
+                        }
+                    }
+                    None => {
+                        line.give(at..bytes)?;
+                        if let Step::Sent(n) = line.step(files)? {
+                            at += n;
+                        }
+                    }
+                }
+            }
+            let handed_over = clock::now();
+            while released.is_none() || acknowledged.is_none() {
+                ensure!(Instant::now() < deadline, "nothing was released in time");
+                line.reap()?;
+                let now = clock::now() - handed_over;
+                if released.is_none() && line.is_released() {
+                    released = Some(now);
+                }
+                if acknowledged.is_none() && sendfile2::unacknowledged(&*line)? == 0 {
+                    acknowledged = Some(now);
+                }
+            }
+            if let Some(times) = &mut delays.released {
+                times.extend(released);
+            }
+            delays.acknowledged.extend(acknowledged);
+        }
+        Ok(delays)
+    }
+}

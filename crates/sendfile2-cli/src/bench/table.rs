@@ -1,0 +1,222 @@
+//! Results as tables, for terminals and for markdown.
+
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, TableComponent, presets};
+
+use super::result::{GuardRow, LatencyRow, MemoryRow, Row, Rows, Saved};
+use crate::{output, units};
+
+/// All of a result, for a terminal.
+pub(super) fn text(saved: &Saved) -> String {
+    let mut text = plain(rows(&saved.rows)) + "\n";
+    for paragraph in legend(&saved.rows).into_iter().map(String::from).chain(about(saved)) {
+        text.push_str(&textwrap::fill(&paragraph, output::width()));
+        text.push('\n');
+    }
+    text
+}
+
+/// A table for a terminal.
+pub(super) fn plain(mut table: Table) -> String {
+    table
+        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .remove_style(TableComponent::HorizontalLines)
+        .remove_style(TableComponent::MiddleIntersections)
+        // Where colours are not wanted, they are taken out when it is printed.
+        .enforce_styling()
+        .set_content_arrangement(ContentArrangement::Disabled);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
+    format!("{table}\n")
+}
+
+/// What the columns mean.
+pub(super) fn legend(rows: &Rows) -> Vec<&'static str> {
+    match rows {
+        Rows::Engines(_) => vec![
+            "Medians, with half the width of their 95 % confidence intervals. CPU is in seconds a GB \
+             (10^9 bytes), that of the sender and that of sender and receiver together; \"x\" is the \
+             ratio to sendfile(2) of the same round, and less CPU is better.",
+            "COPIED is the share of the sends whose bytes the kernel copied before the receiver did: \
+             plain copies, and zerocopy sends whose notification said COPIED. Nothing that stays on \
+             one machine is zero copy, whatever it is called: the receiver always copies, and for a \
+             zerocopy send the kernel copies once more when it delivers. sendfile and splice do not \
+             say, and are UNSAFE: they do not say when the file may be overwritten, either.",
+            "User instructions and system calls of a send: docs/costs.md.",
+        ],
+        Rows::Guard(_) => vec![
+            "Nanoseconds of CPU, for sends the sender's, with half the width of the 95 % confidence \
+             interval; \"x\" is the ratio to the same sends without a lease, in the same round.",
+        ],
+        Rows::Latency(_) => vec![
+            "Microseconds from when the last byte was handed over, on an otherwise idle connection, \
+             watched without a pause (resolution about 1 µs). Released: the file may be overwritten. \
+             Acknowledged: the receiver's TCP has the bytes. sendfile and splice never say when the \
+             file may be overwritten.",
+        ],
+        Rows::Memory(_) => vec![
+            "Bytes of anonymous memory that the process grew by (Anonymous in /proc/self/smaps_rollup), \
+             divided by how many there were. The kernel's own memory is not in it.",
+        ],
+    }
+}
+
+/// What the results depend on.
+pub(super) fn about(saved: &Saved) -> Vec<String> {
+    let machine = &saved.machine;
+    let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
+    let mut lines = vec![format!(
+        "Measured on {}, {} processors, {} of memory, Linux {}, files on {}{}. A loop copies {:.1} GB/s \
+         in memory and {:.1} GB/s in the cache.",
+        machine.cpu,
+        machine.processors,
+        units::bytes(machine.memory_bytes),
+        machine.kernel,
+        machine.filesystem,
+        machine
+            .governor
+            .as_ref()
+            .map_or(String::new(), |governor| format!(", governor {governor}")),
+        machine.memory_copy_gb_per_s,
+        machine.cached_copy_gb_per_s,
+    )];
+    if let (Some(sender), Some(receiver)) = (machine.sender_processor, machine.receiver_processor) {
+        lines.push(format!("Sender on processor {sender}, receiver on processor {receiver}."));
+    }
+    if let (Some(before), Some(after)) = (machine.load_before, machine.load_after) {
+        let others = machine
+            .others
+            .map_or(String::new(), |others| format!("; others used {others:.2} processors"));
+        let steal = machine.steal.map_or(String::new(), |steal| {
+            format!("; the hypervisor took {:.1} % of the time", steal * 100.0)
+        });
+        lines.push(format!("Load average {before:.2} before, {after:.2} after{others}{steal}."));
+    }
+    for path in &saved.paths {
+        lines.push(format!(
+            "{}: {}, tcp_wmem {}, tcp_rmem {}.",
+            path.path,
+            or(&path.congestion_control),
+            or(&path.tcp_wmem),
+            or(&path.tcp_rmem)
+        ));
+    }
+    lines.extend(saved.skipped.iter().map(|s| format!("SKIP: {}: {}", s.what, s.why)));
+    lines.extend(saved.warnings.iter().map(|warning| format!("WARNING: {warning}.")));
+    lines
+}
+
+/// The rows, without a style.
+pub(super) fn rows(rows: &Rows) -> Table {
+    match rows {
+        Rows::Engines(rows) => table(
+            &[
+                "path",
+                "streams",
+                "file",
+                "call",
+                "way",
+                "safe",
+                "GB/s",
+                "x",
+                "sender CPU",
+                "x",
+                "total CPU",
+                "x",
+                "COPIED",
+                "of memory",
+                "rounds",
+            ],
+            6,
+            rows.iter().map(engine),
+        ),
+        Rows::Guard(rows) => table(&["what", "ns", "x", "rounds"], 1, rows.iter().map(guard)),
+        Rows::Latency(rows) => table(
+            &["path", "size", "way", "safe", "until", "p50", "p90", "p99", "p99.9", "max", "sends"],
+            5,
+            rows.iter().map(latency),
+        ),
+        Rows::Memory(rows) => table(&["what", "bytes", "number"], 1, rows.iter().map(memory)),
+    }
+}
+
+/// A table whose columns from `numbers` on are numbers.
+pub(super) fn table(
+    header: &[&str],
+    numbers: usize,
+    rows: impl Iterator<Item = Vec<Cell>>,
+) -> Table {
+    let mut table = Table::new();
+    table.set_header(header.iter().copied()).add_rows(rows);
+    for column in table.column_iter_mut().skip(numbers) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// One of two words, the second in red.
+pub(super) fn verdict(good: bool, yes: &str, no: &str) -> Cell {
+    if good { Cell::new(yes).fg(Color::Green) } else { Cell::new(no).fg(Color::Red) }
+}
+
+/// Whether the sender knows when the file may be overwritten.
+fn safety(safe: bool) -> Cell {
+    verdict(safe, "safe", "UNSAFE")
+}
+
+/// A figure, and how far its interval reaches.
+pub(super) fn figure(value: f64, interval: Option<[f64; 2]>, digits: usize) -> String {
+    match interval {
+        Some([low, high]) => format!("{value:.digits$} ±{:.digits$}", (high - low) / 2.0),
+        None => format!("{value:.digits$}"),
+    }
+}
+
+fn engine(row: &Row) -> Vec<Cell> {
+    let cold = if row.cold { " cold" } else { "" };
+    vec![
+        Cell::new(&row.path),
+        Cell::new(row.streams),
+        Cell::new(units::bytes(row.size) + cold),
+        Cell::new(units::bytes(row.chunk)),
+        Cell::new(&row.engine),
+        safety(row.safe),
+        Cell::new(figure(row.gb_per_s, row.ci.gb_per_s, 2)),
+        Cell::new(format!("{:.2}", row.throughput_ratio)),
+        Cell::new(figure(row.sender_cpu_s_per_gb, row.ci.sender_cpu_s_per_gb, 3)),
+        Cell::new(format!("{:.2}", row.sender_cpu_ratio)),
+        Cell::new(figure(row.total_cpu_s_per_gb, row.ci.total_cpu_s_per_gb, 3)),
+        Cell::new(format!("{:.2}", row.total_cpu_ratio)),
+        Cell::new(row.copied_share.map_or("-".into(), |share| format!("{:.0} %", share * 100.0))),
+        Cell::new(format!("{:.0} %", row.memory_copy_share * 100.0)),
+        Cell::new(row.rounds),
+    ]
+}
+
+fn guard(row: &GuardRow) -> Vec<Cell> {
+    vec![
+        Cell::new(&row.what),
+        Cell::new(figure(row.nanoseconds, row.ci, 0)),
+        Cell::new(row.ratio.map_or(String::new(), |ratio| figure(ratio, row.ratio_ci, 2))),
+        Cell::new(row.rounds),
+    ]
+}
+
+fn latency(row: &LatencyRow) -> Vec<Cell> {
+    let mut cells = vec![
+        Cell::new(&row.path),
+        Cell::new(units::bytes(row.size)),
+        Cell::new(&row.engine),
+        safety(row.safe),
+        Cell::new(&row.until),
+    ];
+    cells.extend(
+        [row.p50, row.p90, row.p99, row.p999, row.max].map(|t| Cell::new(format!("{t:.1}"))),
+    );
+    cells.push(Cell::new(row.sends));
+    cells
+}
+
+fn memory(row: &MemoryRow) -> Vec<Cell> {
+    vec![Cell::new(&row.what), Cell::new(format!("{:.0}", row.bytes)), Cell::new(row.number)]
+}
