@@ -13,6 +13,7 @@ mod message;
 mod poll;
 mod process;
 mod receiver;
+mod report;
 mod result;
 mod rounds;
 mod sender;
@@ -51,6 +52,7 @@ enum Command {
     Guard(guard::Args),
     Memory(memory::Args),
     Compare(compare::Args),
+    Report(report::Args),
     /// Run as a child of a benchmark, which says on standard input as what
     #[command(hide = true)]
     Role,
@@ -104,6 +106,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Command::Guard(args) => guard::run(args).context("bench guard"),
         Command::Memory(args) => memory::run(args).context("bench memory"),
         Command::Compare(args) => compare::run(args).context("bench compare"),
+        Command::Report(args) => report::run(args).context("bench report"),
         Command::Role => child(),
     }
 }

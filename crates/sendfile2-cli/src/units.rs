@@ -47,6 +47,11 @@ pub(crate) fn bytes(n: u64) -> String {
     text.replace(".00 ", " ")
 }
 
+/// A number of streams: `1 stream`, `32 streams`.
+pub(crate) fn streams(n: u32) -> String {
+    if n == 1 { "1 stream".into() } else { format!("{n} streams") }
+}
+
 /// A time given in microseconds, with three digits at most.
 pub(crate) fn micros(n: u64) -> String {
     match n {

@@ -142,8 +142,9 @@ fn named(rows: &Rows) -> Vec<(String, Figures)> {
 fn engine(row: &Row) -> (String, Figures) {
     let cold = if row.cold { ", cold" } else { "" };
     let (chunk, size) = (units::bytes(row.chunk), units::bytes(row.size));
-    let Row { path, streams, engine, .. } = row;
-    let name = format!("{engine}: {path}, {streams} streams, calls of {chunk}, {size}{cold}");
+    let Row { path, engine, .. } = row;
+    let streams = units::streams(row.streams);
+    let name = format!("{engine}: {path}, {streams}, calls of {chunk}, {size}{cold}");
     let ci = &row.ci;
     let figures = vec![
         ("GB/s", true, row.gb_per_s, ci.gb_per_s),

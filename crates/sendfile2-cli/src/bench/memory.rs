@@ -119,6 +119,7 @@ fn connections() -> anyhow::Result<MemoryRow> {
 
 fn sends() -> anyhow::Result<MemoryRow> {
     const PIECE: u64 = 4096;
+    const EACH: usize = 1000;
     let file = tempfile::tempfile().context("cannot make a file")?;
     std::io::Write::write_all(&mut &file, &[1; 1 << 20])?;
     let source = Source::new(file)?;
@@ -133,16 +134,16 @@ fn sends() -> anyhow::Result<MemoryRow> {
         }
         senders.push(sender);
     }
-    let mut tickets = Vec::with_capacity(1 << 16);
+    let mut tickets = Vec::with_capacity(senders.len() * EACH);
     let in_flight = |senders: &[Sender]| -> usize {
         senders.iter().map(|sender| sender.in_flight().sends).sum()
     };
     let (before, first) = (anonymous()?, in_flight(&senders));
     for sender in &mut senders {
-        while let Sent::Accepted { ticket, .. } = sender.try_send_file(&source, 0..PIECE, false)? {
-            tickets.push(ticket);
-            if tickets.len() % 1024 == 0 {
-                break;
+        for _ in 0..EACH {
+            match sender.try_send_file(&source, 0..PIECE, false)? {
+                Sent::Accepted { ticket, .. } => tickets.push(ticket),
+                Sent::WouldBlock | Sent::Limit(_) => break,
             }
         }
     }

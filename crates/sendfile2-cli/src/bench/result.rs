@@ -186,6 +186,17 @@ impl Saved {
     }
 }
 
+impl Rows {
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Rows::Engines(rows) => rows.is_empty(),
+            Rows::Guard(rows) => rows.is_empty(),
+            Rows::Latency(rows) => rows.is_empty(),
+            Rows::Memory(rows) => rows.is_empty(),
+        }
+    }
+}
+
 impl Skipped {
     /// The ways that did not work in a setting.
     pub(super) fn refused(measured: &Measured) -> impl Iterator<Item = Skipped> + '_ {

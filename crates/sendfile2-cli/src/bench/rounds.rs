@@ -28,8 +28,9 @@ impl std::fmt::Display for Setting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Setting { path, streams, chunk, size, cold } = *self;
         let (chunk, size) = (units::bytes(chunk), units::bytes(size));
+        let streams = units::streams(streams);
         let cold = if cold { ", cold" } else { "" };
-        write!(f, "{path}, {streams} streams, calls of {chunk}, {size}{cold}")
+        write!(f, "{path}, {streams}, calls of {chunk}, {size}{cold}")
     }
 }
 

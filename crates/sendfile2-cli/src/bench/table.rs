@@ -8,7 +8,7 @@ use crate::{output, units};
 /// All of a result, for a terminal.
 pub(super) fn text(saved: &Saved) -> String {
     let mut text = plain(rows(&saved.rows)) + "\n";
-    for paragraph in legend(&saved.rows).into_iter().map(String::from).chain(about(saved)) {
+    for paragraph in notes(saved) {
         text.push_str(&textwrap::fill(&paragraph, output::width()));
         text.push('\n');
     }
@@ -30,8 +30,22 @@ pub(super) fn plain(mut table: Table) -> String {
     format!("{table}\n")
 }
 
+/// The rows as markdown.
+pub(super) fn markdown(saved: &Saved) -> String {
+    let mut table = rows(&saved.rows);
+    table
+        .load_preset(presets::ASCII_MARKDOWN)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    table.to_string()
+}
+
+/// What the columns mean, and what the results depend on.
+pub(super) fn notes(saved: &Saved) -> Vec<String> {
+    legend(&saved.rows).into_iter().map(String::from).chain(about(saved)).collect()
+}
+
 /// What the columns mean.
-pub(super) fn legend(rows: &Rows) -> Vec<&'static str> {
+fn legend(rows: &Rows) -> Vec<&'static str> {
     match rows {
         Rows::Engines(_) => vec![
             "Medians, with half the width of their 95 % confidence intervals. CPU is in seconds a GB \
@@ -62,7 +76,7 @@ pub(super) fn legend(rows: &Rows) -> Vec<&'static str> {
 }
 
 /// What the results depend on.
-pub(super) fn about(saved: &Saved) -> Vec<String> {
+fn about(saved: &Saved) -> Vec<String> {
     let machine = &saved.machine;
     let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
     let mut lines = vec![format!(

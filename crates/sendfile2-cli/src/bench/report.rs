@@ -1,0 +1,127 @@
+//! `sendfile2 bench report`.
+
+mod plot;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use clap::ValueHint;
+
+use super::result::{Rows, Saved};
+use super::table;
+use crate::output;
+
+/// Turn saved results into a page
+///
+/// OUT.html is one file with plots and tables, that needs nothing else, light or dark as the reader
+/// has it; OUT.md has the tables.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sendfile2 bench engines --save engines.json
+  sendfile2 bench latency --save latency.json
+  sendfile2 bench report engines.json latency.json -o report.html
+  sendfile2 bench report engines.json -o report.md")]
+pub(super) struct Args {
+    /// Results that --save has written
+    #[arg(value_name = "RESULT", required = true, value_hint = ValueHint::FilePath)]
+    results: Vec<PathBuf>,
+    /// Where to write it: a name that ends in .html or .md
+    #[arg(short, long, value_name = "OUT", value_parser = out, value_hint = ValueHint::FilePath)]
+    output: Out,
+}
+
+/// A page, and in which language.
+#[derive(Debug, Clone)]
+enum Out {
+    Html(PathBuf),
+    Markdown(PathBuf),
+}
+
+fn out(name: &str) -> Result<Out, String> {
+    let path = PathBuf::from(name);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("html" | "htm") => Ok(Out::Html(path)),
+        Some("md" | "markdown") => Ok(Out::Markdown(path)),
+        _ => Err("the name must end in .html or .md".into()),
+    }
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let mut results = Vec::new();
+    for path in &args.results {
+        let saved = Saved::read(path)?;
+        ensure!(!saved.rows.is_empty(), "{} has no rows", path.display());
+        results.push((name(path), saved));
+    }
+    let (path, text) = match &args.output {
+        Out::Html(path) => (path, html(&results)?),
+        Out::Markdown(path) => (path, markdown(&results)),
+    };
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    output::note(&format!("wrote {}", path.display()));
+    Ok(())
+}
+
+/// What a result is called: its file's name.
+fn name(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn heading(name: &str, saved: &Saved) -> String {
+    let what = match saved.rows {
+        Rows::Engines(_) => "What sending costs",
+        Rows::Guard(_) => "What leases cost",
+        Rows::Latency(_) => "When a send is released and acknowledged",
+        Rows::Memory(_) => "What is kept in memory",
+    };
+    format!("{what} ({name})")
+}
+
+fn markdown(results: &[(String, Saved)]) -> String {
+    let mut text = String::from("# sendfile2 bench\n");
+    for (name, saved) in results {
+        let _ = write!(text, "\n## {}\n\n{}\n", heading(name, saved), table::markdown(saved));
+        for paragraph in table::notes(saved) {
+            let _ = write!(text, "\n{paragraph}\n");
+        }
+    }
+    text
+}
+
+fn html(results: &[(String, Saved)]) -> anyhow::Result<String> {
+    let mut body = String::new();
+    for (name, saved) in results {
+        let _ = writeln!(body, "<section>\n<h2>{}</h2>", escape(&heading(name, saved)));
+        body.push_str(&plot::plots(&saved.rows)?);
+        for paragraph in table::notes(saved) {
+            let _ = writeln!(body, "<p>{}</p>", escape(&paragraph));
+        }
+        let _ = writeln!(body, "<div class=\"wide\">{}</div>\n</section>", rows(saved));
+    }
+    let page = include_str!("report/page.html");
+    Ok(page.replace("/*SERIES*/", &plot::styles()).replace("<!--BODY-->", &body))
+}
+
+/// The rows as a table.
+fn rows(saved: &Saved) -> String {
+    let table = table::rows(&saved.rows);
+    let line = |row: &comfy_table::Row, tag: &str| {
+        let mut text = String::from("<tr>");
+        for cell in row.cell_iter() {
+            let content = escape(&cell.content());
+            let class = if content == "UNSAFE" { " class=\"unsafe\"" } else { "" };
+            let _ = write!(text, "<{tag}{class}>{content}</{tag}>");
+        }
+        text + "</tr>\n"
+    };
+    let head = table.header().map_or(String::new(), |row| line(row, "th"));
+    let body: String = table.row_iter().map(|row| line(row, "td")).collect();
+    format!("<table>\n<thead>{head}</thead>\n<tbody>{body}</tbody>\n</table>")
+}
+
+/// Text as HTML: what is in a result may come from anywhere.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
