@@ -109,9 +109,13 @@ fn rows(saved: &Saved) -> String {
     let table = table::rows(&saved.rows);
     let line = |row: &comfy_table::Row, tag: &str| {
         let mut text = String::from("<tr>");
-        for cell in row.cell_iter() {
+        for (column, cell) in row.cell_iter().enumerate() {
             let content = escape(&cell.content());
-            let class = if content == "UNSAFE" { " class=\"unsafe\"" } else { "" };
+            let class = match (content.as_str(), column < table::text_columns(&saved.rows)) {
+                ("UNSAFE", _) => " class=\"text unsafe\"",
+                (_, true) => " class=\"text\"",
+                (_, false) => "",
+            };
             let _ = write!(text, "<{tag}{class}>{content}</{tag}>");
         }
         text + "</tr>\n"

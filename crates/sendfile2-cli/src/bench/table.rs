@@ -122,6 +122,7 @@ fn about(saved: &Saved) -> Vec<String> {
 
 /// The rows, without a style.
 pub(super) fn rows(rows: &Rows) -> Table {
+    let numbers = text_columns(rows);
     match rows {
         Rows::Engines(rows) => table(
             &[
@@ -141,16 +142,25 @@ pub(super) fn rows(rows: &Rows) -> Table {
                 "of memory",
                 "rounds",
             ],
-            6,
+            numbers,
             rows.iter().map(engine),
         ),
-        Rows::Guard(rows) => table(&["what", "ns", "x", "rounds"], 1, rows.iter().map(guard)),
+        Rows::Guard(rows) => table(&["what", "ns", "x", "rounds"], numbers, rows.iter().map(guard)),
         Rows::Latency(rows) => table(
             &["path", "size", "way", "safe", "until", "p50", "p90", "p99", "p99.9", "max", "sends"],
-            5,
+            numbers,
             rows.iter().map(latency),
         ),
-        Rows::Memory(rows) => table(&["what", "bytes", "number"], 1, rows.iter().map(memory)),
+        Rows::Memory(rows) => table(&["what", "bytes", "number"], numbers, rows.iter().map(memory)),
+    }
+}
+
+/// How many columns come before the first one with numbers to compare.
+pub(super) fn text_columns(rows: &Rows) -> usize {
+    match rows {
+        Rows::Engines(_) => 6,
+        Rows::Latency(_) => 5,
+        Rows::Guard(_) | Rows::Memory(_) => 1,
     }
 }
 

@@ -63,12 +63,12 @@ struct Series {
     way: String,
     safe: bool,
     points: Vec<(f64, f64)>,
-    /// Larger markers further on.
+    /// Larger markers further on, which say more than the line.
     growing: bool,
 }
 
 impl Series {
-    /// Draws its line and its markers. What is unsafe is dashed and has hollow markers.
+    /// Draws its line and its markers. What is unsafe is dashed and has triangles.
     fn draw<X, Y>(
         &self,
         chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>,
@@ -78,7 +78,12 @@ impl Series {
         Y: Ranged<ValueType = f64>,
     {
         let colour = colour(&self.way);
-        let line = colour.stroke_width(if self.way == "auto" { 3 } else { 2 });
+        // Where the marks say it, the line only leads from one to the next.
+        let line = if self.growing {
+            ShapeStyle::from(colour.mix(0.4)).stroke_width(1)
+        } else {
+            colour.stroke_width(if self.way == "auto" { 3 } else { 2 })
+        };
         let points = || self.points.iter().copied();
         if self.safe {
             chart.draw_series(LineSeries::new(points(), line))?;
@@ -92,9 +97,10 @@ impl Series {
                 points().enumerate().map(|(i, at)| Circle::new(at, sized(i), colour.filled())),
             )?;
         } else {
-            let line = colour.stroke_width(2);
             chart.draw_series(
-                points().enumerate().map(|(i, at)| TriangleMarker::new(at, sized(i) + 2, line)),
+                points()
+                    .enumerate()
+                    .map(|(i, at)| TriangleMarker::new(at, sized(i) + 2, colour.filled())),
             )?;
         }
         Ok(())
@@ -114,9 +120,7 @@ fn key(rows: &[(String, bool)]) -> String {
         let marker = if *safe {
             format!("<circle cx=\"17\" cy=\"7\" r=\"4\" fill=\"{light}\"/>")
         } else {
-            format!(
-                "<path d=\"M17 2 L21.5 10 L12.5 10 Z\" fill=\"none\" stroke=\"{light}\" stroke-width=\"2\"/>"
-            )
+            format!("<path d=\"M17 2 L21.5 10 L12.5 10 Z\" fill=\"{light}\"/>")
         };
         let dash = if *safe { "" } else { " stroke-dasharray=\"6 4\"" };
         let _ = writeln!(
