@@ -136,6 +136,13 @@ fn help_has_examples_for_every_command() {
     for args in [
         &["--help"][..],
         &["demo", "--help"],
+        &["bench", "--help"],
+        &["bench", "engines", "--help"],
+        &["bench", "latency", "--help"],
+        &["bench", "guard", "--help"],
+        &["bench", "memory", "--help"],
+        &["bench", "compare", "--help"],
+        &["bench", "report", "--help"],
         &["torture", "--help"],
         &["completions", "--help"],
         &["man", "--help"],
@@ -174,6 +181,13 @@ fn man_pages_are_generated_for_every_command() {
     pages.sort();
     // One a line, so that a command is a line.
     let commands = "
+        sendfile2-bench-compare.1
+        sendfile2-bench-engines.1
+        sendfile2-bench-guard.1
+        sendfile2-bench-latency.1
+        sendfile2-bench-memory.1
+        sendfile2-bench-report.1
+        sendfile2-bench.1
         sendfile2-completions.1
         sendfile2-demo.1
         sendfile2-man.1
