@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -148,18 +149,31 @@ fn linear(axes: &Axes<'_>, series: &[Series], level: Option<f64>) -> anyhow::Res
     drawn(|area| {
         let (_, low, high) = axes.x;
         let mut chart = builder(area, axes).build_cartesian_2d(low..high, 0.0..axes.y.1 * 1.08)?;
-        let mut mesh = chart.configure_mesh();
-        mesh.y_label_formatter(&|y| format!("{y:.1}")).y_labels(6);
-        mesh.light_line_style(TRANSPARENT).bold_line_style(GRID.0).axis_style(INK.0);
-        mesh.x_labels(axes.x_labels).x_label_formatter(axes.x_label);
-        mesh.x_desc(axes.x.0).y_desc(axes.y.0);
-        mesh.label_style(("sans-serif", 12).into_font().color(&INK.0));
-        mesh.axis_desc_style(("sans-serif", 12).into_font().color(&INK.0)).draw()?;
+        mesh(&mut chart, axes, &|y| format!("{y:.1}"))?;
         if let Some(level) = level {
             chart.draw_series([PathElement::new(vec![(low, level), (high, level)], INK.0)])?;
         }
         series.iter().try_for_each(|series| series.draw(&mut chart))
     })
+}
+
+/// Draws the grid and the axes.
+fn mesh<X, Y>(
+    chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>,
+    axes: &Axes<'_>,
+    y_label: &dyn Fn(&f64) -> String,
+) -> anyhow::Result<()>
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let style = || ("sans-serif", 12).into_font().color(&INK.0);
+    let mut mesh = chart.configure_mesh();
+    mesh.light_line_style(TRANSPARENT).bold_line_style(GRID.0).axis_style(INK.0);
+    mesh.x_labels(axes.x_labels).x_label_formatter(axes.x_label).x_desc(axes.x.0);
+    mesh.y_labels(6).y_label_formatter(y_label).y_desc(axes.y.0);
+    mesh.label_style(style()).axis_desc_style(style()).draw()?;
+    Ok(())
 }
 
 fn builder<'a, 'b>(
@@ -308,13 +322,7 @@ fn latency(rows: &[LatencyRow]) -> anyhow::Result<String> {
         text.push_str(&drawn(|area| {
             let y = (0.1..top).log_scale();
             let mut chart = builder(area, &axes).build_cartesian_2d(0.0..MAX, y)?;
-            let mut mesh = chart.configure_mesh();
-            mesh.y_label_formatter(&|y| format!("{y}")).y_labels(6);
-            mesh.light_line_style(TRANSPARENT).bold_line_style(GRID.0).axis_style(INK.0);
-            mesh.x_labels(axes.x_labels).x_label_formatter(axes.x_label);
-            mesh.x_desc(axes.x.0).y_desc(axes.y.0);
-            mesh.label_style(("sans-serif", 12).into_font().color(&INK.0));
-            mesh.axis_desc_style(("sans-serif", 12).into_font().color(&INK.0)).draw()?;
+            mesh(&mut chart, &axes, &|y| format!("{y}"))?;
             series.iter().try_for_each(|series| series.draw(&mut chart))
         })?);
     }
