@@ -84,8 +84,6 @@ pub(super) struct Sent {
     /// Times that it gave up the processor, and times that it was taken from it.
     pub(super) switches: u64,
     pub(super) preemptions: u64,
-    /// In user mode, where the kernel lets a program count them.
-    pub(super) instructions: Option<u64>,
 }
 
 /// Nanoseconds from when the last byte was handed over.

@@ -83,7 +83,7 @@ pub(super) struct Row {
     /// Of the sender, beyond those of the processor: how often it slept, and was made to.
     pub(super) switches_per_send: f64,
     pub(super) preemptions_per_send: f64,
-    /// Nothing where the kernel does not let programs count them.
+    /// Nothing: this program does not count them, docs/costs.md says what does.
     pub(super) user_instructions_per_send: Option<f64>,
 }
 

@@ -176,7 +176,6 @@ impl Server {
             copies: group.copies().zip(copies).map(|(after, before)| after - before),
             switches: switched - switches,
             preemptions: preempted - preemptions,
-            instructions: None,
         })
     }
 }
