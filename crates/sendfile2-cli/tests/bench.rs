@@ -142,6 +142,27 @@ fn a_file_that_was_dropped_from_the_cache_is_measured_or_refused() {
 }
 
 #[test]
+fn a_file_in_pieces_of_which_each_says_that_more_follows() {
+    let result = json(&[
+        "engines",
+        "--more",
+        "--path",
+        "lo",
+        "--streams",
+        "1,2",
+        "--chunk",
+        "64K",
+        "--size",
+        "1M",
+        "--time",
+        "6s",
+    ]);
+    // Whatever was held back came in the end, or there would be no row.
+    assert_eq!(rows(&result).len(), 2 * ways().len());
+    assert!(rows(&result).iter().all(|row| row["more"] == true), "{result}");
+}
+
+#[test]
 fn memory_is_never_cold() {
     if !Path::new("/dev/shm").is_dir() {
         println!("SKIP: no /dev/shm");

@@ -8,14 +8,14 @@
 //! ```
 //!
 //! Two runs of different counts, and the difference divided, leave out what starting costs. The
-//! receiver is a `cat` of its own, which neither command counts. (`-f` is for the threads.)
+//! receiver is a `dd` of its own, which neither command counts. (`-f` is for the threads.)
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -35,7 +35,9 @@ fn main() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let peer = OwnedFd::from(listener.accept().unwrap().0);
-    let mut cat = Command::new("cat").stdin(peer).stdout(Stdio::null()).spawn().unwrap();
+    let mut dd = Command::new("dd");
+    let mut receiver =
+        dd.args(["bs=1M", "of=/dev/null", "status=none"]).stdin(peer).spawn().unwrap();
     match way.as_str() {
         "bare-copy" => {
             bare(&socket, SendFlags::empty(), bytes, sends);
@@ -50,7 +52,7 @@ fn main() {
         }
         way => library(socket, way, bytes, sends),
     }
-    cat.wait().unwrap();
+    receiver.wait().unwrap();
 }
 
 fn library(socket: TcpStream, way: &str, bytes: u64, sends: u64) {

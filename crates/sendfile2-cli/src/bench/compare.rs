@@ -141,10 +141,11 @@ fn named(rows: &Rows) -> Vec<(String, Figures)> {
 
 fn engine(row: &Row) -> (String, Figures) {
     let cold = if row.cold { ", cold" } else { "" };
+    let more = if row.more { ", more follows" } else { "" };
     let (chunk, size) = (units::bytes(row.chunk), units::bytes(row.size));
     let Row { path, engine, .. } = row;
     let streams = units::streams(row.streams);
-    let name = format!("{engine}: {path}, {streams}, calls of {chunk}, {size}{cold}");
+    let name = format!("{engine}: {path}, {streams}, calls of {chunk}, {size}{cold}{more}");
     let ci = &row.ci;
     let figures = vec![
         ("GB/s", true, row.gb_per_s, ci.gb_per_s),

@@ -57,6 +57,11 @@ pub(super) struct Args {
     /// From a file that is not in the page cache
     #[arg(long)]
     cold: bool,
+
+    /// With calls that say that more follows, as for a file that is sent in pieces: `MSG_MORE`, and
+    /// for sendfile, splice and read+write `TCP_CORK`
+    #[arg(long)]
+    more: bool,
     #[command(flatten)]
     common: super::Common,
     /// Stop early when all 95 % confidence intervals are narrower than this, in percent of the median
@@ -85,7 +90,8 @@ impl Args {
                 for &size in &self.size {
                     for &chunk in chunks.iter().filter(|chunk| **chunk <= size) {
                         let path = path.name();
-                        settings.push(Setting { path, streams, chunk, size, cold: self.cold });
+                        let (cold, more) = (self.cold, self.more);
+                        settings.push(Setting { path, streams, chunk, size, cold, more });
                     }
                 }
             }

@@ -51,8 +51,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         Engine::ALL.into_iter().flat_map(|e| [Way::Library(e), Way::Leased(e)]).collect();
     let mut pair = bed.pair(Path::Loopback)?.context("no loopback")?;
     for (done, streams) in [1, 32].into_iter().enumerate() {
-        let setting =
-            Setting { path: Path::Loopback.name(), streams, chunk: CHUNK, size: SIZE, cold: false };
+        let setting = Setting {
+            path: Path::Loopback.name(),
+            streams,
+            chunk: CHUNK,
+            size: SIZE,
+            cold: false,
+            more: false,
+        };
         progress.set_message(setting.to_string());
         let measured =
             rounds::measure(&mut pair, &ways, setting, &limits.share(2 - done), &progress)?;

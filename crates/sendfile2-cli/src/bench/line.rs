@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, ensure};
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{SendFlags, sockopt};
 use rustix::pipe::SpliceFlags;
 use sendfile2::guard::Lease;
 use sendfile2::{Engine, Options, Sender, Sent};
@@ -26,6 +26,8 @@ pub(super) struct Line {
     carrier: Carrier,
     /// What is still to be sent of what it was given.
     part: Range<u64>,
+    /// Each call says that more follows.
+    more: bool,
 }
 
 /// What carries the bytes.
@@ -75,7 +77,7 @@ impl Line {
             }
             Way::ReadWrite => Carrier::ReadWrite { socket, buffer: Vec::new(), filled: 0..0 },
         };
-        Ok(Line { carrier, part: 0..0 })
+        Ok(Line { carrier, part: 0..0, more: false })
     }
 
     /// Gives it a range to send, when it has sent the last one.
@@ -104,6 +106,20 @@ impl Line {
         Ok(())
     }
 
+    /// Says that more follows with each call from here on, or no longer.
+    pub(super) fn set_more(&mut self, more: bool) -> anyhow::Result<()> {
+        match &mut self.carrier {
+            // An empty send that does not say so ends it.
+            Carrier::Library { sender, .. } if !more => drop(sender.try_send(&[], false)?),
+            Carrier::Library { .. } => {}
+            Carrier::Sendfile(socket)
+            | Carrier::Splice { socket, .. }
+            | Carrier::ReadWrite { socket, .. } => sockopt::set_tcp_cork(socket, more)?,
+        }
+        self.more = more;
+        Ok(())
+    }
+
     /// Whether there is nothing left of what it was given.
     pub(super) fn is_done(&self) -> bool {
         self.part.is_empty()
@@ -120,9 +136,9 @@ impl Line {
                         None => files.guard()?.try_lease(part.clone()).context("no lease")?,
                         Some(lease) => lease,
                     };
-                    sender.try_send_lease(lease.insert(granted), part.clone(), false)?
+                    sender.try_send_lease(lease.insert(granted), part.clone(), self.more)?
                 } else {
-                    sender.try_send_file(files.source()?, part.clone(), false)?
+                    sender.try_send_file(files.source()?, part.clone(), self.more)?
                 };
                 match sent {
                     Sent::Accepted { bytes, ticket } => {

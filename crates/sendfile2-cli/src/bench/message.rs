@@ -66,6 +66,8 @@ pub(super) struct Job {
     pub(super) size: u64,
     /// Drop the file from the page cache first.
     pub(super) cold: bool,
+    /// Say with each call that more follows, but for the end.
+    pub(super) more: bool,
 }
 
 /// What the sender did; it ends when everything is released.

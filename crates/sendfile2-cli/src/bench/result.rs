@@ -62,6 +62,8 @@ pub(super) struct Row {
     pub(super) chunk: u64,
     pub(super) size: u64,
     pub(super) cold: bool,
+    /// Each call said that more follows.
+    pub(super) more: bool,
     pub(super) gb_per_s: f64,
     pub(super) sender_cpu_s_per_gb: f64,
     pub(super) receiver_cpu_s_per_gb: f64,

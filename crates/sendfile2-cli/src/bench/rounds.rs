@@ -22,15 +22,17 @@ pub(super) struct Setting {
     pub(super) chunk: u64,
     pub(super) size: u64,
     pub(super) cold: bool,
+    pub(super) more: bool,
 }
 
 impl std::fmt::Display for Setting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Setting { path, streams, chunk, size, cold } = *self;
+        let Setting { path, streams, chunk, size, cold, more } = *self;
         let (chunk, size) = (units::bytes(chunk), units::bytes(size));
         let streams = units::streams(streams);
         let cold = if cold { ", cold" } else { "" };
-        write!(f, "{path}, {streams}, calls of {chunk}, {size}{cold}")
+        let more = if more { ", more follows" } else { "" };
+        write!(f, "{path}, {streams}, calls of {chunk}, {size}{cold}{more}")
     }
 }
 
@@ -92,8 +94,10 @@ pub(super) fn measure(
 ) -> anyhow::Result<Measured> {
     let start = Instant::now();
     let streams = u64::from(setting.streams);
-    let job =
-        |bytes: u64| Job { bytes, chunk: setting.chunk, size: setting.size, cold: setting.cold };
+    let job = |bytes: u64| {
+        let Setting { chunk, size, cold, more, .. } = setting;
+        Job { bytes, chunk, size, cold, more }
+    };
     let mut ways = ways.to_vec();
     let mut refused: Vec<(Way, String)> = Vec::new();
     // Connections live through all rounds: windows have grown, and `auto` has learned.
@@ -217,7 +221,7 @@ impl Measured {
 
     #[expect(clippy::cast_precision_loss, reason = "counts of a run")]
     fn row(&self, way: Way, machine: &Machine) -> Option<Row> {
-        let Setting { path, streams, chunk, size, cold } = self.setting;
+        let Setting { path, streams, chunk, size, cold, more } = self.setting;
         let (throughput, throughput_ratio) = self.figure(way, Way::Sendfile, Sample::gb_per_s)?;
         let (sender, sender_ratio) = self.figure(way, Way::Sendfile, Sample::sender_cpu)?;
         let (receiver, _) = self.figure(way, Way::Sendfile, Sample::receiver_cpu)?;
@@ -237,6 +241,7 @@ impl Measured {
             chunk,
             size,
             cold,
+            more,
             gb_per_s: throughput.value,
             sender_cpu_s_per_gb: sender.value,
             receiver_cpu_s_per_gb: receiver.value,

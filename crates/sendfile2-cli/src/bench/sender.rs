@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, IoSliceMut};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rustix::event::epoll::EventFlags;
@@ -73,22 +73,47 @@ impl Files {
         // What is mapped stays.
         (self.source, self.guard) = (None, None);
         rustix::fs::fdatasync(&self.plain).context("fdatasync")?;
-        let forget =
-            || rustix::fs::fadvise(&self.plain, 0, NonZeroU64::new(size), Advice::DontNeed);
-        forget().context("fadvise")?;
-        for i in 0..16 {
-            let buffer = &mut [0];
-            let buffers = &mut [IoSliceMut::new(buffer)];
-            let read =
-                rustix::io::preadv2(&self.plain, buffers, size / 16 * i, ReadWriteFlags::NOWAIT);
+        let advise =
+            |size, advice| rustix::fs::fadvise(&self.plain, 0, NonZeroU64::new(size), advice);
+        // Looking must not make the kernel read ahead.
+        advise(0, Advice::Random).context("fadvise")?;
+        for tries in 1.. {
+            // What another processor has received is kept until this one receives something
+            // (`skb_attempt_defer_free`), and the file's pages with it.
+            nudge()?;
+            advise(size, Advice::DontNeed).context("fadvise")?;
+            if !self.is_warm(size) {
+                break;
+            }
             ensure!(
-                read == Err(Errno::AGAIN),
+                tries < 100,
                 "the file stays in the page cache: choose a directory on a disk with --dir"
             );
+            std::thread::sleep(Duration::from_millis(10));
         }
-        // Looking has made the kernel read ahead.
-        forget().context("fadvise")
+        // The pages looked at were asked for.
+        advise(size, Advice::DontNeed).context("fadvise")?;
+        advise(0, Advice::Normal).context("fadvise")
     }
+
+    /// Whether any of some pages is in the page cache.
+    fn is_warm(&self, size: u64) -> bool {
+        (0..16).any(|i| {
+            let buffer = &mut [0];
+            let buffers = &mut [IoSliceMut::new(buffer)];
+            let at = size / 16 * i;
+            rustix::io::preadv2(&self.plain, buffers, at, ReadWriteFlags::NOWAIT)
+                != Err(Errno::AGAIN)
+        })
+    }
+}
+
+/// Receives a datagram of its own.
+fn nudge() -> anyhow::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("a UDP socket on loopback")?;
+    socket.send_to(&[0], socket.local_addr()?).context("a datagram over loopback")?;
+    socket.recv(&mut [0]).context("a datagram over loopback")?;
+    Ok(())
 }
 
 /// The connections of one way.
@@ -204,6 +229,10 @@ impl Group {
     fn send(&mut self, files: &Files, job: &Job, deadline: Instant) -> anyhow::Result<()> {
         let mut left = job.bytes;
         let mut ready: VecDeque<usize> = (0..self.lines.len()).collect();
+        let mut more = job.more;
+        if more {
+            self.lines.iter_mut().try_for_each(|line| line.set_more(true))?;
+        }
         loop {
             while let Some(number) = ready.pop_front() {
                 if self.lines[number].is_done() {
@@ -218,8 +247,13 @@ impl Group {
                     ready.push_back(number);
                 }
             }
-            if left == 0 && self.lines.iter().all(|line| line.is_done() && line.is_released()) {
-                return Ok(());
+            if left == 0 && self.lines.iter().all(Line::is_done) {
+                if std::mem::take(&mut more) {
+                    self.lines.iter_mut().try_for_each(|line| line.set_more(false))?;
+                }
+                if self.lines.iter().all(Line::is_released) {
+                    return Ok(());
+                }
             }
             for (number, what) in self.poll.wait(deadline)? {
                 if what.contains(EventFlags::ERR) {

@@ -198,11 +198,12 @@ pub(super) fn figure(value: f64, interval: Option<[f64; 2]>, digits: usize) -> S
 
 fn engine(row: &Row) -> Vec<Cell> {
     let cold = if row.cold { " cold" } else { "" };
+    let more = if row.more { " +more" } else { "" };
     vec![
         Cell::new(&row.path),
         Cell::new(row.streams),
         Cell::new(units::bytes(row.size) + cold),
-        Cell::new(units::bytes(row.chunk)),
+        Cell::new(units::bytes(row.chunk) + more),
         Cell::new(&row.engine),
         safety(row.safe),
         Cell::new(figure(row.gb_per_s, row.ci.gb_per_s, 2)),

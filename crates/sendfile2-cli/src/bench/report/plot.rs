@@ -237,7 +237,13 @@ fn highest(series: &[Series], of: impl Fn(&(f64, f64)) -> f64) -> f64 {
 fn engines(rows: &[Row]) -> anyhow::Result<String> {
     let panels = panels(rows, |row| {
         let cold = if row.cold { ", cold" } else { "" };
-        format!("{}, {}, {}{cold}", row.path, units::streams(row.streams), units::bytes(row.size))
+        let more = if row.more { ", more follows" } else { "" };
+        format!(
+            "{}, {}, {}{cold}{more}",
+            row.path,
+            units::streams(row.streams),
+            units::bytes(row.size)
+        )
     });
     let named: Vec<_> = rows.iter().map(|row| (row.engine.clone(), row.safe)).collect();
     let mut text = key(&named);
