@@ -254,11 +254,9 @@ impl Conn {
                 Err(_) => Err(Refusal::Socket("the kernel has no SO_ZEROCOPY (Linux before 4.14)")),
             }
         });
-        let peer = rustix::net::getpeername(&socket).ok().flatten().and_then(internet);
-        let own = rustix::net::getsockname(&socket).ok().and_then(internet);
         let conn = Arc::new_cyclic(|conn| Conn {
-            peer,
-            peer_on_this_host: on_this_host(peer, own),
+            peer: peer(&socket),
+            peer_on_this_host: peer_on_this_host(&socket),
             socket,
             kind,
             cookie,
@@ -901,9 +899,17 @@ fn internet(address: SocketAddrAny) -> Option<SocketAddr> {
     SocketAddr::try_from(address).ok()
 }
 
-/// Whether the peer's address is a loopback address or this end's own.
-fn on_this_host(peer: Option<SocketAddr>, own: Option<SocketAddr>) -> bool {
-    let peer = peer.map(|a| a.ip().to_canonical());
+fn peer(socket: impl AsFd) -> Option<SocketAddr> {
+    rustix::net::getpeername(socket).ok().flatten().and_then(internet)
+}
+
+/// Whether the peer of a connected internet socket is on this host by its address: a loopback
+/// address, or this end's own.
+///
+/// A yes is certain. A no is not: an address of another namespace or container may be here, too.
+pub fn peer_on_this_host(socket: impl AsFd) -> bool {
+    let own = rustix::net::getsockname(&socket).ok().and_then(internet);
     let own = own.map(|a| a.ip().to_canonical());
+    let peer = peer(socket).map(|a| a.ip().to_canonical());
     peer.is_some_and(|peer| peer.is_loopback() || own == Some(peer))
 }

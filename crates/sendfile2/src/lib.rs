@@ -75,7 +75,7 @@ mod source;
 mod sys;
 mod ticket;
 
-pub use conn::{Counters, Notice};
+pub use conn::{Counters, Notice, peer_on_this_host};
 pub use engine::{Choice, Engine, Limit, Refusal, UnknownEngine, Why};
 pub use error::Error;
 pub use holder::InFlight;
@@ -84,12 +84,31 @@ pub use source::{Identity, Source, Unmappable};
 pub use sys::socket::unacknowledged;
 pub use ticket::{Acknowledgement, Parcel, Status, Ticket};
 
-/// Error-queue messages: their decoder, and what it gives.
+/// Error-queue messages: reading them, their decoder, and what it gives.
 pub mod errqueue {
     pub use crate::sys::errqueue::{
         CODE_ZEROCOPY_COPIED, DecodeError, Entry, ExtendedError, Foreign, ORIGIN_ZEROCOPY,
         PAYLOAD_MAX, decode,
     };
+
+    /// Reads some messages of a socket's error queue and appends them, decoded, to `out`. Returns
+    /// whether the queue may hold more. Never blocks.
+    ///
+    /// Only for TCP and UDP sockets: a unix socket ignores `MSG_ERRQUEUE` and would hand out what
+    /// its peer has sent. On a socket that a [`Sender`](crate::Sender) owns, it would take away
+    /// what the sender waits for.
+    ///
+    /// # Errors
+    /// What recvmmsg(2) failed with; an empty queue is no error.
+    pub fn read(
+        socket: impl std::os::fd::AsFd,
+        out: &mut Vec<Result<Entry, DecodeError>>,
+    ) -> std::io::Result<bool> {
+        let mut batch = crate::sys::errqueue::Batch::new();
+        let more = crate::sys::errqueue::read(socket.as_fd(), &mut batch)?;
+        out.extend(batch);
+        Ok(more)
+    }
 }
 
 /// Compiles the README's examples.

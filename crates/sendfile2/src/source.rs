@@ -84,12 +84,78 @@ pub struct Source(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     file: OwnedFd,
+    nature: Nature,
+    /// By window number; with the key in [`KEPT`].
+    mappings: RwLock<BTreeMap<u64, (u64, Arc<Mapping>)>>,
+}
+
+/// What a file is, as far as sending from it goes by that.
+#[derive(Debug, Clone, Copy)]
+struct Nature {
     identity: Identity,
     block_device: bool,
     filesystem: u64,
     unmappable: Option<Unmappable>,
-    /// By window number; with the key in [`KEPT`].
-    mappings: RwLock<BTreeMap<u64, (u64, Arc<Mapping>)>>,
+}
+
+impl Nature {
+    fn of(file: BorrowedFd<'_>) -> Result<Self, Error> {
+        let flags = rustix::fs::fcntl_getfl(file).map_err(Error::file("fcntl", 0))?;
+        if flags.contains(OFlags::PATH) {
+            return Err(Error::NotASource("the descriptor is O_PATH: open the file for reading"));
+        }
+        // O_RDONLY is 0, so the mode is compared and not tested by bits.
+        let mode = flags & OFlags::RWMODE;
+        if mode == OFlags::WRONLY {
+            return Err(Error::NotASource("it is open for writing only: open it for reading too"));
+        }
+        if flags.contains(OFlags::DIRECT) {
+            return Err(Error::NotASource("it is open with O_DIRECT: open it without"));
+        }
+        let stat = rustix::fs::fstat(file).map_err(Error::file("fstat", 0))?;
+        let block_device = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => false,
+            FileType::BlockDevice => true,
+            FileType::Directory => return Err(Error::NotASource("it is a directory")),
+            FileType::Fifo => return Err(Error::NotASource("it is a pipe: copy from it instead")),
+            FileType::Socket => return Err(Error::NotASource("it is a socket")),
+            FileType::CharacterDevice => {
+                return Err(Error::NotASource("it is a character device, which has no pages"));
+            }
+            _ => return Err(Error::NotASource("it is no regular file, memfd or block device")),
+        };
+        let magic = rustix::fs::fstatfs(file).map_err(Error::file("fstatfs", 0))?.f_type;
+        #[expect(clippy::cast_sign_loss, reason = "a magic number; 32 bits of it count")]
+        let magic = (magic as u64) & 0xffff_ffff;
+        let unmappable = if block_device || COHERENT.iter().any(|(known, _)| *known == magic) {
+            None
+        } else if magic == OVERLAYFS {
+            // A descriptor opened for writing has been copied up already.
+            (mode == OFlags::RDONLY).then_some(Unmappable::Overlay)
+        } else {
+            Some(Unmappable::Filesystem(magic))
+        };
+        let identity = if block_device {
+            Identity { dev: stat.st_rdev, ino: 0 }
+        } else {
+            Identity { dev: stat.st_dev, ino: stat.st_ino }
+        };
+        Ok(Nature { identity, block_device, filesystem: magic, unmappable })
+    }
+
+    #[inline(always)]
+    fn extent(&self, file: BorrowedFd<'_>) -> Result<Extent, Error> {
+        if self.block_device {
+            let size = crate::sys::mapping::block_device_size(file)
+                .map_err(Error::file("ioctl(BLKGETSIZE64)", 0))?;
+            return Ok(Extent { size, sparse: false });
+        }
+        let stat = rustix::fs::fstat(file).map_err(Error::file("fstat", 0))?;
+        // Neither is negative for a regular file.
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        Ok(Extent { size, sparse: self.filesystem == TMPFS && allocated < size })
+    }
 }
 
 /// The kept mappings of all sources, oldest first.
@@ -142,60 +208,25 @@ impl Source {
     /// `O_WRONLY` or `O_DIRECT`; [`Error::File`] if the file cannot be asked.
     pub fn new(file: impl Into<OwnedFd>) -> Result<Self, Error> {
         let file = file.into();
-        let flags = rustix::fs::fcntl_getfl(&file).map_err(Error::file("fcntl", 0))?;
-        if flags.contains(OFlags::PATH) {
-            return Err(Error::NotASource("the descriptor is O_PATH: open the file for reading"));
-        }
-        // O_RDONLY is 0, so the mode is compared and not tested by bits.
-        let mode = flags & OFlags::RWMODE;
-        if mode == OFlags::WRONLY {
-            return Err(Error::NotASource("it is open for writing only: open it for reading too"));
-        }
-        if flags.contains(OFlags::DIRECT) {
-            return Err(Error::NotASource("it is open with O_DIRECT: open it without"));
-        }
-        let stat = rustix::fs::fstat(&file).map_err(Error::file("fstat", 0))?;
-        let block_device = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => false,
-            FileType::BlockDevice => true,
-            FileType::Directory => return Err(Error::NotASource("it is a directory")),
-            FileType::Fifo => return Err(Error::NotASource("it is a pipe: copy from it instead")),
-            FileType::Socket => return Err(Error::NotASource("it is a socket")),
-            FileType::CharacterDevice => {
-                return Err(Error::NotASource("it is a character device, which has no pages"));
-            }
-            _ => return Err(Error::NotASource("it is no regular file, memfd or block device")),
-        };
-        let magic = rustix::fs::fstatfs(&file).map_err(Error::file("fstatfs", 0))?.f_type;
-        #[expect(clippy::cast_sign_loss, reason = "a magic number; 32 bits of it count")]
-        let magic = (magic as u64) & 0xffff_ffff;
-        let unmappable = if block_device || COHERENT.iter().any(|(known, _)| *known == magic) {
-            None
-        } else if magic == OVERLAYFS {
-            // A descriptor opened for writing has been copied up already.
-            (mode == OFlags::RDONLY).then_some(Unmappable::Overlay)
-        } else {
-            Some(Unmappable::Filesystem(magic))
-        };
-        let identity = if block_device {
-            Identity { dev: stat.st_rdev, ino: 0 }
-        } else {
-            Identity { dev: stat.st_dev, ino: stat.st_ino }
-        };
-        Ok(Source(Arc::new(Inner {
-            identity,
-            block_device,
-            filesystem: magic,
-            unmappable,
-            mappings: RwLock::default(),
-            file,
-        })))
+        let nature = Nature::of(file.as_fd())?;
+        Ok(Source(Arc::new(Inner { nature, mappings: RwLock::default(), file })))
+    }
+
+    /// The size of a file in bytes, and why it would be read and not mapped, if so: for those who
+    /// keep no source. Allocates nothing, locks nothing, and maps nothing.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn examine(file: impl AsFd) -> Result<(u64, Option<Unmappable>), Error> {
+        let nature = Nature::of(file.as_fd())?;
+        let Extent { size, sparse } = nature.extent(file.as_fd())?;
+        Ok((size, nature.unmappable.or(sparse.then_some(Unmappable::Sparse))))
     }
 
     /// Which file it is.
     #[must_use]
     pub fn identity(&self) -> Identity {
-        self.0.identity
+        self.0.nature.identity
     }
 
     /// The size of the file now, in bytes.
@@ -210,15 +241,15 @@ impl Source {
     /// mapped tmpfs file is read all the same while it has holes.)
     #[must_use]
     pub fn unmappable(&self) -> Option<Unmappable> {
-        self.0.unmappable
+        self.0.nature.unmappable
     }
 
     /// The name of the filesystem that the file is on, where it is known; `None` for a block
     /// device, which is its own.
     pub(crate) fn filesystem(&self) -> Option<String> {
-        let magic = self.0.filesystem;
+        let magic = self.0.nature.filesystem;
         let name = || filesystem_name(magic).map_or_else(|| format!("type {magic:#x}"), Into::into);
-        (!self.0.block_device).then(name)
+        (!self.0.nature.block_device).then(name)
     }
 
     /// Why the file would be read now and not mapped, found by looking at its first byte.
@@ -235,16 +266,7 @@ impl Source {
     /// What the file is like now.
     #[inline(always)]
     pub(crate) fn extent(&self) -> Result<Extent, Error> {
-        if self.0.block_device {
-            let size = crate::sys::mapping::block_device_size(self.as_fd())
-                .map_err(Error::file("ioctl(BLKGETSIZE64)", 0))?;
-            return Ok(Extent { size, sparse: false });
-        }
-        let stat = rustix::fs::fstat(&self.0.file).map_err(Error::file("fstat", 0))?;
-        // Neither is negative for a regular file.
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-        Ok(Extent { size, sparse: self.0.filesystem == TMPFS && allocated < size })
+        self.0.nature.extent(self.as_fd())
     }
 
     /// How `want` can be sent, clamped to the size of the file and to one mapping.
@@ -255,7 +277,7 @@ impl Source {
             return Err(Error::Truncated { at: size, wanted: want.start });
         }
         let range = want.start..want.end.min(size);
-        let unmappable = self.0.unmappable.or(sparse.then_some(Unmappable::Sparse));
+        let unmappable = self.0.nature.unmappable.or(sparse.then_some(Unmappable::Sparse));
         if let Some(why) = unmappable {
             return Ok(View::Read(why, range));
         }
