@@ -1,0 +1,117 @@
+/* libsendfile2: the safe sendfile(2). SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* Made from crates/sendfile2-c/src/abi.rs by `cargo xtask header`. See sendfile2(3). */
+
+#ifndef SENDFILE2_H
+#define SENDFILE2_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+/* What <fcntl.h> calls loff_t, but only under _GNU_SOURCE. */
+#ifndef __USE_MISC
+typedef int64_t loff_t;
+#endif
+
+/*
+ Flag of sendfile2(): as sendfile(2), as without flags.
+ */
+#define SENDFILE_DEFAULT 1
+
+/*
+ Flag of sendfile2(): a call that returns more than 0 uses one notification id of the socket. Its
+ completion arrives on the socket's error queue, as for MSG_ZEROCOPY.
+ */
+#define SENDFILE_ZC 2
+
+/*
+ Flag of sendfile2(): when the call returns, the kernel no longer reads what was sent. It reads
+ nothing from the socket's error queue, and uses no id. Not a flag of the RFC.
+ */
+#define SENDFILE_SYNC 4
+
+/*
+ State in a sendfile2_result: sent by reference, and released.
+ */
+#define SENDFILE2_RELEASED 1
+
+/*
+ State in a sendfile2_result: the kernel has made a copy; released.
+ */
+#define SENDFILE2_COPIED 2
+
+/*
+ State in a sendfile2_result: the deadline passed first; the kernel may still read the range.
+ */
+#define SENDFILE2_UNKNOWN 3
+
+/*
+ A file that is kept open and mapped, for programs that send from it again and again.
+ */
+struct sendfile2_file;
+
+/*
+ What sendfile2_deadline() tells beside the number of bytes.
+ */
+struct sendfile2_result {
+    /*
+     SENDFILE2_RELEASED, SENDFILE2_COPIED or SENDFILE2_UNKNOWN.
+     */
+    int state;
+};
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/*
+ Sends up to count bytes of the file in_fd to out_fd, as sendfile(2) does, and, as the flag says,
+ tells when they may be overwritten.
+
+ flags is 0, SENDFILE_DEFAULT, SENDFILE_ZC or SENDFILE_SYNC. See sendfile2(3).
+ */
+ssize_t sendfile2(int out_fd, int in_fd, loff_t *offset, size_t count, int flags);
+
+/*
+ As sendfile2() with SENDFILE_SYNC, but waits no longer than until the deadline, an absolute time
+ of CLOCK_MONOTONIC (NULL: for ever). What is known of the range is written to result unless it
+ is NULL; it is set if the call returns more than 0.
+
+ Fails with ETIMEDOUT if nothing was sent by then. flags is SENDFILE_SYNC.
+ */
+ssize_t sendfile2_deadline(int out_fd,
+                           int in_fd,
+                           loff_t *offset,
+                           size_t count,
+                           int flags,
+                           const struct timespec *deadline,
+                           struct sendfile2_result *result);
+
+/*
+ Keeps in_fd, of which it makes a duplicate, and a mapping of it, until sendfile2_file_close().
+ While it is kept, so are locks of flock(2) on it, and the space of a deleted file; F_SEAL_WRITE
+ fails. NULL and errno if that fails.
+ */
+struct sendfile2_file *sendfile2_file_open(int in_fd);
+
+/*
+ As sendfile2(), from a file that is kept. With SENDFILE_ZC and SENDFILE_SYNC it is not mapped
+ anew for each call. If offset is NULL, the position of the descriptor that was kept counts.
+ Threads may use one file at the same time.
+ */
+ssize_t sendfile2_file_send(int out_fd,
+                            const struct sendfile2_file *file,
+                            loff_t *offset,
+                            size_t count,
+                            int flags);
+
+/*
+ Lets go of a file. What is in flight is not affected. NULL is no error.
+ */
+void sendfile2_file_close(struct sendfile2_file *file);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* SENDFILE2_H */

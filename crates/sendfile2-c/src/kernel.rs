@@ -1,0 +1,212 @@
+//! The system calls that rustix does not offer, and mappings.
+//!
+//! By number, and not by libc's functions: some of those are cancellation points, and a thread that
+//! is cancelled there would be unwound through this code; and the shim's own `sendfile` is the one
+//! that a program calls.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_int, c_void};
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+fn check(ret: i64) -> Result<usize, Errno> {
+    usize::try_from(ret).map_err(|_| {
+        // SAFETY: the address of this thread's errno is valid.
+        Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+    })
+}
+
+/// `sendfile(2)` itself.
+///
+/// # Safety
+/// `offset` must be null, or the address of something that may be changed as `sendfile(2)` changes
+/// it. An address where nothing is gives EFAULT.
+pub(crate) unsafe fn sendfile(
+    out: c_int,
+    file: c_int,
+    offset: *mut i64,
+    count: usize,
+) -> Result<usize, Errno> {
+    // SAFETY: the kernel checks the descriptors and the address; the caller vouches for what is
+    // written there.
+    check(unsafe { libc::syscall(libc::SYS_sendfile, out, file, offset, count) })
+}
+
+/// As [`sendfile`], with an offset that nobody else sees.
+pub(crate) fn sendfile_at(out: c_int, file: c_int, at: u64, count: usize) -> Result<usize, Errno> {
+    let mut offset = i64::try_from(at).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the offset is this function's own.
+    unsafe { sendfile(out, file, &raw mut offset, count) }
+}
+
+/// `send(2)` from `bytes`, with just these flags: where the socket is gone, SIGPIPE comes.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: Bytes<'_>, flags: c_int) -> Result<usize, Errno> {
+    let none: *const c_void = std::ptr::null();
+    // SAFETY: the bytes are mapped for the time of the call; the kernel only reads them, and
+    // answers EFAULT where a page is gone.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_sendto,
+            socket.as_raw_fd(),
+            bytes.start,
+            bytes.len,
+            flags,
+            none,
+            0_usize,
+        )
+    })
+}
+
+/// Whether `SO_ZEROCOPY` is set; an error where the socket has no such option.
+pub(crate) fn zerocopy(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mut value: c_int = 0;
+    let mut len = INT;
+    // SAFETY: the value and its length are valid for writes.
+    let ret = unsafe {
+        let value = (&raw mut value).cast();
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            value,
+            &raw mut len,
+        )
+    };
+    check(ret.into()).map(|_| value != 0)
+}
+
+/// Sets `SO_ZEROCOPY`, without which `MSG_ZEROCOPY` is accepted and gives no notification.
+pub(crate) fn set_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    let on: c_int = 1;
+    // SAFETY: the value is valid for reads of its size.
+    let ret = unsafe {
+        let on = (&raw const on).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, on, INT)
+    };
+    check(ret.into()).map(drop)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "it is 4")]
+const INT: libc::socklen_t = size_of::<c_int>() as libc::socklen_t;
+
+/// Memory that the kernel may read. No reference to it is ever made: others may change it, or
+/// truncate the file that it shows.
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes<'a> {
+    start: *const u8,
+    len: usize,
+    alive: PhantomData<&'a Mapping>,
+}
+
+impl Bytes<'_> {
+    pub(crate) fn start(self) -> *const u8 {
+        self.start
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.len
+    }
+
+    /// At most the first `len` of them.
+    pub(crate) fn first(self, len: usize) -> Self {
+        Bytes { len: self.len.min(len), ..self }
+    }
+
+    /// Those after the first `len`.
+    pub(crate) fn after(self, len: usize) -> Self {
+        let len = self.len.min(len);
+        // SAFETY: it is within the memory, or one past its end.
+        let start = unsafe { self.start.add(len) };
+        Bytes { start, len: self.len - len, ..self }
+    }
+}
+
+/// A read-only mapping of a file range, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    address: *mut c_void,
+    /// Of the whole mapping, which begins at a page.
+    length: usize,
+    /// Bytes of the mapping before those that were asked for.
+    skip: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread, and is never read or written here.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Shows `len` bytes of the file from `at` on, read-only.
+    pub(crate) fn of(file: BorrowedFd<'_>, at: u64, len: usize) -> Result<Self, Errno> {
+        let page = rustix::param::page_size() as u64;
+        let skip = at % page;
+        let start = at - skip;
+        // Less than a page.
+        let skip = usize::try_from(skip).unwrap_or(0);
+        let length = len.checked_add(skip).ok_or(Errno::NOMEM)?;
+        // SAFETY: the kernel chooses the address, so no other memory is affected.
+        let address = unsafe {
+            let flags = MapFlags::SHARED;
+            rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, flags, file, start)
+        }?;
+        Ok(Mapping { address, length, skip })
+    }
+
+    pub(crate) fn bytes(&self) -> Bytes<'_> {
+        // SAFETY: the skip is less than the length.
+        let start = unsafe { self.address.cast::<u8>().add(self.skip).cast_const() };
+        Bytes { start, len: self.length - self.skip, alive: PhantomData }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped so, and nothing refers to it any more: what the kernel still reads
+        // for a zerocopy send it has pinned. It cannot fail.
+        let _ = unsafe { rustix::mm::munmap(self.address, self.length) };
+    }
+}
+
+/// Memory to read into, which the allocator knows nothing of.
+#[derive(Debug)]
+pub(crate) struct Buffer(Mapping);
+
+impl Buffer {
+    pub(crate) fn new(length: usize) -> Result<Self, Errno> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE;
+        // SAFETY: the kernel chooses the address, so no other memory is affected.
+        let address =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), length, protection, flags) }?;
+        Ok(Buffer(Mapping { address, length, skip: 0 }))
+    }
+
+    /// Reads `len` bytes of the file from `at` on, fewer where it ends. What was read before an
+    /// error counts.
+    pub(crate) fn read(
+        &mut self,
+        file: BorrowedFd<'_>,
+        at: u64,
+        len: usize,
+    ) -> Result<Bytes<'_>, Errno> {
+        // SAFETY: as long as that, zeroed by the kernel, and borrowed exclusively.
+        let memory =
+            unsafe { std::slice::from_raw_parts_mut(self.0.address.cast::<u8>(), self.0.length) };
+        let len = len.min(memory.len());
+        let mut filled = 0;
+        while filled < len {
+            match rustix::io::pread(file, &mut memory[filled..len], at + filled as u64) {
+                Ok(0) => break,
+                Ok(more) => filled += more,
+                Err(Errno::INTR) => {}
+                Err(_) if filled > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(self.0.bytes().first(filled))
+    }
+}

@@ -1,0 +1,240 @@
+//! What was asked for, after the kernel has checked it as `sendfile(2)` does.
+
+use std::ffi::c_int;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::fs::{FileType, SeekFrom};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
+use sendfile2::{Error, Source};
+
+use crate::kernel;
+
+/// The most that one call transfers (`MAX_RW_COUNT`), in bytes: the largest multiple of a page
+/// below 2 GiB, for pages of 4 KiB.
+pub(crate) const MOST: usize = 0x7fff_f000;
+
+/// A call that `sendfile(2)` would not refuse.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Request<'a> {
+    pub(crate) socket: BorrowedFd<'a>,
+    pub(crate) file: BorrowedFd<'a>,
+    /// Where in the file it begins, in bytes.
+    pub(crate) at: u64,
+    /// Bytes, [`MOST`] at most.
+    pub(crate) count: usize,
+}
+
+/// How the file can be sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum File {
+    /// A mapping shows what `pread` would give; so many bytes are left in it.
+    Mapped(u64),
+    /// It must be read; so many bytes are left in it.
+    Read(u64),
+    /// It has no pages of its own: what `sendfile(2)` sends from it is a private copy.
+    Other,
+}
+
+/// Where the position is kept: in memory, or in the open file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Offset(*mut i64);
+
+impl<'a> Request<'a> {
+    /// Has the kernel check the call, in its own order and with its security hooks, by a real
+    /// `sendfile(2)` of no bytes. What depends on the count is left to it, too.
+    ///
+    /// `EFAULT` comes for an offset that cannot be written as well, before anything is sent (the
+    /// system call would send first).
+    ///
+    /// # Safety
+    /// `offset` must be null, or an address that `sendfile(2)` might be given.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn new(
+        out: c_int,
+        file: c_int,
+        offset: *mut i64,
+        count: usize,
+    ) -> Result<(Request<'a>, Offset), Errno> {
+        if isize::try_from(count).is_err() {
+            // It cannot but refuse; with what, it knows best.
+            // SAFETY: as the caller's.
+            return Err(unsafe { kernel::sendfile(out, file, offset, count) }
+                .err()
+                .unwrap_or(Errno::INVAL));
+        }
+        // SAFETY: as the caller's.
+        let checked = unsafe { kernel::sendfile(out, file, offset, 0) };
+        if let Err(e @ (Errno::FAULT | Errno::SPIPE)) = checked {
+            return Err(e);
+        }
+        let offset = Offset(offset);
+        // The range is looked at before the output.
+        let at = match offset.get(file) {
+            Ok(at) => at,
+            Err(e) => return Err(checked.err().unwrap_or(e)),
+        };
+        let end = at.checked_add(count as u64);
+        if end.is_none_or(|end| i64::try_from(end).is_err()) {
+            return Err(kernel::sendfile_at(out, file, at, count).err().unwrap_or(Errno::INVAL));
+        }
+        // A file that can reach no further is told before what is wrong with the output.
+        if checked == Err(Errno::INVAL) && count > 0 && past_the_largest_file(out, file, at) {
+            return Err(Errno::OVERFLOW);
+        }
+        checked?;
+        // SAFETY: the kernel has just found them open, so neither is -1.
+        let (socket, file) = unsafe { (BorrowedFd::borrow_raw(out), BorrowedFd::borrow_raw(file)) };
+        Ok((Request { socket, file, at, count: count.min(MOST) }, offset))
+    }
+
+    /// What there is at the end of the file, or behind it: nothing, or the error for an offset
+    /// that no such file can have.
+    pub(crate) fn at_the_end(&self) -> Result<usize, Errno> {
+        let (out, file) = (self.socket.as_raw_fd(), self.file.as_raw_fd());
+        if self.count > 0 && past_the_largest_file(out, file, self.at) {
+            return Err(Errno::OVERFLOW);
+        }
+        Ok(0)
+    }
+
+    /// How the file can be sent.
+    pub(crate) fn file(&self) -> Result<File, Errno> {
+        match Source::examine(self.file) {
+            Ok((size, None)) => Ok(File::Mapped(size.saturating_sub(self.at))),
+            Ok((size, Some(_))) => Ok(File::Read(size.saturating_sub(self.at))),
+            Err(Error::File { cause, .. }) => {
+                Err(Errno::from_io_error(&cause).unwrap_or(Errno::IO))
+            }
+            Err(_) => Ok(File::Other),
+        }
+    }
+
+    /// The error with which `sendfile(2)` would refuse a file of this kind, if it would: a
+    /// directory, or a file of `/proc` that cannot be spliced. Found by letting it send some
+    /// bytes into a pipe, no more than fit.
+    pub(crate) fn refused_by_the_kernel(&self) -> Result<(), Errno> {
+        // Where there is no pipe to be had it is not known.
+        let Ok((_reader, writer)) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        else {
+            return Ok(());
+        };
+        kernel::sendfile_at(
+            writer.as_raw_fd(),
+            self.file.as_raw_fd(),
+            self.at,
+            self.count.min(4096),
+        )
+        .map(drop)
+    }
+
+    /// Bytes to send where `left` are left in the file; `None` if there are none.
+    pub(crate) fn within(&self, left: u64) -> Option<usize> {
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        Some(self.count.min(left)).filter(|len| *len > 0)
+    }
+
+    /// What remains after `sent` bytes.
+    pub(crate) fn after(&self, sent: usize) -> Self {
+        Request { at: self.at + sent as u64, count: self.count.saturating_sub(sent), ..*self }
+    }
+
+    /// After EFAULT for `len` bytes of a mapping: how many to try instead, 0 if the file ends here
+    /// by now, or the error of reading it.
+    pub(crate) fn explain_fault(&self, len: usize) -> Result<usize, Errno> {
+        let mut byte = [0];
+        loop {
+            match rustix::io::pread(self.file, &mut byte, self.at) {
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+                Ok(0) => return Ok(0),
+                Ok(_) => break,
+            }
+        }
+        let left = match self.file()? {
+            File::Mapped(left) => usize::try_from(left).unwrap_or(usize::MAX),
+            File::Read(_) | File::Other => return Err(Errno::IO),
+        };
+        // The file has become shorter, or a page further on cannot be read. One that can, and
+        // faults all the same, is a page whose reading has just failed.
+        match left.min(len.div_ceil(2)) {
+            less if less < len => Ok(less),
+            _ => Err(Errno::IO),
+        }
+    }
+}
+
+/// Whether no file of this kind can have a byte there: no bytes at the next position are refused
+/// exactly if one byte at this one is.
+fn past_the_largest_file(out: c_int, file: c_int, at: u64) -> bool {
+    kernel::sendfile_at(out, file, at + 1, 0) == Err(Errno::OVERFLOW)
+}
+
+impl Offset {
+    #[allow(unsafe_code)]
+    fn get(self, file: c_int) -> Result<u64, Errno> {
+        if self.0.is_null() {
+            if file < 0 {
+                return Err(Errno::BADF);
+            }
+            // SAFETY: it is not -1; what is no descriptor is refused.
+            return rustix::fs::tell(unsafe { BorrowedFd::borrow_raw(file) });
+        }
+        // SAFETY: the kernel has just read and written it.
+        u64::try_from(unsafe { self.0.read_unaligned() }).map_err(|_| Errno::INVAL)
+    }
+
+    /// Moves it, as `sendfile(2)` does when it has sent something.
+    #[allow(unsafe_code)]
+    pub(crate) fn advance(self, request: &Request<'_>, sent: usize) {
+        let next = request.at + sent as u64;
+        if self.0.is_null() {
+            // As the kernel does: whoever moves the position meanwhile is overruled.
+            let _ = rustix::fs::seek(request.file, SeekFrom::Start(next));
+        } else if let Ok(next) = i64::try_from(next) {
+            // SAFETY: the kernel has read and written it at the begin of the call.
+            unsafe { self.0.write_unaligned(next) };
+        }
+    }
+}
+
+/// What kind of socket it is; `None` if it is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Tcp,
+    Udp,
+    Stream,
+    /// Each send is a record of its own, or begins one (`MSG_MORE`).
+    Records,
+}
+
+impl Kind {
+    pub(crate) fn of(socket: BorrowedFd<'_>) -> Option<Self> {
+        let kind = sockopt::socket_type(socket).ok()?;
+        let domain = sockopt::socket_domain(socket).ok();
+        let protocol = sockopt::socket_protocol(socket).ok().flatten();
+        let ip = matches!(domain, Some(AddressFamily::INET | AddressFamily::INET6));
+        Some(match protocol {
+            Some(ipproto::TCP) if ip => Kind::Tcp,
+            Some(ipproto::UDP) if ip => Kind::Udp,
+            _ if kind == SocketType::STREAM => Kind::Stream,
+            _ => Kind::Records,
+        })
+    }
+}
+
+/// Whether the descriptor is a socket, whatever else is wrong with it.
+pub(crate) fn is_socket(out: c_int) -> bool {
+    #[allow(unsafe_code)]
+    // SAFETY: it is not -1; a number that is no descriptor is refused by the kernel.
+    let fd = (out >= 0).then(|| unsafe { BorrowedFd::borrow_raw(out) });
+    fd.is_some_and(|fd| {
+        rustix::fs::fstat(fd)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+    })
+}
+
+/// Whether it waits (no `O_NONBLOCK`).
+pub(crate) fn waits(socket: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK))
+}

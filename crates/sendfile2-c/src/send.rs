@@ -1,0 +1,223 @@
+//! The two ways in which the bytes travel: copied by the kernel, and by reference with a
+//! notification.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+use crate::file::Kept;
+use crate::kernel::{self, Buffer, Bytes, Mapping};
+use crate::request::{File, Kind, Request};
+
+/// What is asked for at once after the whole was too much for `RLIMIT_MEMLOCK`, in bytes: of the
+/// usual 8 MiB several such calls can be in flight.
+const MEMLOCK_CALL: u64 = 1 << 20;
+
+/// What the kernel moves in one turn of `sendfile(2)`: a pipe of sixteen pages. On a socket that
+/// keeps record boundaries each turn is a record.
+const TURN: u64 = 64 << 10;
+
+/// Bytes read at a time where a file cannot be mapped.
+const READ: usize = 128 << 10;
+
+/// Sends by reference: each call that returns more than 0 uses one notification id.
+///
+/// # Errors
+/// What `send(2)` fails with; EINVAL and EOPNOTSUPP as `sendfile2(3)` says, with nothing sent.
+pub(crate) fn notify(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize, Errno> {
+    let kind = Kind::of(request.socket).ok_or(Errno::INVAL)?;
+    let File::Mapped(left) = request.file()? else {
+        if request.count > 0 {
+            request.refused_by_the_kernel()?;
+        }
+        return Err(Errno::OPNOTSUPP);
+    };
+    if !matches!(kind, Kind::Tcp | Kind::Udp) {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let set = kernel::zerocopy(request.socket).map_err(|_| Errno::OPNOTSUPP)?;
+    let Some(mut len) = request.within(left) else { return request.at_the_end() };
+    if !set {
+        kernel::set_zerocopy(request.socket).map_err(|_| Errno::OPNOTSUPP)?;
+    }
+    let view = View::new(request, len, kept)?;
+    loop {
+        match kernel::send(request.socket, view.bytes().first(len), libc::MSG_ZEROCOPY) {
+            Err(Errno::NOBUFS) if kind == Kind::Tcp => {
+                len = below_memlock(len).ok_or(Errno::NOBUFS)?;
+            }
+            Err(Errno::FAULT) => match request.explain_fault(len)? {
+                0 => return Ok(0),
+                less => len = less,
+            },
+            result => return result,
+        }
+    }
+}
+
+/// How many bytes to ask for when the notification of `len` did not fit: so many that
+/// `RLIMIT_MEMLOCK` allows them when nothing else is in flight. `None` if that is no fewer.
+///
+/// The kernel charges a call `(len >> PAGE_SHIFT) + 2` pages (`mm_account_pinned_pages`). Whether
+/// the limit applies at all (`CAP_IPC_LOCK`) need not be known: the whole was tried first.
+fn below_memlock(len: usize) -> Option<usize> {
+    let limit = getrlimit(Resource::Memlock).current?;
+    let page = rustix::param::page_size() as u64;
+    let most = (limit / page).saturating_sub(2) * page;
+    usize::try_from(most.min(MEMLOCK_CALL)).ok().filter(|most| (1..len).contains(most))
+}
+
+/// How long to wait for room in the socket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    /// As the socket does by itself: for ever, for `SO_SNDTIMEO`, or not at all.
+    Socket,
+    /// Until then.
+    Until(Instant),
+}
+
+/// Sends so that the kernel has its own copy when the call returns.
+///
+/// What `sendfile(2)` itself sends from files that have no pages of their own is a copy already.
+///
+/// # Errors
+/// As `sendfile(2)`; ETIMEDOUT if the time was over before anything was sent.
+pub(crate) fn copy(
+    request: &Request<'_>,
+    kind: Kind,
+    kept: Option<&Kept>,
+    patience: Patience,
+) -> Result<usize, Errno> {
+    let (left, mapped) = match request.file()? {
+        File::Mapped(left) => (left, true),
+        File::Read(left) => (left, false),
+        File::Other => {
+            let (out, file) = (request.socket.as_raw_fd(), request.file.as_raw_fd());
+            return kernel::sendfile_at(out, file, request.at, request.count);
+        }
+    };
+    if !mapped && request.count > 0 {
+        request.refused_by_the_kernel()?;
+    }
+    let Some(len) = request.within(left) else { return request.at_the_end() };
+    let view = if mapped { View::new(request, len, kept).ok() } else { None };
+    // A mapping may fail where a file could be sent all the same: RLIMIT_AS.
+    let mut buffer = if view.is_some() { None } else { Some(Buffer::new(READ.min(len))?) };
+    let mut sent = 0;
+    while sent < len {
+        let turn = if kind == Kind::Records {
+            // Where sendfile(2) begins a new record: after what fills sixteen pages.
+            let page = rustix::param::page_size() as u64;
+            usize::try_from(TURN - (request.at + sent as u64) % page).unwrap_or(1)
+        } else if view.is_some() {
+            len
+        } else {
+            READ
+        };
+        let wanted = turn.min(len - sent);
+        let part = match (&view, &mut buffer) {
+            (Some(view), _) => Ok(view.bytes().after(sent).first(wanted)),
+            (None, Some(buffer)) => buffer.read(request.file, request.at + sent as u64, wanted),
+            (None, None) => Err(Errno::NOMEM),
+        };
+        let result = part.and_then(|part| match part.len() {
+            0 => Ok(0), // The file has become shorter.
+            _ => transmit(request, part, sent + part.len() < len, patience),
+        });
+        match result {
+            Ok(0) => break,
+            Ok(some) => {
+                sent += some;
+                if some < wanted {
+                    break;
+                }
+            }
+            // What was sent is told first; the next call meets the error.
+            Err(_) if sent > 0 => break,
+            Err(Errno::FAULT) if view.is_some() => {
+                let less = request.explain_fault(len)?;
+                return if less == 0 {
+                    Ok(0)
+                } else {
+                    copy(&Request { count: less, ..*request }, kind, kept, patience)
+                };
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(sent)
+}
+
+/// One part of a copying send; a stream takes all of it unless something comes in between.
+fn transmit(
+    request: &Request<'_>,
+    bytes: Bytes<'_>,
+    more: bool,
+    patience: Patience,
+) -> Result<usize, Errno> {
+    let more = if more { libc::MSG_MORE } else { 0 };
+    let Patience::Until(deadline) = patience else {
+        return kernel::send(request.socket, bytes, more);
+    };
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match kernel::send(request.socket, bytes.after(sent), more | libc::MSG_DONTWAIT) {
+            Ok(some) => sent += some,
+            Err(Errno::AGAIN) => {
+                if !writable(request, deadline)? {
+                    return if sent > 0 { Ok(sent) } else { Err(Errno::TIMEDOUT) };
+                }
+            }
+            Err(_) if sent > 0 => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(sent)
+}
+
+/// Waits until there is room in the socket, or it is dead; `false` if the time is over first.
+fn writable(request: &Request<'_>, deadline: Instant) -> Result<bool, Errno> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+        let mut fds = [PollFd::new(&request.socket, PollFlags::OUT)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) => {}
+            Ok(_) => return Ok(true),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The part of a file that a request is about, as memory.
+#[derive(Debug)]
+pub(crate) enum View {
+    Fresh(Mapping),
+    /// Of a file that is kept open and mapped; so many bytes before those that are wanted.
+    Kept(Arc<Mapping>, usize),
+}
+
+impl View {
+    pub(crate) fn new(
+        request: &Request<'_>,
+        len: usize,
+        kept: Option<&Kept>,
+    ) -> Result<Self, Errno> {
+        match kept {
+            Some(kept) => kept.view(request.at, len),
+            None => Mapping::of(request.file, request.at, len).map(View::Fresh),
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> Bytes<'_> {
+        match self {
+            View::Fresh(mapping) => mapping.bytes(),
+            View::Kept(mapping, skip) => mapping.bytes().after(*skip),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! `libsendfile2` as C programs meet it: installed, compiled against, linked, run.
+#![allow(clippy::unwrap_used)]
+
+mod installed;
+
+use std::path::Path;
+use std::process::Command;
+
+use installed::{compile, installed, prefix, run, xtask};
+
+/// Compiles and runs `tests/c/NAME.c`.
+fn c_test(name: &str) -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c").join(name);
+    run(&mut installed(compile(&source.with_extension("c"))))
+}
+
+#[test]
+fn every_rule_of_sendfile_holds() {
+    let cases = c_test("semantics");
+    assert!(cases.lines().count() > 30, "too few cases ran");
+}
+
+#[test]
+fn each_call_that_sends_uses_one_id() {
+    c_test("ids");
+}
+
+#[test]
+fn a_call_larger_than_memlock_is_cut_short() {
+    c_test("memlock");
+}
+
+#[test]
+fn what_a_mapping_would_show_wrongly_is_refused() {
+    let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/overlay.c"));
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for layer in ["lower", "upper", "work", "merged"] {
+        std::fs::create_dir(directory.path().join(layer)).unwrap();
+    }
+    let pattern = |at: u32| {
+        let [a, b, ..] = at.to_le_bytes();
+        a.wrapping_mul(31) ^ b.wrapping_mul(17) ^ 0x5a
+    };
+    let bytes: Vec<u8> = (0..5000).map(pattern).collect();
+    std::fs::write(directory.path().join("lower/lower"), bytes).unwrap();
+    let mount = "mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged";
+    let unshare = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-ec", script]);
+        command.current_dir(&directory);
+        command
+    };
+    match unshare(mount).output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            println!("SKIP: overlayfs: {}", String::from_utf8_lossy(&output.stderr).trim());
+            return;
+        }
+        Err(e) => {
+            println!("SKIP: overlayfs: unshare: {e}");
+            return;
+        }
+    }
+    let mut command = unshare(&format!("{mount}; exec \"$0\" merged"));
+    command.arg(&program).env("LD_LIBRARY_PATH", prefix().join("lib"));
+    run(&mut command);
+}
+
+#[test]
+fn the_header_is_what_the_source_says() {
+    let output = xtask(&["header", "--check"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_header_is_c11_and_cxx17() {
+    let directory = prefix().join("tests");
+    std::fs::create_dir_all(&directory).unwrap();
+    let empty = "#include <sendfile2.h>\n#include <sendfile2.h>\n#include <fcntl.h>\n\
+                 ssize_t (*f)(int, int, loff_t *, size_t, int) = sendfile2;\n";
+    for (compiler, standard, file) in [
+        ("cc", "-std=c11", "header11.c"),
+        ("cc", "-std=gnu11", "header.c"),
+        ("c++", "-std=c++17", "header.cc"),
+    ] {
+        let source = directory.join(file);
+        std::fs::write(&source, empty).unwrap();
+        run(Command::new(compiler)
+            .args([standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"])
+            .arg("-I")
+            .arg(prefix().join("include"))
+            .arg(source));
+    }
+}
+
+/// The names that the header declares.
+fn declared() -> Vec<String> {
+    let header = std::fs::read_to_string(prefix().join("include/sendfile2.h")).unwrap();
+    let mut names: Vec<String> = header
+        .lines()
+        .filter_map(|line| line.split_once('(').map(|(before, _)| before))
+        .filter(|before| !before.starts_with([' ', '/', '#']))
+        .filter_map(|before| before.rsplit([' ', '*']).next().map(Into::into))
+        .collect();
+    names.sort();
+    assert!(names.contains(&"sendfile2".into()), "{names:?}");
+    names
+}
+
+#[test]
+fn the_library_exports_what_the_header_declares_by_version() {
+    let library = prefix().join("lib/libsendfile2.so");
+    let symbols = run(Command::new("objdump").arg("-T").arg(&library));
+    let mut exported: Vec<String> = symbols
+        .lines()
+        .filter(|line| line.contains(" g    DF .text"))
+        .map(|line| {
+            let [.., version, name] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+                panic!("{line}");
+            };
+            assert_eq!(version, "SENDFILE2_0.1", "{name}");
+            name.to_owned()
+        })
+        .collect();
+    exported.sort();
+    assert_eq!(exported, declared());
+    let dynamic = run(Command::new("objdump").arg("-p").arg(&library));
+    let soname = dynamic.lines().find(|line| line.contains("SONAME")).unwrap();
+    assert!(soname.ends_with(" libsendfile2.so.0"), "{soname}");
+}
+
+#[test]
+fn a_program_is_linked_statically() {
+    let directory = prefix().join("tests");
+    std::fs::create_dir_all(&directory).unwrap();
+    let (source, program) = (directory.join("static.c"), directory.join("static"));
+    std::fs::write(
+        &source,
+        "#include <errno.h>\n#include <sendfile2.h>\n\
+         int main(void) { return !(sendfile2(-1, -1, 0, 1, SENDFILE_ZC) == -1 && errno == EBADF); }\n",
+    )
+    .unwrap();
+    let description = std::fs::read_to_string(prefix().join("lib/pkgconfig/sendfile2.pc")).unwrap();
+    let private = description.lines().find_map(|line| line.strip_prefix("Libs.private: ")).unwrap();
+    run(Command::new("cc")
+        .arg("-I")
+        .arg(prefix().join("include"))
+        .arg("-o")
+        .arg(&program)
+        .arg(&source)
+        .arg(prefix().join("lib/libsendfile2.a"))
+        .args(private.split_whitespace()));
+    // Without the shared library's directory.
+    run(&mut Command::new(&program));
+}

@@ -1,0 +1,83 @@
+//! What `cargo xtask install` installs, and C programs that use it.
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// The root of the checkout.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
+}
+
+pub fn xtask(arguments: &[&str]) -> Output {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    Command::new(cargo).current_dir(root()).arg("xtask").args(arguments).output().unwrap()
+}
+
+/// The directory that everything is installed below, made once for each test program.
+pub fn prefix() -> &'static Path {
+    static PREFIX: OnceLock<PathBuf> = OnceLock::new();
+    PREFIX.get_or_init(|| {
+        let name = std::env::current_exe().unwrap().file_stem().unwrap().to_owned();
+        let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join("installed").join(name);
+        let output = xtask(&["install", "--prefix", prefix.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        prefix
+    })
+}
+
+/// Runs it, shows what it prints, and panics unless it succeeds.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    print!("{text}");
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}", output.status);
+    text
+}
+
+/// What pkg-config says of the installed library.
+fn pkg_config(arguments: &[&str]) -> Vec<String> {
+    let mut command = Command::new("pkg-config");
+    command.env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig")).args(arguments).arg("sendfile2");
+    match command.output() {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).split_whitespace().map(Into::into).collect()
+        }
+        Ok(output) => panic!("pkg-config: {}", String::from_utf8_lossy(&output.stderr)),
+        // What it would say.
+        Err(_) => vec![
+            format!("-I{}", prefix().join("include").display()),
+            format!("-L{}", prefix().join("lib").display()),
+            "-lsendfile2".into(),
+        ],
+    }
+}
+
+const STRICT: [&str; 5] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1"];
+
+/// Compiles a C program against the installed library, as its users do; the program.
+pub fn compile(source: &Path) -> PathBuf {
+    let directory = prefix().join("tests");
+    std::fs::create_dir_all(&directory).unwrap();
+    let program = directory.join(source.file_stem().unwrap());
+    run(Command::new("cc")
+        .args(["-std=gnu11", "-g"])
+        .args(STRICT)
+        .arg("-o")
+        .arg(&program)
+        .arg(source)
+        .args(pkg_config(&["--cflags", "--libs"]))
+        .arg("-lpthread"));
+    program
+}
+
+/// A command that runs a program with the installed library.
+pub fn installed(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command.env("LD_LIBRARY_PATH", prefix().join("lib"));
+    command.env("TEST_DIR", env!("CARGO_TARGET_TMPDIR"));
+    command
+}

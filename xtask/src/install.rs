@@ -1,0 +1,153 @@
+//! Building and installing: libraries, header, pkg-config file, commands, manual pages.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+
+/// The interface of libsendfile2.so: a change that old programs do not survive raises it.
+const SONAME: &str = "libsendfile2.so.0";
+
+/// Build, and install what C programs and users need below PREFIX
+///
+/// The libraries, the header, the pkg-config file, the commands and the manual pages.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Where it will be used
+    #[arg(long, default_value = "/usr/local")]
+    prefix: PathBuf,
+    /// Put before the prefix while installing, for packages
+    #[arg(long)]
+    destdir: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let root = crate::root()?;
+    ensure!(args.prefix.is_absolute(), "--prefix must be an absolute path");
+    let built = build(&root)?;
+    let to = Tree::new(args)?;
+    let room = root.join("crates/sendfile2-c");
+
+    let archive = built.join("libsendfile2_c.a");
+    to.file(&archive, "lib/libsendfile2.a", 0o644)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let file = format!("libsendfile2.so.{version}");
+    link(&archive, &room.join("libsendfile2.map"), Some(SONAME), &to.path("lib")?.join(&file))?;
+    to.symlink(&file, &format!("lib/{SONAME}"))?;
+    to.symlink(SONAME, "lib/libsendfile2.so")?;
+    to.file(&room.join("include/sendfile2.h"), "include/sendfile2.h", 0o644)?;
+    let prefix = args.prefix.display();
+    let description = format!(
+        "prefix={prefix}\nlibdir=${{prefix}}/lib\nincludedir=${{prefix}}/include\n\n\
+         Name: sendfile2\n\
+         Description: The safe sendfile(2)\n\
+         Version: {version}\n\
+         Libs: -L${{libdir}} -lsendfile2\n\
+         Libs.private: {}\n\
+         Cflags: -I${{includedir}}\n",
+        PRIVATE.join(" ")
+    );
+    to.text(&description, "lib/pkgconfig/sendfile2.pc")?;
+    println!("installed below {}", to.0.display());
+    Ok(())
+}
+
+/// What Rust's standard library needs (`rustc --print native-static-libs`).
+const PRIVATE: [&str; 6] = ["-lgcc_s", "-lpthread", "-lrt", "-lm", "-ldl", "-lc"];
+
+/// Builds in release mode; the directory where it lies.
+fn build(root: &Path) -> anyhow::Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    run_command(
+        Command::new(&cargo)
+            .current_dir(root)
+            .args(["build", "--release", "--locked", "--quiet"])
+            .args(["--package", "sendfile2-c"]),
+    )?;
+    let metadata = Command::new(&cargo)
+        .current_dir(root)
+        .args(["metadata", "--format-version", "1", "--no-deps"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo metadata")?;
+    let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout)?;
+    let target =
+        metadata["target_directory"].as_str().context("cargo knows no target directory")?;
+    Ok(Path::new(target).join("release"))
+}
+
+/// Makes a shared library from a static one. (rustc's own shared libraries come with a version
+/// script of rustc's, beside which another one has no effect.)
+fn link(archive: &Path, map: &Path, soname: Option<&str>, to: &Path) -> anyhow::Result<()> {
+    let cc = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let mut command = Command::new(cc);
+    command.arg("-shared").arg("-o").arg(to);
+    let mut script = std::ffi::OsString::from("-Wl,--version-script=");
+    script.push(map);
+    command.arg(script);
+    if let Some(soname) = soname {
+        command.arg(format!("-Wl,-soname,{soname}"));
+    }
+    command.arg("-Wl,--whole-archive").arg(archive).arg("-Wl,--no-whole-archive");
+    command.args(["-Wl,--gc-sections", "-Wl,--as-needed", "-Wl,-z,defs", "-Wl,-z,relro,-z,now"]);
+    command.args(["-Wl,--strip-all"]);
+    run_command(command.args(PRIVATE))
+}
+
+fn run_command(command: &mut Command) -> anyhow::Result<()> {
+    let status =
+        command.status().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+/// The directory that things are installed below.
+struct Tree(PathBuf);
+
+impl Tree {
+    fn new(args: &Args) -> anyhow::Result<Self> {
+        let mut tree = args.destdir.clone().unwrap_or_default().into_os_string();
+        tree.push(&args.prefix);
+        Ok(Tree(std::path::absolute(tree)?))
+    }
+
+    /// A directory in it, made if it is missing.
+    fn path(&self, directory: impl AsRef<OsStr>) -> anyhow::Result<PathBuf> {
+        let path = self.0.join(Path::new(directory.as_ref()));
+        std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+
+    /// Puts it where nothing is: a program that runs keeps what it has open or mapped.
+    fn place(&self, at: &str, put: impl Fn(&Path) -> std::io::Result<()>) -> anyhow::Result<()> {
+        let path = self.0.join(at);
+        let directory = path.parent().context("no directory")?;
+        self.path(directory)?;
+        let new = tempfile::Builder::new().make_in(directory, put)?;
+        new.persist(&path).with_context(|| path.display().to_string())?;
+        Ok(())
+    }
+
+    fn file(&self, from: &Path, at: &str, mode: u32) -> anyhow::Result<()> {
+        self.place(at, |new| {
+            std::fs::copy(from, new)?;
+            std::fs::set_permissions(new, PermissionsExt::from_mode(mode))
+        })
+        .with_context(|| from.display().to_string())
+    }
+
+    fn text(&self, text: &str, at: &str) -> anyhow::Result<()> {
+        self.place(at, |new| {
+            std::fs::write(new, text)?;
+            std::fs::set_permissions(new, PermissionsExt::from_mode(0o644))
+        })
+    }
+
+    fn symlink(&self, target: &str, at: &str) -> anyhow::Result<()> {
+        self.place(at, |new| std::os::unix::fs::symlink(target, new))
+    }
+}

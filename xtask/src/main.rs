@@ -1,0 +1,31 @@
+//! Chores that cargo has no command for.
+#![forbid(unsafe_code)]
+
+mod header;
+mod install;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Parser;
+
+/// Chores of the project.
+#[derive(Debug, Parser)]
+#[command(name = "xtask", bin_name = "cargo xtask")]
+enum Chore {
+    Install(install::Args),
+    Header(header::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Chore::parse() {
+        Chore::Install(args) => install::run(&args),
+        Chore::Header(args) => header::run(&args),
+    }
+}
+
+/// The root of the checkout.
+fn root() -> anyhow::Result<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map(Path::to_owned).context("the checkout has no root")
+}
