@@ -19,3 +19,37 @@ pub mod shim;
 mod sync;
 
 pub use abi::*;
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// [`sendfile2`] for a Rust program that wants just this, and does the account of the ids itself.
+/// Others use the crate `sendfile2`.
+///
+/// # Errors
+/// As `sendfile2(3)`.
+pub fn send(
+    socket: impl AsFd,
+    file: impl AsFd,
+    offset: &mut u64,
+    count: usize,
+    flags: c_int,
+) -> io::Result<usize> {
+    let mut at = i64::try_from(*offset).map_err(|_| rustix::io::Errno::OVERFLOW)?;
+    let (out, file) = (socket.as_fd().as_raw_fd(), file.as_fd().as_raw_fd());
+    // SAFETY: the offset is this function's own.
+    #[allow(unsafe_code)]
+    let sent = unsafe { sendfile2(out, file, &raw mut at, count, flags) };
+    *offset = u64::try_from(at).unwrap_or(*offset);
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sets `SO_ZEROCOPY`, without which `MSG_ZEROCOPY` is accepted and gives no notification.
+/// [`SENDFILE_ZC`] sets it itself.
+///
+/// # Errors
+/// As setsockopt(2): EOPNOTSUPP if the socket gives no notifications.
+pub fn enable_zerocopy(socket: impl AsFd) -> io::Result<()> {
+    Ok(kernel::set_zerocopy(socket.as_fd())?)
+}
