@@ -38,6 +38,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     to.symlink(&file, &format!("lib/{SONAME}"))?;
     to.symlink(SONAME, "lib/libsendfile2.so")?;
     to.file(&room.join("include/sendfile2.h"), "include/sendfile2.h", 0o644)?;
+    let shim = root.join("crates/sendfile2-preload/libsendfile2_preload.map");
+    let at = to.path("lib")?.join("libsendfile2_preload.so");
+    link(&built.join("libsendfile2_preload.a"), &shim, None, &at)?;
+    for command in ["sendfile2", "msg_zerocopy"] {
+        to.file(&built.join(command), &format!("bin/{command}"), 0o755)?;
+    }
     let prefix = args.prefix.display();
     let description = format!(
         "prefix={prefix}\nlibdir=${{prefix}}/lib\nincludedir=${{prefix}}/include\n\n\
@@ -64,7 +70,8 @@ fn build(root: &Path) -> anyhow::Result<PathBuf> {
         Command::new(&cargo)
             .current_dir(root)
             .args(["build", "--release", "--locked", "--quiet"])
-            .args(["--package", "sendfile2-c"]),
+            .args(["--package", "sendfile2-c", "--package", "sendfile2-preload"])
+            .args(["--package", "sendfile2-cli", "--package", "msg_zerocopy"]),
     )?;
     let metadata = Command::new(&cargo)
         .current_dir(root)

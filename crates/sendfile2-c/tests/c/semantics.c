@@ -1,11 +1,13 @@
-/* Every rule of sendfile(2), one case each, by libc's sendfile, by sendfile2 without flags, and by
- * sendfile2 with SENDFILE_ZC. What happened is written down and compared. Where SENDFILE_ZC must
- * do otherwise, the case says so. */
+/* Every rule of sendfile(2), one case each: by the system call, by sendfile(), which may be the
+ * preload shim's, by sendfile2() without flags, and with SENDFILE_ZC. What happened is written down
+ * and compared. Where SENDFILE_ZC must do otherwise, the case says so. */
 #include "check.h"
+#include <sys/syscall.h>
 
-static int way; /* 0: libc's; 1: no flags; 2: SENDFILE_DEFAULT; 3: SENDFILE_ZC */
-static const char *const WAYS[] = { "sendfile", "0", "SENDFILE_DEFAULT", "SENDFILE_ZC" };
-#define ZC (way == 3)
+static enum { KERNEL, LIBC, NONE, DEFAULT, ZEROCOPY, WAY_COUNT } way;
+static const char *const WAYS[] = { "the kernel", "sendfile", "0", "SENDFILE_DEFAULT", "SENDFILE_ZC" };
+static const int FLAGS[] = { -1, -1, 0, SENDFILE_DEFAULT, SENDFILE_ZC };
+#define ZC (way == ZEROCOPY)
 
 static char transcript[4096];
 static volatile sig_atomic_t signals;
@@ -25,8 +27,9 @@ static uint32_t successes; /* calls that returned more than 0 */
 static ssize_t call(int out, int in, off_t *offset, size_t count)
 {
     errno = E2BIG;
-    ssize_t sent = way == 0 ? sendfile(out, in, offset, count)
-                            : sendfile2(out, in, offset, count, (int[]){ 0, 0, 1, 2 }[way]);
+    ssize_t sent = way == KERNEL ? syscall(SYS_sendfile, out, in, offset, count)
+                   : way == LIBC ? sendfile(out, in, offset, count)
+                                 : sendfile2(out, in, offset, count, FLAGS[way]);
     if (sent >= 0)
         CHECK(errno == E2BIG);
     successes += sent > 0;
@@ -601,7 +604,7 @@ static void ktls(void)
     int pair[2], file = make_file(LENGTH);
     tcp_pair(pair);
     if (setsockopt(pair[0], IPPROTO_TCP, TCP_ULP, "tls", 4)) {
-        if (way == 0)
+        if (way == KERNEL)
             SKIP("kernel TLS: this kernel has no tls module (%s)", strerrorname_np(errno));
         note(ZC ? "EOPNOTSUPP " : "100 ");
         return;
@@ -703,10 +706,10 @@ int main(void)
         char expected[sizeof transcript];
         if (short_counts && CASES[i].costly)
             continue;
-        for (way = 0; way < 4; way++) {
+        for (way = KERNEL; way < WAY_COUNT; way++) {
             strcpy(shared, "(nothing)");
             int status = in_a_child(run, &i);
-            if (way == 0)
+            if (way == KERNEL)
                 strcpy(expected, shared);
             const char *right = ZC && CASES[i].zc ? CASES[i].zc : expected;
             if (status || strcmp(shared, right)) {

@@ -70,6 +70,9 @@ pub fn compile(source: &Path) -> PathBuf {
         .arg(&program)
         .arg(source)
         .args(pkg_config(&["--cflags", "--libs"]))
+        // check.h, also for the tests of the shim.
+        .arg("-I")
+        .arg(root().join("crates/sendfile2-c/tests/c"))
         .arg("-lpthread"));
     program
 }

@@ -1,0 +1,90 @@
+//! `libsendfile2_preload.so`: the `sendfile(2)` of programs that cannot be rebuilt, made safe.
+//!
+//! `LD_PRELOAD=libsendfile2_preload.so PROGRAM` replaces `sendfile` and `sendfile64`. What they do
+//! is said by the environment variable `SENDFILE2_MODE`, which is read once, when the library is
+//! loaded: `safe` (the default), `notify`, or `off`. See `sendfile2(7)`.
+//!
+//! Nothing here allocates, locks, or keeps anything between calls, so that it works after a fork
+//! and in signal handlers, as the system call does.
+#![cfg(all(target_os = "linux", target_pointer_width = "64"))]
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_int};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use libc::{off_t, size_t, ssize_t};
+use sendfile2_c::shim::{self, Mode};
+
+/// The mode, as [`MODES`] counts them. Until it is known the safe one holds.
+static MODE: AtomicU8 = AtomicU8::new(0);
+
+const MODES: [(&CStr, Mode); 3] =
+    [(c"safe", Mode::Safe), (c"notify", Mode::Notify), (c"off", Mode::Off)];
+
+const COMPLAINT: &[u8] =
+    b"libsendfile2_preload: SENDFILE2_MODE is none of safe, notify, off: taken as off\n";
+
+/// Run when the library is loaded.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOADED: extern "C" fn() = {
+    extern "C" fn loaded() {
+        // SAFETY: the name is a C string; nothing changes the environment while libraries load.
+        let mode = unsafe { libc::getenv(c"SENDFILE2_MODE".as_ptr()) };
+        if mode.is_null() {
+            return;
+        }
+        // SAFETY: a variable of the environment is a C string.
+        let mode = unsafe { CStr::from_ptr(mode) };
+        let known = MODES.iter().position(|(name, _)| *name == mode || mode.is_empty());
+        if known.is_none() {
+            // SAFETY: it is that long. If it cannot be written, there is nobody to tell.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_write,
+                    libc::STDERR_FILENO,
+                    COMPLAINT.as_ptr(),
+                    COMPLAINT.len(),
+                )
+            };
+        }
+        // The last one is `off`.
+        let index = known.unwrap_or(MODES.len() - 1);
+        MODE.store(u8::try_from(index).unwrap_or(0), Ordering::Relaxed);
+    }
+    loaded
+};
+
+fn mode() -> Mode {
+    MODES.get(usize::from(MODE.load(Ordering::Relaxed))).map_or(Mode::Off, |(_, mode)| *mode)
+}
+
+/// `sendfile(2)`.
+///
+/// # Safety
+/// `offset` must be null, or as for `sendfile(2)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendfile(
+    out_fd: c_int,
+    in_fd: c_int,
+    offset: *mut off_t,
+    count: size_t,
+) -> ssize_t {
+    // SAFETY: as the caller's.
+    unsafe { shim::sendfile(mode(), out_fd, in_fd, offset, count) }
+}
+
+/// `sendfile(2)` by the name that programs with large files know.
+///
+/// # Safety
+/// `offset` must be null, or as for `sendfile(2)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendfile64(
+    out_fd: c_int,
+    in_fd: c_int,
+    offset: *mut off_t,
+    count: size_t,
+) -> ssize_t {
+    // SAFETY: as the caller's.
+    unsafe { shim::sendfile(mode(), out_fd, in_fd, offset, count) }
+}
