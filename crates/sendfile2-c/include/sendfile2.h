@@ -46,9 +46,29 @@ typedef int64_t loff_t;
 #define SENDFILE2_UNKNOWN 3
 
 /*
+ Kind of a sendfile2_entry: sends are released.
+ */
+#define SENDFILE2_COMPLETION 1
+
+/*
+ Kind of a sendfile2_entry: something else, for whoever asked for it: an ICMP error, a timestamp.
+ */
+#define SENDFILE2_FOREIGN 2
+
+/*
+ Kind of a sendfile2_entry: it could not be understood; nothing is released for it.
+ */
+#define SENDFILE2_BROKEN 3
+
+/*
  A file that is kept open and mapped, for programs that send from it again and again.
  */
 struct sendfile2_file;
+
+/*
+ The error queue of one socket, and the account of its ids.
+ */
+struct sendfile2_queue;
 
 /*
  What sendfile2_deadline() tells beside the number of bytes.
@@ -58,6 +78,49 @@ struct sendfile2_result {
      SENDFILE2_RELEASED, SENDFILE2_COPIED or SENDFILE2_UNKNOWN.
      */
     int state;
+};
+
+/*
+ An entry of an error queue.
+ */
+struct sendfile2_entry {
+    /*
+     SENDFILE2_COMPLETION, SENDFILE2_FOREIGN or SENDFILE2_BROKEN.
+     */
+    int kind;
+    /*
+     Of a completion: not 0 if the kernel has made a copy of (at least the first of) these sends.
+     */
+    int copied;
+    /*
+     Of a completion: the first id.
+     */
+    uint64_t first;
+    /*
+     Of a completion: the last id, inclusive.
+     */
+    uint64_t last;
+    /*
+     Of a foreign entry: its control messages, for CMSG_FIRSTHDR(3) as msg_control. They stay
+     until the next sendfile2_reap() or sendfile2_queue_close().
+     */
+    const void *control;
+    /*
+     Bytes of control messages.
+     */
+    size_t control_length;
+    /*
+     Of a foreign entry: its payload. It stays as long.
+     */
+    const void *payload;
+    /*
+     Bytes of payload.
+     */
+    size_t payload_length;
+    /*
+     Of a foreign entry: not 0 if the payload was longer than 2048 bytes, and cut off.
+     */
+    int truncated;
 };
 
 #ifdef __cplusplus
@@ -109,6 +172,36 @@ ssize_t sendfile2_file_send(int out_fd,
  Lets go of a file. What is in flight is not affected. NULL is no error.
  */
 void sendfile2_file_close(struct sendfile2_file *file);
+
+/*
+ Keeps the account of the notifications of a TCP or UDP socket, all of which it is to read from
+ now on. next_id is the number of zerocopy sends made on it so far, and so the id of the next
+ one; 0 on a new socket. Ids are counted in 64 bits, where the kernel's wrap at 32.
+
+ The socket stays the program's, which closes it after the queue. NULL and errno if that fails.
+ */
+struct sendfile2_queue *sendfile2_queue_open(int socket, uint64_t next_id);
+
+/*
+ Reads up to room entries of the error queue, without waiting, and returns how many. A range of
+ ids may be read that some thread waits for: it is woken. What sendfile2_wait() has read and what
+ is not a completion comes here, too. One thread at a time.
+ */
+ssize_t sendfile2_reap(struct sendfile2_queue *queue, struct sendfile2_entry *entries, size_t room);
+
+/*
+ Waits until the send with this id is released, or until the deadline, an absolute time of
+ CLOCK_MONOTONIC (NULL: for ever). Returns 0, or -1 and errno: ETIMEDOUT, or ENOBUFS if entries
+ that are no completions have piled up: sendfile2_reap() hands them out. Any number of threads
+ may wait.
+ */
+int sendfile2_wait(struct sendfile2_queue *queue, uint64_t id, const struct timespec *deadline);
+
+/*
+ Ends the account; what is in flight is not affected. Before the socket is closed. NULL is no
+ error.
+ */
+void sendfile2_queue_close(struct sendfile2_queue *queue);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -6,14 +6,17 @@
     reason = "the text is read in a C header: what C asks of pointers holds"
 )]
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use libc::{loff_t, size_t, ssize_t, timespec};
 use rustix::io::Errno;
+use sendfile2::errqueue::Foreign;
 
 use crate::file::Kept;
+use crate::queue::{Queue, Read};
 use crate::request::Request;
 use crate::sync::State;
 use crate::{kernel, send, sync};
@@ -157,6 +160,164 @@ pub unsafe extern "C" fn sendfile2_file_close(file: *mut sendfile2_file) {
         // SAFETY: sendfile2_file_open made it so, and it is closed once, as C asks of pointers.
         drop(unsafe { Box::from_raw(file) });
     }
+}
+
+/// Kind of a sendfile2_entry: sends are released.
+pub const SENDFILE2_COMPLETION: c_int = 1;
+/// Kind of a sendfile2_entry: something else, for whoever asked for it: an ICMP error, a timestamp.
+pub const SENDFILE2_FOREIGN: c_int = 2;
+/// Kind of a sendfile2_entry: it could not be understood; nothing is released for it.
+pub const SENDFILE2_BROKEN: c_int = 3;
+
+/// An entry of an error queue.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+#[derive(Debug, Clone, Copy)]
+pub struct sendfile2_entry {
+    /// SENDFILE2_COMPLETION, SENDFILE2_FOREIGN or SENDFILE2_BROKEN.
+    pub kind: c_int,
+    /// Of a completion: not 0 if the kernel has made a copy of (at least the first of) these sends.
+    pub copied: c_int,
+    /// Of a completion: the first id.
+    pub first: u64,
+    /// Of a completion: the last id, inclusive.
+    pub last: u64,
+    /// Of a foreign entry: its control messages, for CMSG_FIRSTHDR(3) as msg_control. They stay
+    /// until the next sendfile2_reap() or sendfile2_queue_close().
+    pub control: *const c_void,
+    /// Bytes of control messages.
+    pub control_length: size_t,
+    /// Of a foreign entry: its payload. It stays as long.
+    pub payload: *const c_void,
+    /// Bytes of payload.
+    pub payload_length: size_t,
+    /// Of a foreign entry: not 0 if the payload was longer than 2048 bytes, and cut off.
+    pub truncated: c_int,
+}
+
+/// The error queue of one socket, and the account of its ids.
+#[allow(non_camel_case_types)]
+#[derive(Debug)]
+pub struct sendfile2_queue {
+    queue: Queue,
+    /// What entries that were handed out point at.
+    foreign: Mutex<Vec<Foreign>>,
+}
+
+/// Keeps the account of the notifications of a TCP or UDP socket, all of which it is to read from
+/// now on. next_id is the number of zerocopy sends made on it so far, and so the id of the next
+/// one; 0 on a new socket. Ids are counted in 64 bits, where the kernel's wrap at 32.
+///
+/// The socket stays the program's, which closes it after the queue. NULL and errno if that fails.
+#[unsafe(no_mangle)]
+pub extern "C" fn sendfile2_queue_open(socket: c_int, next_id: u64) -> *mut sendfile2_queue {
+    let mut opened = std::ptr::null_mut();
+    answer(|| {
+        let queue = Queue::new(socket, next_id)?;
+        opened = Box::into_raw(Box::new(sendfile2_queue { queue, foreign: Mutex::default() }));
+        Ok(0)
+    });
+    opened
+}
+
+/// Reads up to room entries of the error queue, without waiting, and returns how many. A range of
+/// ids may be read that some thread waits for: it is woken. What sendfile2_wait() has read and what
+/// is not a completion comes here, too. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendfile2_reap(
+    queue: *mut sendfile2_queue,
+    entries: *mut sendfile2_entry,
+    room: size_t,
+) -> ssize_t {
+    without_cancellation(|| {
+        // SAFETY: it is null or open, as C asks of pointers.
+        let queue = unsafe { queue.as_ref() }.ok_or(Errno::BADF)?;
+        let mut foreign = queue.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        foreign.clear();
+        let read = queue.queue.reap(room)?;
+        let count = read.len();
+        // What entries point at does not move: the contents of a vector stay where they are.
+        for (i, read) in read.into_iter().enumerate() {
+            let mut entry = NO_ENTRY;
+            match read {
+                Read::Completion { first, last, copied } => {
+                    entry.kind = SENDFILE2_COMPLETION;
+                    (entry.first, entry.last, entry.copied) = (first, last, copied.into());
+                }
+                Read::Foreign(it) => {
+                    entry.kind = SENDFILE2_FOREIGN;
+                    entry.control = it.control.as_ptr().cast();
+                    entry.control_length = it.control.len();
+                    entry.payload = it.payload.as_ptr().cast();
+                    entry.payload_length = it.payload.len();
+                    entry.truncated = it.truncated.into();
+                    foreign.push(it);
+                }
+                Read::Broken => {}
+            }
+            // SAFETY: there is room for so many, as C asks of pointers, and no more were read.
+            unsafe { entries.add(i).write(entry) };
+        }
+        Ok(count)
+    })
+}
+
+/// Waits until the send with this id is released, or until the deadline, an absolute time of
+/// CLOCK_MONOTONIC (NULL: for ever). Returns 0, or -1 and errno: ETIMEDOUT, or ENOBUFS if entries
+/// that are no completions have piled up: sendfile2_reap() hands them out. Any number of threads
+/// may wait.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendfile2_wait(
+    queue: *mut sendfile2_queue,
+    id: u64,
+    deadline: *const timespec,
+) -> c_int {
+    let result = without_cancellation(|| {
+        // SAFETY: it is null or open, as C asks of pointers.
+        let queue = unsafe { queue.as_ref() }.ok_or(Errno::BADF)?;
+        // SAFETY: it is null or points at a time, as C asks of pointers.
+        let deadline = unsafe { deadline.as_ref() }.map(instant).transpose()?;
+        queue.queue.wait(id, deadline).map(|()| 0)
+    });
+    if result == 0 { 0 } else { -1 }
+}
+
+/// Ends the account; what is in flight is not affected. Before the socket is closed. NULL is no
+/// error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendfile2_queue_close(queue: *mut sendfile2_queue) {
+    if !queue.is_null() {
+        // SAFETY: sendfile2_queue_open made it so, and it is closed once, as C asks of pointers.
+        drop(unsafe { Box::from_raw(queue) });
+    }
+}
+
+const NO_ENTRY: sendfile2_entry = sendfile2_entry {
+    kind: SENDFILE2_BROKEN,
+    copied: 0,
+    first: 0,
+    last: 0,
+    control: std::ptr::null(),
+    control_length: 0,
+    payload: std::ptr::null(),
+    payload_length: 0,
+    truncated: 0,
+};
+
+/// As [`answer`], for what calls functions of libc that are cancellation points: a thread that is
+/// cancelled must not be unwound through this code.
+fn without_cancellation(body: impl FnOnce() -> Result<usize, Errno>) -> ssize_t {
+    unsafe extern "C" {
+        fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+    }
+    const DISABLE: c_int = 1; // PTHREAD_CANCEL_DISABLE
+    let mut before = 0;
+    // SAFETY: the old state is written to this function's own variable.
+    unsafe { pthread_setcancelstate(DISABLE, &raw mut before) };
+    let result = answer(body);
+    // SAFETY: as above.
+    unsafe { pthread_setcancelstate(before, &raw mut before) };
+    result
 }
 
 /// How a range is sent.

@@ -12,6 +12,7 @@
 mod abi;
 mod file;
 mod kernel;
+mod queue;
 mod request;
 mod ring;
 mod send;

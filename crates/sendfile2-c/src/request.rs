@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::fs::{FileType, SeekFrom};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 use sendfile2::{Error, Source};
@@ -198,40 +198,49 @@ impl Offset {
     }
 }
 
-/// What kind of socket it is; `None` if it is none.
+/// Where the bytes of one send end for the receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Tcp,
-    Udp,
-    Stream,
+pub(crate) enum Boundaries {
+    None,
     /// Each send is a record of its own, or begins one (`MSG_MORE`).
     Records,
 }
 
-impl Kind {
-    pub(crate) fn of(socket: BorrowedFd<'_>) -> Option<Self> {
-        let kind = sockopt::socket_type(socket).ok()?;
-        let domain = sockopt::socket_domain(socket).ok();
-        let protocol = sockopt::socket_protocol(socket).ok().flatten();
-        let ip = matches!(domain, Some(AddressFamily::INET | AddressFamily::INET6));
-        Some(match protocol {
-            Some(ipproto::TCP) if ip => Kind::Tcp,
-            Some(ipproto::UDP) if ip => Kind::Udp,
-            _ if kind == SocketType::STREAM => Kind::Stream,
-            _ => Kind::Records,
+impl Boundaries {
+    /// Those of this socket; `None` if it is none.
+    pub(crate) fn of(out: c_int) -> Option<Self> {
+        if out < 0 {
+            return None;
+        }
+        #[allow(unsafe_code)]
+        // SAFETY: it is not -1; a number that is no descriptor is refused by the kernel.
+        let socket = unsafe { BorrowedFd::borrow_raw(out) };
+        Some(match sockopt::socket_type(socket).ok()? {
+            SocketType::STREAM => Boundaries::None,
+            _ => Boundaries::Records,
         })
     }
 }
 
-/// Whether the descriptor is a socket, whatever else is wrong with it.
-pub(crate) fn is_socket(out: c_int) -> bool {
-    #[allow(unsafe_code)]
-    // SAFETY: it is not -1; a number that is no descriptor is refused by the kernel.
-    let fd = (out >= 0).then(|| unsafe { BorrowedFd::borrow_raw(out) });
-    fd.is_some_and(|fd| {
-        rustix::fs::fstat(fd)
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
-    })
+/// A protocol that can give notifications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Notifier {
+    Tcp,
+    Udp,
+}
+
+impl Notifier {
+    pub(crate) fn of(socket: BorrowedFd<'_>) -> Option<Self> {
+        match sockopt::socket_domain(socket).ok()? {
+            AddressFamily::INET | AddressFamily::INET6 => {}
+            _ => return None,
+        }
+        match sockopt::socket_protocol(socket).ok()?? {
+            ipproto::TCP => Some(Notifier::Tcp),
+            ipproto::UDP => Some(Notifier::Udp),
+            _ => None,
+        }
+    }
 }
 
 /// Whether it waits (no `O_NONBLOCK`).

@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::file::Kept;
 use crate::kernel::{self, Buffer, Bytes, Mapping};
-use crate::request::{File, Kind, Request};
+use crate::request::{Boundaries, File, Notifier, Request};
 
 /// What is asked for at once after the whole was too much for `RLIMIT_MEMLOCK`, in bytes: of the
 /// usual 8 MiB several such calls can be in flight.
@@ -29,16 +29,14 @@ const READ: usize = 128 << 10;
 /// # Errors
 /// What `send(2)` fails with; EINVAL and EOPNOTSUPP as `sendfile2(3)` says, with nothing sent.
 pub(crate) fn notify(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize, Errno> {
-    let kind = Kind::of(request.socket).ok_or(Errno::INVAL)?;
+    Boundaries::of(request.socket.as_raw_fd()).ok_or(Errno::INVAL)?;
     let File::Mapped(left) = request.file()? else {
         if request.count > 0 {
             request.refused_by_the_kernel()?;
         }
         return Err(Errno::OPNOTSUPP);
     };
-    if !matches!(kind, Kind::Tcp | Kind::Udp) {
-        return Err(Errno::OPNOTSUPP);
-    }
+    let notifier = Notifier::of(request.socket).ok_or(Errno::OPNOTSUPP)?;
     let set = kernel::zerocopy(request.socket).map_err(|_| Errno::OPNOTSUPP)?;
     let Some(mut len) = request.within(left) else { return request.at_the_end() };
     if !set {
@@ -47,7 +45,7 @@ pub(crate) fn notify(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize
     let view = View::new(request, len, kept)?;
     loop {
         match kernel::send(request.socket, view.bytes().first(len), libc::MSG_ZEROCOPY) {
-            Err(Errno::NOBUFS) if kind == Kind::Tcp => {
+            Err(Errno::NOBUFS) if notifier == Notifier::Tcp => {
                 len = below_memlock(len).ok_or(Errno::NOBUFS)?;
             }
             Err(Errno::FAULT) => match request.explain_fault(len)? {
@@ -88,7 +86,7 @@ pub(crate) enum Patience {
 /// As `sendfile(2)`; ETIMEDOUT if the time was over before anything was sent.
 pub(crate) fn copy(
     request: &Request<'_>,
-    kind: Kind,
+    boundaries: Boundaries,
     kept: Option<&Kept>,
     patience: Patience,
 ) -> Result<usize, Errno> {
@@ -109,7 +107,7 @@ pub(crate) fn copy(
     let mut buffer = if view.is_some() { None } else { Some(Buffer::new(READ.min(len))?) };
     let mut sent = 0;
     while sent < len {
-        let turn = if kind == Kind::Records {
+        let turn = if boundaries == Boundaries::Records {
             // Where sendfile(2) begins a new record: after what fills sixteen pages.
             let page = rustix::param::page_size() as u64;
             usize::try_from(TURN - (request.at + sent as u64) % page).unwrap_or(1)
@@ -143,7 +141,7 @@ pub(crate) fn copy(
                 return if less == 0 {
                     Ok(0)
                 } else {
-                    copy(&Request { count: less, ..*request }, kind, kept, patience)
+                    copy(&Request { count: less, ..*request }, boundaries, kept, patience)
                 };
             }
             Err(e) => return Err(e),

@@ -3,11 +3,10 @@
 use std::ffi::c_int;
 
 use libc::{off_t, size_t, ssize_t};
-use rustix::io::Errno;
 
 use crate::abi::answer;
 use crate::kernel;
-use crate::request::{Kind, Request, is_socket};
+use crate::request::{Boundaries, Request};
 use crate::send::{self, Patience};
 
 /// What the shim does with `sendfile(2)`.
@@ -34,17 +33,17 @@ pub unsafe fn sendfile(
     count: size_t,
 ) -> ssize_t {
     answer(|| {
-        if mode == Mode::Off || !is_socket(out_fd) {
+        let socket = if mode == Mode::Off { None } else { Boundaries::of(out_fd) };
+        let Some(boundaries) = socket else {
             // SAFETY: as the caller's.
             return unsafe { kernel::sendfile(out_fd, in_fd, offset, count) };
-        }
+        };
         // SAFETY: as the caller's.
         let (request, offset) = unsafe { Request::new(out_fd, in_fd, offset, count) }?;
         let sent = if mode == Mode::Notify && kernel::zerocopy(request.socket) == Ok(true) {
             send::notify(&request, None)
         } else {
-            let kind = Kind::of(request.socket).ok_or(Errno::NOTSOCK)?;
-            send::copy(&request, kind, None, Patience::Socket)
+            send::copy(&request, boundaries, None, Patience::Socket)
         }?;
         if sent > 0 {
             offset.advance(&request, sent);

@@ -1,5 +1,6 @@
 //! `SENDFILE_SYNC`: the range is released when the call returns.
 
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use rustix::io::Errno;
@@ -7,7 +8,7 @@ use rustix::net::sockopt;
 
 use crate::file::Kept;
 use crate::kernel;
-use crate::request::{File, Kind, Request, waits};
+use crate::request::{Boundaries, File, Notifier, Request, waits};
 use crate::ring::{self, Stop};
 use crate::send::{self, Patience, View};
 
@@ -32,9 +33,9 @@ pub(crate) fn sync(
     kept: Option<&Kept>,
     deadline: Option<Instant>,
 ) -> Result<(usize, State), Errno> {
-    let kind = Kind::of(request.socket).ok_or(Errno::INVAL)?;
+    let boundaries = Boundaries::of(request.socket.as_raw_fd()).ok_or(Errno::INVAL)?;
     let (mut sent, mut state) = (0, State::Copied);
-    if let Some(view) = by_reference(request, kind, kept)? {
+    if let Some(view) = by_reference(request, kept)? {
         if let Some(done) = ring::send(request, view.bytes(), deadline) {
             (sent, state) = (done.bytes, done.state);
             match done.stop {
@@ -54,7 +55,7 @@ pub(crate) fn sync(
         Some(deadline) if waits(request.socket) => Patience::Until(deadline),
         _ => Patience::Socket,
     };
-    match send::copy(&request.after(sent), kind, kept, patience) {
+    match send::copy(&request.after(sent), boundaries, kept, patience) {
         Ok(0) | Err(_) if sent > 0 => Ok((sent, state)),
         // Part of it by reference: what is known of that is what counts.
         Ok(more) if sent > 0 && state == State::Released => Ok((sent + more, State::Copied)),
@@ -64,14 +65,10 @@ pub(crate) fn sync(
 }
 
 /// The range, if it is to be sent by reference.
-fn by_reference(
-    request: &Request<'_>,
-    kind: Kind,
-    kept: Option<&Kept>,
-) -> Result<Option<View>, Errno> {
+fn by_reference(request: &Request<'_>, kept: Option<&Kept>) -> Result<Option<View>, Errno> {
     let socket = request.socket;
-    let worth_it = kind == Kind::Tcp
-        && request.count >= WORTH_A_NOTIFICATION
+    let worth_it = request.count >= WORTH_A_NOTIFICATION
+        && Notifier::of(socket) == Some(Notifier::Tcp)
         && waits(socket)
         // A request on the ring knows nothing of that limit.
         && sockopt::socket_timeout(socket, sockopt::Timeout::Send).is_ok_and(|limit| limit.is_none())

@@ -31,6 +31,41 @@ fn a_call_larger_than_memlock_is_cut_short() {
 }
 
 #[test]
+fn the_queue_object_tells_what_is_released() {
+    c_test("queue");
+}
+
+/// Runs `script` in namespaces of its own, with `$0` the program; says why where that cannot be.
+fn unshared(namespaces: &str, directory: &Path, needs: &str, program: &Path) {
+    let unshare = |script: &str| {
+        let mut command = installed("unshare");
+        command.args(["--user", "--map-root-user", namespaces, "sh", "-ec", script]);
+        command.arg(program).current_dir(directory);
+        command
+    };
+    match unshare(needs).output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            println!("SKIP: {needs}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            return;
+        }
+        Err(e) => {
+            println!("SKIP: {needs}: unshare: {e}");
+            return;
+        }
+    }
+    run(&mut unshare(&format!("{needs}; exec \"$0\" merged")));
+}
+
+#[test]
+fn synchronous_sends_are_released_at_return() {
+    let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/sync.c"));
+    let addresses = "ip link set lo up; ip addr add 10.9.0.1/32 dev lo; \
+                     ip addr add 10.9.0.2/32 dev lo";
+    unshared("--net", Path::new("."), addresses, &program);
+}
+
+#[test]
 fn what_a_mapping_would_show_wrongly_is_refused() {
     let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/overlay.c"));
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -44,26 +79,7 @@ fn what_a_mapping_would_show_wrongly_is_refused() {
     let bytes: Vec<u8> = (0..5000).map(pattern).collect();
     std::fs::write(directory.path().join("lower/lower"), bytes).unwrap();
     let mount = "mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged";
-    let unshare = |script: &str| {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount", "sh", "-ec", script]);
-        command.current_dir(&directory);
-        command
-    };
-    match unshare(mount).output() {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => {
-            println!("SKIP: overlayfs: {}", String::from_utf8_lossy(&output.stderr).trim());
-            return;
-        }
-        Err(e) => {
-            println!("SKIP: overlayfs: unshare: {e}");
-            return;
-        }
-    }
-    let mut command = unshare(&format!("{mount}; exec \"$0\" merged"));
-    command.arg(&program).env("LD_LIBRARY_PATH", prefix().join("lib"));
-    run(&mut command);
+    unshared("--mount", directory.path(), mount, &program);
 }
 
 #[test]

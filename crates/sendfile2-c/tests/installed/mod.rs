@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The root of the checkout.
 pub fn root() -> &'static Path {
@@ -60,9 +60,15 @@ const STRICT: [&str; 5] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1"];
 
 /// Compiles a C program against the installed library, as its users do; the program.
 pub fn compile(source: &Path) -> PathBuf {
+    // Once: a program that runs cannot be written.
+    static COMPILED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = prefix().join("tests");
     std::fs::create_dir_all(&directory).unwrap();
     let program = directory.join(source.file_stem().unwrap());
+    if compiled.contains(&program) {
+        return program;
+    }
     run(Command::new("cc")
         .args(["-std=gnu11", "-g"])
         .args(STRICT)
@@ -74,6 +80,7 @@ pub fn compile(source: &Path) -> PathBuf {
         .arg("-I")
         .arg(root().join("crates/sendfile2-c/tests/c"))
         .arg("-lpthread"));
+    compiled.push(program.clone());
     program
 }
 
