@@ -56,8 +56,30 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         PRIVATE.join(" ")
     );
     to.text(&description, "lib/pkgconfig/sendfile2.pc")?;
+    manual(&root, &built, &to)?;
     println!("installed below {}", to.0.display());
     Ok(())
+}
+
+/// The manual pages: those that are written, a link for each function, those that the command
+/// makes of its help.
+fn manual(root: &Path, built: &Path, to: &Tree) -> anyhow::Result<()> {
+    for page in [
+        "crates/sendfile2-c/man/sendfile2.3",
+        "crates/sendfile2-c/man/sendfile2.7",
+        "crates/msg_zerocopy/man/msg_zerocopy.1",
+    ] {
+        let (_, name) = page.rsplit_once('/').context("no file name")?;
+        let (_, section) = name.rsplit_once('.').context("no section")?;
+        to.file(&root.join(page), &format!("share/man/man{section}/{name}"), 0o644)?;
+    }
+    let exported = std::fs::read_to_string(root.join("crates/sendfile2-c/libsendfile2.map"))?;
+    let functions = exported.lines().filter_map(|line| line.trim().strip_suffix(';'));
+    for function in functions.filter(|name| name.starts_with("sendfile2_")) {
+        to.symlink("sendfile2.3", &format!("share/man/man3/{function}.3"))?;
+    }
+    let commands = to.path("share/man/man1")?;
+    run_command(Command::new(built.join("sendfile2")).arg("man").arg(commands))
 }
 
 /// What Rust's standard library needs (`rustc --print native-static-libs`).

@@ -19,7 +19,10 @@ pub fn xtask(arguments: &[&str]) -> Output {
 pub fn prefix() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
     PREFIX.get_or_init(|| {
-        let name = std::env::current_exe().unwrap().file_stem().unwrap().to_owned();
+        let exe = std::env::current_exe().unwrap();
+        // Without cargo's hash.
+        let name = exe.file_stem().unwrap().to_str().unwrap();
+        let name = name.rsplit_once('-').map_or(name, |(name, _)| name);
         let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join("installed").join(name);
         let output = xtask(&["install", "--prefix", prefix.to_str().unwrap()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -58,14 +61,20 @@ fn pkg_config(arguments: &[&str]) -> Vec<String> {
 
 const STRICT: [&str; 5] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1"];
 
-/// Compiles a C program against the installed library, as its users do; the program.
+/// Compiles a C program of one file.
 pub fn compile(source: &Path) -> PathBuf {
+    compile_all(&[source])
+}
+
+/// Compiles a C program against the installed library, as its users do; the program, which has the
+/// name of the first file.
+pub fn compile_all(sources: &[&Path]) -> PathBuf {
     // Once: a program that runs cannot be written.
     static COMPILED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
     let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = prefix().join("tests");
     std::fs::create_dir_all(&directory).unwrap();
-    let program = directory.join(source.file_stem().unwrap());
+    let program = directory.join(sources[0].file_stem().unwrap());
     if compiled.contains(&program) {
         return program;
     }
@@ -74,7 +83,7 @@ pub fn compile(source: &Path) -> PathBuf {
         .args(STRICT)
         .arg("-o")
         .arg(&program)
-        .arg(source)
+        .args(sources)
         .args(pkg_config(&["--cflags", "--libs"]))
         // check.h, also for the tests of the shim.
         .arg("-I")
