@@ -419,18 +419,26 @@ static void reader(void *argument)
         ;
 }
 
+/* A child that receives; this process only sends. */
+static pid_t start(void (*receiver)(void *), int pair[2])
+{
+    fflush(NULL);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        receiver(pair);
+        _exit(0);
+    }
+    close(pair[1]);
+    return child;
+}
+
 /* Blocking: all of it in one call, whatever the socket holds at a time. */
 static void waits_for_all(void)
 {
     int pair[2], file = make_file(20 << 20);
     tcp_pair_with(pair, 128 << 10);
-    fflush(NULL);
-    pid_t child = fork();
-    if (child == 0) {
-        reader(pair);
-        _exit(0);
-    }
-    close(pair[1]);
+    pid_t child = start(reader, pair);
     noted(pair[0], file, NULL, 20 << 20);
     check_ids(pair[0]);
     close(pair[0]);
@@ -486,13 +494,7 @@ static void progress_before_errors(void)
 {
     int pair[2], file = make_file(64 << 20);
     tcp_pair_with(pair, 128 << 10);
-    fflush(NULL);
-    pid_t child = fork();
-    if (child == 0) {
-        resetting_reader(pair);
-        _exit(0);
-    }
-    close(pair[1]);
+    pid_t child = start(resetting_reader, pair);
     ssize_t sent = call(pair[0], file, NULL, 64 << 20);
     CHECK(sent >= 1 << 20 && sent < 64 << 20);
     CHECK(lseek(file, 0, SEEK_CUR) == sent);
@@ -585,13 +587,7 @@ static void the_cap(void)
     off_t offset = 5;
     CHECK(!ftruncate(file, 4LL << 30));
     tcp_pair(pair);
-    fflush(NULL);
-    pid_t child = fork();
-    if (child == 0) {
-        reader(pair);
-        _exit(0);
-    }
-    close(pair[1]);
+    pid_t child = start(reader, pair);
     noted(pair[0], file, &offset, 3UL << 30);
     note("offset %lld ", (long long)offset);
     check_ids(pair[0]);
