@@ -25,7 +25,7 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// [`sendfile2`] for a Rust program that wants just this, and does the account of the ids itself.
+/// [`sendfile2`](fn@sendfile2) for a Rust program that wants just this, and does the account of the ids itself.
 /// Others use the crate `sendfile2`.
 ///
 /// # Errors
