@@ -86,6 +86,8 @@ pub(super) struct Sent {
     /// Times that it gave up the processor, and times that it was taken from it.
     pub(super) switches: u64,
     pub(super) preemptions: u64,
+    /// Instructions of the sending thread outside the kernel, where they can be counted.
+    pub(super) instructions: Option<u64>,
 }
 
 /// Nanoseconds from when the last byte was handed over.

@@ -85,7 +85,8 @@ pub(super) struct Row {
     /// Of the sender, beyond those of the processor: how often it slept, and was made to.
     pub(super) switches_per_send: f64,
     pub(super) preemptions_per_send: f64,
-    /// Nothing: this program does not count them, docs/costs.md says what does.
+    /// Nothing where the processor's counters are not to be had (`perf_event_open(2)`), as in most
+    /// virtual machines; docs/costs.md says what else counts them.
     pub(super) user_instructions_per_send: Option<f64>,
 }
 

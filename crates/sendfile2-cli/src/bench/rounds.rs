@@ -264,7 +264,7 @@ impl Measured {
             bytes_per_send: sum(|s| s.bytes) / sends,
             switches_per_send: sum(|s| s.sent.switches) / sends,
             preemptions_per_send: sum(|s| s.sent.preemptions) / sends,
-            user_instructions_per_send: None,
+            user_instructions_per_send: counted(|s| s.sent.instructions),
         })
     }
 }

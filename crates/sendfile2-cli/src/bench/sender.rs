@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use perf_event::events::Hardware;
+use perf_event::{Builder, Counter};
 use rustix::event::epoll::EventFlags;
 use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
@@ -131,6 +133,8 @@ struct Server {
     files: Files,
     listener: TcpListener,
     groups: Vec<Group>,
+    /// Of this thread, outside the kernel; nothing where they cannot be counted.
+    instructions: Option<Counter>,
 }
 
 impl Server {
@@ -141,7 +145,15 @@ impl Server {
         let mut files = Files { plain, source: None, guard: None };
         files.open()?;
         let listener = TcpListener::bind((role.listen, 0)).context("cannot listen")?;
-        Ok(Server { files, listener, groups: Vec::new() })
+        let mut instructions = Builder::new().kind(Hardware::INSTRUCTIONS).build().ok();
+        if let Some(counter) = &mut instructions {
+            counter.enable().context("the processor's counter of instructions")?;
+        }
+        Ok(Server { files, listener, groups: Vec::new(), instructions })
+    }
+
+    fn instructions(&mut self) -> Option<u64> {
+        self.instructions.as_mut()?.read().ok()
     }
 
     fn hello(&self) -> anyhow::Result<Hello> {
@@ -179,9 +191,12 @@ impl Server {
     }
 
     fn send(&mut self, way: Way, job: &Job, deadline: Instant) -> anyhow::Result<Sent> {
+        if job.cold {
+            self.files.cool(job.size)?;
+        }
+        let instructions = self.instructions();
         let (group, files) = self.group(way)?;
         if job.cold {
-            files.cool(job.size)?;
             group.at = 0;
         }
         let (sends, copies) = (group.sends, group.copies());
@@ -193,12 +208,16 @@ impl Server {
         group.send(files, job, deadline)?;
         let (end, cpu) = (clock::now(), clock::cpu() - cpu);
         let (switched, preempted) = clock::switches();
+        let copies = group.copies().zip(copies).map(|(after, before)| after - before);
+        let sends = group.sends - sends;
+        let instructions = self.instructions().zip(instructions);
         Ok(Sent {
             start,
             end,
             cpu,
-            sends: group.sends - sends,
-            copies: group.copies().zip(copies).map(|(after, before)| after - before),
+            sends,
+            copies,
+            instructions: instructions.map(|(after, before)| after - before),
             switches: switched - switches,
             preemptions: preempted - preemptions,
         })

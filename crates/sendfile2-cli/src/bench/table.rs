@@ -56,7 +56,8 @@ fn legend(rows: &Rows) -> Vec<&'static str> {
              one machine is zero copy, whatever it is called: the receiver always copies, and for a \
              zerocopy send the kernel copies once more when it delivers. sendfile and splice do not \
              say, and are UNSAFE: they do not say when the file may be overwritten, either.",
-            "User instructions and system calls of a send: docs/costs.md.",
+            "User instructions of a send are in the JSON where the processor's counters are to be had; \
+             docs/costs.md has other ways, and system calls.",
         ],
         Rows::Guard(_) => vec![
             "Nanoseconds of CPU, for sends the sender's, with half the width of the 95 % confidence \
