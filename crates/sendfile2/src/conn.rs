@@ -22,8 +22,8 @@ use crate::engine::{Choice, Engine, Limit, Refusal};
 use crate::error::Error;
 use crate::holder::{Held, Holder, InFlight};
 use crate::ledger::{Done, Ledger, NotIssued};
-use crate::memlock::memlock;
-use crate::park::{Parker, Wakers};
+use crate::memlock::{self, memlock};
+use crate::park::{Interest, Parker, Wakers};
 use crate::sys::errqueue::{self, Entry, Foreign};
 use crate::sys::mapping::Region;
 use crate::sys::socket as sys;
@@ -43,7 +43,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn of(socket: BorrowedFd<'_>) -> Result<Self, Error> {
+    pub(crate) fn of(socket: BorrowedFd<'_>) -> Result<Self, Error> {
         let ask = || -> Result<Kind, Errno> {
             let family = sockopt::socket_domain(socket)?;
             let kind = sockopt::socket_type(socket)?;
@@ -82,6 +82,16 @@ impl Kind {
         }
     }
 
+    /// Ends the connection of `socket` at once.
+    pub(crate) fn abort(self, socket: &OwnedFd) -> Result<(), Error> {
+        if self == Kind::Tcp {
+            // SO_LINGER 0 and close would send no reset while a duplicate of the descriptor lives.
+            rustix::net::connect_unspec(socket).map_err(Error::socket("connect(AF_UNSPEC)"))
+        } else {
+            shut_down(socket, Shutdown::Both)
+        }
+    }
+
     fn zerocopy(self) -> Result<(), Refusal> {
         match self {
             Kind::Tcp | Kind::Udp => Ok(()),
@@ -91,6 +101,41 @@ impl Kind {
             Kind::OtherStream | Kind::OtherRecords => {
                 Err(Refusal::Socket("only TCP and UDP sockets give completion notifications here"))
             }
+        }
+    }
+}
+
+pub(crate) fn shut_down(socket: &OwnedFd, how: Shutdown) -> Result<(), Error> {
+    match rustix::net::shutdown(socket, how) {
+        // A datagram socket that is not connected, or a connection that is gone.
+        Err(Errno::NOTCONN) => Ok(()),
+        result => result.map_err(Error::socket("shutdown")),
+    }
+}
+
+/// Lets the death of the process reset a connection, by `SO_LINGER {1, 0}`.
+#[derive(Debug, Default)]
+pub(crate) struct ResetOnDeath {
+    /// The application's `SO_LINGER` while ours is set.
+    theirs: Option<Option<Duration>>,
+}
+
+impl ResetOnDeath {
+    pub(crate) fn arm(&mut self, socket: &OwnedFd, kind: Kind) -> Result<(), Error> {
+        if self.theirs.is_some() || kind != Kind::Tcp {
+            return Ok(());
+        }
+        let theirs = sockopt::socket_linger(socket).map_err(Error::socket("SO_LINGER"))?;
+        sockopt::set_socket_linger(socket, Some(Duration::ZERO))
+            .map_err(Error::socket("SO_LINGER"))?;
+        self.theirs = Some(theirs);
+        Ok(())
+    }
+
+    pub(crate) fn disarm(&mut self, socket: &OwnedFd) {
+        if let Some(theirs) = self.theirs.take() {
+            // It succeeded before with the same arguments.
+            let _ = sockopt::set_socket_linger(socket, theirs);
         }
     }
 }
@@ -151,8 +196,7 @@ struct Io {
     since_zerocopy: u32,
     /// Sends in flight whose pages must not outlive this process.
     guarded: usize,
-    /// The application's `SO_LINGER` while ours is set.
-    linger: Option<Option<Duration>>,
+    reset: ResetOnDeath,
     copied: u64,
     released: u64,
     /// Bytes that one zerocopy call may be charged, once that was asked.
@@ -224,8 +268,22 @@ pub struct Counters {
 /// Room for this many ids is made sure of before the application uses some.
 const APPLICATION_SENDS: u32 = 1 << 20;
 
-/// The cookies of the sockets that have a ledger.
+/// The cookies of the sockets that somebody has claimed.
 static OWNED: Mutex<Option<HashSet<u64>>> = Mutex::new(None);
+
+/// Makes the caller the only one in this process who sends on `socket`; returns its cookie.
+pub(crate) fn claim(socket: &OwnedFd) -> Result<u64, Error> {
+    let cookie = sockopt::socket_cookie(socket).map_err(Error::socket("SO_COOKIE"))?;
+    let new = lock(&OWNED).get_or_insert_default().insert(cookie);
+    if new { Ok(cookie) } else { Err(Error::AlreadyOwned { cookie }) }
+}
+
+/// Ends a claim.
+pub(crate) fn give_back(cookie: u64) {
+    if let Some(owned) = lock(&OWNED).as_mut() {
+        owned.remove(&cookie);
+    }
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while holding these locks; if something did, what is held stays held.
@@ -240,10 +298,7 @@ impl Conn {
         hook: Option<Hook>,
     ) -> Result<Arc<Self>, Error> {
         let kind = Kind::of(socket.as_fd())?;
-        let cookie = sockopt::socket_cookie(&socket).map_err(Error::socket("SO_COOKIE"))?;
-        if !lock(&OWNED).get_or_insert_default().insert(cookie) {
-            return Err(Error::AlreadyOwned { cookie });
-        }
+        let cookie = claim(&socket)?;
         let zerocopy = kind.zerocopy().and_then(|()| {
             let fd = socket.as_fd();
             match sys::zerocopy_enabled(fd) {
@@ -275,7 +330,7 @@ impl Conn {
                 recent: Recent::default(),
                 since_zerocopy: 0,
                 guarded: 0,
-                linger: None,
+                reset: ResetOnDeath::default(),
                 copied: 0,
                 released: 0,
                 memlock: None,
@@ -339,25 +394,6 @@ impl Conn {
                 len <= if v4 { 65_507 } else { 65_527 }
             }
             _ => true,
-        }
-    }
-
-    /// Lets the death of the process reset the connection: `SO_LINGER {1, 0}`.
-    fn arm_reset(&self, io: &mut Io) -> Result<(), Error> {
-        if io.linger.is_some() || self.kind != Kind::Tcp {
-            return Ok(());
-        }
-        let theirs = sockopt::socket_linger(&self.socket).map_err(Error::socket("SO_LINGER"))?;
-        sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO))
-            .map_err(Error::socket("SO_LINGER"))?;
-        io.linger = Some(theirs);
-        Ok(())
-    }
-
-    fn disarm_reset(&self, io: &mut Io) {
-        if let Some(theirs) = io.linger.take() {
-            // It succeeded before with the same arguments.
-            let _ = sockopt::set_socket_linger(&self.socket, theirs);
         }
     }
 
@@ -469,7 +505,7 @@ impl Conn {
                 }
             }
             if io.guarded == 0 {
-                self.disarm_reset(&mut io);
+                io.reset.disarm(&self.socket);
             }
             io.reap_from = io.ledger.in_flight() + REAP_EVERY;
             drop(io);
@@ -580,23 +616,11 @@ impl Conn {
         let _ = self.look_for_acknowledgement(&io);
         io.aborted = true;
         tracing::debug!(cookie = self.cookie, in_flight = io.ledger.in_flight(), "abort");
-        if self.kind == Kind::Tcp {
-            // SO_LINGER 0 and close would send no reset while a duplicate of the descriptor lives.
-            rustix::net::connect_unspec(&self.socket).map_err(Error::socket("connect(AF_UNSPEC)"))
-        } else {
-            match rustix::net::shutdown(&self.socket, Shutdown::Both) {
-                Err(Errno::NOTCONN) => Ok(()),
-                result => result.map_err(Error::socket("shutdown")),
-            }
-        }
+        self.kind.abort(&self.socket)
     }
 
     pub(crate) fn shutdown_writing(&self) -> Result<(), Error> {
-        match rustix::net::shutdown(&self.socket, Shutdown::Write) {
-            // A datagram socket that is not connected, or a connection that is gone.
-            Err(Errno::NOTCONN) => Ok(()),
-            result => result.map_err(Error::socket("shutdown")),
-        }
+        shut_down(&self.socket, Shutdown::Write)
     }
 
     /// EPOLLERR with an empty error queue: a genuine error of the socket, if there is one.
@@ -623,14 +647,8 @@ impl Conn {
         // What is acknowledged by now stays so.
         let _ = self.look_for_acknowledgement(&io);
         io.retired = true;
-        self.give_back_cookie();
+        give_back(self.cookie);
         Ok(io.ledger.next_id())
-    }
-
-    fn give_back_cookie(&self) {
-        if let Some(owned) = lock(&OWNED).as_mut() {
-            owned.remove(&self.cookie);
-        }
     }
 
     /// Refuses `engine` with `reason`, for all to see.
@@ -672,16 +690,8 @@ impl Turn<'_> {
     }
 
     /// Bytes that one zerocopy call may ask for; 0 if the limit allows none.
-    ///
-    /// The kernel charges a call `(len >> PAGE_SHIFT) + 2` pages (`mm_account_pinned_pages`).
     pub(crate) fn memlock_call(&mut self) -> usize {
-        *self.io.memlock.get_or_insert_with(|| {
-            let page = rustix::param::page_size();
-            memlock().map_or(usize::MAX, |limit| {
-                let pages = usize::try_from(limit).unwrap_or(usize::MAX) / page;
-                pages.saturating_sub(2).saturating_mul(page)
-            })
-        })
+        *self.io.memlock.get_or_insert_with(memlock::call)
     }
 
     /// Asks for the limit anew the next time: it may have been changed.
@@ -716,7 +726,7 @@ impl Turn<'_> {
             }
             io.ledger.room(1)?;
             if guarded {
-                conn.arm_reset(io)?;
+                io.reset.arm(&conn.socket, conn.kind)?;
             }
         }
         if part.more {
@@ -751,7 +761,7 @@ impl Turn<'_> {
             return Ok(Outcome::Accepted(bytes));
         }
         if guarded && io.guarded == 0 {
-            conn.disarm_reset(io);
+            io.reset.disarm(&conn.socket);
         }
         match result {
             Ok(bytes) => Ok(Outcome::Accepted(bytes)),
@@ -787,7 +797,7 @@ impl Turn<'_> {
 impl Drop for Conn {
     fn drop(&mut self) {
         if !lock(&self.io).retired {
-            self.give_back_cookie();
+            give_back(self.cookie);
         }
     }
 }
@@ -811,6 +821,10 @@ impl AsFd for Conn {
 impl Holder for Conn {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    fn readiness(&self) -> Interest {
+        Interest::Errors
     }
 
     fn reap(&self) -> Result<usize, Error> {
@@ -857,10 +871,11 @@ pub(crate) fn wait<T>(
     if !writable {
         conn.flush();
     }
+    let interest = if writable { Interest::Writable } else { Interest::Errors };
     Parker::with(|parker| {
         let key = lock(&conn.wakers).insert(parker.waker());
         let _registered = Deregister { conn, key };
-        let _watch = parker.watch(conn.socket.as_fd(), 0, writable)?;
+        let _watch = parker.watch(conn.socket.as_fd(), 0, interest)?;
         loop {
             conn.reap()?;
             if let Some(value) = check()? {

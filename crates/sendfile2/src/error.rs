@@ -5,6 +5,7 @@ use std::io;
 
 use crate::engine::{Engine, Refusal};
 use crate::ledger::{NotIssued, WindowFull};
+use crate::slots::Stray;
 use crate::sys::errqueue::DecodeError;
 
 /// What can go wrong.
@@ -100,7 +101,11 @@ pub enum Error {
     /// The error queue held something that cannot be understood.
     #[error("the socket's error queue: {0}")]
     ErrorQueue(#[from] DecodeError),
-    /// Making what a wait needs (an epoll descriptor and an eventfd a thread) failed.
+    /// A ring completed what nobody had asked for. Nothing is released for it.
+    #[error(transparent)]
+    Stray(#[from] Stray),
+    /// Making what a wait needs (an epoll descriptor and an eventfd a thread; a
+    /// ring) failed.
     #[error("cannot wait: {op} failed: {cause}")]
     Wait {
         /// The system call.

@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::park::Interest;
 
 /// Something that has sends in flight and can be asked about them: a connection, or a driver.
 ///
@@ -11,8 +12,11 @@ use crate::error::Error;
 /// whoever waits for a release must be able to read it, or a single-threaded program would wait
 /// for what only itself could read.
 pub(crate) trait Holder: std::fmt::Debug + Send + Sync {
-    /// The descriptor that becomes ready (EPOLLERR) when there may be something to reap.
+    /// The descriptor that becomes ready when there may be something to reap. No other holder has
+    /// the same one.
     fn as_fd(&self) -> BorrowedFd<'_>;
+    /// How it becomes ready.
+    fn readiness(&self) -> Interest;
     /// Reads completions and lets go of what they release. Never blocks. Returns how many
     /// messages were read.
     fn reap(&self) -> Result<usize, Error>;

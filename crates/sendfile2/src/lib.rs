@@ -71,9 +71,11 @@ mod park;
 pub mod probe;
 pub mod reaper;
 mod sender;
+pub mod slots;
 mod source;
 mod sys;
 mod ticket;
+pub mod uring;
 
 pub use conn::{Counters, Notice, peer_on_this_host};
 pub use engine::{Choice, Engine, Limit, Refusal, UnknownEngine, Why};

@@ -9,6 +9,18 @@ pub(crate) fn memlock() -> Option<u64> {
     getrlimit(Resource::Memlock).current.filter(|_| !lifted())
 }
 
+/// Bytes that one zerocopy call may ask for; 0 if the limit allows none.
+///
+/// The kernel charges a call `(len >> PAGE_SHIFT) + 2` pages (`mm_account_pinned_pages`, and
+/// `io_notif_account_mem` likewise).
+pub(crate) fn call() -> usize {
+    let page = rustix::param::page_size();
+    memlock().map_or(usize::MAX, |limit| {
+        let pages = usize::try_from(limit).unwrap_or(usize::MAX) / page;
+        pages.saturating_sub(2).saturating_mul(page)
+    })
+}
+
 /// Whether `CAP_IPC_LOCK` lifts the limit. The kernel asks for it in the first user namespace: the
 /// root of a container that has a namespace of its own has it in vain.
 pub(crate) fn lifted() -> bool {

@@ -44,6 +44,17 @@ pub(crate) struct Parker {
 
 const BELL: u64 = u64::MAX;
 
+/// What a descriptor is watched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// For errors only, as a completion on a socket's error queue is one.
+    Errors,
+    /// And for becoming writable.
+    Writable,
+    /// And for becoming readable.
+    Readable,
+}
+
 /// What happened on a watched descriptor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Event {
@@ -94,22 +105,31 @@ impl Parker {
         Waker::from(Arc::clone(&self.bell))
     }
 
-    /// Watches `fd` for errors, and for becoming writable where asked, until the result is
-    /// dropped. What is already so is reported once.
+    /// Watches `fd` until the result is dropped. What is already so is reported once.
     pub(crate) fn watch<'a>(
         &'a self,
         fd: BorrowedFd<'a>,
         key: u64,
-        writable: bool,
+        interest: Interest,
     ) -> Result<Watch<'a>, Error> {
-        self.add(fd, key, writable)?;
+        self.add(fd, key, interest)?;
         Ok(Watch { parker: self, fd })
     }
 
     /// As [`watch`](Self::watch), until `fd` is closed or [`remove`](Self::remove)d.
-    pub(crate) fn add(&self, fd: BorrowedFd<'_>, key: u64, writable: bool) -> Result<(), Error> {
-        let writable = if writable { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
-        let flags = epoll::EventFlags::ET | epoll::EventFlags::ERR | writable;
+    pub(crate) fn add(
+        &self,
+        fd: BorrowedFd<'_>,
+        key: u64,
+        interest: Interest,
+    ) -> Result<(), Error> {
+        let flags = epoll::EventFlags::ET
+            | epoll::EventFlags::ERR
+            | match interest {
+                Interest::Errors => epoll::EventFlags::empty(),
+                Interest::Writable => epoll::EventFlags::OUT,
+                Interest::Readable => epoll::EventFlags::IN,
+            };
         let key = epoll::EventData::new_u64(key);
         match epoll::add(&self.epoll, fd, key, flags) {
             // A descriptor that was closed while a duplicate of it lived is watched still; this

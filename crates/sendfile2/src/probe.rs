@@ -18,6 +18,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use rustix::fs::MemfdFlags;
 use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 
@@ -27,6 +28,7 @@ use crate::memlock;
 use crate::sender::{Options, Sender};
 use crate::source::{Source, Unmappable};
 use crate::ticket::Parcel;
+use crate::uring;
 
 /// A notification on loopback takes microseconds. What does not notify at all is found after this.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -48,7 +50,8 @@ pub struct Machine {
     pub engines: Vec<EngineState>,
     /// The kernel's limits on zerocopy sends.
     pub limits: Limits,
-    /// Whether `io_uring` may be used. For information: no engine of this library uses it.
+    /// What `kernel.io_uring_disabled` says. For information: whether it can be used, the engine
+    /// `uring` tells.
     pub io_uring: IoUring,
     /// `user.max_user_namespaces`, or 0 where a switch forbids them to ordinary users; `None` if
     /// unknown. For information: some tests of this library need them.
@@ -141,8 +144,8 @@ impl fmt::Display for IoUring {
     }
 }
 
-/// Finds what this machine allows. Makes a TCP connection to itself over loopback, on which one
-/// byte is sent, and waits at most two seconds.
+/// Finds what this machine allows. Makes TCP connections to itself over loopback, on each of
+/// which one byte is sent, and waits at most two seconds for each.
 #[must_use]
 pub fn machine() -> Machine {
     Machine {
@@ -168,12 +171,37 @@ fn availability(engine: Engine) -> Availability {
         Engine::Auto => {
             Availability::Available("it takes, send by send, an engine that can serve it".into())
         }
-        Engine::Zerocopy => zerocopy(),
+        Engine::Zerocopy => tried(zerocopy),
+        Engine::Uring => tried(uring),
     }
 }
 
+/// What a trial came to: whether the kernel copied, or why it was not made.
+type Trial = Result<Result<bool, String>, Error>;
+
+/// One byte (`?`) by `MSG_ZEROCOPY`, and its notification.
+fn zerocopy(socket: TcpStream, deadline: Instant) -> Trial {
+    let mut sender = Sender::with(socket, Options::new().engine(Engine::Zerocopy))?;
+    let mut parcel = Parcel::new([b'?']);
+    let ticket = sender.send_buffer(&mut parcel, false, deadline)?;
+    if ticket.choice().engine != Engine::Zerocopy {
+        return Ok(Err(ticket.choice().why.to_string()));
+    }
+    let copied = ticket.wait_released(deadline)?;
+    sender.close(deadline)?;
+    Ok(Ok(copied))
+}
+
+/// The same by a ring.
+fn uring(socket: TcpStream, deadline: Instant) -> Trial {
+    let file = rustix::fs::memfd_create("sendfile2-probe", MemfdFlags::CLOEXEC)
+        .map_err(Error::file("memfd_create", 0))?;
+    rustix::io::pwrite(&file, b"?", 0).map_err(Error::file("pwrite", 0))?;
+    Ok(Ok(uring::send_file_sync(socket, &Source::new(file)?, 0..1, deadline)?))
+}
+
 /// One byte by reference over a connection of its own, and its notification.
-fn zerocopy() -> Availability {
+fn tried(trial: impl FnOnce(TcpStream, Instant) -> Trial) -> Availability {
     let (socket, mut peer) = match pair() {
         Ok(pair) => pair,
         Err(e) => {
@@ -182,20 +210,7 @@ fn zerocopy() -> Availability {
             ));
         }
     };
-    let deadline = Instant::now() + PATIENCE;
-    let try_it = || -> Result<Result<bool, String>, Error> {
-        let mut sender = Sender::with(socket, Options::new().engine(Engine::Zerocopy))?;
-        let mut parcel = Parcel::new([b'?']);
-        let ticket = sender.send_buffer(&mut parcel, false, deadline)?;
-        if ticket.choice().engine != Engine::Zerocopy {
-            return Ok(Err(ticket.choice().why.to_string()));
-        }
-        let copied = ticket.wait_released(deadline)?;
-        sender.close(deadline)?;
-        Ok(Ok(copied))
-    };
-    let result = try_it();
-    match result {
+    match trial(socket, Instant::now() + PATIENCE) {
         Ok(Ok(copied)) => {
             let mut byte = [0];
             if peer.read_exact(&mut byte).is_err() || byte != [b'?'] {
@@ -303,7 +318,7 @@ impl fmt::Display for Machine {
         );
         writeln!(f, "  {:<20} {tcp_wmem}", "net.ipv4.tcp_wmem")?;
         writeln!(f, "\nFor information")?;
-        writeln!(f, "  {:<20} {}; no engine uses it", "io_uring", self.io_uring)?;
+        writeln!(f, "  {:<20} {}", "io_uring", self.io_uring)?;
         let namespaces = match self.user_namespaces {
             None => "unknown".into(),
             Some(0) => "not for ordinary users".into(),

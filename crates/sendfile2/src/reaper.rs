@@ -40,7 +40,7 @@ struct State {
 #[derive(Debug, Clone)]
 struct Orphan {
     holder: Arc<dyn Holder>,
-    /// `None` once it was aborted.
+    /// `None` if it is never to be aborted, or was already.
     abort_at: Option<Instant>,
 }
 
@@ -75,14 +75,14 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// Takes over `holder`, and aborts it if it is not drained by `abort_at`.
-    pub(crate) fn adopt(&self, holder: Arc<dyn Holder>, abort_at: Instant) {
+    /// Takes over `holder`, and aborts it if it is not drained by `abort_at`, if that is given.
+    pub(crate) fn adopt(&self, holder: Arc<dyn Holder>, abort_at: Option<Instant>) {
         holder.orphan();
         tracing::debug!(in_flight = ?holder.in_flight(), "handed over to the reaper");
         let mut state = lock(&self.state);
         state.next += 1;
         let key = state.next;
-        state.arriving.push((key, Orphan { holder, abort_at: Some(abort_at) }));
+        state.arriving.push((key, Orphan { holder, abort_at }));
         drop(state);
         self.bell.wake_by_ref();
     }
@@ -93,7 +93,7 @@ impl Reaper {
             let mut keys = Vec::new();
             let mut state = lock(&self.state);
             for (key, orphan) in std::mem::take(&mut state.arriving) {
-                if let Err(e) = parker.add(orphan.holder.as_fd(), key, false) {
+                if let Err(e) = parker.add(orphan.holder.as_fd(), key, orphan.holder.readiness()) {
                     tracing::warn!("the reaper looks every {LOOK:?} only: {e}");
                 }
                 state.adopted.insert(key, orphan);

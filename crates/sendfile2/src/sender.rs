@@ -177,10 +177,14 @@ impl Sender {
     /// # Errors
     /// [`Error::Socket`] if it is no socket; [`Error::AlreadyOwned`] if a sender has it already;
     /// [`Error::NextIdUnknown`] if `SO_ZEROCOPY` is set on it and [`Options::next_id`] is not
-    /// given; [`Error::Wait`] if the reaper cannot be started. The socket is then closed.
+    /// given; [`Error::Refused`] for the engine `uring`, which no sender takes; [`Error::Wait`] if
+    /// the reaper cannot be started. The socket is then closed.
     pub fn with(socket: impl Into<OwnedFd>, options: Options) -> Result<Self, Error> {
         let reaper = Reaper::start()?;
         let Options { engine, next_id, reset_on_death, hook, linger } = options;
+        if engine == Engine::Uring {
+            return Err(Error::Refused { engine, reason: Refusal::Driver });
+        }
         let conn = Conn::new(socket.into(), next_id, reset_on_death, hook)?;
         let linger = linger.unwrap_or(Duration::from_secs(60));
         Ok(Sender { conn, engine, linger, reaper })
@@ -660,7 +664,8 @@ impl Sender {
             return Ok(Choice { engine: Engine::Copy, why: Why::Small });
         }
         match self.engine {
-            Engine::Copy => Ok(self.asked()),
+            // No sender has `uring`.
+            Engine::Copy | Engine::Uring => Ok(self.asked()),
             Engine::Zerocopy => match turn.zerocopy(bytes, more) {
                 Ok(()) => Ok(self.asked()),
                 Err(reason) => Err(self.conn.refuse(self.engine, reason)),
@@ -688,7 +693,7 @@ impl Sender {
     /// `copy` in place of what was refused, unless `zerocopy` was asked for by name.
     fn forced_copy(&self, reason: Refusal) -> Result<Choice, Error> {
         match self.engine {
-            Engine::Copy => Ok(self.asked()),
+            Engine::Copy | Engine::Uring => Ok(self.asked()),
             Engine::Zerocopy => Err(self.conn.refuse(self.engine, reason)),
             Engine::Auto => Ok(Choice { engine: Engine::Copy, why: Why::Refused(reason) }),
         }
@@ -742,7 +747,8 @@ impl Drop for Sender {
         // What has arrived already needs no reaper. An error shows itself there again.
         let _ = self.conn.reap();
         if self.conn.sends_in_flight() > 0 {
-            self.reaper.adopt(Arc::clone(&self.conn) as _, Instant::now() + self.linger);
+            let abort_at = Some(Instant::now() + self.linger);
+            self.reaper.adopt(Arc::clone(&self.conn) as _, abort_at);
         }
     }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::source::Unmappable;
+use crate::uring::Unavailable;
 
 /// The way bytes travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -19,14 +20,18 @@ pub enum Engine {
     /// `send(2)` with `MSG_ZEROCOPY` from the file's mapping: released when its notification
     /// arrives. Needs Linux 4.14 and a TCP or UDP socket.
     Zerocopy,
-    /// Whichever of them serves the send best.
+    /// `IORING_OP_SEND_ZC` from the file's mapping: released when its second completion arrives.
+    /// Needs Linux 6.0, `io_uring`, and a stream socket. It has a front end of its own,
+    /// [`uring::Driver`](crate::uring::Driver): a [`Sender`](crate::Sender) does not take it.
+    Uring,
+    /// `copy` or `zerocopy`, whichever serves the send best.
     #[default]
     Auto,
 }
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Engine; 3] = [Engine::Copy, Engine::Zerocopy, Engine::Auto];
+    pub const ALL: [Engine; 4] = [Engine::Copy, Engine::Zerocopy, Engine::Uring, Engine::Auto];
 
     /// Its name, as [`FromStr`] reads it.
     #[must_use]
@@ -34,6 +39,7 @@ impl Engine {
         match self {
             Engine::Copy => "copy",
             Engine::Zerocopy => "zerocopy",
+            Engine::Uring => "uring",
             Engine::Auto => "auto",
         }
     }
@@ -47,7 +53,7 @@ impl fmt::Display for Engine {
 
 /// No engine has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no engine is called {0:?}: there are copy, zerocopy and auto")]
+#[error("no engine is called {0:?}: there are copy, zerocopy, uring and auto")]
 pub struct UnknownEngine(String);
 
 impl FromStr for Engine {
@@ -74,6 +80,10 @@ pub enum Refusal {
     IdsUnsure,
     /// The file is not sent from a mapping.
     File(Unmappable),
+    /// `io_uring` cannot be used.
+    IoUring(Unavailable),
+    /// A [`Sender`](crate::Sender) was asked for `uring`.
+    Driver,
 }
 
 impl fmt::Display for Refusal {
@@ -93,6 +103,10 @@ impl fmt::Display for Refusal {
                  and nobody can say whether that used a notification id",
             ),
             Refusal::File(why) => write!(f, "the file is not sent from a mapping: {why}"),
+            Refusal::IoUring(why) => write!(f, "{why}"),
+            Refusal::Driver => f.write_str(
+                "a sender does not use io_uring, which has a front end of its own: uring::Driver",
+            ),
         }
     }
 }
@@ -100,7 +114,7 @@ impl fmt::Display for Refusal {
 /// Which engine served a send, and why it was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice {
-    /// [`Engine::Copy`] or [`Engine::Zerocopy`].
+    /// [`Engine::Copy`], [`Engine::Zerocopy`] or [`Engine::Uring`].
     pub engine: Engine,
     /// Why.
     pub why: Why,

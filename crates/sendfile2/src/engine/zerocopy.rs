@@ -10,7 +10,7 @@ use crate::ticket::Parts;
 
 /// Bytes handed over by one call at most. The kernel charges a call's whole length to
 /// `RLIMIT_MEMLOCK`, also where the socket takes little of it.
-const CALL: usize = 1 << 20;
+pub(crate) const CALL: usize = 1 << 20;
 
 /// What a zerocopy send came to.
 pub(crate) enum Zerocopy {

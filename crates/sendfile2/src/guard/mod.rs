@@ -784,7 +784,8 @@ impl<'a> Watched<'a> {
     fn add(&mut self, holders: Vec<Arc<dyn Holder>>) -> Result<(), Error> {
         for holder in holders {
             if self.known.insert(Arc::as_ptr(&holder).cast()) {
-                self.parker.add(holder.as_fd(), self.holders.len() as u64, false)?;
+                let key = self.holders.len() as u64;
+                self.parker.add(holder.as_fd(), key, holder.readiness())?;
                 self.holders.push(Arc::downgrade(&holder));
                 // Reaped after being watched: what comes later wakes.
                 reap(&holder);

@@ -8,3 +8,4 @@
 pub(crate) mod errqueue;
 pub(crate) mod mapping;
 pub(crate) mod socket;
+pub(crate) mod uring;

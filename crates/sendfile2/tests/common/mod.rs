@@ -18,8 +18,20 @@ pub fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(30)
 }
 
-/// The engines that are one (`auto` takes one of the others).
-pub const ENGINES: [Engine; 3] = Engine::ALL;
+/// The engines of a [`Sender`].
+pub const ENGINES: [Engine; 3] = [Engine::Copy, Engine::Zerocopy, Engine::Auto];
+
+/// Whether `io_uring` can be used here; if not, says so as the reason for a skip.
+pub fn has_uring() -> bool {
+    use sendfile2::probe::Availability::Available;
+    let engines = sendfile2::probe::machine().engines;
+    let uring = engines.into_iter().find(|state| state.engine == Engine::Uring).unwrap();
+    let has = matches!(uring.availability, Available(_));
+    if !has {
+        println!("SKIP: no io_uring: {}", uring.availability);
+    }
+    has
+}
 
 /// Bytes that differ at each position of a page, from page to page, and between seeds; under
 /// `pattern(seed, …)` and `pattern(!seed, …)` they differ everywhere.

@@ -1,0 +1,334 @@
+//! `io_uring`: a ring for sends, and the memory that the kernel reads for them.
+//!
+//! A send reads its memory until its *first* completion: the kernel imports the address when it
+//! begins, and again when it goes on after waiting for the socket, and then has pinned the pages.
+//! So a [`Queues`] keeps the memory and the socket of each send itself until then, and forgets them
+//! (never frees them) if it goes away too early. *What the file holds* must not change until the
+//! notification, which is another matter, and the caller's: its `kept` comes back with that.
+//!
+//! Neither DEFER_TASKRUN nor COOP_TASKRUN nor SINGLE_ISSUER: the reaper's thread must be able to
+//! drain a ring whose thread is busy, or gone.
+//!
+//! Sources: `io_uring_setup(2)`, `io_uring_enter(2)`, `io_uring_register(2)`.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+use rustix::io::Errno;
+
+use super::mapping::{Mapping, Region};
+use crate::slots::{Completion, Slots, Step, Stray};
+
+/// `IORING_SEND_ZC_REPORT_USAGE` of `linux/io_uring.h` (Linux 6.2), which the crate keeps to
+/// itself: the notification says whether the kernel copied.
+const REPORT_USAGE: u16 = 1 << 3;
+
+/// `IORING_NOTIF_USAGE_ZC_COPIED` of `linux/io_uring.h`: the highest bit.
+const COPIED: i32 = i32::MIN;
+
+/// The key of what is asked of the ring itself (a cancellation, a no-op), whose result is nobody's.
+const NOBODY: u64 = u64::MAX;
+
+/// Sends that can be queued between two system calls.
+const ENTRIES: u32 = 128;
+
+/// Room for completions: what is under way is limited to half of it, so that it never overflows.
+const COMPLETIONS: u32 = 2048;
+
+/// The ring itself: what can be done from any thread at any time.
+pub(crate) struct Ring(IoUring);
+
+/// The ring's two queues, of which there is one pair, and what the operations in them keep.
+pub(crate) struct Queues<H> {
+    ring: Arc<Ring>,
+    slots: Slots<Kept<H>>,
+    /// [`REPORT_USAGE`], where the kernel knows it.
+    zc_flags: u16,
+}
+
+#[derive(Debug)]
+struct Kept<H> {
+    /// Until the first completion.
+    for_kernel: Option<(Arc<OwnedFd>, Memory)>,
+    for_caller: H,
+}
+
+/// What a send reads from.
+#[derive(Debug, Clone)]
+pub(crate) enum Memory {
+    /// A file range, which the mapping covers.
+    Mapped(Arc<Mapping>, Range<u64>),
+    /// These bytes, from the given one on.
+    Bytes(Arc<[u8]>, usize),
+    /// Nothing: no send.
+    None,
+}
+
+impl Memory {
+    fn region(&self) -> Region<'_> {
+        let none = Region::from(&[][..]);
+        match self {
+            Memory::Mapped(mapping, range) => mapping.region(range.clone()).unwrap_or(none),
+            Memory::Bytes(bytes, from) => Region::from(bytes.get(*from..).unwrap_or_default()),
+            Memory::None => none,
+        }
+    }
+}
+
+/// What the kernel is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// `SEND_ZC`: from the memory itself.
+    Zerocopy { more: bool },
+    /// `SEND`: the kernel copies.
+    Copy { more: bool },
+    /// `POLL_ADD`: wait until the socket is writable.
+    Writable,
+}
+
+/// One completion.
+#[derive(Debug)]
+pub(crate) enum Event<H> {
+    /// The result of an operation, of which something is in flight still.
+    Answered { key: u64, result: Result<u32, Errno> },
+    /// The kernel has let go of a send that was answered before.
+    Released { kept: H, copied: bool },
+    /// Both at once: nothing is in flight.
+    Ended { kept: H, result: Result<u32, Errno>, copied: bool },
+}
+
+impl Ring {
+    /// Makes a ring that can send by reference (Linux 6.0), and its queues.
+    ///
+    /// # Errors
+    /// What `io_uring_setup(2)` fails with; `Ok(None)` if the ring has no `SEND_ZC`.
+    pub(crate) fn new<H>() -> Result<Option<Queues<H>>, Errno> {
+        let uring = IoUring::builder()
+            .setup_submit_all()
+            .setup_cqsize(COMPLETIONS)
+            .build(ENTRIES)
+            .map_err(|e| errno(&e))?;
+        let mut probe = Probe::new();
+        uring.submitter().register_probe(&mut probe).map_err(|e| errno(&e))?;
+        let queues = || Queues {
+            ring: Arc::new(Ring(uring)),
+            slots: Slots::default(),
+            zc_flags: REPORT_USAGE,
+        };
+        Ok(probe.is_supported(opcode::SendZc::CODE).then(queues))
+    }
+
+    /// Submits what is queued, and then sleeps until `want` completions are there (counted from
+    /// those that are there now and unread), for at most `timeout`. Returns early for a signal.
+    ///
+    /// # Errors
+    /// What `io_uring_enter(2)` fails with. EAGAIN and EBUSY are none: it has no memory, or wants
+    /// its completions read, and is to be asked again.
+    pub(crate) fn enter(&self, want: usize, timeout: Duration) -> Result<(), Errno> {
+        let time = Timespec::from(timeout);
+        let args = SubmitArgs::new().timespec(&time);
+        match self.0.submitter().submit_with_args(want, &args) {
+            Ok(_) => Ok(()),
+            Err(e) => match errno(&e) {
+                Errno::TIME | Errno::INTR => Ok(()),
+                Errno::AGAIN | Errno::BUSY => {
+                    std::thread::yield_now();
+                    Ok(())
+                }
+                errno => Err(errno),
+            },
+        }
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring's descriptor is open as long as the ring is, which is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Ring").field(&self.0.as_raw_fd()).finish()
+    }
+}
+
+impl<H> Queues<H> {
+    pub(crate) fn ring(&self) -> &Arc<Ring> {
+        &self.ring
+    }
+
+    /// Queues an operation on `socket`, to be submitted by the next [`enter`](Ring::enter); gives
+    /// `kept` back if there is no room until then.
+    pub(crate) fn push(
+        &mut self,
+        request: Request,
+        socket: &Arc<OwnedFd>,
+        memory: Memory,
+        kept: H,
+    ) -> Result<u64, H> {
+        if self.slots.len() >= COMPLETIONS as usize / 2 {
+            return Err(kept);
+        }
+        let fd = Fd(socket.as_raw_fd());
+        let region = memory.region();
+        let (pointer, len) = (region.as_ptr(), u32::try_from(region.len()).unwrap_or(u32::MAX));
+        // WAITALL: the kernel goes on with the rest itself, also after it had to wait.
+        let flags =
+            |more| libc::MSG_NOSIGNAL | libc::MSG_WAITALL | if more { libc::MSG_MORE } else { 0 };
+        let entry = match request {
+            Request::Zerocopy { more } => opcode::SendZc::new(fd, pointer, len)
+                .flags(flags(more))
+                .zc_flags(self.zc_flags)
+                .build(),
+            Request::Copy { more } => {
+                opcode::Send::new(fd, pointer, len).flags(flags(more)).build()
+            }
+            // POLLOUT is no negative number.
+            Request::Writable => {
+                opcode::PollAdd::new(fd, libc::POLLOUT.unsigned_abs().into()).build()
+            }
+        };
+        let for_kernel = Some((Arc::clone(socket), memory));
+        let key = self.slots.insert(Kept { for_kernel, for_caller: kept });
+        // SAFETY: the memory and the descriptor that the entry names are kept in its slot until
+        // the first completion, and forgotten, never freed, if `self` is dropped before. (Neither
+        // moves: a mapping and an `Arc<[u8]>` are on the heap.)
+        if unsafe { self.add(&entry.user_data(key)) } {
+            return Ok(key);
+        }
+        // It was inserted just now.
+        match self.slots.remove(key) {
+            Some(kept) => Err(kept.for_caller),
+            None => unreachable!("a slot that was inserted is there"),
+        }
+    }
+
+    /// After EINVAL for a zerocopy send: asks no more whether the kernel copied, which Linux before
+    /// 6.2 does not know. `false` if that was not asked already.
+    pub(crate) fn forget_usage(&mut self) -> bool {
+        std::mem::take(&mut self.zc_flags) != 0
+    }
+
+    /// Queues a request to end the operation `key` early, if it still waits; `false` if there is
+    /// no room.
+    pub(crate) fn cancel(&mut self, key: u64) -> bool {
+        let entry = opcode::AsyncCancel::new(key).build().user_data(NOBODY);
+        // SAFETY: the entry names no memory and no descriptor.
+        unsafe { self.add(&entry) }
+    }
+
+    /// Queues `n` completions of nothing, which wake who waits for completions.
+    pub(crate) fn no_ops(&mut self, n: usize) {
+        let entry = opcode::Nop::new().build().user_data(NOBODY);
+        for _ in 0..n {
+            // SAFETY: the entry names no memory and no descriptor.
+            if !unsafe { self.add(&entry) } {
+                return;
+            }
+        }
+    }
+
+    /// # Safety
+    /// What the entry names must be valid until its completion.
+    unsafe fn add(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: there is one `Queues` of a ring, and it is borrowed mutably: no other
+        // SubmissionQueue exists. The entry is as the caller promises.
+        unsafe { self.ring.0.submission_shared().push(entry).is_ok() }
+    }
+
+    /// Whether something is queued that was not submitted.
+    pub(crate) fn is_pending(&mut self) -> bool {
+        // SAFETY: as above.
+        let queue = unsafe { self.ring.0.submission_shared() };
+        // The kernel has completions that found no room: entering fetches them.
+        !queue.is_empty() || queue.cq_overflow()
+    }
+
+    /// Takes the next completion that is there; `None` if there is no other.
+    ///
+    /// # Errors
+    /// [`Stray`], for which nothing is let go of.
+    pub(crate) fn next(&mut self) -> Option<Result<Event<H>, Stray>> {
+        loop {
+            // SAFETY: there is one `Queues` of a ring, and it is borrowed mutably: no other
+            // CompletionQueue exists. It is dropped at once, which tells the kernel.
+            let entry = unsafe { self.ring.0.completion_shared() }.next()?;
+            if entry.user_data() == NOBODY {
+                continue;
+            }
+            match self.take(&entry) {
+                // A notification before the result, with which it will be told.
+                Ok(None) => {}
+                Ok(Some(event)) => return Some(Ok(event)),
+                Err(stray) => return Some(Err(stray)),
+            }
+        }
+    }
+
+    fn take(&mut self, entry: &cqueue::Entry) -> Result<Option<Event<H>>, Stray> {
+        let (key, result, flags) = (entry.user_data(), entry.result(), entry.flags());
+        if cqueue::notif(flags) {
+            let copied = result == COPIED;
+            return Ok(match self.slots.complete(key, Completion::Notification { copied })? {
+                Step::Done { kept, copied } => {
+                    Some(Event::Released { kept: kept.for_caller, copied })
+                }
+                Step::Kept => None,
+            });
+        }
+        let more = cqueue::more(flags);
+        let result =
+            u32::try_from(result).map_err(|_| Errno::from_raw_os_error(result.wrapping_neg()));
+        Ok(Some(match self.slots.complete(key, Completion::Answer { more })? {
+            Step::Done { kept, copied } => Event::Ended { kept: kept.for_caller, result, copied },
+            Step::Kept => {
+                if let Some(kept) = self.slots.get_mut(key) {
+                    kept.for_kernel = None;
+                }
+                Event::Answered { key, result }
+            }
+        }))
+    }
+
+    /// What the caller keeps with the operation `key`.
+    pub(crate) fn kept(&mut self, key: u64) -> Option<&mut H> {
+        self.slots.get_mut(key).map(|kept| &mut kept.for_caller)
+    }
+
+    /// What the caller keeps with all operations under way.
+    pub(crate) fn all_kept(&self) -> impl Iterator<Item = &H> {
+        self.slots.iter().map(|kept| &kept.for_caller)
+    }
+
+    /// Operations under way.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+}
+
+impl<H> Drop for Queues<H> {
+    fn drop(&mut self) {
+        if !self.slots.is_empty() {
+            // The kernel may read the memory still, and what is held may be in flight.
+            std::mem::forget(std::mem::take(&mut self.slots));
+        }
+    }
+}
+
+impl<H> fmt::Debug for Queues<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queues").field("under_way", &self.len()).finish_non_exhaustive()
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}

@@ -1,0 +1,90 @@
+//! Sends by `io_uring`: `IORING_OP_SEND_ZC` from the file's mapping (Linux 6.0).
+//!
+//! Such a send completes twice. Its *result* says what the kernel has accepted; its *notification*,
+//! if the result announces one, that the kernel no longer references the file's pages.
+//!
+//! [`send_file_sync`] does it for one range, and returns when the file may be overwritten.
+
+mod available;
+mod leftover;
+mod part;
+mod sync;
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use crate::error::Error;
+use crate::source::Source;
+use crate::ticket::Status;
+
+pub use available::Unavailable;
+
+/// A [`send_file_sync`] that could not do all of it: why, and what became of the part that it did.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped after {bytes} bytes: {error}")]
+pub struct Unfinished {
+    /// Why.
+    pub error: Error,
+    /// Bytes that the kernel accepted.
+    pub bytes: u64,
+    /// [`Status::Released`]: the kernel references nothing of it any more. [`Status::Unknown`]: it
+    /// may still send from the file, which must not be overwritten; nobody will be told when that
+    /// ends, but the [reaper](crate::reaper) knows while it lasts.
+    pub status: Status,
+}
+
+impl From<Unfinished> for Error {
+    fn from(unfinished: Unfinished) -> Self {
+        unfinished.error
+    }
+}
+
+/// Sends `range` of the file, all of it, and returns when the kernel no longer references the
+/// file's pages, so that they may be overwritten; whether it had copied any of them.
+///
+/// It waits for room in the socket, and for the peer's acknowledgements, since the kernel keeps the
+/// pages until then (towards a peer on this host it copies them when it delivers). A peer that
+/// stops reading withholds all that for ever, hence `deadline`.
+///
+/// The socket is borrowed, a connected stream socket, in blocking mode or not; nobody else must
+/// send on it meanwhile. No SIGPIPE is raised. Before Linux 6.2 the kernel does not say whether it
+/// copied, and this returns `false`.
+///
+/// For many sends use a [`Sender`](crate::Sender), which waits for all of them at once. To send
+/// under a [lease](crate::guard::Lease) use that, too: this could not prolong a lease when the
+/// deadline passes.
+///
+/// ```no_run
+/// use sendfile2::{Source, uring::send_file_sync};
+/// use std::time::{Duration, Instant};
+///
+/// # fn main() -> Result<(), sendfile2::Error> {
+/// # let socket = std::net::TcpStream::connect("192.0.2.1:80").unwrap();
+/// let file = Source::open("segment")?;
+/// let size = file.size()?;
+/// send_file_sync(&socket, &file, 0..size, Instant::now() + Duration::from_secs(30))?;
+/// // Now the file may be overwritten.
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`Unfinished`] says how far it got, and holds: [`Error::Deadline`]; [`Error::Truncated`] or
+/// [`Error::File`] where the file ends or cannot be read; [`Error::Socket`]; [`Error::Refused`]
+/// where `io_uring` cannot be used, the socket gives no notifications (EOPNOTSUPP: unix, kernel
+/// TLS) or the file is not mapped; [`Error::Wait`].
+///
+/// # How
+/// All of it:
+/// ```ignore
+#[doc = include_str!("sync.rs")]
+/// ```
+pub fn send_file_sync(
+    socket: impl AsFd,
+    file: &Source,
+    range: Range<u64>,
+    deadline: Instant,
+) -> Result<bool, Unfinished> {
+    sync::send_file_sync(socket, file, range, deadline)
+}

@@ -1,0 +1,77 @@
+//! The parts that a file range is sent in, and what is wrong where one faults.
+
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{SocketType, sockopt};
+
+use crate::engine::zerocopy::CALL;
+use crate::engine::{Engine, Refusal};
+use crate::error::Error;
+use crate::memlock;
+use crate::source::{Extent, Source, View};
+use crate::sys::uring::Memory;
+
+/// A descriptor of our own of `socket`, which must be a stream socket: sends are continued in the
+/// middle, which would split a record.
+pub(super) fn stream(socket: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    if sockopt::socket_type(socket).map_err(Error::socket("SO_TYPE"))? != SocketType::STREAM {
+        return Err(refused(Refusal::Socket("io_uring serves stream sockets only")));
+    }
+    socket.try_clone_to_owned().map_err(|cause| Error::Socket { op: "dup", cause })
+}
+
+/// Bytes that one send may ask for: what `RLIMIT_MEMLOCK` is charged for a whole send, and no
+/// peer should keep many pages pinned at once.
+///
+/// # Errors
+/// [`Error::Refused`] if the limit allows no send at all.
+pub(super) fn limit() -> Result<u64, Error> {
+    match CALL.min(memlock::call()) {
+        0 => Err(refused(Refusal::Memlock(memlock::memlock().unwrap_or(0)))),
+        most => Ok(most as u64),
+    }
+}
+
+/// The beginning of `range`, as far as one send of at most `most` bytes can take it now.
+///
+/// # Errors
+/// [`Error::Truncated`]; [`Error::Refused`] if the file is not mapped.
+pub(super) fn next(
+    file: &Source,
+    extent: Extent,
+    range: &Range<u64>,
+    most: u64,
+) -> Result<(Memory, Range<u64>), Error> {
+    let end = range.end.min(range.start.saturating_add(most));
+    match file.view(range.start..end, extent)? {
+        View::Mapped(mapping, part) => Ok((Memory::Mapped(mapping, part.clone()), part)),
+        View::Read(why, _) => Err(refused(Refusal::File(why))),
+    }
+}
+
+/// Refuses the engine with `reason`, for all to see.
+pub(super) fn refused(reason: Refusal) -> Error {
+    let engine = Engine::Uring;
+    tracing::debug!(%engine, %reason, "refused");
+    Error::Refused { engine, reason }
+}
+
+/// What is wrong with `part`, which faulted. Nothing any more, if the file is shorter now: then
+/// what there is can be sent.
+pub(super) fn explain_fault(file: &Source, part: &Range<u64>) -> Result<(), Error> {
+    if file.size()? < part.end {
+        return Ok(());
+    }
+    // A disk error shows itself to who reads.
+    let mut buffer = vec![0; 64 << 10];
+    let mut at = part.start;
+    while at < part.end {
+        match file.read_at(&mut buffer, at)? {
+            0 => return Ok(()),
+            n => at += n as u64,
+        }
+    }
+    Err(Error::socket("send")(Errno::FAULT))
+}

@@ -1,0 +1,159 @@
+//! The synchronous safe `sendfile`, on a ring of its own: a page of code, whose comments say what
+//! there is to know of `SEND_ZC`.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::{Unfinished, available, leftover, part};
+use crate::engine::Refusal;
+use crate::error::Error;
+use crate::source::Source;
+use crate::sys::uring::{Event, Queues, Request};
+use crate::ticket::Status;
+
+const ZEROCOPY: Request = Request::Zerocopy { more: false };
+const COPY: Request = Request::Copy { more: false };
+
+/// One call: the ring keeps with each send how many bytes it has.
+struct Call {
+    queues: Queues<u64>,
+    sent: u64,
+    copied: bool,
+}
+
+pub(super) fn send_file_sync(
+    socket: impl AsFd,
+    file: &Source,
+    range: Range<u64>,
+    deadline: Instant,
+) -> Result<bool, Unfinished> {
+    let unsent = |error| Unfinished { error, bytes: 0, status: Status::Released { copied: false } };
+    let socket = Arc::new(part::stream(socket.as_fd()).map_err(unsent)?);
+    let mut call = Call { queues: available::ring().map_err(unsent)?, sent: 0, copied: false };
+    let sent = call.send(socket, file, range, deadline);
+    // Also after an error the kernel may have said that it will notify.
+    let released = call.release(deadline);
+    let Call { queues, sent: bytes, copied } = call;
+    let mut status = Status::Released { copied };
+    if released.is_err() {
+        // The peer does not read. The notifications may come in a week; nobody may guess.
+        status = Status::Unknown;
+        leftover::hand_over(queues);
+    }
+    sent.and(released).map_err(|error| Unfinished { error, bytes, status })?;
+    Ok(copied)
+}
+
+impl Call {
+    /// Sends all of `range`, part by part, each when the result of the one before is there: two
+    /// sends at once on one socket would arrive in any order.
+    fn send(
+        &mut self,
+        socket: Arc<OwnedFd>,
+        file: &Source,
+        range: Range<u64>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let (mut request, mut faulted) = (ZEROCOPY, None);
+        while range.start + self.sent < range.end {
+            let left = range.start + self.sent..range.end;
+            let (memory, part) = part::next(file, file.extent()?, &left, part::limit()?)?;
+            // The ring keeps the mapping until the result: by then the kernel has pinned the pages.
+            let bytes = part.end - part.start;
+            let Ok(key) = self.queues.push(request, &socket, memory, bytes) else {
+                self.completion(deadline)?; // as many notifications are due as a ring has room for
+                continue;
+            };
+            let mut until = deadline;
+            let result = loop {
+                match self.event(until)? {
+                    // The result, after which a notification comes (F_MORE), ...
+                    Some(Event::Answered { result, .. }) => break result,
+                    // ... or does not, or came before; ...
+                    Some(Event::Ended { result, copied, .. }) => {
+                        self.copied |= copied;
+                        break result;
+                    }
+                    // ... or the notification of an earlier send.
+                    Some(Event::Released { copied, .. }) => self.copied |= copied,
+                    // What waits for room in the socket is told to stop, and then has a result.
+                    None => {
+                        self.queues.cancel(key);
+                        until = Instant::now() + Duration::from_secs(1);
+                    }
+                }
+            };
+            match result {
+                Ok(_) if request == Request::Writable => request = ZEROCOPY,
+                // Fewer than asked for, if the wait was ended.
+                Ok(bytes) => {
+                    self.sent += u64::from(bytes);
+                    self.copied |= request == COPY;
+                    request = ZEROCOPY;
+                }
+                Err(Errno::AGAIN) => request = Request::Writable,
+                Err(Errno::INTR | Errno::CANCELED) => {}
+                // RLIMIT_MEMLOCK, which a release makes room under; if none is due, a copy needs
+                // none.
+                Err(Errno::NOMEM | Errno::NOBUFS) if request == ZEROCOPY => {
+                    if self.queues.len() == 0 {
+                        request = COPY;
+                    } else {
+                        self.completion(deadline)?;
+                    }
+                }
+                Err(Errno::OPNOTSUPP) => return Err(part::refused(Refusal::NotSupported)),
+                // Linux before 6.2 cannot say whether it copied.
+                Err(Errno::INVAL) if self.queues.forget_usage() => {}
+                // The file was truncated, or cannot be read.
+                Err(Errno::FAULT) if faulted != Some(part.start) => {
+                    part::explain_fault(file, &part)?;
+                    faulted = Some(part.start);
+                }
+                Err(errno) => return Err(Error::socket("send")(errno)),
+            }
+            if Instant::now() >= deadline && range.start + self.sent < range.end {
+                return Err(Error::Deadline("the peer does not read: the socket stayed full"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the kernel has let go of everything.
+    fn release(&mut self, deadline: Instant) -> Result<(), Error> {
+        while self.queues.len() > 0 {
+            self.completion(deadline)?;
+        }
+        Ok(())
+    }
+
+    fn completion(&mut self, deadline: Instant) -> Result<(), Error> {
+        match self.event(deadline)? {
+            Some(Event::Released { copied, .. } | Event::Ended { copied, .. }) => {
+                self.copied |= copied;
+                Ok(())
+            }
+            Some(Event::Answered { .. }) => Ok(()),
+            None => Err(Error::Deadline("the kernel still reads from the file")),
+        }
+    }
+
+    /// Submits what is queued and waits for a completion; `None` if there is none by `deadline`.
+    fn event(&mut self, deadline: Instant) -> Result<Option<Event<u64>>, Error> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.queues.next() {
+                Some(event) => return Ok(Some(event?)),
+                None if left.is_zero() && !self.queues.is_pending() => return Ok(None),
+                None => {
+                    let entered = self.queues.ring().enter(1, left);
+                    entered.map_err(Error::wait("io_uring_enter"))?;
+                }
+            }
+        }
+    }
+}
