@@ -50,6 +50,8 @@ pub(crate) struct Queues<H> {
     slots: Slots<Kept<H>>,
     /// [`REPORT_USAGE`], where the kernel knows it.
     zc_flags: u16,
+    /// Completions that were taken, nobody's too.
+    taken: usize,
 }
 
 #[derive(Debug)]
@@ -66,8 +68,6 @@ pub(crate) enum Memory {
     Mapped(Arc<Mapping>, Range<u64>),
     /// These bytes, from the given one on.
     Bytes(Arc<[u8]>, usize),
-    /// Nothing: no send.
-    None,
 }
 
 impl Memory {
@@ -76,7 +76,6 @@ impl Memory {
         match self {
             Memory::Mapped(mapping, range) => mapping.region(range.clone()).unwrap_or(none),
             Memory::Bytes(bytes, from) => Region::from(bytes.get(*from..).unwrap_or_default()),
-            Memory::None => none,
         }
     }
 }
@@ -120,6 +119,7 @@ impl Ring {
             ring: Arc::new(Ring(uring)),
             slots: Slots::default(),
             zc_flags: REPORT_USAGE,
+            taken: 0,
         };
         Ok(probe.is_supported(opcode::SendZc::CODE).then(queues))
     }
@@ -261,6 +261,7 @@ impl<H> Queues<H> {
             // SAFETY: there is one `Queues` of a ring, and it is borrowed mutably: no other
             // CompletionQueue exists. It is dropped at once, which tells the kernel.
             let entry = unsafe { self.ring.0.completion_shared() }.next()?;
+            self.taken += 1;
             if entry.user_data() == NOBODY {
                 continue;
             }
@@ -296,6 +297,11 @@ impl<H> Queues<H> {
                 Event::Answered { key, result }
             }
         }))
+    }
+
+    /// How many completions were taken since this was asked last.
+    pub(crate) fn taken(&mut self) -> usize {
+        std::mem::take(&mut self.taken)
     }
 
     /// What the caller keeps with the operation `key`.

@@ -3,12 +3,40 @@
 //! Such a send completes twice. Its *result* says what the kernel has accepted; its *notification*,
 //! if the result announces one, that the kernel no longer references the file's pages.
 //!
-//! [`send_file_sync`] does it for one range, and returns when the file may be overwritten.
+//! [`send_file_sync`] does it for one range, and returns when the file may be overwritten. A
+//! [`Driver`] does it for many sends on many sockets, a system call for a batch of them:
+//!
+//! ```no_run
+//! use sendfile2::{Source, uring::Driver};
+//! use std::time::{Duration, Instant};
+//!
+//! # fn main() -> Result<(), sendfile2::Error> {
+//! # let accepted: Vec<std::net::TcpStream> = Vec::new();
+//! let soon = || Instant::now() + Duration::from_secs(30);
+//! let file = Source::open("segment")?;
+//! let mut driver = Driver::new()?;
+//! let mut sockets = Vec::new();
+//! for stream in accepted {
+//!     sockets.push(driver.add(stream)?);
+//! }
+//! let mut tickets = Vec::new();
+//! for socket in &mut sockets {
+//!     tickets.push(socket.send_file(&file, 0..65_536, false)?); // queued
+//! }
+//! driver.wait(tickets.len(), soon())?; // submitted, all by one system call
+//! for ticket in &tickets {
+//!     ticket.wait_released(soon())?; // now the file may be overwritten
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod available;
+mod driver;
 mod leftover;
 mod part;
 mod sync;
+mod ticket;
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -19,6 +47,8 @@ use crate::source::Source;
 use crate::ticket::Status;
 
 pub use available::Unavailable;
+pub use driver::{Driver, Socket};
+pub use ticket::Ticket;
 
 /// A [`send_file_sync`] that could not do all of it: why, and what became of the part that it did.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +81,7 @@ impl From<Unfinished> for Error {
 /// send on it meanwhile. No SIGPIPE is raised. Before Linux 6.2 the kernel does not say whether it
 /// copied, and this returns `false`.
 ///
-/// For many sends use a [`Sender`](crate::Sender), which waits for all of them at once. To send
-/// under a [lease](crate::guard::Lease) use that, too: this could not prolong a lease when the
+/// For many sends use a [`Driver`], which waits for all of them at once. To send under a [lease](crate::guard::Lease) use that, too: this could not prolong a lease when the
 /// deadline passes.
 ///
 /// ```no_run
