@@ -6,8 +6,8 @@
 //! (never frees them) if it goes away too early. *What the file holds* must not change until the
 //! notification, which is another matter, and the caller's: its `kept` comes back with that.
 //!
-//! Neither DEFER_TASKRUN nor COOP_TASKRUN nor SINGLE_ISSUER: the reaper's thread must be able to
-//! drain a ring whose thread is busy, or gone.
+//! Of the ring's modes neither `DEFER_TASKRUN` nor `COOP_TASKRUN` nor `SINGLE_ISSUER` is used: the
+//! reaper's thread must be able to drain a ring whose thread is busy, or gone.
 //!
 //! Sources: `io_uring_setup(2)`, `io_uring_enter(2)`, `io_uring_register(2)`.
 
@@ -103,27 +103,6 @@ pub(crate) enum Event<H> {
 }
 
 impl Ring {
-    /// Makes a ring that can send by reference (Linux 6.0), and its queues.
-    ///
-    /// # Errors
-    /// What `io_uring_setup(2)` fails with; `Ok(None)` if the ring has no `SEND_ZC`.
-    pub(crate) fn new<H>() -> Result<Option<Queues<H>>, Errno> {
-        let uring = IoUring::builder()
-            .setup_submit_all()
-            .setup_cqsize(COMPLETIONS)
-            .build(ENTRIES)
-            .map_err(|e| errno(&e))?;
-        let mut probe = Probe::new();
-        uring.submitter().register_probe(&mut probe).map_err(|e| errno(&e))?;
-        let queues = || Queues {
-            ring: Arc::new(Ring(uring)),
-            slots: Slots::default(),
-            zc_flags: REPORT_USAGE,
-            taken: 0,
-        };
-        Ok(probe.is_supported(opcode::SendZc::CODE).then(queues))
-    }
-
     /// Submits what is queued, and then sleeps until `want` completions are there (counted from
     /// those that are there now and unread), for at most `timeout`. Returns early for a signal.
     ///
@@ -161,6 +140,27 @@ impl fmt::Debug for Ring {
 }
 
 impl<H> Queues<H> {
+    /// Makes a ring that can send by reference (Linux 6.0), and its queues.
+    ///
+    /// # Errors
+    /// What `io_uring_setup(2)` fails with; `Ok(None)` if the ring has no `SEND_ZC`.
+    pub(crate) fn open() -> Result<Option<Self>, Errno> {
+        let uring = IoUring::builder()
+            .setup_submit_all()
+            .setup_cqsize(COMPLETIONS)
+            .build(ENTRIES)
+            .map_err(|e| errno(&e))?;
+        let mut probe = Probe::new();
+        uring.submitter().register_probe(&mut probe).map_err(|e| errno(&e))?;
+        let queues = || Queues {
+            ring: Arc::new(Ring(uring)),
+            slots: Slots::default(),
+            zc_flags: REPORT_USAGE,
+            taken: 0,
+        };
+        Ok(probe.is_supported(opcode::SendZc::CODE).then(queues))
+    }
+
     pub(crate) fn ring(&self) -> &Arc<Ring> {
         &self.ring
     }

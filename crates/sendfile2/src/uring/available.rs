@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use crate::engine::{Engine, Refusal};
 use crate::error::Error;
-use crate::sys::uring::{Queues, Ring};
+use crate::sys::uring::Queues;
 
 /// Why `io_uring` cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl fmt::Display for Unavailable {
 
 /// Makes a ring.
 pub(super) fn ring<H>() -> Result<Queues<H>, Error> {
-    match Ring::new() {
+    match Queues::open() {
         Ok(Some(queues)) => Ok(queues),
         Ok(None) => Err(refused(Unavailable::Old)),
         Err(errno) => {

@@ -28,7 +28,7 @@ use super::available;
 use super::part;
 use super::ticket::{Failure, Progress, Ticket};
 use crate::conn::{self, Counters, Kind, ResetOnDeath};
-use crate::engine::{Limit, Refusal};
+use crate::engine::{Choice, Engine, Limit, Refusal, Why};
 use crate::error::Error;
 use crate::guard::Lease;
 use crate::holder::{Held, Holder, InFlight};
@@ -376,7 +376,11 @@ impl Socket {
         next: Next,
     ) -> Result<Ticket, Error> {
         let Lane { shared, index, acknowledged, .. } = &*self.lane;
-        let progress = Progress::new(len, acknowledged);
+        let choice = match next {
+            Next::Zerocopy => Choice { engine: Engine::Uring, why: Why::Asked },
+            _ => Choice { engine: Engine::Copy, why: Why::Slice },
+        };
+        let progress = Progress::new(len, choice, acknowledged);
         let ticket = Ticket { progress: Arc::clone(&progress), lane: Arc::downgrade(&self.lane) };
         let mut state = lock(&shared.state);
         let lane = state.lane(*index);

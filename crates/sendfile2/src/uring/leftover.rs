@@ -45,7 +45,7 @@ impl Holder for Leftover {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let mut count = 0;
         while let Some(event) = queues.next() {
-            drop(event?);
+            event?;
             count += 1;
         }
         Ok(count)

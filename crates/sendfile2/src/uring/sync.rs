@@ -34,7 +34,9 @@ pub(super) fn send_file_sync(
     let unsent = |error| Unfinished { error, bytes: 0, status: Status::Released { copied: false } };
     let socket = Arc::new(part::stream(socket.as_fd()).map_err(unsent)?);
     let mut call = Call { queues: available::ring().map_err(unsent)?, sent: 0, copied: false };
-    let sent = call.send(socket, file, range, deadline);
+    let sent = call.send(&socket, file, range, deadline);
+    // Who keeps a duplicate withholds the end of the stream.
+    drop(socket);
     // Also after an error the kernel may have said that it will notify.
     let released = call.release(deadline);
     let Call { queues, sent: bytes, copied } = call;
@@ -53,7 +55,7 @@ impl Call {
     /// sends at once on one socket would arrive in any order.
     fn send(
         &mut self,
-        socket: Arc<OwnedFd>,
+        socket: &Arc<OwnedFd>,
         file: &Source,
         range: Range<u64>,
         deadline: Instant,
@@ -64,7 +66,7 @@ impl Call {
             let (memory, part) = part::next(file, file.extent()?, &left, part::limit()?)?;
             // The ring keeps the mapping until the result: by then the kernel has pinned the pages.
             let bytes = part.end - part.start;
-            let Ok(key) = self.queues.push(request, &socket, memory, bytes) else {
+            let Ok(key) = self.queues.push(request, socket, memory, bytes) else {
                 self.completion(deadline)?; // as many notifications are due as a ring has room for
                 continue;
             };

@@ -8,7 +8,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use super::driver::Lane;
-use crate::engine::{Engine, Limit, Refusal};
+use crate::engine::{Choice, Engine, Limit, Refusal, Why};
 use crate::error::Error;
 use crate::ticket::{Acknowledgement, Status};
 
@@ -17,6 +17,7 @@ use crate::ticket::{Acknowledgement, Status};
 pub(super) struct Progress {
     /// Bytes that are to be sent.
     total: u64,
+    choice: Choice,
     accepted: AtomicU64,
     /// Bytes the socket had accepted after the last part.
     end: AtomicU64,
@@ -70,9 +71,10 @@ impl From<Failure> for Error {
 }
 
 impl Progress {
-    pub(super) fn new(total: u64, acknowledged: &Arc<AtomicU64>) -> Arc<Self> {
+    pub(super) fn new(total: u64, choice: Choice, acknowledged: &Arc<AtomicU64>) -> Arc<Self> {
         Arc::new(Progress {
             total,
+            choice,
             accepted: AtomicU64::new(0),
             end: AtomicU64::new(0),
             outstanding: AtomicU32::new(0),
@@ -140,6 +142,7 @@ impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket")
             .field("bytes", &self.bytes())
+            .field("choice", &self.choice())
             .field("status", &self.status())
             .finish_non_exhaustive()
     }
@@ -158,10 +161,14 @@ impl Ticket {
         self.progress.failure.get().map(|failure| (*failure).into())
     }
 
-    /// The kernel limit because of which a part of it was sent by a copy; `None` if none was.
+    /// Which engine serves it, and why: `copy` for bytes, and for a file where a limit was in the
+    /// way of a part.
     #[must_use]
-    pub fn limit(&self) -> Option<Limit> {
-        self.progress.limit.get().copied()
+    pub fn choice(&self) -> Choice {
+        match self.progress.limit.get() {
+            Some(limit) => Choice { engine: Engine::Copy, why: Why::Limit(*limit) },
+            None => self.progress.choice,
+        }
     }
 
     /// Whether the kernel has let go of it, as far as the completions read so far say. What is
@@ -233,5 +240,26 @@ impl Ticket {
         } else {
             Acknowledgement::Unknowable
         })
+    }
+
+    /// Waits until the peer's TCP has acknowledged all of it; `false` if that can never be known.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`]; [`Error::Wait`]; [`Error::Socket`] if SIOCOUTQ fails.
+    pub fn wait_acknowledged(&self, deadline: Instant) -> Result<bool, Error> {
+        let mut pause = std::time::Duration::from_micros(100);
+        loop {
+            match self.acknowledgement()? {
+                Acknowledgement::Acknowledged => return Ok(true),
+                Acknowledgement::Unknowable => return Ok(false),
+                Acknowledgement::Pending => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Deadline("the send was not acknowledged"));
+            }
+            std::thread::sleep(pause.min(left));
+            pause = (pause * 2).min(std::time::Duration::from_millis(10));
+        }
     }
 }
