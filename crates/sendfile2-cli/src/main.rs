@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod carrier;
 mod demo;
 mod generate;
 mod net;

@@ -16,14 +16,13 @@ use anyhow::{Context, anyhow, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ValueEnum, ValueHint};
 use indicatif::{ProgressBar, ProgressStyle};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType};
 use sendfile2::{
-    Acknowledgement, Choice, Engine, Error, Options, Refusal, Sender, Sent, Source, Status, Ticket,
-    probe,
+    Acknowledgement, Choice, Engine, Error, Refusal, Sender, Sent, Source, Status, probe, uring,
 };
 use serde::Serialize;
 
+use crate::carrier::{Carrier, Ticket};
 use crate::net::{self, Address};
 use crate::{output, units};
 
@@ -104,8 +103,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let source = output::open(&args.file)?;
     let range = range(args, source.size()?)?;
     // Before there is a connection, since the peer would see one without content.
-    if args.engine == Engine::Zerocopy {
-        if let Some(reason) = refusal(&source, &args.destination)? {
+    if matches!(args.engine, Engine::Zerocopy | Engine::Uring) {
+        if let Some(reason) = refusal(&source, args.engine, &args.destination)? {
             let refused = Error::Refused { engine: args.engine, reason };
             bail!("{refused}; nothing was sent");
         }
@@ -115,9 +114,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let clock = Clock::new(args.deadline);
     let socket = args.destination.connect(args.deadline.unwrap_or(STALL))?;
-    let sender = Sender::with(socket, Options::new().engine(args.engine))?;
+    let carrier = Carrier::new(socket, args.engine)?;
 
-    let mut transfer = Transfer::new(&source, sender, range, clock)?;
+    let mut transfer = Transfer::new(&source, carrier, range, clock)?;
     let result = transfer.run(args.wait);
     transfer.progress.finish_and_clear();
     let error = result.err().map(|error| transfer.give_up(&error));
@@ -133,10 +132,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Why zerocopy cannot serve the file, or any socket of the destination's family.
-fn refusal(source: &Source, destination: &Address) -> anyhow::Result<Option<Refusal>> {
+/// Why the engine cannot serve the file, or any socket of the destination's family.
+fn refusal(
+    source: &Source,
+    engine: Engine,
+    destination: &Address,
+) -> anyhow::Result<Option<Refusal>> {
     if let Some(why) = probe::file(source)?.unmappable {
         return Ok(Some(Refusal::File(why)));
+    }
+    if engine == Engine::Uring {
+        match uring::Driver::new() {
+            Ok(_) => {}
+            Err(Error::Refused { reason, .. }) => return Ok(Some(reason)),
+            Err(error) => return Err(error.into()),
+        }
     }
     let family = match destination {
         Address::Unix(_) => AddressFamily::UNIX,
@@ -199,7 +209,7 @@ impl Clock {
 /// A file on its way.
 struct Transfer<'a> {
     source: &'a Source,
-    sender: Sender,
+    carrier: Carrier,
     range: Range<u64>,
     clock: Clock,
     started: Instant,
@@ -227,7 +237,7 @@ struct Until {
 impl<'a> Transfer<'a> {
     fn new(
         source: &'a Source,
-        sender: Sender,
+        carrier: Carrier,
         range: Range<u64>,
         clock: Clock,
     ) -> anyhow::Result<Self> {
@@ -238,12 +248,12 @@ impl<'a> Transfer<'a> {
             )?);
         Ok(Transfer {
             digest: Digest::start(source, range.start)?,
-            acknowledged: sendfile2::unacknowledged(&sender).ok().map(|_| 0).filter(|_| {
+            acknowledged: sendfile2::unacknowledged(&carrier).ok().map(|_| 0).filter(|_| {
                 // A unix socket counts what its peer has not read, which is another thing.
-                probe::destination(&sender).peer.is_some()
+                carrier.peer().is_some()
             }),
             source,
-            sender,
+            carrier,
             range,
             clock,
             started: Instant::now(),
@@ -265,7 +275,7 @@ impl<'a> Transfer<'a> {
         self.send()?;
         self.until.sent = Some(self.started.elapsed());
         // The peer sees the end, whatever is waited for.
-        self.sender.shutdown()?;
+        self.carrier.shutdown()?;
         self.look()?;
         if wait != Wait::None {
             while let Some(ticket) = self.tickets.front() {
@@ -287,7 +297,7 @@ impl<'a> Transfer<'a> {
         let mut looked = Instant::now();
         while self.sent < self.total() {
             let at = self.range.start + self.sent..self.range.end;
-            match self.sender.try_send_file(self.source, at, false)? {
+            match self.carrier.try_send_file(self.source, at)? {
                 Sent::Accepted { bytes, ticket } => {
                     self.accepted(bytes as u64, ticket);
                     if looked.elapsed() >= TICK {
@@ -298,12 +308,8 @@ impl<'a> Transfer<'a> {
                 Sent::WouldBlock => {
                     self.look()?;
                     let tick = self.clock.tick().saturating_duration_since(Instant::now());
-                    let tick = Timespec::try_from(tick)?;
                     // A completion ends it, too. What it was shows itself in the next round.
-                    match poll(&mut [PollFd::new(&self.sender, PollFlags::OUT)], Some(&tick)) {
-                        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                        Err(e) => return Err(e).context("poll failed"),
-                    }
+                    self.carrier.wait_for_room(tick)?;
                 }
                 Sent::Limit(_) => {
                     self.look()?;
@@ -333,7 +339,7 @@ impl<'a> Transfer<'a> {
 
     /// Looks at what has become of it, shows it, and fails when nothing more is to be hoped for.
     fn look(&mut self) -> anyhow::Result<()> {
-        self.sender.reap()?;
+        self.carrier.reap()?;
         let before = (self.released, self.acknowledged);
         let released = &mut self.released;
         self.tickets.retain(|ticket| {
@@ -361,7 +367,7 @@ impl<'a> Transfer<'a> {
     /// Whether there is anything that the peer will never acknowledge.
     fn look_for_acknowledgement(&mut self) -> anyhow::Result<bool> {
         let Some(acknowledged) = self.acknowledged else { return Ok(false) };
-        let left = sendfile2::unacknowledged(&self.sender).context("ioctl(SIOCOUTQ)")?;
+        let left = sendfile2::unacknowledged(&self.carrier).context("ioctl(SIOCOUTQ)")?;
         let state = match &self.last {
             Some(last) => last.acknowledgement()?,
             None => Acknowledgement::Acknowledged,
@@ -388,9 +394,9 @@ impl<'a> Transfer<'a> {
         let by_peer = error.downcast_ref::<Error>().and_then(Error::io_error).is_some_and(|e| {
             matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
         });
-        let aborted = self.sender.abort();
+        let aborted = self.carrier.abort();
         // What was in flight is let go of in a moment, if not a queueing discipline has it.
-        let drained = self.sender.wait_all(Instant::now() + AFTERMATH);
+        let drained = self.carrier.wait_all(Instant::now() + AFTERMATH);
         let mut text = if by_peer { GONE.to_owned() } else { format!("{error:#}") };
         // The figures are those from before the abort.
         let _ = write!(
@@ -416,18 +422,18 @@ impl<'a> Transfer<'a> {
     }
 
     fn report(self, args: &Args, error: Option<String>) -> anyhow::Result<Report> {
-        let counters = self.sender.counters();
-        let zerocopy = counters.released + self.sender.in_flight().sends as u64;
-        let destination = probe::destination(&self.sender);
+        let counters = self.carrier.counters();
+        let zerocopy = counters.released + self.carrier.in_flight().sends as u64;
+        let peer = self.carrier.peer();
         // Nothing more is sent: what is left in flight is the kernel's, and the process ends.
-        drop(self.sender);
+        drop(self.carrier);
         #[expect(clippy::cast_precision_loss, reason = "a share")]
         let share =
             (counters.released > 0).then(|| counters.copied as f64 / counters.released as f64);
         Ok(Report {
             file: args.file.display().to_string(),
             destination: args.destination.to_string(),
-            peer: destination.peer.map(|peer| peer.to_string()),
+            peer: peer.map(|peer| peer.to_string()),
             engine: args.engine.name(),
             offset: self.range.start,
             length: self.range.end - self.range.start,

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
-use sendfile2::{Choice, Engine, Error, Options, Sender, Sent, Ticket};
+use sendfile2::{Choice, Engine, Error, Sent};
 
 use super::PATIENCE;
 use super::peer::{self, wait_acknowledged};
+use crate::carrier::{self, Ticket};
 use crate::scratch::{Scratch, len, pieces};
 
 /// A way of sending, and of knowing when the file may be overwritten.
@@ -117,9 +118,12 @@ impl Way {
         let mut carrier = match self {
             Way::PlainReturn => Carrier::Plain { socket, acked: false },
             Way::PlainAcked => Carrier::Plain { socket, acked: true },
-            Way::Library(engine) => Carrier::Library {
-                sender: Sender::with(socket, Options::new().engine(engine))?,
-                choices: Vec::new(),
+            Way::Library(engine) => match carrier::Carrier::new(socket, engine) {
+                Ok(carrier) => Carrier::Library { carrier, choices: Vec::new() },
+                Err(Error::Refused { reason, .. }) => {
+                    return Ok(Outcome::Refused(reason.to_string()));
+                }
+                Err(error) => return Err(error.into()),
             },
         };
         let (old, new) = (file.generation, file.generation.other());
@@ -177,7 +181,7 @@ fn refusal(error: &anyhow::Error) -> Option<String> {
 /// What carries the bytes.
 enum Carrier {
     Plain { socket: TcpStream, acked: bool },
-    Library { sender: Sender, choices: Vec<(Choice, u64)> },
+    Library { carrier: carrier::Carrier, choices: Vec<(Choice, u64)> },
 }
 
 /// A piece that was sent.
@@ -204,8 +208,8 @@ impl Carrier {
                     ensure!(n > 0, "sendfile(2) found the file shorter than it was written");
                     n
                 }
-                Carrier::Library { sender, choices } => {
-                    match sender.try_send_file(&file.source, at..piece.end, false)? {
+                Carrier::Library { carrier, choices } => {
+                    match carrier.try_send_file(&file.source, at..piece.end)? {
                         Sent::Accepted { bytes, ticket } => {
                             count(choices, ticket.choice());
                             tickets.push(ticket);
@@ -219,7 +223,7 @@ impl Carrier {
                                 "the kernel did not accept a piece within {} s",
                                 PATIENCE.as_secs()
                             );
-                            sender.wait_all(deadline)?;
+                            carrier.wait_all(deadline)?;
                             std::thread::sleep(Duration::from_millis(1));
                             0
                         }
@@ -261,9 +265,9 @@ impl Carrier {
                 socket.shutdown(std::net::Shutdown::Write)?;
                 Ok((None, Vec::new()))
             }
-            Carrier::Library { sender, choices } => {
-                let counters = sender.counters();
-                sender.close(Instant::now() + PATIENCE)?;
+            Carrier::Library { carrier, choices } => {
+                let counters = carrier.counters();
+                carrier.close(Instant::now() + PATIENCE)?;
                 let zerocopy =
                     (counters.released > 0).then_some((counters.released, counters.copied));
                 Ok((zerocopy, choices))

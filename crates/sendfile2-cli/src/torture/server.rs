@@ -15,7 +15,8 @@ use fastrand::Rng;
 use hdrhistogram::Histogram;
 use rustix::process::{Resource, Rlimit};
 use sendfile2::guard::{GuardCounters, GuardedFile, Lease};
-use sendfile2::{Choice, Error, Options, Sender, Sent, reaper};
+use sendfile2::uring::{Driver, Socket};
+use sendfile2::{Choice, Engine, Error, Options, Sender, Sent, reaper};
 
 use super::block::{BLOCK, Label, fill_blocks, mix};
 use super::message::{self, EVERY, Layout, Line, Order, ServerRole, ServerTally};
@@ -25,6 +26,9 @@ use super::writer;
 
 /// Stacks are small: there are hundreds of them.
 const STACK: usize = 256 << 10;
+
+/// So many rings are shared.
+const SHARED_RINGS: usize = 4;
 
 /// How long a server that stops waits for what is in flight.
 const DRAIN: Duration = Duration::from_secs(40);
@@ -38,6 +42,8 @@ pub(super) struct Shared {
     pub(super) way: Way,
     pub(super) guard: GuardedFile,
     pub(super) writers_stop: AtomicBool,
+    /// Rings that connections share, for the engine `uring`; others have one of their own.
+    rings: Vec<Driver>,
     file: File,
     stop: AtomicBool,
     generation: AtomicU64,
@@ -61,6 +67,12 @@ pub(super) fn run(role: &ServerRole, orders: &mut impl BufRead) -> anyhow::Resul
         guard: GuardedFile::new(file.try_clone()?)?,
         file,
         writers_stop: AtomicBool::new(false),
+        rings: match way {
+            Way::Library(Engine::Uring) => {
+                (0..SHARED_RINGS).map(|_| Driver::new()).collect::<Result<_, _>>()?
+            }
+            _ => Vec::new(),
+        },
         stop: AtomicBool::new(false),
         // No generation comes twice, whatever happened to the servers before.
         generation: AtomicU64::new(u64::from(role.life) << 40),
@@ -132,10 +144,10 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(work)
 }
 
-/// Each connection needs its socket, and two descriptors to wait with.
+/// Each connection needs its socket, two descriptors to wait with, and maybe two for a ring.
 fn allow_descriptors(clients: u32) -> anyhow::Result<()> {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    let wanted = 512 + 5 * u64::from(clients);
+    let wanted = 512 + 7 * u64::from(clients);
     let maximum = limit.maximum.unwrap_or(u64::MAX);
     let current = Some(wanted.min(maximum));
     rustix::process::setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum })
@@ -311,7 +323,7 @@ impl Shared {
     }
 
     fn serve(&self, socket: TcpStream, mut rng: Rng) {
-        let mut carrier = match Carrier::new(socket, self) {
+        let mut carrier = match Carrier::new(socket, self, &mut rng) {
             Ok(carrier) => carrier,
             Err(End::Unexpected(what)) => return self.unexpected(&what),
             Err(_) => return,
@@ -420,6 +432,7 @@ impl Shared {
 /// A connection, by the library or by the control.
 enum Carrier {
     Library(Sender),
+    Ring(Socket),
     Plain(TcpStream, File),
 }
 
@@ -441,11 +454,25 @@ impl From<std::io::Error> for Failed {
 }
 
 impl Carrier {
-    fn new(socket: TcpStream, server: &Shared) -> Result<Self, End> {
+    fn new(socket: TcpStream, server: &Shared, rng: &mut Rng) -> Result<Self, End> {
         // How often a thread that waits for a request looks whether the server stops.
         socket.set_read_timeout(Some(EVERY))?;
         socket.set_nodelay(true)?;
         match server.way {
+            Way::Library(Engine::Uring) => {
+                // Whether its ring is shared or not, who sends waits for tickets only.
+                let own;
+                let ring = match rng.usize(0..2 * SHARED_RINGS) {
+                    shared if shared < SHARED_RINGS => &server.rings[shared],
+                    _ => {
+                        own = Driver::new().map_err(|e| server.end_of(&e))?;
+                        &own
+                    }
+                };
+                let mut socket = ring.add(socket).map_err(|e| server.end_of(&e))?;
+                socket.set_linger(Duration::from_secs(2));
+                Ok(Carrier::Ring(socket))
+            }
             Way::Library(engine) => {
                 let options = Options::new().engine(engine).linger(Duration::from_secs(2));
                 Sender::with(socket, options)
@@ -462,19 +489,19 @@ impl Carrier {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Carrier::Library(sender) => sender.as_fd(),
+            Carrier::Ring(socket) => socket.as_fd(),
             Carrier::Plain(socket, _) => socket.as_fd(),
         }
     }
 
     /// Zerocopy sends released, and of these, COPIED.
     fn counters(&self) -> (u64, u64) {
-        match self {
-            Carrier::Library(sender) => {
-                let counters = sender.counters();
-                (counters.released, counters.copied)
-            }
-            Carrier::Plain(..) => (0, 0),
-        }
+        let counters = match self {
+            Carrier::Library(sender) => sender.counters(),
+            Carrier::Ring(socket) => socket.counters(),
+            Carrier::Plain(..) => return (0, 0),
+        };
+        (counters.released, counters.copied)
     }
 
     fn send(
@@ -489,16 +516,8 @@ impl Carrier {
             Carrier::Library(sender) => {
                 sender.send(header, true, deadline).map_err(Error::from)?;
                 let mut choice = None;
-                // Sometimes in one go, sometimes in many small sends.
-                let window = [u64::MAX, u64::MAX, 64 << 10, 20_000, 5_000][rng.usize(0..5)];
-                for (i, range) in ranges.iter().enumerate() {
-                    let mut at = range.start;
-                    while at < range.end {
-                        let piece = at..range.end.min(at.saturating_add(window));
-                        at = piece.end;
-                        let more = at < range.end || i + 1 < ranges.len();
-                        choice = Some(send_piece(sender, lease, piece, more, rng, deadline)?);
-                    }
+                for (piece, more) in pieces(ranges, rng) {
+                    choice = Some(send_piece(sender, lease, piece, more, rng, deadline)?);
                 }
                 match rng.u32(0..100) {
                     0..10 => drop(sender.wait_all(Instant::now() + Duration::from_millis(5))),
@@ -506,6 +525,21 @@ impl Carrier {
                     _ => {}
                 }
                 Ok(choice)
+            }
+            Carrier::Ring(socket) => {
+                let mut last = socket.send(header, true)?;
+                for (piece, more) in pieces(ranges, rng) {
+                    last = socket.send_lease(lease, piece, more)?;
+                    // Sometimes all are queued first.
+                    if rng.bool() {
+                        last.wait_accepted(deadline)?;
+                    }
+                }
+                last.wait_accepted(deadline)?;
+                if rng.u32(0..100) < 10 {
+                    drop(socket.wait_all(Instant::now() + Duration::from_millis(5)));
+                }
+                Ok(Some(last.choice()))
             }
             Carrier::Plain(socket, file) => {
                 socket.write_all(header)?;
@@ -528,9 +562,32 @@ impl Carrier {
                     let _ = sender.abort();
                 }
             },
+            Carrier::Ring(socket) => match rng.u32(0..3) {
+                0 => drop(socket),
+                1 => drop(socket.close(Instant::now() + Duration::from_millis(50))),
+                _ => {
+                    let _ = socket.abort();
+                }
+            },
             Carrier::Plain(..) => {}
         }
     }
+}
+
+/// The ranges in pieces, each with whether more follows: sometimes in one go, sometimes in many
+/// small sends.
+fn pieces(ranges: &[Range<u64>], rng: &mut Rng) -> Vec<(Range<u64>, bool)> {
+    let window = [u64::MAX, u64::MAX, 64 << 10, 20_000, 5_000][rng.usize(0..5)];
+    let mut pieces = Vec::new();
+    for (i, range) in ranges.iter().enumerate() {
+        let mut at = range.start;
+        while at < range.end {
+            let piece = at..range.end.min(at.saturating_add(window));
+            at = piece.end;
+            pieces.push((piece, at < range.end || i + 1 < ranges.len()));
+        }
+    }
+    pieces
 }
 
 /// Sends a piece under the lease, waiting inside the library or outside.
