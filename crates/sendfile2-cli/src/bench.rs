@@ -15,6 +15,7 @@ mod process;
 mod receiver;
 mod report;
 mod result;
+mod ring;
 mod rounds;
 mod sender;
 mod stats;

@@ -9,19 +9,20 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use perf_event::events::Hardware;
 use perf_event::{Builder, Counter};
 use rustix::event::epoll::EventFlags;
 use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
 use sendfile2::guard::GuardedFile;
-use sendfile2::{Sent as SentBy, Source};
+use sendfile2::{Engine, Sent as SentBy, Source, Status};
 
 use super::clock;
 use super::line::{Line, Step};
 use super::message::{self, Delays, Hello, Job, SenderOrder, SenderRole, Sent};
 use super::poll::Poll;
+use super::ring::Ring;
 use super::way::Way;
 
 /// Serves the parent until it goes away.
@@ -122,6 +123,8 @@ fn nudge() -> anyhow::Result<()> {
 struct Group {
     way: Way,
     lines: Vec<Line>,
+    /// In place of lines, for the engine that has one; or why there is none.
+    ring: Option<Result<Ring, String>>,
     poll: Poll,
     /// Calls made so far that sent something.
     sends: u64,
@@ -173,14 +176,23 @@ impl Server {
         self.groups.clear();
         for way in ways {
             let poll = Poll::new()?;
-            let mut lines = Vec::new();
+            let (mut lines, mut for_ring) = (Vec::new(), Vec::new());
+            let has_ring = way.engine() == Some(Engine::Uring);
             for number in 0..streams {
                 let (socket, _) = self.listener.accept().context("accept")?;
+                if has_ring {
+                    for_ring.push(socket);
+                    continue;
+                }
                 let line = Line::new(*way, socket)?;
                 poll.add(&line, number, EventFlags::OUT | EventFlags::ET)?;
                 lines.push(line);
             }
-            self.groups.push(Group { way: *way, lines, poll, sends: 0, at: 0 });
+            let ring = has_ring.then(|| {
+                let leased = matches!(way, Way::Leased(_));
+                Ring::new(for_ring, leased).map_err(|error| format!("{error:#}"))
+            });
+            self.groups.push(Group { way: *way, lines, ring, poll, sends: 0, at: 0 });
         }
         Ok(())
     }
@@ -226,19 +238,22 @@ impl Server {
 
 impl Group {
     fn copies(&self) -> Option<u64> {
+        if let Some(ring) = &self.ring {
+            return ring.as_ref().map(Ring::copies).ok();
+        }
         // What a way does not say of one connection, it says of none.
         let others = self.lines.iter().skip(1).map(|line| line.copies(0).unwrap_or(0));
         self.lines.first()?.copies(self.sends).map(|first| first + others.sum::<u64>())
     }
 
     /// The range that is sent next: the file, chunk by chunk, again and again.
-    fn next(&mut self, job: &Job, left: &mut u64) -> Range<u64> {
-        if self.at >= job.size {
-            self.at = 0;
+    fn next(at: &mut u64, job: &Job, left: &mut u64) -> Range<u64> {
+        if *at >= job.size {
+            *at = 0;
         }
-        let bytes = job.chunk.min(*left).min(job.size - self.at);
-        let range = self.at..self.at + bytes;
-        self.at = range.end;
+        let bytes = job.chunk.min(*left).min(job.size - *at);
+        let range = *at..*at + bytes;
+        *at = range.end;
         *left -= bytes;
         range
     }
@@ -247,6 +262,13 @@ impl Group {
     /// each; when none has room, the socket that says first that it has goes on.
     fn send(&mut self, files: &Files, job: &Job, deadline: Instant) -> anyhow::Result<()> {
         let mut left = job.bytes;
+        if let Some(ring) = &mut self.ring {
+            let ring = ring.as_mut().map_err(|why| anyhow!("{why}"))?;
+            let at = &mut self.at;
+            let next = || (left > 0).then(|| Group::next(at, job, &mut left));
+            self.sends += ring.send(files, next, deadline)?;
+            return Ok(());
+        }
         let mut ready: VecDeque<usize> = (0..self.lines.len()).collect();
         let mut more = job.more;
         if more {
@@ -258,7 +280,7 @@ impl Group {
                     if left == 0 {
                         continue;
                     }
-                    let range = self.next(job, &mut left);
+                    let range = Group::next(&mut self.at, job, &mut left);
                     self.lines[number].give(range)?;
                 }
                 if let Step::Sent(_) = self.lines[number].step(files)? {
@@ -299,9 +321,21 @@ impl Server {
             released: way.is_safe().then(Vec::new),
             acknowledged: Vec::with_capacity(times as usize),
         };
+        if let Some(ring) = &mut group.ring {
+            let ring = ring.as_mut().map_err(|why| anyhow!("{why}"))?;
+            for _ in 0..times {
+                let ticket = ring.hand_over(files, bytes, deadline)?;
+                let times = watch(deadline, || {
+                    ring.reap()?;
+                    let released = matches!(ticket.status(), Status::Released { .. });
+                    Ok((released, sendfile2::unacknowledged(ring.first()?)? == 0))
+                })?;
+                delays.add(times);
+            }
+            return Ok(delays);
+        }
         let line = group.lines.first_mut().context("no connection")?;
         for _ in 0..times {
-            let (mut released, mut acknowledged) = (None, None);
             let mut tickets = Vec::new();
             let mut at = 0;
             while at < bytes {
@@ -326,23 +360,43 @@ impl Server {
                     }
                 }
             }
-            let handed_over = clock::now();
-            while released.is_none() || acknowledged.is_none() {
-                ensure!(Instant::now() < deadline, "nothing was released in time");
+            delays.add(watch(deadline, || {
                 line.reap()?;
-                let now = clock::now() - handed_over;
-                if released.is_none() && line.is_released() {
-                    released = Some(now);
-                }
-                if acknowledged.is_none() && sendfile2::unacknowledged(&*line)? == 0 {
-                    acknowledged = Some(now);
-                }
-            }
-            if let Some(times) = &mut delays.released {
-                times.extend(released);
-            }
-            delays.acknowledged.extend(acknowledged);
+                Ok((line.is_released(), sendfile2::unacknowledged(&*line)? == 0))
+            })?);
         }
         Ok(delays)
+    }
+}
+
+impl Delays {
+    fn add(&mut self, (released, acknowledged): (u64, u64)) {
+        if let Some(times) = &mut self.released {
+            times.push(released);
+        }
+        self.acknowledged.push(acknowledged);
+    }
+}
+
+/// Looks without a pause until it is released and acknowledged; returns after how many nanoseconds.
+fn watch(
+    deadline: Instant,
+    mut look: impl FnMut() -> anyhow::Result<(bool, bool)>,
+) -> anyhow::Result<(u64, u64)> {
+    let handed_over = clock::now();
+    let (mut released, mut acknowledged) = (None, None);
+    loop {
+        ensure!(Instant::now() < deadline, "nothing was released in time");
+        let (is_released, is_acknowledged) = look()?;
+        let now = clock::now() - handed_over;
+        if is_released {
+            released.get_or_insert(now);
+        }
+        if is_acknowledged {
+            acknowledged.get_or_insert(now);
+        }
+        if let (Some(released), Some(acknowledged)) = (released, acknowledged) {
+            return Ok((released, acknowledged));
+        }
     }
 }

@@ -69,7 +69,8 @@ pub(super) fn run(role: &ServerRole, orders: &mut impl BufRead) -> anyhow::Resul
         writers_stop: AtomicBool::new(false),
         rings: match way {
             Way::Library(Engine::Uring) => {
-                (0..SHARED_RINGS).map(|_| Driver::new()).collect::<Result<_, _>>()?
+                // Fewer, where a limit allows no more.
+                (0..SHARED_RINGS).map_while(|_| Driver::new().ok()).collect()
             }
             _ => Vec::new(),
         },
@@ -462,12 +463,16 @@ impl Carrier {
             Way::Library(Engine::Uring) => {
                 // Whether its ring is shared or not, who sends waits for tickets only.
                 let own;
-                let ring = match rng.usize(0..2 * SHARED_RINGS) {
-                    shared if shared < SHARED_RINGS => &server.rings[shared],
-                    _ => {
-                        own = Driver::new().map_err(|e| server.end_of(&e))?;
-                        &own
-                    }
+                let ring = match server.rings.get(rng.usize(0..2 * SHARED_RINGS)) {
+                    Some(shared) => shared,
+                    None => match Driver::new() {
+                        Ok(ring) => {
+                            own = ring;
+                            &own
+                        }
+                        // A limit may allow no more of them.
+                        Err(e) => server.rings.first().ok_or_else(|| server.end_of(&e))?,
+                    },
                 };
                 let mut socket = ring.add(socket).map_err(|e| server.end_of(&e))?;
                 socket.set_linger(Duration::from_secs(2));

@@ -35,11 +35,22 @@ const COPIED: i32 = i32::MIN;
 /// The key of what is asked of the ring itself (a cancellation, a no-op), whose result is nobody's.
 const NOBODY: u64 = u64::MAX;
 
-/// Sends that can be queued between two system calls.
-const ENTRIES: u32 = 128;
+/// How large a ring is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    /// Operations that can be queued between two system calls.
+    entries: u32,
+    /// Room for completions. What is under way is limited to half of it, so that it never
+    /// overflows.
+    completions: u32,
+}
 
-/// Room for completions: what is under way is limited to half of it, so that it never overflows.
-const COMPLETIONS: u32 = 2048;
+impl Size {
+    /// For one send after another.
+    pub(crate) const SMALL: Size = Size { entries: 8, completions: 128 };
+    /// For many sockets; 44 KiB.
+    pub(crate) const LARGE: Size = Size { entries: 128, completions: 2048 };
+}
 
 /// The ring itself: what can be done from any thread at any time.
 pub(crate) struct Ring(IoUring);
@@ -52,6 +63,8 @@ pub(crate) struct Queues<H> {
     zc_flags: u16,
     /// Completions that were taken, nobody's too.
     taken: usize,
+    /// Operations that may be under way.
+    most: usize,
 }
 
 #[derive(Debug)]
@@ -144,11 +157,11 @@ impl<H> Queues<H> {
     ///
     /// # Errors
     /// What `io_uring_setup(2)` fails with; `Ok(None)` if the ring has no `SEND_ZC`.
-    pub(crate) fn open() -> Result<Option<Self>, Errno> {
+    pub(crate) fn open(size: Size) -> Result<Option<Self>, Errno> {
         let uring = IoUring::builder()
             .setup_submit_all()
-            .setup_cqsize(COMPLETIONS)
-            .build(ENTRIES)
+            .setup_cqsize(size.completions)
+            .build(size.entries)
             .map_err(|e| errno(&e))?;
         let mut probe = Probe::new();
         uring.submitter().register_probe(&mut probe).map_err(|e| errno(&e))?;
@@ -157,6 +170,7 @@ impl<H> Queues<H> {
             slots: Slots::default(),
             zc_flags: REPORT_USAGE,
             taken: 0,
+            most: size.completions as usize / 2,
         };
         Ok(probe.is_supported(opcode::SendZc::CODE).then(queues))
     }
@@ -174,7 +188,7 @@ impl<H> Queues<H> {
         memory: Memory,
         kept: H,
     ) -> Result<u64, H> {
-        if self.slots.len() >= COMPLETIONS as usize / 2 {
+        if self.slots.len() >= self.most {
             return Err(kept);
         }
         let fd = Fd(socket.as_raw_fd());

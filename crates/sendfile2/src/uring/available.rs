@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use crate::engine::{Engine, Refusal};
 use crate::error::Error;
-use crate::sys::uring::Queues;
+use crate::sys::uring::{Queues, Size};
 
 /// Why `io_uring` cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,9 @@ pub enum Unavailable {
     Missing,
     /// The kernel has `io_uring`, but not `IORING_OP_SEND_ZC` (Linux 6.0).
     Old,
+    /// ENOMEM: no room for a ring is left under `RLIMIT_MEMLOCK`, which all rings and zerocopy sends
+    /// of a user share (a ring's memory counts since Linux 6.14).
+    Memlock,
 }
 
 impl fmt::Display for Unavailable {
@@ -45,13 +48,17 @@ impl fmt::Display for Unavailable {
                  filter hides it"
             }
             Unavailable::Old => "the kernel's io_uring has no SEND_ZC, which came with Linux 6.0",
+            Unavailable::Memlock => {
+                "there is no memory for a ring (ENOMEM): RLIMIT_MEMLOCK, which the rings and \
+                 zerocopy sends of this user share, is used up; raise it (ulimit -l, LimitMEMLOCK=)"
+            }
         })
     }
 }
 
-/// Makes a ring.
-pub(super) fn ring<H>() -> Result<Queues<H>, Error> {
-    match Queues::open() {
+/// Makes a ring of that size.
+pub(super) fn ring<H>(size: Size) -> Result<Queues<H>, Error> {
+    match Queues::open(size) {
         Ok(Some(queues)) => Ok(queues),
         Ok(None) => Err(refused(Unavailable::Old)),
         Err(errno) => {
@@ -69,7 +76,7 @@ fn refused(why: Unavailable) -> Error {
 }
 
 /// Why a ring could not be made, given `kernel.io_uring_disabled` (Linux 6.6); `None` if it is
-/// something that passes (no descriptors, no memory).
+/// something that passes (no descriptors).
 fn why(errno: Errno, disabled: Option<&str>) -> Option<Unavailable> {
     match (errno, disabled) {
         (Errno::PERM, Some("2")) => Some(Unavailable::Disabled),
@@ -78,6 +85,7 @@ fn why(errno: Errno, disabled: Option<&str>) -> Option<Unavailable> {
         (Errno::NOSYS, _) => Some(Unavailable::Missing),
         // A flag of the ring, or the probe, is not known.
         (Errno::INVAL, _) => Some(Unavailable::Old),
+        (Errno::NOMEM, _) => Some(Unavailable::Memlock),
         _ => None,
     }
 }
@@ -98,7 +106,7 @@ mod tests {
             (Errno::NOSYS,  None,      Some(Unavailable::Missing)),
             (Errno::INVAL,  None,      Some(Unavailable::Old)),
             (Errno::MFILE,  Some("0"), None),
-            (Errno::NOMEM,  Some("2"), None),
+            (Errno::NOMEM,  Some("0"), Some(Unavailable::Memlock)),
         ];
         for (errno, disabled, expected) in table {
             assert_eq!(why(errno, disabled), expected, "{errno:?} {disabled:?}");

@@ -37,7 +37,7 @@ use crate::reaper::Reaper;
 use crate::slots::Stray;
 use crate::source::{Extent, Identity, Source};
 use crate::sys::socket as sys;
-use crate::sys::uring::{Event, Memory, Queues, Request, Ring};
+use crate::sys::uring::{Event, Memory, Queues, Request, Ring, Size};
 use crate::ticket::Acknowledgement;
 
 /// A ring for the sends of many sockets.
@@ -188,9 +188,9 @@ impl Driver {
     ///
     /// # Errors
     /// [`Error::Refused`] with [`Refusal::IoUring`] where `io_uring` cannot be used;
-    /// [`Error::Wait`] if there are no descriptors or no memory for it.
+    /// [`Error::Wait`] if there are no descriptors for it.
     pub fn new() -> Result<Self, Error> {
-        let queues = available::ring()?;
+        let queues = available::ring(Size::LARGE)?;
         let ring = Arc::clone(queues.ring());
         Ok(Driver {
             shared: Arc::new(Shared {
@@ -278,6 +278,13 @@ impl Driver {
     /// [`Error::Wait`]; as [`reap`](Self::reap).
     pub fn wait(&mut self, completions: usize, deadline: Instant) -> Result<usize, Error> {
         self.shared.wait_counting(completions, deadline)
+    }
+
+    /// Operations whose completions are still to come, over all sockets, as far as the completions
+    /// read so far say.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        lock(&self.shared.state).queues.len()
     }
 
     /// Reads the completions that are there, lets go of what they release, and gives the kernel

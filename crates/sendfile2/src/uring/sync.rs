@@ -12,7 +12,7 @@ use super::{Unfinished, available, leftover, part};
 use crate::engine::Refusal;
 use crate::error::Error;
 use crate::source::Source;
-use crate::sys::uring::{Event, Queues, Request};
+use crate::sys::uring::{Event, Queues, Request, Size};
 use crate::ticket::Status;
 
 const ZEROCOPY: Request = Request::Zerocopy { more: false };
@@ -33,7 +33,8 @@ pub(super) fn send_file_sync(
 ) -> Result<bool, Unfinished> {
     let unsent = |error| Unfinished { error, bytes: 0, status: Status::Released { copied: false } };
     let socket = Arc::new(part::stream(socket.as_fd()).map_err(unsent)?);
-    let mut call = Call { queues: available::ring().map_err(unsent)?, sent: 0, copied: false };
+    let mut call =
+        Call { queues: available::ring(Size::SMALL).map_err(unsent)?, sent: 0, copied: false };
     let sent = call.send(&socket, file, range, deadline);
     // Who keeps a duplicate withholds the end of the stream.
     drop(socket);
