@@ -33,9 +33,15 @@ pub(crate) enum Ticket {
 }
 
 impl Carrier {
-    pub(crate) fn new(socket: impl Into<OwnedFd>, engine: Engine) -> Result<Self, Error> {
+    /// With `acknowledgements`, who waits for them is told by the kernel, where that is possible.
+    pub(crate) fn new(
+        socket: impl Into<OwnedFd>,
+        engine: Engine,
+        acknowledgements: bool,
+    ) -> Result<Self, Error> {
         if engine != Engine::Uring {
-            return Ok(Carrier::Sender(Sender::with(socket, Options::new().engine(engine))?));
+            let options = Options::new().engine(engine).acknowledgements(acknowledgements);
+            return Ok(Carrier::Sender(Sender::with(socket, options)?));
         }
         let driver = Driver::new()?;
         let socket = driver.add(socket)?;

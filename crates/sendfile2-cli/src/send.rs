@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let clock = Clock::new(args.deadline);
     let socket = args.destination.connect(args.deadline.unwrap_or(STALL))?;
-    let carrier = Carrier::new(socket, args.engine)?;
+    let carrier = Carrier::new(socket, args.engine, args.wait == Wait::Acknowledged)?;
 
     let mut transfer = Transfer::new(&source, carrier, range, clock)?;
     let result = transfer.run(args.wait);
@@ -284,7 +284,6 @@ impl<'a> Transfer<'a> {
             }
         }
         while wait == Wait::Acknowledged && self.until.acknowledged.is_none() {
-            // Nothing wakes who waits for it, so this looks again and again.
             if let Some(last) = &self.last {
                 ended_early(last.wait_acknowledged(self.clock.tick()))?;
             }

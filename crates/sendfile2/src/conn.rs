@@ -169,6 +169,8 @@ pub(crate) struct Conn {
     peer_on_this_host: bool,
     hook: Option<Hook>,
     reset_on_death: bool,
+    /// Acknowledgements are put on the error queue, for us.
+    stamps: bool,
     io: Mutex<Io>,
     wakers: Mutex<Wakers>,
     /// Nobody but the reaper looks after it.
@@ -202,6 +204,8 @@ struct Io {
     /// Bytes that one zerocopy call may be charged, once that was asked.
     memlock: Option<usize>,
     cork: Cork,
+    /// Sends whose acknowledgements nobody has looked for.
+    unread: u32,
     /// With this many sends in flight the next send first reads what was completed.
     reap_from: usize,
 }
@@ -265,6 +269,39 @@ pub struct Counters {
     pub copied: u64,
 }
 
+/// After this many sends whose acknowledgements come to the error queue, it is read.
+const MOST_UNREAD: u32 = 16;
+
+/// When who waits for an acknowledgement looks by itself.
+pub(crate) struct Looks {
+    pause: Duration,
+    most: Duration,
+}
+
+impl Looks {
+    /// More and more rarely; `told` where something is expected to wake the waiter.
+    pub(crate) fn new(told: bool) -> Self {
+        let millis = Duration::from_millis;
+        if told {
+            Looks { pause: millis(10), most: millis(1000) }
+        } else {
+            Looks { pause: Duration::from_micros(100), most: millis(10) }
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Deadline`].
+    pub(crate) fn next(&mut self, deadline: Instant) -> Result<Instant, Error> {
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(Error::Deadline("the send was not acknowledged"));
+        }
+        let next = now + self.pause;
+        self.pause = (self.pause * 2).min(self.most);
+        Ok(next.min(deadline))
+    }
+}
+
 /// Room for this many ids is made sure of before the application uses some.
 const APPLICATION_SENDS: u32 = 1 << 20;
 
@@ -296,6 +333,7 @@ impl Conn {
         next_id: Option<u32>,
         reset_on_death: bool,
         hook: Option<Hook>,
+        stamps: bool,
     ) -> Result<Arc<Self>, Error> {
         let kind = Kind::of(socket.as_fd())?;
         let cookie = claim(&socket)?;
@@ -309,6 +347,10 @@ impl Conn {
                 Err(_) => Err(Refusal::Socket("the kernel has no SO_ZEROCOPY (Linux before 4.14)")),
             }
         });
+        // Without them it only takes longer to see an acknowledgement.
+        let stamps = stamps
+            && kind == Kind::Tcp
+            && sys::stamp_acknowledgements(socket.as_fd(), true) == Ok(true);
         let conn = Arc::new_cyclic(|conn| Conn {
             peer: peer(&socket),
             peer_on_this_host: peer_on_this_host(&socket),
@@ -318,6 +360,7 @@ impl Conn {
             pid: rustix::process::getpid(),
             hook,
             reset_on_death: reset_on_death && kind == Kind::Tcp,
+            stamps,
             io: Mutex::new(Io {
                 ledger: next_id.map_or_else(Ledger::new, Ledger::starting_at),
                 zerocopy: zerocopy.map(|_| ()),
@@ -335,6 +378,7 @@ impl Conn {
                 released: 0,
                 memlock: None,
                 cork: Cork::Out,
+                unread: 0,
                 reap_from: REAP_EVERY,
             }),
             wakers: Mutex::default(),
@@ -467,6 +511,7 @@ impl Conn {
             let more = errqueue::read(self.socket.as_fd(), &mut entries)
                 .map_err(Error::socket("recvmmsg(MSG_ERRQUEUE)"))?;
             count += entries.len();
+            io.unread = 0;
             if entries.is_empty() {
                 io.reap_from = io.ledger.in_flight() + REAP_EVERY;
                 return Ok(count);
@@ -481,6 +526,7 @@ impl Conn {
                         }
                     }
                     Ok(Entry::Completion { .. }) => {}
+                    Ok(Entry::Foreign(f)) if self.stamps && f.is_acknowledgement() => {}
                     Ok(Entry::Foreign(foreign)) => notices.push(Notice::Foreign(foreign)),
                     Err(e) => {
                         tracing::error!(cookie = self.cookie, "error queue: {e}");
@@ -595,6 +641,39 @@ impl Conn {
         })
     }
 
+    /// Keeps the error queue short, where acknowledgements come to it: they take their room from
+    /// what the socket may receive.
+    pub(crate) fn read_acknowledgements(&self) {
+        if self.stamps && lock(&self.io).unread >= MOST_UNREAD {
+            // An error shows itself to the next who reads.
+            let _ = self.reap();
+        }
+    }
+
+    /// Waits until `end` bytes are acknowledged; `false` if that will never be known.
+    ///
+    /// Woken by what comes to the error queue: timestamps of acknowledgements, and completions,
+    /// which come with them where the peer is elsewhere. None of them must come (timestamps are lost
+    /// when the receive buffer is full), so it looks by itself now and then.
+    pub(crate) fn wait_acknowledged(&self, end: u64, deadline: Instant) -> Result<bool, Error> {
+        Parker::with(|parker| {
+            let key = lock(&self.wakers).insert(parker.waker());
+            let _registered = Deregister { conn: self, key };
+            let _watch = parker.watch(self.socket.as_fd(), 0, Interest::Errors)?;
+            let mut looks = Looks::new(self.stamps);
+            loop {
+                // What is on the queue wakes but once. An error of the ids is not the waiter's.
+                let _ = self.reap();
+                match self.acknowledgement(end)? {
+                    Acknowledgement::Acknowledged => return Ok(true),
+                    Acknowledgement::Unknowable => return Ok(false),
+                    Acknowledgement::Pending => {}
+                }
+                parker.park(Some(looks.next(deadline)?))?;
+            }
+        })
+    }
+
     /// SIOCOUTQ counts what is behind a byte, too, so at most that much is not acknowledged.
     /// After an abort the counters mean nothing and are not asked.
     fn look_for_acknowledgement(&self, io: &Io) -> Result<u64, Error> {
@@ -646,6 +725,10 @@ impl Conn {
         self.uncork(&mut io);
         // What is acknowledged by now stays so.
         let _ = self.look_for_acknowledgement(&io);
+        if self.stamps {
+            // If the application has changed it since, it stays as it is.
+            let _ = sys::stamp_acknowledgements(self.socket.as_fd(), false);
+        }
         io.retired = true;
         give_back(self.cookie);
         Ok(io.ledger.next_id())
@@ -740,6 +823,7 @@ impl Turn<'_> {
                 conn.uncork(io);
             }
             io.accepted += bytes as u64;
+            io.unread += u32::from(conn.stamps);
             parts.accepted(bytes as u64, io.accepted, part.choice);
             if zerocopy {
                 io.since_zerocopy = 0;

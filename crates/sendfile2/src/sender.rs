@@ -29,6 +29,7 @@ pub struct Options {
     reset_on_death: bool,
     hook: Option<Hook>,
     linger: Option<Duration>,
+    acknowledgements: bool,
 }
 
 impl fmt::Debug for Options {
@@ -38,6 +39,7 @@ impl fmt::Debug for Options {
             .field("next_id", &self.next_id)
             .field("reset_on_death", &self.reset_on_death)
             .field("linger", &self.linger)
+            .field("acknowledgements", &self.acknowledgements)
             .finish_non_exhaustive()
     }
 }
@@ -83,6 +85,16 @@ impl Options {
     #[must_use]
     pub fn on_notice(mut self, hook: impl Fn(Notice) + Send + Sync + 'static) -> Self {
         self.hook = Some(Arc::new(hook));
+        self
+    }
+
+    /// Let the kernel put each acknowledgement of a send on the error queue (TX_ACK timestamps,
+    /// Linux 3.17), so that [`Ticket::wait_acknowledged`] is woken by it and need not look again and
+    /// again. That costs each send an entry there, which is read here and there. TCP only; not where
+    /// the application has set `SO_TIMESTAMPING` already.
+    #[must_use]
+    pub fn acknowledgements(mut self, tell: bool) -> Self {
+        self.acknowledgements = tell;
         self
     }
 
@@ -181,11 +193,11 @@ impl Sender {
     /// the reaper cannot be started. The socket is then closed.
     pub fn with(socket: impl Into<OwnedFd>, options: Options) -> Result<Self, Error> {
         let reaper = Reaper::start()?;
-        let Options { engine, next_id, reset_on_death, hook, linger } = options;
+        let Options { engine, next_id, reset_on_death, hook, linger, acknowledgements } = options;
         if engine == Engine::Uring {
             return Err(Error::Refused { engine, reason: Refusal::Driver });
         }
-        let conn = Conn::new(socket.into(), next_id, reset_on_death, hook)?;
+        let conn = Conn::new(socket.into(), next_id, reset_on_death, hook, acknowledgements)?;
         let linger = linger.unwrap_or(Duration::from_secs(60));
         Ok(Sender { conn, engine, linger, reaper })
     }
@@ -492,6 +504,7 @@ impl Sender {
     /// What an attempt came to, for its caller.
     #[inline(always)]
     fn sent<T>(&self, outcome: Outcome, ticket: impl FnOnce() -> T) -> Result<Sent<T>, Error> {
+        self.conn.read_acknowledgements();
         Ok(match outcome {
             Outcome::Accepted(bytes) => Sent::Accepted { bytes, ticket: ticket() },
             Outcome::WouldBlock => Sent::WouldBlock,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::conn::{self, Conn};
 use crate::engine::{Choice, Engine, Why};
@@ -218,26 +218,25 @@ impl Ticket {
 
     /// Waits until the peer's TCP has acknowledged it; `false` if that can never be known.
     ///
+    /// With [`Options::acknowledgements`](crate::Options::acknowledgements) the kernel wakes it;
+    /// without, only zerocopy completions do, which come with acknowledgements where the peer is
+    /// elsewhere, and it looks by itself every 0.1 to 10 ms.
+    ///
     /// # Errors
     /// [`Error::Deadline`]; [`Error::Wait`]; [`Error::Socket`] if SIOCOUTQ fails.
     pub fn wait_acknowledged(&self, deadline: Instant) -> Result<bool, Error> {
-        // Nothing wakes a waiter when an acknowledgement comes in, so this looks again and again.
-        let mut pause = Duration::from_micros(100);
-        if let Some(conn) = self.conn() {
-            conn.flush();
+        match self.acknowledgement()? {
+            Acknowledgement::Acknowledged => return Ok(true),
+            Acknowledgement::Unknowable => return Ok(false),
+            Acknowledgement::Pending => {}
         }
-        loop {
-            match self.acknowledgement()? {
-                Acknowledgement::Acknowledged => return Ok(true),
-                Acknowledgement::Unknowable => return Ok(false),
-                Acknowledgement::Pending => {}
+        match self.conn() {
+            Some(conn) => {
+                conn.flush();
+                conn.wait_acknowledged(self.parts.end, deadline)
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::Deadline("the send was not acknowledged"));
-            }
-            std::thread::sleep(pause.min(left));
-            pause = (pause * 2).min(Duration::from_millis(10));
+            // It went away between the two, and what it knew stays.
+            None => Ok(self.acknowledgement()? == Acknowledgement::Acknowledged),
         }
     }
 }

@@ -126,3 +126,65 @@ fn a_socket_has_one_sender() {
     let error = Sender::new(again).unwrap_err();
     assert!(matches!(error, Error::NextIdUnknown), "{error}");
 }
+
+/// What the error queue of `socket` reports now, or as soon as it reports something.
+fn reports(socket: &Sender, wait: bool) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut watched = [PollFd::new(socket, PollFlags::empty())];
+    let now = Timespec { tv_sec: if wait { 30 } else { 0 }, tv_nsec: 0 };
+    poll(&mut watched, Some(&now)).unwrap();
+    watched[0].revents().contains(PollFlags::ERR)
+}
+
+#[test]
+fn who_waits_for_an_acknowledgement_is_told_by_the_kernel_and_the_hook_is_not() {
+    for engine in common::ENGINES {
+        let (tx, _rx) = common::tcp();
+        let (notices, options) = collecting();
+        let mut sender = Sender::with(tx, options.engine(engine).acknowledgements(true)).unwrap();
+        let file = file(1, 100_000);
+        let sent = sender.send_file(&source(&file), 0..100_000, false, deadline()).unwrap();
+        assert!(reports(&sender, true), "{engine}: nothing came");
+        assert!(sent.ticket.wait_acknowledged(deadline()).unwrap());
+        // However many sends there are, what comes of them is read.
+        for _ in 0..100 {
+            sender.send(b"x", false, deadline()).unwrap();
+        }
+        let last = sender.send(b"x", false, deadline()).unwrap();
+        assert!(last.ticket.wait_acknowledged(deadline()).unwrap());
+        assert_eq!(*notices.lock().unwrap(), [], "{engine}");
+        // Given back, it stamps no more.
+        let (socket, _) = sender.into_socket(deadline()).unwrap_or_else(|(e, _)| panic!("{e}"));
+        assert!(nix::sys::socket::getsockopt(&socket, sockopt::Timestamping).unwrap().is_empty());
+    }
+}
+
+/// The control: unless asked for, nothing comes to the error queue of a socket that copies.
+#[test]
+fn control_without_being_asked_the_kernel_tells_nothing() {
+    let (tx, _rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Copy);
+    let sent = sender.send(b"x", false, deadline()).unwrap();
+    assert!(sent.ticket.wait_acknowledged(deadline()).unwrap());
+    assert!(!reports(&sender, false));
+}
+
+#[test]
+fn timestamps_that_the_application_asked_for_reach_the_hook() {
+    use nix::sys::socket::TimestampingFlag;
+    let (tx, _rx) = common::tcp();
+    let theirs = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
+        | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
+    setsockopt(&tx, sockopt::Timestamping, &theirs).unwrap();
+    let (notices, options) = collecting();
+    let mut sender = Sender::with(tx, options.engine(Engine::Copy).acknowledgements(true)).unwrap();
+    let sent = sender.send(b"x", false, deadline()).unwrap();
+    assert!(sent.ticket.wait_acknowledged(deadline()).unwrap());
+    assert!(reports(&sender, true) || !notices.lock().unwrap().is_empty());
+    sender.reap().unwrap();
+    let notices = notices.lock().unwrap();
+    let [Notice::Foreign(stamp)] = &notices[..] else { panic!("{notices:?}") };
+    // SO_EE_ORIGIN_TIMESTAMPING, SCM_TSTAMP_SND.
+    let error = stamp.error.unwrap();
+    assert_eq!((error.origin, error.info), (4, 0));
+}

@@ -118,7 +118,7 @@ impl Way {
         let mut carrier = match self {
             Way::PlainReturn => Carrier::Plain { socket, acked: false },
             Way::PlainAcked => Carrier::Plain { socket, acked: true },
-            Way::Library(engine) => match carrier::Carrier::new(socket, engine) {
+            Way::Library(engine) => match carrier::Carrier::new(socket, engine, false) {
                 Ok(carrier) => Carrier::Library { carrier, choices: Vec::new() },
                 Err(Error::Refused { reason, .. }) => {
                     return Ok(Outcome::Refused(reason.to_string()));

@@ -66,6 +66,16 @@ pub struct Foreign {
     pub truncated: bool,
 }
 
+impl Foreign {
+    /// Whether it says that bytes were acknowledged: `SO_EE_ORIGIN_TIMESTAMPING` with
+    /// `SCM_TSTAMP_ACK` of `linux/errqueue.h`.
+    pub(crate) fn is_acknowledgement(&self) -> bool {
+        const ORIGIN_TIMESTAMPING: u8 = 4;
+        const ACK: u32 = 2;
+        self.error.is_some_and(|error| error.origin == ORIGIN_TIMESTAMPING && error.info == ACK)
+    }
+}
+
 /// How a message could not be understood. Nothing is released for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -58,6 +58,24 @@ pub(crate) fn zerocopy_enabled(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(option(socket, libc::SOL_SOCKET, libc::SO_ZEROCOPY)? != 0)
 }
 
+/// Lets every send on a TCP socket put a timestamp on the error queue when it is acknowledged
+/// (`TX_ACK`, Linux 3.17; without the bytes that were sent, `OPT_TSONLY`), or ends that. `false`, and
+/// nothing is done, if the application has asked for timestamps of its own.
+///
+/// Source: `Documentation/networking/timestamping.rst`.
+pub(crate) fn stamp_acknowledgements(socket: BorrowedFd<'_>, on: bool) -> Result<bool, Errno> {
+    let flags = libc::SOF_TIMESTAMPING_TX_ACK
+        | libc::SOF_TIMESTAMPING_OPT_TSONLY
+        | libc::SOF_TIMESTAMPING_SOFTWARE;
+    let ours = c_int::try_from(flags).unwrap_or(0);
+    let (from, to) = if on { (0, ours) } else { (ours, 0) };
+    if option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPING)? != from {
+        return Ok(false);
+    }
+    set_option(socket, libc::SO_TIMESTAMPING, to)?;
+    Ok(true)
+}
+
 /// Whether a TCP connection is over: no segment will come or go any more.
 ///
 /// Source: tcp(7), `TCP_INFO`, whose first byte is the state.
@@ -81,14 +99,18 @@ fn option(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> Result<c_int, Er
 
 /// Sets `SO_ZEROCOPY`, without which `MSG_ZEROCOPY` is accepted and ignored.
 pub(crate) fn enable_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
-    let on: c_int = 1;
-    // SAFETY: on is valid for reads of its size.
+    set_option(socket, libc::SO_ZEROCOPY, 1)
+}
+
+/// Sets an option of SOL_SOCKET.
+fn set_option(socket: BorrowedFd<'_>, name: c_int, value: c_int) -> Result<(), Errno> {
+    // SAFETY: value is valid for reads of its size.
     let ret = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_ZEROCOPY,
-            (&raw const on).cast(),
+            name,
+            (&raw const value).cast(),
             socklen::<c_int>(),
         )
     };

@@ -27,7 +27,7 @@ use slab::Slab;
 use super::available;
 use super::part;
 use super::ticket::{Failure, Progress, Ticket};
-use crate::conn::{self, Counters, Kind, ResetOnDeath};
+use crate::conn::{self, Counters, Kind, Looks, ResetOnDeath};
 use crate::engine::{Choice, Engine, Limit, Refusal, Why};
 use crate::error::Error;
 use crate::guard::Lease;
@@ -957,6 +957,33 @@ impl Lane {
         what: &'static str,
         mut check: impl FnMut() -> Result<Option<T>, Error>,
     ) -> Result<T, Error> {
+        self.wait_looking(&mut check, || {
+            if Instant::now() < deadline { Ok(deadline) } else { Err(Error::Deadline(what)) }
+        })
+    }
+
+    /// As [`wait`](Self::wait), for an acknowledgement, of which nothing needs to tell.
+    pub(super) fn wait_acknowledged(
+        &self,
+        deadline: Instant,
+        look: impl Fn() -> Result<Acknowledgement, Error>,
+    ) -> Result<bool, Error> {
+        let mut looks = Looks::new(false);
+        let mut check = || {
+            Ok(match look()? {
+                Acknowledgement::Acknowledged => Some(true),
+                Acknowledgement::Unknowable => Some(false),
+                Acknowledgement::Pending => None,
+            })
+        };
+        self.wait_looking(&mut check, || looks.next(deadline))
+    }
+
+    fn wait_looking<T>(
+        &self,
+        check: &mut impl FnMut() -> Result<Option<T>, Error>,
+        mut until: impl FnMut() -> Result<Instant, Error>,
+    ) -> Result<T, Error> {
         Parker::with(|parker| {
             let key = lock(&self.shared.wakers).insert(parker.waker());
             let _registered = Deregister { shared: &self.shared, key };
@@ -966,10 +993,7 @@ impl Lane {
                 if let Some(value) = check()? {
                     return Ok(value);
                 }
-                if Instant::now() >= deadline {
-                    return Err(Error::Deadline(what));
-                }
-                parker.park(Some(deadline))?;
+                parker.park(Some(until()?))?;
             }
         })
     }
