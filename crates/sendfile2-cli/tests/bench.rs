@@ -1,6 +1,8 @@
 //! `sendfile2 bench` as its users meet it. What is measured depends on the machine, so nothing here
 //! asserts on a time or a speed.
 
+mod engines;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -65,7 +67,7 @@ const WAYS: [(&str, bool); 3] = [("sendfile", false), ("splice", false), ("read+
 
 /// All ways, and whether they are safe.
 fn ways() -> Vec<(&'static str, bool)> {
-    let engines = sendfile2::Engine::ALL.into_iter().map(|engine| (engine.name(), true));
+    let engines = engines::here().into_iter().map(|engine| (engine.name(), true));
     WAYS.into_iter().chain(engines).collect()
 }
 

@@ -88,7 +88,7 @@ impl Options {
         self
     }
 
-    /// Let the kernel put each acknowledgement of a send on the error queue (TX_ACK timestamps,
+    /// Let the kernel put each acknowledgement of a send on the error queue (`TX_ACK` stamps,
     /// Linux 3.17), so that [`Ticket::wait_acknowledged`] is woken by it and need not look again and
     /// again. That costs each send an entry there, which is read here and there. TCP only; not where
     /// the application has set `SO_TIMESTAMPING` already.

@@ -30,6 +30,27 @@ fn send_in_child(reset_on_death: bool) {
     std::process::exit(77);
 }
 
+/// The same by a ring, under a lease.
+fn send_by_ring_in_child() {
+    let socket = TcpStream::connect(std::env::var("ADDRESS").unwrap()).unwrap();
+    let guard = sendfile2::guard::GuardedFile::open(std::env::var("FILE").unwrap()).unwrap();
+    let mut driver = sendfile2::uring::Driver::new().unwrap();
+    let mut socket = driver.add(socket).unwrap();
+    let lease = guard.try_lease(0..LEN).unwrap();
+    for at in (0..LEN).step_by(64 << 10) {
+        let ticket = socket.send_lease(&lease, at..at + (64 << 10), false).unwrap();
+        driver.submit().unwrap();
+        driver.reap().unwrap();
+        if ticket.wait_accepted(std::time::Instant::now()).is_err() {
+            break;
+        }
+    }
+    let accepted = socket.counters().accepted;
+    assert!(accepted > 0 && socket.queued() > 0, "nothing is stuck");
+    println!("SENT {accepted}");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
 struct Victim {
     child: std::process::Child,
     peer: TcpStream,
@@ -83,6 +104,20 @@ fn with_reset_on_death_the_peer_sees_a_reset_and_no_wrong_byte() {
     let (got, end) = victim(name, "child").killed_and_overwritten();
     let kind = end.unwrap_err().kind();
     assert_eq!(kind, std::io::ErrorKind::ConnectionReset);
+    assert_same(&got, &pattern(1, 0..got.len() as u64));
+}
+
+#[test]
+fn what_a_ring_sends_under_a_lease_dies_with_the_process() {
+    let name = "what_a_ring_sends_under_a_lease_dies_with_the_process";
+    if common::role().is_some() {
+        return send_by_ring_in_child();
+    }
+    if !common::has_uring() {
+        return;
+    }
+    let (got, end) = victim(name, "child").killed_and_overwritten();
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     assert_same(&got, &pattern(1, 0..got.len() as u64));
 }
 

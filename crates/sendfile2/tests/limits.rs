@@ -139,3 +139,70 @@ fn a_limit_that_a_capability_lifts_refuses_nothing() {
     assert_eq!(sent.ticket.choice().engine, Engine::Zerocopy);
     assert_same(&reader.join().unwrap(), &pattern(1, 0..4 << 20));
 }
+
+#[test]
+fn with_64_kib_of_memlock_a_ring_or_a_call_delivers_everything() {
+    if !with_memlock(64 << 10, "with_64_kib_of_memlock_a_ring_or_a_call_delivers_everything") {
+        return;
+    }
+    if !common::has_uring() {
+        return;
+    }
+    let len = 4 << 20;
+    let file = file(1, len);
+    let source = source(&file);
+    let (tx, mut rx) = common::tcp_small_window();
+    let reader = std::thread::spawn(move || read(&mut rx, len as usize));
+    sendfile2::uring::send_file_sync(&tx, &source, 0..len, deadline()).unwrap();
+    assert_same(&reader.join().unwrap(), &pattern(1, 0..len));
+
+    let driver = match sendfile2::uring::Driver::new() {
+        Ok(driver) => driver,
+        Err(error) => {
+            // Of the 64 KiB a ring has 44, where rings count.
+            let Error::Refused { reason: Refusal::IoUring(_), .. } = error else {
+                panic!("{error}")
+            };
+            println!("SKIP: no room for a ring under RLIMIT_MEMLOCK: {error}");
+            return;
+        }
+    };
+    // Several sockets, which are in each other's way.
+    let mut readers = Vec::new();
+    let mut tickets = Vec::new();
+    let mut sockets = Vec::new();
+    for _ in 0..4 {
+        let (tx, mut rx) = common::tcp_small_window();
+        let mut socket = driver.add(tx).unwrap();
+        readers.push(std::thread::spawn(move || read(&mut rx, len as usize)));
+        tickets.push(socket.send_file(&source, 0..len, false).unwrap());
+        sockets.push(socket);
+    }
+    for (ticket, reader) in tickets.iter().zip(readers) {
+        ticket.wait_released(deadline()).unwrap();
+        assert!(ticket.error().is_none(), "{ticket:?}");
+        assert_same(&reader.join().unwrap(), &pattern(1, 0..len));
+    }
+}
+
+#[test]
+fn where_rings_use_up_the_limit_the_reason_is_told() {
+    if !with_memlock(64 << 10, "where_rings_use_up_the_limit_the_reason_is_told") {
+        return;
+    }
+    if !common::has_uring() {
+        return;
+    }
+    let mut rings = Vec::new();
+    let error = loop {
+        match sendfile2::uring::Driver::new() {
+            Ok(ring) => rings.push(ring),
+            Err(error) => break error,
+        }
+        if rings.len() == 100 {
+            println!("SKIP: rings do not count against RLIMIT_MEMLOCK here (Linux before 6.14?)");
+            return;
+        }
+    };
+    assert!(error.to_string().contains("RLIMIT_MEMLOCK"), "{error}");
+}

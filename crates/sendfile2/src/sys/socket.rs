@@ -102,7 +102,7 @@ pub(crate) fn enable_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     set_option(socket, libc::SO_ZEROCOPY, 1)
 }
 
-/// Sets an option of SOL_SOCKET.
+/// Sets an option of `SOL_SOCKET`.
 fn set_option(socket: BorrowedFd<'_>, name: c_int, value: c_int) -> Result<(), Errno> {
     // SAFETY: value is valid for reads of its size.
     let ret = unsafe {
