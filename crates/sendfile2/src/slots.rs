@@ -144,6 +144,12 @@ impl<T> Slots<T> {
         self.len() == 0
     }
 
+    /// Takes back what all of them keep.
+    pub fn drain(&mut self) -> impl Iterator<Item = T> + use<T> {
+        self.free.clear();
+        std::mem::take(&mut self.slots).into_iter().filter_map(|slot| slot.kept)
+    }
+
     /// What all of them keep.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.slots.iter().filter_map(|slot| slot.kept.as_ref())

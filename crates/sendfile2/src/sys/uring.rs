@@ -81,6 +81,8 @@ pub(crate) enum Memory {
     Mapped(Arc<Mapping>, Range<u64>),
     /// These bytes, from the given one on.
     Bytes(Arc<[u8]>, usize),
+    /// Nothing.
+    None,
 }
 
 impl Memory {
@@ -89,19 +91,32 @@ impl Memory {
         match self {
             Memory::Mapped(mapping, range) => mapping.region(range.clone()).unwrap_or(none),
             Memory::Bytes(bytes, from) => Region::from(bytes.get(*from..).unwrap_or_default()),
+            Memory::None => none,
         }
     }
+}
+
+/// How a send is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Send {
+    /// More follows at once.
+    pub(crate) more: bool,
+    /// The kernel is to wait for room, and go on with the rest itself (`MSG_WAITALL`). Meanwhile it
+    /// keeps the socket open, also when the process has died.
+    pub(crate) wait: bool,
 }
 
 /// What the kernel is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
     /// `SEND_ZC`: from the memory itself.
-    Zerocopy { more: bool },
+    Zerocopy(Send),
     /// `SEND`: the kernel copies.
-    Copy { more: bool },
+    Copy(Send),
     /// `POLL_ADD`: wait until the socket is writable.
     Writable,
+    /// `POLL_ADD`: wait until the descriptor is readable.
+    Readable,
 }
 
 /// One completion.
@@ -194,21 +209,21 @@ impl<H> Queues<H> {
         let fd = Fd(socket.as_raw_fd());
         let region = memory.region();
         let (pointer, len) = (region.as_ptr(), u32::try_from(region.len()).unwrap_or(u32::MAX));
-        // WAITALL: the kernel goes on with the rest itself, also after it had to wait.
-        let flags =
-            |more| libc::MSG_NOSIGNAL | libc::MSG_WAITALL | if more { libc::MSG_MORE } else { 0 };
+        let flags = |send: Send| {
+            libc::MSG_NOSIGNAL
+                | if send.wait { libc::MSG_WAITALL } else { libc::MSG_DONTWAIT }
+                | if send.more { libc::MSG_MORE } else { 0 }
+        };
+        // POLLIN and POLLOUT are no negative numbers.
+        let poll = |what: libc::c_short| opcode::PollAdd::new(fd, what.unsigned_abs().into());
         let entry = match request {
-            Request::Zerocopy { more } => opcode::SendZc::new(fd, pointer, len)
-                .flags(flags(more))
+            Request::Zerocopy(send) => opcode::SendZc::new(fd, pointer, len)
+                .flags(flags(send))
                 .zc_flags(self.zc_flags)
                 .build(),
-            Request::Copy { more } => {
-                opcode::Send::new(fd, pointer, len).flags(flags(more)).build()
-            }
-            // POLLOUT is no negative number.
-            Request::Writable => {
-                opcode::PollAdd::new(fd, libc::POLLOUT.unsigned_abs().into()).build()
-            }
+            Request::Copy(send) => opcode::Send::new(fd, pointer, len).flags(flags(send)).build(),
+            Request::Writable => poll(libc::POLLOUT).build(),
+            Request::Readable => poll(libc::POLLIN).build(),
         };
         let for_kernel = Some((Arc::clone(socket), memory));
         let key = self.slots.insert(Kept { for_kernel, for_caller: kept });
@@ -336,9 +351,12 @@ impl<H> Queues<H> {
 
 impl<H> Drop for Queues<H> {
     fn drop(&mut self) {
-        if !self.slots.is_empty() {
-            // The kernel may read the memory still, and what is held may be in flight.
-            std::mem::forget(std::mem::take(&mut self.slots));
+        for kept in self.slots.drain() {
+            // The kernel may read the memory still, and what is held may be in flight. A mere wait
+            // has neither.
+            if !matches!(kept.for_kernel, Some((_, Memory::None))) {
+                std::mem::forget(kept);
+            }
         }
     }
 }

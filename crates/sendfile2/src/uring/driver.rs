@@ -4,6 +4,10 @@
 //! whose result is not known. So a batch is made of sends on different sockets, and costs one
 //! system call.
 //!
+//! No request waits in the kernel on a socket, where it would keep the socket open after the death
+//! of the process, and so the reset away that protects leased ranges. Who waits for room is an
+//! epoll set, which keeps nothing open, and on which the ring waits.
+//!
 //! The state is behind one lock, which no wait holds. Whoever reads completions (the driver, a
 //! ticket's wait, a writer that the range is in the way of, the reaper) also goes on with what is
 //! queued, so that a single thread never waits for what only itself could send. Values are dropped
@@ -19,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 use rustix::process::Pid;
@@ -37,7 +42,7 @@ use crate::reaper::Reaper;
 use crate::slots::Stray;
 use crate::source::{Extent, Identity, Source};
 use crate::sys::socket as sys;
-use crate::sys::uring::{Event, Memory, Queues, Request, Ring, Size};
+use crate::sys::uring::{Event, Memory, Queues, Request, Ring, Send, Size};
 use crate::ticket::Acknowledgement;
 
 /// A ring for the sends of many sockets.
@@ -87,6 +92,12 @@ struct State {
     ready: VecDeque<usize>,
     /// The driver sleeps in the kernel until a number of completions is there.
     counting: bool,
+    /// Says which sockets have got room.
+    epoll: Arc<OwnedFd>,
+    /// The ring waits for it.
+    polling: bool,
+    /// Lanes that wait for room.
+    blocked: usize,
     /// Bytes that one send may ask for, once that was asked.
     most: Option<u64>,
     /// Nothing is released by completions that add up to nothing; somebody should know.
@@ -114,6 +125,10 @@ struct LaneState {
     queue: VecDeque<Job>,
     /// The kernel has something of the first job, and its result is not known.
     asked: bool,
+    /// The socket is full.
+    blocked: bool,
+    /// It has got room since it was asked last.
+    roomy: bool,
     /// A limit is in the way until something is released.
     starved: bool,
     /// Why nothing more is sent.
@@ -150,7 +165,8 @@ struct Job {
 enum Next {
     Zerocopy,
     Copy,
-    Writable,
+    /// No send: the epoll set.
+    Room,
 }
 
 enum From {
@@ -192,6 +208,8 @@ impl Driver {
     pub fn new() -> Result<Self, Error> {
         let queues = available::ring(Size::LARGE)?;
         let ring = Arc::clone(queues.ring());
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC);
+        let epoll = Arc::new(epoll.map_err(Error::wait("epoll_create1"))?);
         Ok(Driver {
             shared: Arc::new(Shared {
                 ring,
@@ -200,6 +218,9 @@ impl Driver {
                     lanes: Slab::new(),
                     ready: VecDeque::new(),
                     counting: false,
+                    epoll,
+                    polling: false,
+                    blocked: 0,
                     most: None,
                     stray: None,
                 }),
@@ -228,11 +249,14 @@ impl Driver {
         let ring = ring.map_err(|cause| Error::Socket { op: "dup", cause })?;
         let peer = rustix::net::getpeername(&socket).ok().flatten();
         let cookie = conn::claim(&socket)?;
-        let index = lock(&self.shared.state).lanes.insert(LaneState {
+        let mut state = lock(&self.shared.state);
+        let index = state.lanes.insert(LaneState {
             socket: Arc::clone(&socket),
             kind,
             queue: VecDeque::new(),
             asked: false,
+            blocked: false,
+            roomy: false,
             starved: false,
             failed: None,
             ending: false,
@@ -244,6 +268,11 @@ impl Driver {
             bytes: 0,
             counters: Counters::default(),
         });
+        let flags = epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        let key = epoll::EventData::new_u64(index as u64);
+        let watched = epoll::add(&state.epoll, &socket, key, flags);
+        drop(state);
+        // From here on it is undone by dropping it.
         let lane = Arc::new(Lane {
             shared: Arc::clone(&self.shared),
             index,
@@ -255,6 +284,7 @@ impl Driver {
             orphaned: AtomicBool::new(false),
             acknowledged: Arc::default(),
         });
+        watched.map_err(Error::wait("epoll_ctl"))?;
         Ok(Socket { lane, linger: Duration::from_secs(60), reaper })
     }
 
@@ -634,11 +664,16 @@ impl State {
                 Ok(Event::Answered { key, result }) => {
                     let Some(part) = self.queues.kept(key) else { continue };
                     part.accepted = match (part.next, result) {
-                        (Next::Writable, _) | (_, Err(_)) => 0,
+                        (Next::Room, _) | (_, Err(_)) => 0,
                         (_, Ok(bytes)) => bytes.into(),
                     };
                     let (lane, next, range) = (part.lane, part.next, part.range.clone());
                     self.answered(lane, next, &range, result, late);
+                }
+                // Also if it was cancelled, as the thread that had submitted it ended.
+                Ok(Event::Ended { kept: Part { next: Next::Room, .. }, .. }) => {
+                    self.polling = false;
+                    self.look_for_room();
                 }
                 Ok(Event::Ended { mut kept, result, copied }) => {
                     if let (Next::Zerocopy | Next::Copy, Ok(bytes)) = (kept.next, result) {
@@ -674,7 +709,6 @@ impl State {
         let usual = if matches!(job.from, From::Bytes(_)) { Next::Copy } else { Next::Zerocopy };
         let mut failure = None;
         match result {
-            Ok(_) if asked == Next::Writable => job.next = usual,
             Ok(bytes) => {
                 job.next = usual;
                 job.done += u64::from(bytes);
@@ -687,7 +721,12 @@ impl State {
                 }
             }
             Err(_) if aborted => failure = Some(Failure::Aborted),
-            Err(Errno::AGAIN) => job.next = Next::Writable,
+            Err(Errno::AGAIN) => {
+                if !std::mem::take(&mut lane.roomy) {
+                    lane.blocked = true;
+                    self.blocked += 1;
+                }
+            }
             // The thread that had submitted it has ended, for example.
             Err(Errno::INTR | Errno::CANCELED) => {}
             Err(Errno::NOMEM | Errno::NOBUFS) if asked == Next::Zerocopy => {
@@ -741,6 +780,50 @@ impl State {
         late.push(Late::Released { held: part.held, progress: part.progress, copied });
     }
 
+    /// Lets those lanes go on whose sockets have got room, or an error.
+    fn look_for_room(&mut self) {
+        let mut events = Vec::with_capacity(64);
+        loop {
+            events.clear();
+            let now = Some(&Timespec { tv_sec: 0, tv_nsec: 0 });
+            // It fails for bad arguments only.
+            let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), now);
+            for event in &events {
+                // It was made from an usize.
+                let index = usize::try_from(event.data.u64()).unwrap_or(usize::MAX);
+                let Some(lane) = self.lanes.get_mut(index) else { continue };
+                lane.roomy = true;
+                if std::mem::take(&mut lane.blocked) {
+                    self.blocked -= 1;
+                    self.ready.push_back(index);
+                }
+            }
+            if events.len() < events.capacity() {
+                return;
+            }
+        }
+    }
+
+    /// Lets the ring wait for room, if somebody does; `false` if the ring has no room for that.
+    fn wait_for_room(&mut self) -> bool {
+        if self.polling || self.blocked == 0 {
+            return true;
+        }
+        let part = Part {
+            lane: usize::MAX,
+            next: Next::Room,
+            range: 0..0,
+            accepted: 0,
+            guarded: false,
+            held: None,
+            progress: Progress::none(),
+            at: Instant::now(),
+        };
+        let pushed = self.queues.push(Request::Readable, &self.epoll, Memory::None, part);
+        self.polling = pushed.is_ok();
+        self.polling
+    }
+
     /// Queues what may be sent now; `false` if there was no room for all of it.
     fn begin(&mut self, late: &mut Vec<Late>) -> bool {
         let mut extents = Vec::new();
@@ -750,7 +833,7 @@ impl State {
                 return false;
             }
         }
-        true
+        self.wait_for_room()
     }
 
     fn begin_one(
@@ -772,6 +855,10 @@ impl State {
                     // Not an end that looks like that of everything.
                     lane.abort();
                 }
+                self.blocked -= usize::from(std::mem::take(&mut lane.blocked));
+                return true;
+            }
+            if lane.blocked {
                 return true;
             }
             let Some(job) = lane.queue.front() else {
@@ -810,9 +897,9 @@ impl LaneState {
         // maybe for a release.
         let more = job.more && last;
         let request = match job.next {
-            Next::Zerocopy => Request::Zerocopy { more },
-            Next::Copy => Request::Copy { more },
-            Next::Writable => Request::Writable,
+            Next::Zerocopy => Request::Zerocopy(Send { more, wait: false }),
+            Next::Copy => Request::Copy(Send { more, wait: false }),
+            Next::Room => Request::Writable,
         };
         let guarded = job.next == Next::Zerocopy && job.held.is_some();
         if guarded {
@@ -836,6 +923,7 @@ impl LaneState {
         }
         job.progress.part_begins();
         self.asked = true;
+        self.roomy = false;
         self.parts += 1;
         self.guarded += usize::from(guarded);
         true
@@ -1086,7 +1174,14 @@ impl Holder for Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         conn::give_back(self.cookie);
-        let lane = lock(&self.shared.state).lanes.try_remove(self.index);
+        let mut state = lock(&self.shared.state);
+        let lane = state.lanes.try_remove(self.index);
+        if lane.as_ref().is_some_and(|lane| lane.blocked) {
+            state.blocked -= 1;
+        }
+        // Somebody may have a duplicate. It fails only if it was not added.
+        let _ = epoll::delete(&state.epoll, &self.socket);
+        drop(state);
         drop(lane);
     }
 }

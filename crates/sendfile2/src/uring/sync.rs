@@ -12,11 +12,13 @@ use super::{Unfinished, available, leftover, part};
 use crate::engine::Refusal;
 use crate::error::Error;
 use crate::source::Source;
-use crate::sys::uring::{Event, Queues, Request, Size};
+use crate::sys::uring::{Event, Queues, Request, Send, Size};
 use crate::ticket::Status;
 
-const ZEROCOPY: Request = Request::Zerocopy { more: false };
-const COPY: Request = Request::Copy { more: false };
+/// The kernel waits for room in the socket, and goes on with the rest itself.
+const ALL: Send = Send { more: false, wait: true };
+const ZEROCOPY: Request = Request::Zerocopy(ALL);
+const COPY: Request = Request::Copy(ALL);
 
 /// One call: the ring keeps with each send how many bytes it has.
 struct Call {

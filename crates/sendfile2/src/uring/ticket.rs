@@ -86,6 +86,12 @@ impl Progress {
         })
     }
 
+    /// Of what is no send.
+    pub(super) fn none() -> Arc<Self> {
+        let choice = Choice { engine: Engine::Uring, why: Why::Asked };
+        Progress::new(0, choice, &Arc::default())
+    }
+
     /// A part goes to the kernel.
     pub(super) fn part_begins(&self) {
         self.outstanding.fetch_add(1, Ordering::Relaxed);
