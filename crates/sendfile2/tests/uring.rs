@@ -6,13 +6,17 @@ mod common;
 use std::fs::File;
 use std::io::Read;
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use common::{assert_same, deadline, file, overwrite, pattern, read, source, wrong};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt;
 use sendfile2::guard::{GuardedFile, TryWrite};
 use sendfile2::uring::{Driver, Socket, Ticket};
 use sendfile2::{Acknowledgement, Engine, Error, Options, Refusal, Sender, Source, Status, reaper};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 const LEN: u64 = 4 << 20;
 
@@ -437,4 +441,43 @@ fn more_sends_than_the_ring_has_room_for_are_all_made() {
         peer.read_to_end(&mut got).unwrap();
         assert_same(&got, &pattern(1, 0..4096).repeat(10));
     }
+}
+
+#[test]
+fn an_event_loop_drives_it_by_the_rings_descriptor() {
+    if !common::has_uring() {
+        return;
+    }
+    let file = file(1, LEN);
+    let source = source(&file);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    runtime.block_on(async {
+        let mut driver = Driver::new().unwrap();
+        let ring = driver.as_fd().try_clone_to_owned().unwrap();
+        #[allow(deprecated, reason = "unsound for what may be closed early; this is an OwnedFd")]
+        let ring = AsyncFd::with_interest(ring, Interest::READABLE).unwrap();
+        let (mut sockets, mut readers, mut tickets) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..4 {
+            let (tx, mut rx) = common::tcp_small_window();
+            let mut socket = driver.add(tx).unwrap();
+            readers.push(std::thread::spawn(move || read(&mut rx, LEN as usize)));
+            tickets.push(socket.send_file(&source, 0..LEN, false).unwrap());
+            sockets.push(socket);
+        }
+        driver.submit().unwrap();
+        while driver.under_way() > 0 {
+            // Cleared first: what comes while it is read makes it ready again.
+            ring.readable().await.unwrap().clear_ready();
+            driver.reap().unwrap();
+        }
+        for (ticket, reader) in tickets.iter().zip(readers) {
+            assert!(matches!(ticket.status(), Status::Released { .. }), "{ticket:?}");
+            assert_same(&reader.join().unwrap(), &pattern(1, 0..LEN));
+        }
+        for socket in &sockets {
+            let mut watched = [PollFd::new(socket, PollFlags::OUT)];
+            poll(&mut watched, None).unwrap();
+            assert_eq!(watched[0].revents(), PollFlags::OUT, "something on the error queue");
+        }
+    });
 }

@@ -50,9 +50,10 @@ use crate::ticket::Acknowledgement;
 /// [`add`](Self::add) a socket, queue sends on it, and [`wait`](Self::wait): that submits what is
 /// queued on all sockets and sleeps until so many completions are there, by one system call.
 ///
-/// For an event loop (tokio's `AsyncFd`, epoll) [`AsFd`] lends the ring's descriptor, which is
-/// readable when there are completions: then [`reap`](Self::reap), and after queueing sends
-/// [`submit`](Self::submit). The sockets themselves report nothing on their error queues.
+/// For an event loop [`AsFd`] lends the ring's descriptor, which is readable when there are
+/// completions: then [`reap`](Self::reap), and after queueing sends [`submit`](Self::submit). (With
+/// epoll as it is; a duplicate of it for tokio's `AsyncFd`, interested in reading.) The sockets
+/// themselves report nothing on their error queues, so that their readiness stays what it was.
 ///
 /// Dropping the driver does nothing to its sockets: what is queued and in flight on them is sent
 /// and released as before, by whoever waits for one of their tickets, and by the reaper for those
@@ -310,11 +311,11 @@ impl Driver {
         self.shared.wait_counting(completions, deadline)
     }
 
-    /// Operations whose completions are still to come, over all sockets, as far as the completions
-    /// read so far say.
+    /// Sends that are queued or in flight, over all sockets, as far as the completions read so far
+    /// say.
     #[must_use]
     pub fn under_way(&self) -> usize {
-        lock(&self.shared.state).queues.len()
+        lock(&self.shared.state).lanes.iter().map(|(_, lane)| lane.sends()).sum()
     }
 
     /// Reads the completions that are there, lets go of what they release, and gives the kernel
@@ -898,8 +899,8 @@ impl LaneState {
         let more = job.more && last;
         let request = match job.next {
             Next::Zerocopy => Request::Zerocopy(Send { more, wait: false }),
-            Next::Copy => Request::Copy(Send { more, wait: false }),
-            Next::Room => Request::Writable,
+            // No job waits for room: its lane does.
+            Next::Copy | Next::Room => Request::Copy(Send { more, wait: false }),
         };
         let guarded = job.next == Next::Zerocopy && job.held.is_some();
         if guarded {
@@ -933,8 +934,14 @@ impl LaneState {
         self.queue.iter().map(|job| job.len - job.done).sum()
     }
 
+    /// Sends that are queued or in flight.
+    fn sends(&self) -> usize {
+        // The one that the kernel was asked about is in both.
+        self.parts + self.queue.len() - usize::from(self.asked)
+    }
+
     fn is_drained(&self) -> bool {
-        self.parts == 0 && self.queue.is_empty()
+        self.sends() == 0
     }
 
     /// A send ended early, and the peer may not know.
@@ -1144,9 +1151,7 @@ impl Holder for Lane {
         let parts = state.queues.all_kept().filter(|part| part.lane == self.index);
         let oldest = parts.map(|part| part.at).min().map(|at| at.elapsed());
         let lane = state.lane(self.index);
-        // The job that the kernel has a part of is one.
-        let sends = lane.parts + lane.queue.len() - usize::from(lane.asked);
-        InFlight { bytes: lane.bytes + lane.queued(), sends, oldest }
+        InFlight { bytes: lane.bytes + lane.queued(), sends: lane.sends(), oldest }
     }
 
     fn holds(&self, which: &dyn Fn(&Held) -> bool) -> bool {
