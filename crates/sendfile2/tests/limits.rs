@@ -142,10 +142,11 @@ fn a_limit_that_a_capability_lifts_refuses_nothing() {
 
 #[test]
 fn with_64_kib_of_memlock_a_ring_or_a_call_delivers_everything() {
-    if !with_memlock(64 << 10, "with_64_kib_of_memlock_a_ring_or_a_call_delivers_everything") {
+    // Not in the child: the ring of the probe counts a little longer than it lives.
+    if common::role().is_none() && !common::has_uring() {
         return;
     }
-    if !common::has_uring() {
+    if !with_memlock(64 << 10, "with_64_kib_of_memlock_a_ring_or_a_call_delivers_everything") {
         return;
     }
     let len = 4 << 20;
@@ -187,10 +188,11 @@ fn with_64_kib_of_memlock_a_ring_or_a_call_delivers_everything() {
 
 #[test]
 fn where_rings_use_up_the_limit_the_reason_is_told() {
-    if !with_memlock(64 << 10, "where_rings_use_up_the_limit_the_reason_is_told") {
+    // Not in the child: the ring of the probe counts a little longer than it lives.
+    if common::role().is_none() && !common::has_uring() {
         return;
     }
-    if !common::has_uring() {
+    if !with_memlock(64 << 10, "where_rings_use_up_the_limit_the_reason_is_told") {
         return;
     }
     let mut rings = Vec::new();
@@ -205,4 +207,34 @@ fn where_rings_use_up_the_limit_the_reason_is_told() {
         }
     };
     assert!(error.to_string().contains("RLIMIT_MEMLOCK"), "{error}");
+}
+
+/// The kernel's ENOMEM announces a notification, whose arrival makes no room.
+#[test]
+fn a_call_copies_where_others_have_used_up_the_limit() {
+    // Not in the child: the ring of the probe counts a little longer than it lives.
+    if common::role().is_none() && !common::has_uring() {
+        return;
+    }
+    if !with_memlock(64 << 10, "a_call_copies_where_others_have_used_up_the_limit") {
+        return;
+    }
+    let file = file(1, 4 << 20);
+    let source = source(&file);
+    let (tx, _rx) = common::tcp_small_window();
+    let mut greedy = sender(tx, Engine::Zerocopy);
+    fill(&mut greedy, &source);
+    let (tx, mut rx) = common::tcp();
+    match sendfile2::uring::send_file_sync(&tx, &source, 0..50_000, deadline()) {
+        Ok(copied) => assert!(copied),
+        Err(unfinished) => {
+            // Not even a small ring has room.
+            let Error::Refused { reason: Refusal::IoUring(_), .. } = unfinished.error else {
+                panic!("{unfinished}")
+            };
+            println!("SKIP: no room for a ring under RLIMIT_MEMLOCK: {unfinished}");
+            return;
+        }
+    }
+    assert_same(&read(&mut rx, 50_000), &pattern(1, 0..50_000));
 }

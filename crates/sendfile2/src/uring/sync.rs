@@ -74,14 +74,14 @@ impl Call {
                 continue;
             };
             let mut until = deadline;
-            let result = loop {
+            let (result, own) = loop {
                 match self.event(until)? {
                     // The result, after which a notification comes (F_MORE), ...
-                    Some(Event::Answered { result, .. }) => break result,
+                    Some(Event::Answered { result, .. }) => break (result, 1),
                     // ... or does not, or came before; ...
                     Some(Event::Ended { result, copied, .. }) => {
                         self.copied |= copied;
-                        break result;
+                        break (result, 0);
                     }
                     // ... or the notification of an earlier send.
                     Some(Event::Released { copied, .. }) => self.copied |= copied,
@@ -102,10 +102,10 @@ impl Call {
                 }
                 Err(Errno::AGAIN) => request = Request::Writable,
                 Err(Errno::INTR | Errno::CANCELED) => {}
-                // RLIMIT_MEMLOCK, which a release makes room under; if none is due, a copy needs
-                // none.
+                // RLIMIT_MEMLOCK, which a release makes room under. If none is due but that of this
+                // send, which has nothing, others have used it up, and a copy needs none.
                 Err(Errno::NOMEM | Errno::NOBUFS) if request == ZEROCOPY => {
-                    if self.queues.len() == 0 {
+                    if self.queues.len() == own {
                         request = COPY;
                     } else {
                         self.completion(deadline)?;
