@@ -463,7 +463,15 @@ impl Conn {
 
     /// Nothing may follow for a while.
     pub(crate) fn flush(&self) {
-        self.uncork(&mut lock(&self.io));
+        self.push(&mut lock(&self.io));
+    }
+
+    /// As [`uncork`](Self::uncork), also what one send alone holds back (`MSG_MORE`), and no other
+    /// send is about to let go.
+    fn push(&self, io: &mut Io) {
+        // Where it cannot be set it need not be: what is held back goes by itself in 200 ms.
+        let _ = self.cork(io);
+        self.uncork(io);
     }
 
     /// Lets the application make zerocopy sends of its own; `send` returns how many it made.
@@ -819,6 +827,8 @@ impl Turn<'_> {
         if let Ok(bytes) = result {
             if part.more && io.cork == Cork::Out {
                 io.cork = Cork::Series;
+            } else if !part.more && region.len() == 0 {
+                conn.push(io);
             } else if !part.more && bytes == region.len() {
                 conn.uncork(io);
             }
@@ -913,6 +923,10 @@ impl Holder for Conn {
 
     fn reap(&self) -> Result<usize, Error> {
         Conn::reap(self)
+    }
+
+    fn flush(&self) {
+        Conn::flush(self);
     }
 
     fn abort(&self) -> Result<(), Error> {

@@ -241,7 +241,7 @@ impl Sender {
     ) -> Result<Transfer, Stopped> {
         let (start, end) = (range.start, range.end.max(range.start));
         let (origin, mut extent) = (Origin::File(file), None);
-        self.all(end - start, deadline, |sender, done, parts| {
+        self.all(end - start, more, deadline, |sender, done, parts| {
             sender.attempt_file(origin, &mut extent, start + done..end, more, parts)
         })
     }
@@ -286,7 +286,7 @@ impl Sender {
             }
         };
         let (origin, mut extent) = (Origin::Lease(lease, &held), None);
-        self.all(end - start, deadline, |sender, done, parts| {
+        self.all(end - start, more, deadline, |sender, done, parts| {
             sender.attempt_file(origin, &mut extent, start + done..end, more, parts)
         })
     }
@@ -319,7 +319,7 @@ impl Sender {
         more: bool,
         deadline: Instant,
     ) -> Result<Transfer, Stopped> {
-        self.all(bytes.len() as u64, deadline, |sender, done, parts| {
+        self.all(bytes.len() as u64, more, deadline, |sender, done, parts| {
             // done < bytes.len(), so it fits.
             let done = usize::try_from(done).unwrap_or(bytes.len());
             sender.attempt_slice(&bytes[done..], more, parts)
@@ -519,11 +519,15 @@ impl Sender {
     fn all(
         &mut self,
         total: u64,
+        more: bool,
         deadline: Instant,
         mut attempt: impl FnMut(&Sender, u64, &mut Parts) -> Result<Outcome, Error>,
     ) -> Result<Transfer, Stopped> {
         let mut parts = Parts::new(self.asked());
         let mut error = None;
+        if total == 0 && !more {
+            self.conn.flush();
+        }
         while parts.bytes() < total {
             let mut step = || {
                 let done = parts.bytes();
@@ -584,6 +588,9 @@ impl Sender {
         parts: &mut Parts,
     ) -> Result<Outcome, Error> {
         if wanted.is_empty() {
+            if !more {
+                self.conn.flush();
+            }
             return Ok(Outcome::Accepted(0));
         }
         let now = match extent.take() {

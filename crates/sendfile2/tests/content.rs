@@ -156,7 +156,7 @@ fn headers_and_file_arrive_in_order() {
 /// come 200 ms late.
 #[test]
 fn a_series_is_corked_until_it_ends_or_somebody_waits() {
-    let len = 1 << 20;
+    let len = 2 << 20;
     let source = source(&file(9, len));
     for engine in [Engine::Copy, Engine::Zerocopy] {
         let (tx, mut rx) = common::tcp();
@@ -194,6 +194,19 @@ fn a_series_is_corked_until_it_ends_or_somebody_waits() {
             engine == Engine::Copy,
             "it was in flight, or released at once"
         );
+        // Nothing to send, but the end of the series all the same.
+        for how in 0..4 {
+            send(&mut sender, true);
+            send(&mut sender, true);
+            assert!(corked(&sender));
+            match how {
+                0 => drop(sender.send_file(&source, 5..5, false, deadline()).unwrap()),
+                1 => drop(sender.try_send_file(&source, 5..5, false).unwrap()),
+                2 => drop(sender.send(b"", false, deadline()).unwrap()),
+                _ => drop(sender.try_send(b"", false).unwrap()),
+            }
+            assert!(!corked(&sender), "{how}");
+        }
         // What the application has set itself stays.
         send(&mut sender, false);
         rustix::net::sockopt::set_tcp_cork(&sender, true).unwrap();
@@ -204,6 +217,22 @@ fn a_series_is_corked_until_it_ends_or_somebody_waits() {
         sender.close(deadline()).unwrap();
         assert_same(&reader.join().unwrap(), &pattern(9, 0..at));
     }
+}
+
+#[test]
+fn a_writer_that_waits_for_a_lease_ends_the_series() {
+    let (tx, mut rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let slab = sendfile2::guard::GuardedFile::new(file(9, 1000)).unwrap();
+    let lease = slab.lease(0..1000, deadline()).unwrap();
+    for at in [0, 100, 200] {
+        sender.send_lease(&lease, at..at + 100, true, deadline()).unwrap();
+    }
+    assert!(rustix::net::sockopt::tcp_cork(&sender).unwrap());
+    drop(lease);
+    slab.write_at(b"new", 0, deadline()).unwrap();
+    assert!(!rustix::net::sockopt::tcp_cork(&sender).unwrap());
+    assert_same(&read(&mut rx, 300), &pattern(9, 0..300));
 }
 
 #[test]

@@ -787,6 +787,7 @@ impl<'a> Watched<'a> {
                 let key = self.holders.len() as u64;
                 self.parker.add(holder.as_fd(), key, holder.readiness())?;
                 self.holders.push(Arc::downgrade(&holder));
+                holder.flush();
                 // Reaped after being watched: what comes later wakes.
                 reap(&holder);
             }
