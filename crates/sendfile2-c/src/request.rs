@@ -30,7 +30,7 @@ pub(crate) struct Request<'a> {
 pub(crate) enum File {
     /// A mapping shows what `pread` would give; so many bytes are left in it.
     Mapped(u64),
-    /// It must be read; so many bytes are left in it.
+    /// It must be read; no more bytes are left in it than these.
     Read(u64),
     /// It has no pages of its own: what `sendfile(2)` sends from it is a private copy.
     Other,
@@ -102,6 +102,8 @@ impl<'a> Request<'a> {
     pub(crate) fn file(&self) -> Result<File, Errno> {
         match Source::examine(self.file) {
             Ok((size, None)) => Ok(File::Mapped(size.saturating_sub(self.at))),
+            // Files that are made when they are read (/proc) have no size. Reading finds the end.
+            Ok((0, Some(_))) => Ok(File::Read(u64::MAX)),
             Ok((size, Some(_))) => Ok(File::Read(size.saturating_sub(self.at))),
             Err(Error::File { cause, .. }) => {
                 Err(Errno::from_io_error(&cause).unwrap_or(Errno::IO))

@@ -123,8 +123,9 @@ pub(crate) fn copy(
             (None, None) => Err(Errno::NOMEM),
         };
         let result = part.and_then(|part| match part.len() {
-            0 => Ok(0), // The file has become shorter.
-            _ => transmit(request, part, sent + part.len() < len, patience),
+            0 => Ok(0), // The file has become shorter, or had no size.
+            // A short one is the last.
+            n => transmit(request, part, n == wanted && sent + n < len, patience),
         });
         match result {
             Ok(0) => break,
@@ -147,7 +148,7 @@ pub(crate) fn copy(
             Err(e) => return Err(e),
         }
     }
-    Ok(sent)
+    if sent == 0 { request.at_the_end() } else { Ok(sent) }
 }
 
 /// One part of a copying send; a stream takes all of it unless something comes in between.

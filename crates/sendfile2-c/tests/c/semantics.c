@@ -289,6 +289,22 @@ static void from_dev_zero(void)
     check_ids(pair[0]);
 }
 
+/* It is made when it is read: its size is 0. */
+static void from_proc(void)
+{
+    int pair[2], version = open("/proc/version", O_RDONLY);
+    struct stat stat;
+    CHECK(!fstat(version, &stat) && stat.st_size == 0);
+    tcp_pair(pair);
+    noted(pair[0], version, NULL, 100000);
+    note("at %lld ", (long long)lseek(version, 0, SEEK_CUR));
+    if (!ZC) {
+        noted(pair[0], version, NULL, 100000);
+        noted(pair[0], version, &(off_t){ 3 }, 5);
+    }
+    check_ids(pair[0]);
+}
+
 static void from_a_memfd(void)
 {
     int pair[2], memory = memfd_create("it", MFD_CLOEXEC);
@@ -633,6 +649,7 @@ static const struct {
     CASE(order_of_checks, NULL, false),
     CASE(the_last_offset, NULL, false),
     CASE(from_dev_zero, "EOPNOTSUPP ", false),
+    CASE(from_proc, "EOPNOTSUPP at 0 ", false),
     CASE(from_a_memfd, NULL, false),
     CASE(from_a_sparse_memfd, "EOPNOTSUPP blocks 0 ", false),
     CASE(from_o_direct, "EOPNOTSUPP ", false),
