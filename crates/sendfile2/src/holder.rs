@@ -20,8 +20,9 @@ pub(crate) trait Holder: std::fmt::Debug + Send + Sync {
     /// Reads completions and lets go of what they release. Never blocks. Returns how many
     /// messages were read.
     fn reap(&self) -> Result<usize, Error>;
-    /// Lets go what is held back for more to follow, since somebody waits for its release.
-    fn flush(&self);
+    /// Lets go what is held back for more to follow, since somebody waits for its release;
+    /// nothing where an acknowledgement lets it go, as it does with `MSG_MORE` alone.
+    fn flush(&self) {}
     /// Ends the connection at once. Frees nothing by itself.
     fn abort(&self) -> Result<(), Error>;
     /// Sends that are still in flight.

@@ -222,9 +222,7 @@ impl Sender {
         range: Range<u64>,
         more: bool,
     ) -> Result<Sent<Ticket>, Error> {
-        self.once(|sender, parts| {
-            sender.attempt_file(Origin::File(file), &mut None, range, more, parts)
-        })
+        self.once(|sender, parts| sender.attempt_file(Origin::File(file), range, more, parts))
     }
 
     /// Sends `range` of the file, all of it, waiting for the socket until `deadline`.
@@ -240,9 +238,9 @@ impl Sender {
         deadline: Instant,
     ) -> Result<Transfer, Stopped> {
         let (start, end) = (range.start, range.end.max(range.start));
-        let (origin, mut extent) = (Origin::File(file), None);
+        let origin = Origin::File(file);
         self.all(end - start, more, deadline, |sender, done, parts| {
-            sender.attempt_file(origin, &mut extent, start + done..end, more, parts)
+            sender.attempt_file(origin, start + done..end, more, parts)
         })
     }
 
@@ -261,7 +259,7 @@ impl Sender {
     ) -> Result<Sent<Ticket>, Error> {
         let held = self.hold(lease, &range)?;
         self.once(|sender, parts| {
-            sender.attempt_file(Origin::Lease(lease, &held), &mut None, range, more, parts)
+            sender.attempt_file(Origin::Lease(lease, &held), range, more, parts)
         })
     }
 
@@ -285,9 +283,9 @@ impl Sender {
                 return Err(Stopped { error, transfer: Transfer { bytes: 0, ticket } });
             }
         };
-        let (origin, mut extent) = (Origin::Lease(lease, &held), None);
+        let origin = Origin::Lease(lease, &held);
         self.all(end - start, more, deadline, |sender, done, parts| {
-            sender.attempt_file(origin, &mut extent, start + done..end, more, parts)
+            sender.attempt_file(origin, start + done..end, more, parts)
         })
     }
 
@@ -576,13 +574,10 @@ impl Sender {
         self.attempt_region(Region::from(bytes), more, parts, Some(&held), false)
     }
 
-    /// `extent` is what the file was like just before, if anybody looked; it is forgotten where the
-    /// caller is about to wait.
     #[inline(always)]
     fn attempt_file(
         &self,
         origin: Origin<'_>,
-        extent: &mut Option<Extent>,
         wanted: Range<u64>,
         more: bool,
         parts: &mut Parts,
@@ -593,26 +588,7 @@ impl Sender {
             }
             return Ok(Outcome::Accepted(0));
         }
-        let now = match extent.take() {
-            Some(extent) => extent,
-            None => origin.extent(&wanted)?,
-        };
-        let outcome = self.attempt_view(origin, now, wanted, more, parts)?;
-        if matches!(outcome, Outcome::Accepted(_)) {
-            *extent = Some(now);
-        }
-        Ok(outcome)
-    }
-
-    #[inline(always)]
-    fn attempt_view(
-        &self,
-        origin: Origin<'_>,
-        extent: Extent,
-        wanted: Range<u64>,
-        more: bool,
-        parts: &mut Parts,
-    ) -> Result<Outcome, Error> {
+        let extent = origin.extent(&wanted)?;
         let (file, held) = origin.parts();
         let records = self.conn.kind().records();
         if records && wanted.end > extent.size {
