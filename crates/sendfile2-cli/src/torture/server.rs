@@ -145,10 +145,11 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(work)
 }
 
-/// Each connection needs its socket, two descriptors to wait with, and maybe two for a ring.
+/// Each connection needs its socket, two descriptors to wait with, and maybe a few for a ring; so
+/// does each that has ended, until the reaper has drained it, and on a busy machine these pile up.
 fn allow_descriptors(clients: u32) -> anyhow::Result<()> {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    let wanted = 512 + 7 * u64::from(clients);
+    let wanted = 512 + 32 * u64::from(clients);
     let maximum = limit.maximum.unwrap_or(u64::MAX);
     let current = Some(wanted.min(maximum));
     rustix::process::setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum })
