@@ -38,8 +38,8 @@ impl Ring {
         })
     }
 
-    /// Sends what `next` gives, and waits until everything is released; returns how many calls
-    /// that took. Each stream that has nothing queued gets a range, and all of them together one
+    /// Sends what `next` gives, and waits until everything is released; returns how many requests
+    /// that took: one that the socket had too little room for is followed by another. Each stream that has nothing queued gets a range, and all of them together one
     /// system call, which sleeps until half as many completions are there.
     pub(super) fn send(
         &mut self,
@@ -47,7 +47,7 @@ impl Ring {
         mut next: impl FnMut() -> Option<Range<u64>>,
         deadline: Instant,
     ) -> anyhow::Result<u64> {
-        let (mut sends, mut over) = (0, false);
+        let (before, mut over) = (self.requests(), false);
         let batch = self.sockets.len().div_ceil(2);
         loop {
             for number in 0..self.sockets.len() {
@@ -55,15 +55,12 @@ impl Ring {
                     continue;
                 }
                 match next() {
-                    Some(range) => {
-                        self.queue(number, files, range)?;
-                        sends += 1;
-                    }
+                    Some(range) => drop(self.queue(number, files, range)?),
                     None => over = true,
                 }
             }
             if over && self.driver.under_way() == 0 {
-                return Ok(sends);
+                return Ok(self.requests() - before);
             }
             ensure!(Instant::now() < deadline, "nothing moved in time");
             self.driver.wait(if over { usize::MAX } else { batch }, deadline)?;
@@ -100,7 +97,12 @@ impl Ring {
         self.sockets.first().context("no connection")
     }
 
-    /// Sends so far of which the kernel has made a copy.
+    /// Requests so far that were released.
+    fn requests(&self) -> u64 {
+        self.sockets.iter().map(|socket| socket.counters().released).sum()
+    }
+
+    /// Of these, those of which the kernel has made a copy.
     pub(super) fn copies(&self) -> u64 {
         self.sockets.iter().map(|socket| socket.counters().copied).sum()
     }
