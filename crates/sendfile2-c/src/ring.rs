@@ -117,25 +117,33 @@ struct Lost(Option<Sent>);
 struct Tally {
     /// The number of the first request of the call.
     first: u64,
-    notifications: usize,
+    /// Those that are out. A notification may come before the result that announces it.
+    notifications: isize,
     copied: bool,
 }
 
 impl Tally {
     /// Takes in a completion; the result, if it is that of the request `id`.
-    fn note(&mut self, completion: &cqueue::Entry, id: u64) -> Option<i32> {
-        let number = completion.user_data();
+    fn note(&mut self, number: u64, result: i32, flags: u32, id: u64) -> Option<i32> {
         if number < self.first {
             return None; // Of an earlier call that could not wait for it, or a cancellation.
         }
-        if cqueue::notif(completion.flags()) {
+        if cqueue::notif(flags) {
             self.notifications -= 1;
-            self.copied |= completion.result() != 0;
+            self.copied |= result != 0;
             return None;
         }
         // Failed requests may notify, too.
-        self.notifications += usize::from(cqueue::more(completion.flags()));
-        (number == id).then_some(completion.result())
+        self.notifications += isize::from(cqueue::more(flags));
+        (number == id).then_some(result)
+    }
+
+    fn state(&self) -> State {
+        match (self.notifications, self.copied) {
+            (0, false) => State::Released,
+            (0, true) => State::Copied,
+            _ => State::Unknown,
+        }
     }
 }
 
@@ -184,7 +192,7 @@ impl Ring {
                 let limit = if cancelled.is_some() { None } else { Some(deadline) };
                 match self.completion(limit) {
                     Ok(completion) => {
-                        if let Some(result) = tally.note(&completion, id) {
+                        if let Some(result) = note(&mut tally, &completion, id) {
                             break result;
                         }
                     }
@@ -252,13 +260,13 @@ impl Ring {
     fn drain(
         &mut self,
         tally: &mut Tally,
-        down_to: usize,
+        down_to: isize,
         deadline: Option<Instant>,
     ) -> Result<Option<TimeIsOver>, Lost> {
         while tally.notifications > down_to {
             match self.completion(Some(deadline)) {
                 Ok(completion) => {
-                    tally.note(&completion, NOBODY);
+                    note(tally, &completion, NOBODY);
                 }
                 Err(Errno::TIME) => return Ok(Some(TimeIsOver)),
                 Err(Errno::INTR) => {}
@@ -310,12 +318,35 @@ impl Ring {
 
 struct TimeIsOver;
 
-impl Tally {
-    fn state(&self) -> State {
-        match (self.notifications, self.copied) {
-            (0, false) => State::Released,
-            (0, true) => State::Copied,
-            _ => State::Unknown,
-        }
+fn note(tally: &mut Tally, completion: &cqueue::Entry, id: u64) -> Option<i32> {
+    tally.note(completion.user_data(), completion.result(), completion.flags(), id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MORE: u32 = 1 << 1;
+    const NOTIFICATION: u32 = 1 << 3;
+
+    #[test]
+    fn a_notification_may_come_before_its_result() {
+        let mut tally = Tally { first: 7, notifications: 0, copied: false };
+        assert_eq!(tally.note(7, 0, NOTIFICATION, 7), None);
+        assert_eq!(tally.state(), State::Unknown);
+        assert_eq!(tally.note(7, 100, MORE, 7), Some(100));
+        assert_eq!(tally.state(), State::Released);
+    }
+
+    #[test]
+    fn completions_of_earlier_calls_count_for_nothing() {
+        let mut tally = Tally { first: 7, notifications: 0, copied: false };
+        assert_eq!(tally.note(6, i32::MIN, NOTIFICATION, 7), None);
+        assert_eq!(tally.note(NOBODY, -libc::ENOENT, 0, 7), None);
+        assert_eq!(tally.state(), State::Released);
+        assert_eq!(tally.note(7, 100, MORE, 7), Some(100));
+        assert_eq!(tally.state(), State::Unknown);
+        assert_eq!(tally.note(7, i32::MIN, NOTIFICATION, 7), None);
+        assert_eq!(tally.state(), State::Copied);
     }
 }
