@@ -511,10 +511,12 @@ impl fmt::Debug for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let mut state = lock(&self.lane.shared.state);
-        let lane = state.lane(self.lane.index);
-        let (drained, broken) = (lane.is_drained(), lane.is_broken());
-        drop(state);
+        let state = || {
+            let mut state = lock(&self.lane.shared.state);
+            let lane = state.lane(self.lane.index);
+            (lane.is_drained(), lane.is_broken())
+        };
+        let (mut drained, mut broken) = state();
         if drained && !broken {
             return;
         }
@@ -522,6 +524,11 @@ impl Drop for Socket {
             // A fork's copy. The ring and what it keeps are the parent's.
             std::mem::forget(Arc::clone(&self.lane));
             return;
+        }
+        if !drained {
+            // What has arrived already needs no reaper. An error shows itself there again.
+            let _ = self.lane.shared.reap();
+            (drained, broken) = state();
         }
         if broken {
             // If it fails, the error was told already.
