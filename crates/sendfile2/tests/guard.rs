@@ -280,6 +280,30 @@ fn a_range_that_is_not_leased_is_not_sent() {
 }
 
 #[test]
+fn what_a_leased_file_grows_by_can_be_sent() {
+    const HALF: u64 = LEN / 2;
+    for engine in [Engine::Copy, Engine::Zerocopy] {
+        let file = file(1, HALF);
+        let guard = guarded(&file);
+        let (tx, mut rx) = common::tcp();
+        let mut sender = sender(tx, engine);
+        // The lease itself stands in the way of nobody who writes behind it.
+        let lease = guard.try_lease(0..HALF + 4096).unwrap();
+        let error = sender.try_send_lease(&lease, HALF..HALF + 4096, false).unwrap_err();
+        assert!(matches!(error, Error::Truncated { .. }), "{engine}: {error}");
+        let behind = pattern(2, 0..4096);
+        std::thread::scope(|scope| {
+            let write = || guard.write_at(&behind, HALF + 4096, deadline()).unwrap();
+            scope.spawn(write).join().unwrap();
+        });
+        sender.send_lease(&lease, HALF - 10..HALF + 4096, false, deadline()).unwrap();
+        let mut expected = pattern(1, HALF - 10..HALF);
+        expected.resize(10 + 4096, 0);
+        assert_same(&read(&mut rx, 10 + 4096), &expected);
+    }
+}
+
+#[test]
 fn set_len_and_punching_wait_for_what_they_touch() {
     let file = file(1, LEN);
     let guard = guarded(&file);
