@@ -65,6 +65,10 @@ fn paths(result: &Value) -> Vec<&str> {
 
 const WAYS: [(&str, bool); 3] = [("sendfile", false), ("splice", false), ("read+write", true)];
 
+/// One stream over loopback, and a file of 1 MiB in calls of 64 KiB.
+const ONE: [&str; 11] =
+    ["engines", "--path", "lo", "--streams", "1", "--chunk", "64K", "--size", "1M", "--time", "3s"];
+
 /// All ways, and whether they are safe.
 fn ways() -> Vec<(&'static str, bool)> {
     let engines = engines::here().into_iter().map(|engine| (engine.name(), true));
@@ -127,11 +131,8 @@ fn engines_are_measured_in_every_setting() {
 
 #[test]
 fn a_file_that_was_dropped_from_the_cache_is_measured_or_refused() {
-    let args =
-        ["engines", "--cold", "--path", "lo", "--streams", "1", "--chunk", "64K", "--size", "1M"];
-    let mut all = args.to_vec();
-    all.extend(["--time", "3s", "--json", "--dir", env!("CARGO_TARGET_TMPDIR")]);
-    let output = run(&all);
+    let more = ["--cold", "--json", "--dir", env!("CARGO_TARGET_TMPDIR")];
+    let output = run(&[&ONE[..], &more].concat());
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(text.contains("stays in the page cache"), "{text}");
@@ -170,22 +171,7 @@ fn memory_is_never_cold() {
         println!("SKIP: no /dev/shm");
         return;
     }
-    let text = fail(&[
-        "engines",
-        "--cold",
-        "--path",
-        "lo",
-        "--streams",
-        "1",
-        "--chunk",
-        "64K",
-        "--size",
-        "1M",
-        "--time",
-        "3s",
-        "--dir",
-        "/dev/shm",
-    ]);
+    let text = fail(&[&ONE[..], &["--cold", "--dir", "/dev/shm"]].concat());
     assert!(text.contains("stays in the page cache"), "{text}");
 }
 
@@ -241,23 +227,8 @@ fn memory_is_told_a_connection_a_send_and_a_lease() {
 fn saved(directory: &Path) -> (PathBuf, Value) {
     let path = directory.join("engines.json");
     let saved = path.to_str().expect("UTF-8");
-    let text = succeed(&[
-        "engines",
-        "--path",
-        "lo",
-        "--streams",
-        "1",
-        "--chunk",
-        "64K",
-        "--size",
-        "1M",
-        "--time",
-        "3s",
-        "--save",
-        saved,
-        "--dir",
-        env!("CARGO_TARGET_TMPDIR"),
-    ]);
+    let more = ["--save", saved, "--dir", env!("CARGO_TARGET_TMPDIR")];
+    let text = succeed(&[&ONE[..], &more].concat());
     for words in ["UNSAFE", "COPIED", "Nothing that stays on one machine is zero copy"] {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(text.contains(words), "{words}: {text}");

@@ -5,18 +5,9 @@ mod common;
 
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
-use std::time::Duration;
 
-use common::{deadline, pattern};
+use common::{deadline, pattern, udp};
 use sendfile2::{Engine, Error, Options, Parcel, Refusal, Sender};
-
-fn udp() -> (UdpSocket, UdpSocket) {
-    let rx = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let tx = UdpSocket::bind("127.0.0.1:0").unwrap();
-    tx.connect(rx.local_addr().unwrap()).unwrap();
-    rx.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    (tx, rx)
-}
 
 fn zerocopy(tx: UdpSocket) -> Sender {
     Sender::with(tx, Options::new().engine(Engine::Zerocopy)).unwrap()

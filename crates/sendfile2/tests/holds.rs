@@ -4,14 +4,14 @@
 mod common;
 
 use std::io::Read;
-
+use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use common::{Flagged, assert_same, deadline, file, fill, pattern, read, sender, source};
 use rustix::net::SendFlags;
-use sendfile2::guard::GuardedFile;
+use sendfile2::guard::{GuardedFile, Lease};
 use sendfile2::{Engine, Error, Options, Parcel, Sender, Sent, Status, reaper};
 
 const LEN: u64 = 4 << 20;
@@ -113,9 +113,8 @@ fn an_abort_for_a_writer_ends_a_copied_send_that_is_stuck() {
     });
 }
 
-/// A lease in hand, that a connection has sent from; a writer waits for it.
-#[test]
-fn a_waiting_writer_does_not_keep_a_connection_open() {
+/// A lease in hand, that a connection has sent from; `then`, while a writer waits for it.
+fn while_a_writer_waits(then: impl FnOnce(&GuardedFile, Lease, Sender, &mut TcpStream)) {
     let file = file(1, LEN);
     let guard = guarded(&file);
     let (tx, mut rx) = common::tcp();
@@ -129,6 +128,13 @@ fn a_waiting_writer_does_not_keep_a_connection_open() {
         while guard.writers() == 0 {
             std::thread::yield_now();
         }
+        then(&guard, lease, sender, &mut rx);
+    });
+}
+
+#[test]
+fn a_waiting_writer_does_not_keep_a_connection_open() {
+    while_a_writer_waits(|_, lease, sender, rx| {
         drop(sender);
         let end = rx.read(&mut [0]);
         drop(lease);
@@ -138,26 +144,14 @@ fn a_waiting_writer_does_not_keep_a_connection_open() {
 
 #[test]
 fn a_socket_given_back_can_be_taken_again_while_a_writer_waits() {
-    let file = file(1, LEN);
-    let guard = guarded(&file);
-    let (tx, mut rx) = common::tcp();
-    let mut sender = sender(tx, Engine::Zerocopy);
-    let lease = guard.try_lease(0..LEN).unwrap();
-    sender.send_lease(&lease, 0..1000, false, deadline()).unwrap();
-    read(&mut rx, 1000);
-    sender.wait_all(deadline()).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| guard.write_at(b"x", 0, deadline()).unwrap());
-        while guard.writers() == 0 {
-            std::thread::yield_now();
-        }
+    while_a_writer_waits(|guard, lease, sender, rx| {
         let (socket, next) = sender.into_socket(deadline()).unwrap();
         let again = Sender::with(socket, Options::new().engine(Engine::Zerocopy).next_id(next));
         drop(lease);
         let mut again = again.unwrap();
         again.send_file(guard.source(), 0..1000, false, deadline()).unwrap();
         again.wait_all(deadline()).unwrap();
-        read(&mut rx, 1000);
+        read(rx, 1000);
     });
 }
 

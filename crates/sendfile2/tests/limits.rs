@@ -3,8 +3,10 @@
 
 mod common;
 
+use std::net::TcpStream;
+
 use common::{assert_same, deadline, file, fill, pattern, read, sender, source};
-use sendfile2::{Engine, Error, Limit, Refusal, Sent, Why};
+use sendfile2::{Engine, Error, Limit, Refusal, Sender, Sent, Source, Why};
 
 /// Runs the test as somebody who may lock this many bytes. Root may lock any number, so it has to
 /// give up `CAP_IPC_LOCK`. `false` in the parent, `true` in the child.
@@ -79,17 +81,21 @@ fn the_limit_is_a_value_while_something_is_in_flight() {
     assert!(matches!(result, Sent::Accepted { .. }), "{result:?}");
 }
 
+/// A file, and another connection of the same user, which holds the whole limit.
+fn used_up() -> (Source, (Sender, TcpStream)) {
+    let source = source(&file(1, 4 << 20));
+    let (tx, rx) = common::tcp_small_window();
+    let mut greedy = sender(tx, Engine::Zerocopy);
+    fill(&mut greedy, &source);
+    (source, (greedy, rx))
+}
+
 #[test]
 fn with_nothing_in_flight_it_copies_instead_of_waiting_for_ever() {
     if !with_memlock(64 << 10, "with_nothing_in_flight_it_copies_instead_of_waiting_for_ever") {
         return;
     }
-    let file = file(1, 4 << 20);
-    let source = source(&file);
-    // Another connection of the same user holds the whole limit.
-    let (tx, _rx) = common::tcp_small_window();
-    let mut greedy = sender(tx, Engine::Zerocopy);
-    fill(&mut greedy, &source);
+    let (source, _greedy) = used_up();
     let (tx, mut rx) = common::tcp();
     let mut modest = sender(tx, Engine::Zerocopy);
     let sent = modest.send_file(&source, 0..50_000, false, deadline()).unwrap();
@@ -219,11 +225,7 @@ fn a_call_copies_where_others_have_used_up_the_limit() {
     if !with_memlock(64 << 10, "a_call_copies_where_others_have_used_up_the_limit") {
         return;
     }
-    let file = file(1, 4 << 20);
-    let source = source(&file);
-    let (tx, _rx) = common::tcp_small_window();
-    let mut greedy = sender(tx, Engine::Zerocopy);
-    fill(&mut greedy, &source);
+    let (source, _greedy) = used_up();
     let (tx, mut rx) = common::tcp();
     match sendfile2::uring::send_file_sync(&tx, &source, 0..50_000, deadline()) {
         Ok(copied) => assert!(copied),

@@ -3,20 +3,10 @@
 
 mod common;
 
-use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
 
-use common::{assert_same, deadline, file, pattern, source};
+use common::{assert_same, deadline, file, pattern, source, udp};
 use sendfile2::{Engine, Error, Options, Parcel, Sender, Sent};
-
-fn udp() -> (UdpSocket, UdpSocket) {
-    let rx = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let tx = UdpSocket::bind("127.0.0.1:0").unwrap();
-    tx.connect(rx.local_addr().unwrap()).unwrap();
-    rx.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    (tx, rx)
-}
 
 #[test]
 fn udp_ranges_stay_datagrams() {

@@ -62,6 +62,15 @@ pub fn tcp() -> (TcpStream, TcpStream) {
     pair(&TcpListener::bind("127.0.0.1:0").unwrap())
 }
 
+/// A connected pair of UDP sockets: the first sends.
+pub fn udp() -> (std::net::UdpSocket, std::net::UdpSocket) {
+    let rx = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let tx = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    tx.connect(rx.local_addr().unwrap()).unwrap();
+    rx.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    (tx, rx)
+}
+
 pub fn tcp6() -> Option<(TcpStream, TcpStream)> {
     match TcpListener::bind("[::1]:0") {
         Ok(listener) => Some(pair(&listener)),
