@@ -383,7 +383,7 @@ impl GuardedFile {
         &self,
         range: Range<u64>,
         deadline: Instant,
-        write: impl FnOnce(&Exclusive<'_>) -> Result<T, Error>,
+        write: impl FnOnce(&Exclusive) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let writer = self.acquire(range, deadline, false)?;
         write(&writer)
@@ -463,69 +463,27 @@ impl GuardedFile {
         }
     }
 
-    fn writer(&self, range: Range<u64>, key: u64) -> Exclusive<'_> {
-        Exclusive { file: self, range, key }
+    fn writer(&self, range: Range<u64>, key: u64) -> Exclusive {
+        Exclusive { file: self.clone(), range, key }
     }
 
     /// Waits for `range`. With `abort`, the connections in the way are aborted at the deadline.
     fn acquire(
         &self,
         range: Range<u64>,
-        mut deadline: Instant,
+        deadline: Instant,
         abort: bool,
-    ) -> Result<Exclusive<'_>, Error> {
-        let table = &self.0.shared.table;
-        if let Ok(key) = table.try_writer(&range) {
+    ) -> Result<Exclusive, Error> {
+        if let Ok(key) = self.0.shared.table.try_writer(&range) {
             return Ok(self.writer(range, key));
         }
-        let began = Instant::now();
         Parker::with(|parker| {
-            // Queued until it is dropped, whatever happens.
-            let key = table.queue_writer(range.clone(), Some(parker.waker()));
-            let writer = self.writer(range.clone(), key);
-            self.0.shared.waits.fetch_add(1, Ordering::Relaxed);
-            let mut aborted = !abort;
-            let mut watched = Watched::new(parker);
+            let mut queued = Queued::new(self, range, parker, Some(deadline), abort);
             loop {
-                if table.is_active(key) {
-                    tracing::trace!(?range, waited = ?began.elapsed(), "exclusive");
-                    return Ok(writer);
+                if queued.look(true)? {
+                    return Ok(queued.writer);
                 }
-                let (leases, _) = table.blockers(key);
-                let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
-                if leases.iter().any(|l| l.is_in_hand_of_this_thread()) {
-                    return Err(Error::OwnLease);
-                }
-                let in_the_way = InTheWay::of(&leases);
-                // A lease that ends now must not end later because of us.
-                drop(leases);
-                watched.add(in_the_way.known())?;
-                while !table.is_active(key) {
-                    if Instant::now() >= deadline {
-                        if aborted {
-                            return Err(Error::Deadline("leases are in the way of the writer"));
-                        }
-                        aborted = true;
-                        deadline = Instant::now() + AFTER_ABORT;
-                        for holder in in_the_way.holders() {
-                            tracing::debug!(?range, peer = ?holder.peer(), "aborted for a writer");
-                            self.0.shared.aborts.fetch_add(1, Ordering::Relaxed);
-                            if let Err(e) = holder.abort() {
-                                tracing::error!("aborting for a writer: {e}");
-                            }
-                            reap(&holder);
-                        }
-                        continue;
-                    }
-                    let events = parker.park(Some(deadline))?;
-                    for event in &events {
-                        watched.reap(event.key);
-                    }
-                    // The bell: there may be another connection to watch.
-                    if events.iter().any(Event::is_bell) {
-                        break;
-                    }
-                }
+                queued.heard(&parker.park(queued.deadline)?);
             }
         })
     }
@@ -558,13 +516,13 @@ impl Drop for Shared {
 }
 
 /// A range that nobody else sends or writes, until this is dropped.
-pub struct Exclusive<'a> {
-    file: &'a GuardedFile,
+pub struct Exclusive {
+    file: GuardedFile,
     range: Range<u64>,
     key: u64,
 }
 
-impl Exclusive<'_> {
+impl Exclusive {
     /// The range.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
@@ -583,7 +541,7 @@ impl Exclusive<'_> {
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
-            match rustix::io::pwrite(self.file, &data[done..], at) {
+            match rustix::io::pwrite(&self.file, &data[done..], at) {
                 Ok(0) => return Err(Error::file("pwrite", at)(rustix::io::Errno::NOSPC)),
                 Ok(n) => done += n,
                 Err(rustix::io::Errno::INTR) => {}
@@ -599,13 +557,103 @@ impl Exclusive<'_> {
     }
 }
 
-impl fmt::Debug for Exclusive<'_> {
+/// A writer in the queue, where it stays until it is dropped, whatever happens. Who waits, and how,
+/// is its owner's affair.
+struct Queued<'a> {
+    writer: Exclusive,
+    began: Instant,
+    deadline: Option<Instant>,
+    /// At the deadline, the connections in the way are to be aborted.
+    abort: bool,
+    watched: Watched<'a>,
+    in_the_way: InTheWay,
+    /// There may be another connection to watch.
+    changed: bool,
+}
+
+impl<'a> Queued<'a> {
+    fn new(
+        file: &GuardedFile,
+        range: Range<u64>,
+        parker: &'a Parker,
+        deadline: Option<Instant>,
+        abort: bool,
+    ) -> Self {
+        let key = file.0.shared.table.queue_writer(range.clone(), Some(parker.waker()));
+        file.0.shared.waits.fetch_add(1, Ordering::Relaxed);
+        Queued {
+            writer: file.writer(range, key),
+            began: Instant::now(),
+            deadline,
+            abort,
+            watched: Watched::new(parker),
+            in_the_way: InTheWay::of(&[]),
+            changed: true,
+        }
+    }
+
+    fn is_active(&self) -> bool {
+        let active = self.writer.file.0.shared.table.is_active(self.writer.key);
+        if active {
+            tracing::trace!(range = ?self.writer.range, waited = ?self.began.elapsed(), "exclusive");
+        }
+        active
+    }
+
+    /// Whether it may write; if not, who is in the way is watched and reaped, and aborted when it
+    /// is time. `thread` says that its own thread waits for it, and must not hold what it waits
+    /// for.
+    fn look(&mut self, thread: bool) -> Result<bool, Error> {
+        if self.is_active() {
+            return Ok(true);
+        }
+        let shared = &self.writer.file.0.shared;
+        if std::mem::take(&mut self.changed) {
+            let (leases, _) = shared.table.blockers(self.writer.key);
+            let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
+            if thread && leases.iter().any(|l| l.is_in_hand_of_this_thread()) {
+                return Err(Error::OwnLease);
+            }
+            self.in_the_way = InTheWay::of(&leases);
+            // A lease that ends now must not end later because of us.
+            drop(leases);
+            self.watched.add(self.in_the_way.known())?;
+            if self.is_active() {
+                return Ok(true);
+            }
+        }
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if !std::mem::take(&mut self.abort) {
+                return Err(Error::Deadline("leases are in the way of the writer"));
+            }
+            self.deadline = Some(Instant::now() + AFTER_ABORT);
+            for holder in self.in_the_way.holders() {
+                tracing::debug!(range = ?self.writer.range, peer = ?holder.peer(), "aborted for a writer");
+                shared.aborts.fetch_add(1, Ordering::Relaxed);
+                if let Err(e) = holder.abort() {
+                    tracing::error!("aborting for a writer: {e}");
+                }
+                reap(&holder);
+            }
+        }
+        Ok(self.is_active())
+    }
+
+    fn heard(&mut self, events: &[Event]) {
+        for event in events {
+            self.watched.reap(event.key);
+        }
+        self.changed |= events.iter().any(Event::is_bell);
+    }
+}
+
+impl fmt::Debug for Exclusive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exclusive").field("range", &self.range).finish_non_exhaustive()
     }
 }
 
-impl Drop for Exclusive<'_> {
+impl Drop for Exclusive {
     fn drop(&mut self) {
         self.file.0.shared.table.remove_writer(self.key).wake();
     }
@@ -729,11 +777,11 @@ fn taken() -> Arc<AtomicUsize> {
 }
 
 /// Leases that are in the way, without prolonging them.
-struct InTheWay(HashMap<*const Inner, Weak<Inner>>);
+struct InTheWay(HashMap<usize, Weak<Inner>>);
 
 impl InTheWay {
     fn of(leases: &[Arc<Inner>]) -> Self {
-        InTheWay(leases.iter().map(|l| (Arc::as_ptr(l), Arc::downgrade(l))).collect())
+        InTheWay(leases.iter().map(|l| (Arc::as_ptr(l).addr(), Arc::downgrade(l))).collect())
     }
 
     /// The connections that have sent under them and are still there, each once.
@@ -758,8 +806,7 @@ impl InTheWay {
             .flat_map(|lease| lease.holders())
             .map(|holder| Arc::as_ptr(&holder).cast())
             .collect();
-        let ours =
-            |held: &crate::holder::Held| self.0.contains_key(&Arc::as_ptr(held).cast::<Inner>());
+        let ours = |held: &crate::holder::Held| self.0.contains_key(&Arc::as_ptr(held).addr());
         let keeps =
             |h: &Arc<dyn Holder>| in_hand.contains(&Arc::as_ptr(h).cast()) || h.holds(&ours);
         self.known().into_iter().filter(keeps).collect()
@@ -772,7 +819,7 @@ struct Watched<'a> {
     parker: &'a Parker,
     /// Each keeps its place, which is its key.
     holders: Vec<Weak<dyn Holder>>,
-    known: HashSet<*const ()>,
+    known: HashSet<usize>,
 }
 
 impl<'a> Watched<'a> {
@@ -783,7 +830,7 @@ impl<'a> Watched<'a> {
     /// Watches those that it does not watch yet, and reaps them.
     fn add(&mut self, holders: Vec<Arc<dyn Holder>>) -> Result<(), Error> {
         for holder in holders {
-            if self.known.insert(Arc::as_ptr(&holder).cast()) {
+            if self.known.insert(Arc::as_ptr(&holder).addr()) {
                 let key = self.holders.len() as u64;
                 self.parker.add(holder.as_fd(), key, holder.readiness())?;
                 self.holders.push(Arc::downgrade(&holder));
