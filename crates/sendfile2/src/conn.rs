@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -627,7 +628,7 @@ impl Conn {
     }
 
     /// The error that makes waiting for notifications pointless.
-    fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         lock(&self.io).disowned.map_or(Ok(()), |e| Err(e.into()))
     }
 
@@ -665,8 +666,7 @@ impl Conn {
     /// when the receive buffer is full), so it looks by itself now and then.
     pub(crate) fn wait_acknowledged(&self, end: u64, deadline: Instant) -> Result<bool, Error> {
         Parker::with(|parker| {
-            let key = lock(&self.wakers).insert(parker.waker());
-            let _registered = Deregister { conn: self, key };
+            let _registered = Registered::new(self, parker.waker());
             let _watch = parker.watch(self.socket.as_fd(), 0, Interest::Errors)?;
             let mut looks = Looks::new(self.stamps);
             loop {
@@ -971,8 +971,7 @@ pub(crate) fn wait<T>(
     }
     let interest = if writable { Interest::Writable } else { Interest::Errors };
     Parker::with(|parker| {
-        let key = lock(&conn.wakers).insert(parker.waker());
-        let _registered = Deregister { conn, key };
+        let _registered = Registered::new(conn, parker.waker());
         let _watch = parker.watch(conn.socket.as_fd(), 0, interest)?;
         loop {
             conn.reap()?;
@@ -997,12 +996,45 @@ pub(crate) fn wait<T>(
     })
 }
 
-struct Deregister<'a> {
-    conn: &'a Conn,
+/// As [`wait`] where it does not wait to write, for a task, which ends it by dropping it.
+#[cfg(feature = "tokio")]
+pub(crate) async fn wait_as_task<T>(
+    conn: &Conn,
+    mut check: impl FnMut() -> Result<Option<T>, Error>,
+) -> Result<T, Error> {
+    conn.flush();
+    // What has arrived already needs no descriptors.
+    conn.reap()?;
+    if let Some(value) = check()? {
+        return Ok(value);
+    }
+    let task = crate::park::task::Parker::new()?;
+    let _registered = Registered::new(conn, task.as_thread().waker());
+    let _watch = task.as_thread().watch(conn.socket.as_fd(), 0, false)?;
+    loop {
+        conn.reap()?;
+        if let Some(value) = check()? {
+            return Ok(value);
+        }
+        conn.check()?;
+        task.park(None).await?;
+    }
+}
+
+/// A place in a connection's list of those who are woken when it was reaped; dropping it ends that.
+pub(crate) struct Registered<C: std::ops::Deref<Target = Conn>> {
+    conn: C,
     key: u64,
 }
 
-impl Drop for Deregister<'_> {
+impl<C: std::ops::Deref<Target = Conn>> Registered<C> {
+    pub(crate) fn new(conn: C, waker: Waker) -> Self {
+        let key = lock(&conn.wakers).insert(waker);
+        Registered { conn, key }
+    }
+}
+
+impl<C: std::ops::Deref<Target = Conn>> Drop for Registered<C> {
     fn drop(&mut self) {
         lock(&self.conn.wakers).remove(self.key);
     }

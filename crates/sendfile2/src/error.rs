@@ -88,9 +88,9 @@ pub enum Error {
     /// A writer would wait for a lease that its own thread holds.
     #[error("the range is leased by this very thread: drop the lease before writing")]
     OwnLease,
-    /// A parcel that another sender has begun to send, also one that is gone: to send all of it
-    /// again, take its buffer back and make a new parcel.
-    #[error("this parcel belongs to another sender, which has sent a part of it")]
+    /// A parcel (or progress) that another sender has begun to send, also one that is gone: to send
+    /// all of it again, make a new one (of the buffer that the parcel gives back).
+    #[error("another sender has sent a part of this already: make a new parcel or progress")]
     OtherSender,
     /// The notification ids do not add up. Nothing more is released on this connection by guess.
     #[error(transparent)]
@@ -113,6 +113,19 @@ pub enum Error {
         /// What it failed with.
         cause: io::Error,
     },
+}
+
+impl From<Error> for io::Error {
+    /// The operating system's error where that is all there is to say; else one that contains this.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Socket { cause, .. } => cause,
+            Error::Deadline(_) => io::Error::new(io::ErrorKind::TimedOut, error),
+            Error::Aborted => io::Error::new(io::ErrorKind::ConnectionAborted, error),
+            Error::Truncated { .. } => io::Error::new(io::ErrorKind::UnexpectedEof, error),
+            error => io::Error::other(error),
+        }
+    }
 }
 
 impl Error {

@@ -76,6 +76,8 @@ mod source;
 mod sys;
 mod ticket;
 pub mod uring;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 
 pub use conn::{Counters, Notice, peer_on_this_host};
 pub use engine::{Choice, Engine, Limit, Refusal, UnknownEngine, Why};

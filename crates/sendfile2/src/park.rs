@@ -8,6 +8,9 @@
 //!
 //! Sources: epoll(7), eventfd(2).
 
+#[cfg(feature = "tokio")]
+pub(crate) mod task;
+
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;

@@ -289,7 +289,7 @@ impl Sender {
         })
     }
 
-    fn hold(&self, lease: &Lease, range: &Range<u64>) -> Result<Held, Error> {
+    pub(crate) fn hold(&self, lease: &Lease, range: &Range<u64>) -> Result<Held, Error> {
         if lease.covers(range) {
             Ok(lease.hold(&self.conn))
         } else {
@@ -552,6 +552,19 @@ impl Sender {
         }
     }
 
+    /// Sends what follows of a transfer whose parts are `parts`, without blocking.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn try_further(
+        &self,
+        origin: Origin<'_>,
+        range: Range<u64>,
+        more: bool,
+        parts: &mut Parts,
+    ) -> Result<Sent<()>, Error> {
+        let outcome = self.attempt_file(origin, &mut None, range, more, parts)?;
+        self.sent(outcome, || ())
+    }
+
     fn attempt_slice(&self, bytes: &[u8], more: bool, parts: &mut Parts) -> Result<Outcome, Error> {
         let choice = Choice { engine: Engine::Copy, why: Why::Slice };
         copy::region(&self.conn, self.conn.turn(), Region::from(bytes), more, choice, parts)
@@ -649,7 +662,7 @@ impl Sender {
         copy::region(conn, turn, region, more, choice, parts)
     }
 
-    fn asked(&self) -> Choice {
+    pub(crate) fn asked(&self) -> Choice {
         let engine = if self.engine == Engine::Zerocopy { self.engine } else { Engine::Copy };
         Choice { engine, why: Why::Asked }
     }
@@ -682,7 +695,7 @@ impl Sender {
         })
     }
 
-    pub(crate) fn conn(&self) -> &Conn {
+    pub(crate) fn conn(&self) -> &Arc<Conn> {
         &self.conn
     }
 
@@ -700,7 +713,7 @@ const FULL: &str = "the peer does not read: the socket stayed full";
 
 /// Where the bytes of a file come from.
 #[derive(Clone, Copy)]
-enum Origin<'a> {
+pub(crate) enum Origin<'a> {
     File(&'a Source),
     /// Under a lease, and what a send of it holds.
     Lease(&'a Lease, &'a Held),

@@ -39,6 +39,11 @@ pub enum Acknowledgement {
     Unknowable,
 }
 
+/// Nothing wakes a waiter when an acknowledgement comes in, so it looks again and again, after
+/// pauses that double from the first to the last.
+const FIRST_LOOK: Duration = Duration::from_micros(100);
+const LAST_LOOK: Duration = Duration::from_millis(10);
+
 /// What the tickets of a connection know of it; it outlives the connection.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -147,7 +152,11 @@ impl fmt::Debug for Ticket {
 
 impl Ticket {
     pub(crate) fn new(parts: Parts, link: &Arc<Link>) -> Self {
-        Ticket { parts, link: Some(Arc::clone(link)) }
+        Ticket::of(parts, Some(Arc::clone(link)))
+    }
+
+    pub(crate) fn of(parts: Parts, link: Option<Arc<Link>>) -> Self {
+        Ticket { parts, link }
     }
 
     /// Bytes of the send that the kernel accepted.
@@ -214,6 +223,51 @@ impl Ticket {
             return check()?.ok_or(Error::Deadline("the send was not released"));
         };
         conn::wait(&conn, false, deadline, "the send was not released", check)
+    }
+
+    /// As [`wait_released`](Self::wait_released), for a task of tokio. To wait no longer than some
+    /// time, drop the future (`tokio::time::timeout`); that ends nothing but the waiting.
+    ///
+    /// # Errors
+    /// As [`wait_released`](Self::wait_released), without the deadline.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O enabled.
+    #[cfg(feature = "tokio")]
+    pub async fn released(&self) -> Result<bool, Error> {
+        match (self.parts.released(), self.conn()) {
+            (Some(copied), _) => Ok(copied),
+            (None, Some(conn)) => conn::wait_as_task(&conn, || Ok(self.parts.released())).await,
+            // It went away between the two: it only does when nothing is in flight.
+            (None, None) => {
+                self.parts.released().ok_or(Error::Deadline("the send was not released"))
+            }
+        }
+    }
+
+    /// As [`wait_acknowledged`](Self::wait_acknowledged), for a task of tokio; dropping the future
+    /// ends nothing but the waiting.
+    ///
+    /// # Errors
+    /// [`Error::Socket`] if SIOCOUTQ fails.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with its timer enabled.
+    #[cfg(feature = "tokio")]
+    pub async fn acknowledged(&self) -> Result<bool, Error> {
+        let mut pause = FIRST_LOOK;
+        if let Some(conn) = self.conn() {
+            conn.flush();
+        }
+        loop {
+            match self.acknowledgement()? {
+                Acknowledgement::Acknowledged => return Ok(true),
+                Acknowledgement::Unknowable => return Ok(false),
+                Acknowledgement::Pending => {}
+            }
+            ::tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_LOOK);
+        }
     }
 
     /// Waits until the peer's TCP has acknowledged it; `false` if that can never be known.
@@ -295,7 +349,7 @@ impl<B> Parcel<B> {
     /// A ticket for all that was sent of it so far.
     #[must_use]
     pub fn ticket(&self) -> Ticket {
-        Ticket { parts: self.parts.clone(), link: self.link.clone() }
+        Ticket::of(self.parts.clone(), self.link.clone())
     }
 
     /// Takes the buffer back.

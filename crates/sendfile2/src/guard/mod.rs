@@ -40,6 +40,8 @@
 
 mod intervals;
 mod table;
+#[cfg(feature = "tokio")]
+mod task;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -259,7 +261,7 @@ impl GuardedFile {
     /// Lease all of a response before its first byte is sent.
     #[must_use]
     pub fn try_lease(&self, ranges: impl Into<Ranges>) -> Option<Lease> {
-        self.grant(&ranges.into())
+        self.grant(&ranges.into(), taken())
     }
 
     /// Leases `ranges`, all or none, waiting for the writers before it until `deadline`.
@@ -274,7 +276,7 @@ impl GuardedFile {
         if taken().load(Ordering::Relaxed) > 0 {
             return Err(Error::HoldsLease);
         }
-        if let Some(lease) = self.grant(&ranges) {
+        if let Some(lease) = self.grant(&ranges, taken()) {
             return Ok(lease);
         }
         Parker::with(|parker| {
@@ -282,7 +284,7 @@ impl GuardedFile {
             let key = table.add_lessee(parker.waker());
             let _registered = Lessee { shared: &self.0.shared, key };
             loop {
-                if let Some(lease) = self.grant(&ranges) {
+                if let Some(lease) = self.grant(&ranges, taken()) {
                     return Ok(lease);
                 }
                 if Instant::now() >= deadline {
@@ -293,9 +295,9 @@ impl GuardedFile {
         })
     }
 
-    fn grant(&self, ranges: &Ranges) -> Option<Lease> {
+    /// `taken` counts the leases in the hands of whoever takes it.
+    fn grant(&self, ranges: &Ranges, taken: Arc<AtomicUsize>) -> Option<Lease> {
         let Guarded { source, shared } = &*self.0;
-        let taken = taken();
         let inner = Arc::new(Inner {
             shared: Arc::clone(shared),
             source: source.clone(),

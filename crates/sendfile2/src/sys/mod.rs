@@ -9,3 +9,5 @@ pub(crate) mod errqueue;
 pub(crate) mod mapping;
 pub(crate) mod socket;
 pub(crate) mod uring;
+#[cfg(feature = "tokio")]
+pub(crate) mod tokio;

@@ -1,0 +1,443 @@
+//! Senders for tokio's tasks (feature `tokio`).
+//!
+//! ```no_run
+//! use sendfile2::{Source, tokio::{AsyncSender, Progress}};
+//!
+//! # async fn serve(stream: tokio::net::TcpStream) -> Result<(), sendfile2::Error> {
+//! let file = Source::open("segment")?;
+//! let mut sender = AsyncSender::new(stream)?;
+//! let mut progress = Progress::new(0..file.size()?);
+//! sender.send_file_all(&file, &mut progress, false).await?;
+//! progress.ticket().released().await?; // now it may be overwritten
+//! sender.close().await
+//! # }
+//! ```
+//!
+//! Tickets have [`released`](crate::Ticket::released) and
+//! [`acknowledged`](crate::Ticket::acknowledged), whatever sender they came from; a
+//! [`GuardedFile`](crate::guard::GuardedFile) has async forms of its writes and leases.
+//!
+//! # Cancellation
+//! Every future here may be dropped at any time: no bytes are lost or sent twice, no completion is
+//! lost, and no range becomes free by it. A send accepts something in at most one of its polls, and
+//! is then done (as `write` is); what goes on over several sends keeps its state outside of the
+//! future ([`Progress`], [`Parcel`]).
+//!
+//! # Waiting
+//! A sender's socket is registered with no driver of tokio's but in an epoll instance of its own,
+//! which is: tokio takes the EPOLLERR of a completion for the end of the stream, for ever. That
+//! costs a descriptor more for each sender, and two for each wait for a release or of a writer.
+//! Whoever waits on a connection, also only to read from it, reads its notifications.
+//!
+//! There are no deadlines here; `tokio::time::timeout` around a future is one. A peer that has
+//! stopped reading keeps file pages in flight for as long as it likes: use it.
+
+mod ready;
+
+use std::future::poll_fn;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use ::tokio::net::TcpStream;
+use ::tokio::task::coop;
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+
+use crate::engine::Choice;
+use crate::error::Error;
+use crate::guard::Lease;
+use crate::sender::{Options, Origin, Sender, Sent, Transfer};
+use crate::source::Source;
+use crate::ticket::{Link, Parcel, Parts, Ticket};
+use ready::{Ready, Side};
+
+/// A [`Sender`] for a task of tokio. It also reads ([`AsyncRead`]); [`into_split`](Self::into_split)
+/// gives the reading to another task.
+///
+/// As an [`AsyncWrite`] it sends by plain sends, without `MSG_MORE`, and `poll_flush` lets go what
+/// earlier sends held back for more to follow.
+///
+/// Dropping it is dropping a [`Sender`]: what is in flight goes to the reaper.
+#[derive(Debug)]
+pub struct AsyncSender {
+    // Before the sender, whose descriptor it refers to.
+    ready: Arc<Ready>,
+    sender: Sender,
+}
+
+impl AsyncSender {
+    /// Takes a connection, with the default [`Options`].
+    ///
+    /// # Errors
+    /// As [`Sender::with`]; [`Error::Wait`] if the stream cannot be taken from the runtime, or the
+    /// runtime takes no descriptor.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O enabled.
+    pub fn new(stream: TcpStream) -> Result<Self, Error> {
+        AsyncSender::with(stream, Options::new())
+    }
+
+    /// Takes a connection.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn with(stream: TcpStream, options: Options) -> Result<Self, Error> {
+        let taken = stream.into_std();
+        let stream = taken.map_err(|cause| Error::Wait { op: "TcpStream::into_std", cause })?;
+        AsyncSender::from_socket(stream, options)
+    }
+
+    /// Takes a socket that is registered nowhere: one of the standard library's, or what a tokio
+    /// socket's `into_std` gives. (A duplicate of a socket that is still registered would do what
+    /// the [module](self) warns of: wake tasks without end.)
+    ///
+    /// # Errors
+    /// As [`Sender::with`]; [`Error::Wait`].
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn from_socket(socket: impl Into<OwnedFd>, options: Options) -> Result<Self, Error> {
+        let sender = Sender::with(socket, options)?;
+        let ready = Arc::new(Ready::new(Arc::clone(sender.conn()))?);
+        Ok(AsyncSender { ready, sender })
+    }
+
+    /// The sender beneath: what is in flight, counters, abort.
+    #[must_use]
+    pub fn sender(&self) -> &Sender {
+        &self.sender
+    }
+
+    /// Runs `attempt`, which makes one send without blocking, as soon as the socket is worth
+    /// trying, until it accepts something: what all sends here are made of. Gives the bytes
+    /// accepted and the ticket.
+    ///
+    /// # Errors
+    /// What `attempt` fails with; as [`Sender::reap`]; [`Error::Wait`] if the runtime is going
+    /// away.
+    pub fn poll_send<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut attempt: impl FnMut(&mut Sender) -> Result<Sent<T>, Error>,
+    ) -> Poll<Result<(usize, T), Error>> {
+        let coop = ready!(coop::poll_proceed(cx));
+        loop {
+            let tick = ready!(self.ready.poll(Side::Write, cx))?;
+            match attempt(&mut self.sender)? {
+                Sent::Accepted { bytes, ticket } => {
+                    coop.made_progress();
+                    return Poll::Ready(Ok((bytes, ticket)));
+                }
+                Sent::WouldBlock => {}
+                // What is in flight must go, and not wait for more, before it makes room.
+                Sent::Limit(_) => self.sender.conn().flush(),
+            }
+            self.ready.clear(Side::Write, tick);
+        }
+    }
+
+    async fn once(
+        &mut self,
+        mut attempt: impl FnMut(&mut Sender) -> Result<Sent<Ticket>, Error>,
+    ) -> Result<Transfer, Error> {
+        let (bytes, ticket) = poll_fn(|cx| self.poll_send(cx, &mut attempt)).await?;
+        Ok(Transfer { bytes: bytes as u64, ticket })
+    }
+
+    /// Sends from `range` of the file, as far as the kernel takes it in one call; see
+    /// [`Sender::try_send_file`].
+    ///
+    /// # Errors
+    /// As [`Sender::try_send_file`] and [`poll_send`](Self::poll_send).
+    pub async fn send_file(
+        &mut self,
+        file: &Source,
+        range: Range<u64>,
+        more: bool,
+    ) -> Result<Transfer, Error> {
+        self.once(|sender| sender.try_send_file(file, range.clone(), more)).await
+    }
+
+    /// Sends from `range` under the lease, as far as the kernel takes it in one call; see
+    /// [`Sender::try_send_lease`].
+    ///
+    /// # Errors
+    /// As [`Sender::try_send_lease`] and [`poll_send`](Self::poll_send).
+    pub async fn send_lease(
+        &mut self,
+        lease: &Lease,
+        range: Range<u64>,
+        more: bool,
+    ) -> Result<Transfer, Error> {
+        self.once(|sender| sender.try_send_lease(lease, range.clone(), more)).await
+    }
+
+    /// Sends from `bytes` by a plain send, as far as the kernel takes them in one call; see
+    /// [`Sender::try_send`].
+    ///
+    /// # Errors
+    /// As [`Sender::try_send`] and [`poll_send`](Self::poll_send).
+    pub async fn send(&mut self, bytes: &[u8], more: bool) -> Result<Transfer, Error> {
+        self.once(|sender| sender.try_send(bytes, more)).await
+    }
+
+    /// Sends all that is left of `progress` from the file.
+    ///
+    /// # Errors
+    /// As [`send_file`](Self::send_file); [`Error::OtherSender`]. What was accepted before is in
+    /// `progress`.
+    pub async fn send_file_all(
+        &mut self,
+        file: &Source,
+        progress: &mut Progress,
+        more: bool,
+    ) -> Result<(), Error> {
+        self.further(Origin::File(file), progress, more).await
+    }
+
+    /// Sends all that is left of `progress` under the lease.
+    ///
+    /// # Errors
+    /// As [`send_lease`](Self::send_lease); [`Error::OtherSender`]. What was accepted before is in
+    /// `progress`.
+    pub async fn send_lease_all(
+        &mut self,
+        lease: &Lease,
+        progress: &mut Progress,
+        more: bool,
+    ) -> Result<(), Error> {
+        let held = self.sender.hold(lease, &progress.remaining())?;
+        self.further(Origin::Lease(lease, &held), progress, more).await
+    }
+
+    async fn further(
+        &mut self,
+        origin: Origin<'_>,
+        progress: &mut Progress,
+        more: bool,
+    ) -> Result<(), Error> {
+        progress.belongs_to(&self.sender)?;
+        while !progress.remaining().is_empty() {
+            poll_fn(|cx| {
+                self.poll_send(cx, |sender| {
+                    let left = progress.remaining();
+                    sender.try_further(origin, left, more, &mut progress.parts)
+                })
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Sends all that is left of `parcel`.
+    ///
+    /// # Errors
+    /// As [`Sender::try_send_buffer`] and [`poll_send`](Self::poll_send). [`Parcel::sent`] says how
+    /// far it got.
+    pub async fn send_buffer<B>(
+        &mut self,
+        parcel: &mut Parcel<B>,
+        more: bool,
+    ) -> Result<Ticket, Error>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        loop {
+            poll_fn(|cx| self.poll_send(cx, |s| s.try_send_buffer(parcel, more))).await?;
+            if parcel.remaining() == 0 {
+                return Ok(parcel.ticket());
+            }
+        }
+    }
+
+    /// Waits until nothing is in flight.
+    ///
+    /// # Errors
+    /// As [`poll_drained`](Self::poll_drained).
+    pub async fn drained(&mut self) -> Result<(), Error> {
+        poll_fn(|cx| self.poll_drained(cx)).await
+    }
+
+    /// Whether nothing is in flight; the task is woken when that may have changed.
+    ///
+    /// # Errors
+    /// As [`Sender::reap`]; [`Error::Wait`].
+    pub fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if self.sender.in_flight().sends == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        self.sender.conn().flush();
+        loop {
+            // Taken before looking: what is reaped after it makes the socket worth trying again.
+            let tick = ready!(self.ready.poll(Side::Write, cx))?;
+            self.sender.reap()?;
+            if self.sender.in_flight().sends == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            self.sender.conn().check()?;
+            self.ready.clear(Side::Write, tick);
+        }
+    }
+
+    /// Ends the stream, waits until nothing is in flight, and closes the socket.
+    ///
+    /// # Errors
+    /// As [`Sender::shutdown`] and [`drained`](Self::drained). Then, and if the future is dropped,
+    /// what is in flight is handed over to the reaper.
+    pub async fn close(mut self) -> Result<(), Error> {
+        self.sender.shutdown()?;
+        self.drained().await
+    }
+
+    /// Gives the reading away. Dropping the sender then ends the stream towards the peer, and the
+    /// other half can still be read from.
+    #[must_use]
+    pub fn into_split(self) -> (ReadHalf, AsyncSender) {
+        (ReadHalf(Arc::clone(&self.ready)), self)
+    }
+}
+
+impl Drop for AsyncSender {
+    fn drop(&mut self) {
+        // A half that reads keeps the socket.
+        if Arc::strong_count(&self.ready) > 1 {
+            let _ = self.sender.shutdown();
+        }
+    }
+}
+
+impl AsFd for AsyncSender {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.sender.as_fd()
+    }
+}
+
+impl AsyncRead for AsyncSender {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        read(&self.ready, cx, buf)
+    }
+}
+
+impl AsyncWrite for AsyncSender {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let sent = ready!(self.poll_send(cx, |sender| sender.try_send(bytes, false)));
+        Poll::Ready(sent.map(|(bytes, _)| bytes).map_err(io::Error::from))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.sender.conn().flush();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.sender.shutdown().map_err(io::Error::from))
+    }
+}
+
+/// The reading half of an [`AsyncSender`]. While it waits it reads the notifications of the other
+/// half's sends, too.
+#[derive(Debug)]
+pub struct ReadHalf(Arc<Ready>);
+
+impl AsyncRead for ReadHalf {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        read(&self.0, cx, buf)
+    }
+}
+
+fn read(ready: &Ready, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    let coop = ready!(coop::poll_proceed(cx));
+    loop {
+        let tick = ready!(ready.poll(Side::Read, cx))?;
+        let room = buf.initialize_unfilled();
+        let wanted = room.len();
+        match rustix::net::recv(ready.conn(), room, RecvFlags::DONTWAIT) {
+            Ok((got, _)) => {
+                // A stream that gives less than there is room for has no more; its end was told.
+                if got > 0 && got < wanted && !ready.conn().kind().records() {
+                    ready.clear(Side::Read, tick);
+                }
+                buf.advance(got);
+                coop.made_progress();
+                return Poll::Ready(Ok(()));
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => ready.clear(Side::Read, tick),
+            Err(errno) => return Poll::Ready(Err(errno.into())),
+        }
+    }
+}
+
+/// How far the sending of a range has got: what must outlive the future that sends it.
+pub struct Progress {
+    range: Range<u64>,
+    parts: Parts,
+    /// Of the sender, from its first send on.
+    link: Option<Arc<Link>>,
+}
+
+impl Progress {
+    /// Nothing of `range` is sent yet, in bytes of the file.
+    #[must_use]
+    pub fn new(range: Range<u64>) -> Self {
+        let choice = Choice { engine: crate::Engine::Auto, why: crate::engine::Why::Asked };
+        Progress { range, parts: Parts::new(choice), link: None }
+    }
+
+    /// Bytes that the kernel accepted, from the front.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.parts.bytes()
+    }
+
+    /// What is still to be sent, in bytes of the file.
+    #[must_use]
+    pub fn remaining(&self) -> Range<u64> {
+        self.range.start + self.sent()..self.range.end
+    }
+
+    /// A ticket for all that was sent so far.
+    #[must_use]
+    pub fn ticket(&self) -> Ticket {
+        Ticket::of(self.parts.clone(), self.link.clone())
+    }
+
+    fn belongs_to(&mut self, sender: &Sender) -> Result<(), Error> {
+        let link = sender.conn().link();
+        if self.sent() > 0 && !self.link.as_ref().is_some_and(|of| Arc::ptr_eq(of, link)) {
+            return Err(Error::OtherSender);
+        }
+        self.link = Some(Arc::clone(link));
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress")
+            .field("remaining", &self.remaining())
+            .field("ticket", &self.ticket())
+            .finish()
+    }
+}
