@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -14,12 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, Shutdown, SocketAddrAny, SocketType, ipproto, sockopt};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrAny, SocketType, ipproto,
+    sockopt,
+};
 use rustix::process::Pid;
 
 use crate::engine::auto::Recent;
-use crate::engine::{Choice, Engine, Limit, Refusal};
+use crate::engine::{Choice, Engine, Limit, Refusal, Why};
 use crate::error::Error;
 use crate::holder::{Held, Holder, InFlight};
 use crate::ledger::{Done, Ledger, NotIssued};
@@ -213,6 +217,17 @@ struct Io {
 
 /// So many sends are made before the error queue is read again.
 const REAP_EVERY: usize = 16;
+
+impl Io {
+    /// Whether it may be sent on.
+    fn usable(&self) -> Result<(), Error> {
+        match self.disowned {
+            _ if self.aborted => Err(Error::Aborted),
+            Some(disowned) => Err(disowned.into()),
+            None => Ok(()),
+        }
+    }
+}
 
 /// Whether the kernel holds back a segment that is not full, for sends that say that more follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -452,6 +467,16 @@ impl Conn {
             }
         }
         Ok(())
+    }
+
+    /// Something was sent: with more to follow, or the `whole` of what was the last of a series.
+    #[inline(always)]
+    fn follow(&self, io: &mut Io, more: bool, whole: bool) {
+        if more && io.cork == Cork::Out {
+            io.cork = Cork::Series;
+        } else if !more && whole {
+            self.uncork(io);
+        }
     }
 
     /// Lets go what is held back for more to follow.
@@ -790,6 +815,39 @@ impl Turn<'_> {
         self.io.memlock = None;
     }
 
+    /// Sends from `slices` once, without blocking; the kernel copies what it takes.
+    pub(crate) fn transmit_slices(
+        &mut self,
+        slices: &[IoSlice<'_>],
+        more: bool,
+        parts: &mut Parts,
+    ) -> Result<Outcome, Error> {
+        let (conn, io) = (self.conn, &mut *self.io);
+        io.usable()?;
+        if more {
+            conn.cork(io)?;
+        }
+        let more_flag = if more { SendFlags::MORE } else { SendFlags::empty() };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | more_flag;
+        let sent = retry_on_intr(|| {
+            rustix::net::sendmsg(&conn.socket, slices, &mut SendAncillaryBuffer::default(), flags)
+        });
+        match sent {
+            Ok(bytes) => {
+                let whole = bytes == slices.iter().map(|slice| slice.len()).sum();
+                conn.follow(io, more, whole);
+                io.accepted += bytes as u64;
+                let choice = Choice { engine: Engine::Copy, why: Why::Slice };
+                parts.accepted(bytes as u64, io.accepted, choice);
+                io.since_zerocopy = io.since_zerocopy.saturating_add(1);
+                parts.copied();
+                Ok(Outcome::Accepted(bytes))
+            }
+            Err(Errno::AGAIN) => Ok(Outcome::WouldBlock),
+            Err(errno) => Err(Error::socket("sendmsg")(errno)),
+        }
+    }
+
     /// Sends `region` once, without blocking, and records what the kernel took.
     #[inline(always)]
     pub(crate) fn transmit(
@@ -800,12 +858,7 @@ impl Turn<'_> {
         held: Option<&Held>,
     ) -> Result<Outcome, Error> {
         let (conn, io) = (self.conn, &mut *self.io);
-        if io.aborted {
-            return Err(Error::Aborted);
-        }
-        if let Some(disowned) = io.disowned {
-            return Err(disowned.into());
-        }
+        io.usable()?;
         // A datagram of no bytes would use an id (the kernel counts its header), and a stream send
         // of none would not: by plain sends neither does.
         let zerocopy = part.choice.engine == Engine::Zerocopy && region.len() > 0;
@@ -825,12 +878,10 @@ impl Turn<'_> {
         }
         let result = sys::send(conn.socket.as_fd(), region, zerocopy, part.more);
         if let Ok(bytes) = result {
-            if part.more && io.cork == Cork::Out {
-                io.cork = Cork::Series;
-            } else if !part.more && region.len() == 0 {
+            if !part.more && region.len() == 0 {
                 conn.push(io);
-            } else if !part.more && bytes == region.len() {
-                conn.uncork(io);
+            } else {
+                conn.follow(io, part.more, bytes == region.len());
             }
             io.accepted += bytes as u64;
             io.unread += u32::from(conn.stamps);

@@ -84,7 +84,7 @@ pub use engine::{Choice, Engine, Limit, Refusal, UnknownEngine, Why};
 pub use error::Error;
 pub use holder::InFlight;
 pub use sender::{Options, Sender, Sent, Stopped, Transfer};
-pub use source::{Identity, Source, Unmappable};
+pub use source::{Identity, Mapped, Source, Unmappable};
 pub use sys::socket::unacknowledged;
 pub use ticket::{Acknowledgement, Parcel, Status, Ticket};
 

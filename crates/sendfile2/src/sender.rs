@@ -4,6 +4,7 @@
 //! blocking forms are a thin layer over them, each with a deadline.
 
 use std::fmt;
+use std::io::IoSlice;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
@@ -304,6 +305,18 @@ impl Sender {
     /// [`Error::Socket`]; [`Error::Aborted`]; [`Error::NotIssued`].
     pub fn try_send(&mut self, bytes: &[u8], more: bool) -> Result<Sent<Ticket>, Error> {
         self.once(|sender, parts| sender.attempt_slice(bytes, more, parts))
+    }
+
+    /// As [`try_send`](Self::try_send), from several slices by one `sendmsg(2)`.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send).
+    pub fn try_send_vectored(
+        &mut self,
+        slices: &[IoSlice<'_>],
+        more: bool,
+    ) -> Result<Sent<Ticket>, Error> {
+        self.once(|sender, parts| sender.conn.turn().transmit_slices(slices, more, parts))
     }
 
     /// Sends all of `bytes` by plain sends, waiting for the socket until `deadline`.

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use rustix::fs::{FileType, OFlags};
 
 use crate::error::Error;
-use crate::sys::mapping::Mapping;
+use crate::sys::mapping::{Mapping, Region};
 
 /// A file is mapped in windows of this many bytes; a smaller file as one.
 const WINDOW: u64 = 1 << 30;
@@ -185,7 +185,65 @@ pub(crate) enum View {
     Read(Unmappable, Range<u64>),
 }
 
+/// A piece of a file as it is mapped, for whoever passes addresses on to the kernel: see
+/// [`Source::mapped`].
+#[derive(Debug, Clone)]
+pub struct Mapped {
+    mapping: Arc<Mapping>,
+    range: Range<u64>,
+}
+
+impl Mapped {
+    /// Which bytes of the file.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// Where they are mapped, for as long as this or a clone of it lives.
+    ///
+    /// They are for the kernel to read, in a `send(2)`. Others may change them at any time; and
+    /// where the file was truncated, the kernel answers EFAULT, but a program that reads them is
+    /// killed by SIGBUS.
+    #[must_use]
+    pub fn as_ptr(&self) -> *const u8 {
+        self.region().map_or(std::ptr::null(), |region| region.as_ptr())
+    }
+
+    /// Whether all of it is in memory (`mincore(2)`, which says so, too, of files that the process
+    /// neither owns nor may write).
+    #[must_use]
+    pub fn is_resident(&self) -> bool {
+        self.region().is_some_and(Region::is_resident)
+    }
+
+    /// Reads what is not in memory, waiting for the disk (`MADV_POPULATE_READ`, Linux 5.14).
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be read, or is not there any more.
+    pub fn read_in(&self) -> Result<(), Error> {
+        let read = self.region().map_or(Ok(()), Region::read_in);
+        read.map_err(Error::file("madvise(MADV_POPULATE_READ)", self.range.start))
+    }
+
+    fn region(&self) -> Option<Region<'_>> {
+        self.mapping.region(self.range.clone())
+    }
+}
+
 impl Source {
+    /// The mapping of the front of `range`, as far as the file and one mapping reach; `None` where
+    /// a mapping might not show what `pread` returns.
+    ///
+    /// # Errors
+    /// [`Error::Truncated`] if the file ends at or before the start of the range; [`Error::File`].
+    pub fn mapped(&self, range: Range<u64>) -> Result<Option<Mapped>, Error> {
+        match self.view(range, self.extent()?)? {
+            View::Mapped(mapping, range) => Ok(Some(Mapped { mapping, range })),
+            View::Read(..) => Ok(None),
+        }
+    }
+
     /// Opens the file at `path`, read-only.
     ///
     /// # Errors

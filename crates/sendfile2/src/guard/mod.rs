@@ -675,7 +675,10 @@ impl Lease {
             || self.inner.ranges.iter().any(|r| r.start <= range.start && range.end <= r.end)
     }
 
-    pub(crate) fn source(&self) -> &Source {
+    /// The source of the file that is leased. Sends of it under the lease are
+    /// [`try_send_lease`](crate::Sender::try_send_lease).
+    #[must_use]
+    pub fn source(&self) -> &Source {
         &self.inner.source
     }
 

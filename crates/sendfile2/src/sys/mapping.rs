@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::{io, ops::Range};
 
 use memmap2::{MmapOptions, MmapRaw};
+use rustix::io::Errno;
 
 /// A read-only `MAP_SHARED` mapping of the file range `[start, start + len)`.
 #[derive(Debug)]
@@ -47,6 +48,31 @@ impl Mapping {
     }
 }
 
+impl Region<'_> {
+    /// Its first page's address, and its length from there.
+    fn pages(self) -> (*mut libc::c_void, usize) {
+        let skip = self.ptr.addr() % rustix::param::page_size();
+        (self.ptr.wrapping_sub(skip).cast_mut().cast(), self.len + skip)
+    }
+
+    /// Whether all its pages are in memory, as far as mincore(2) tells: of a file that the process
+    /// neither owns nor may write it says that they are.
+    pub(crate) fn is_resident(self) -> bool {
+        let (start, len) = self.pages();
+        let mut pages = vec![0_u8; len.div_ceil(rustix::param::page_size())];
+        // SAFETY: the pages are mapped while the region lives, and there is a byte for each.
+        let ret = unsafe { libc::mincore(start, len, pages.as_mut_ptr()) };
+        ret == 0 && pages.iter().all(|page| page & 1 != 0)
+    }
+
+    /// Reads its pages into memory (`MADV_POPULATE_READ`, Linux 5.14).
+    pub(crate) fn read_in(self) -> Result<(), Errno> {
+        let (start, len) = self.pages();
+        // SAFETY: the pages are mapped while the region lives, and are only read.
+        unsafe { rustix::mm::madvise(start, len, rustix::mm::Advice::LinuxPopulateRead) }
+    }
+}
+
 /// Memory that the kernel may read: part of a [`Mapping`], or a slice.
 #[derive(Clone, Copy)]
 pub(crate) struct Region<'a> {
@@ -66,7 +92,7 @@ impl Region<'_> {
         self.len
     }
 
-    pub(super) fn as_ptr(&self) -> *const u8 {
+    pub(crate) fn as_ptr(&self) -> *const u8 {
         self.ptr
     }
 
@@ -77,7 +103,7 @@ impl Region<'_> {
 }
 
 /// The size of a block device, in bytes (BLKGETSIZE64).
-pub(crate) fn block_device_size(device: BorrowedFd<'_>) -> Result<u64, rustix::io::Errno> {
+pub(crate) fn block_device_size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut size: u64 = 0;
     // SAFETY: BLKGETSIZE64 writes a u64 (its name notwithstanding, the request encodes size_t).
     let ret = unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64, &raw mut size) };

@@ -1,0 +1,284 @@
+//! A range of a file as an HTTP body.
+
+use std::future::Future;
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, header};
+use http_body::{Body, Frame, SizeHint};
+use rustix::io::ReadWriteFlags;
+use sendfile2::guard::Lease;
+use sendfile2::{Error, Mapped, Source};
+use tokio::task::JoinHandle;
+
+use crate::window::{Origin, Passed, Window};
+
+/// Bytes mapped at a time: larger ones cost the same, smaller ones more.
+const WINDOW: u64 = 1 << 20;
+
+/// Bytes read at a time.
+const READ: u64 = 128 << 10;
+
+/// What is smaller is read also where it might be mapped: it then leaves with its headers, in one
+/// call.
+const WORTH_MAPPING: u64 = 16 << 10;
+
+/// A range of a file as an HTTP body, with its exact size. It does nothing until it is polled, so
+/// that a response to HEAD costs nothing.
+///
+/// It reads the file, off the event loop where that might wait for the disk. [`ZeroCopyLayer`]
+/// makes a mapped one of it. If the file turns out shorter than the range it gives what there is,
+/// and then an error, so that hyper ends the connection and the client sees that something is
+/// missing.
+///
+/// [`ZeroCopyLayer`]: crate::ZeroCopyLayer
+#[derive(Debug)]
+pub struct FileBody {
+    shared: Arc<Shared>,
+    left: Range<u64>,
+    mapped: bool,
+    busy: Option<JoinHandle<Done>>,
+    /// The last window.
+    last: Option<Arc<Passed>>,
+    /// To be told when the last window is passed on: hyper drops what it has when it is told.
+    error: Option<io::Error>,
+}
+
+/// What a body and the offer to make a mapped one of it share.
+#[derive(Debug)]
+struct Shared {
+    origin: Origin,
+    range: Range<u64>,
+    polled: AtomicBool,
+    dropped: AtomicBool,
+}
+
+/// What was done off the event loop.
+#[derive(Debug)]
+enum Done {
+    Read(io::Result<Vec<u8>>),
+    /// What could not be read in shows when it is sent.
+    ReadIn(Mapped),
+}
+
+impl FileBody {
+    /// Bytes `range` of the file.
+    #[must_use]
+    pub fn new(file: Source, range: Range<u64>) -> Self {
+        FileBody::of(Origin::File(file), range, false)
+    }
+
+    /// Bytes `range` under the lease, which stays leased until all of it is read, or released by
+    /// the kernel.
+    ///
+    /// # Errors
+    /// [`Error::NotLeased`].
+    pub fn leased(lease: Lease, range: Range<u64>) -> Result<Self, Error> {
+        if lease.covers(&range) {
+            Ok(FileBody::of(Origin::Lease(lease), range, false))
+        } else {
+            Err(Error::NotLeased { range })
+        }
+    }
+
+    fn of(origin: Origin, range: Range<u64>, mapped: bool) -> Self {
+        let range = range.start..range.end.max(range.start);
+        let (polled, dropped) = (AtomicBool::new(false), AtomicBool::new(false));
+        let shared = Shared { origin, range: range.clone(), polled, dropped };
+        FileBody {
+            shared: Arc::new(shared),
+            left: range,
+            mapped,
+            busy: None,
+            last: None,
+            error: None,
+        }
+    }
+
+    /// A response of it, which [`ZeroCopyLayer`](crate::ZeroCopyLayer) knows it by.
+    #[must_use]
+    pub fn into_response(self) -> Response<Self> {
+        let offer = self.offer(None);
+        let mut response = Response::new(self);
+        response.extensions_mut().insert(offer);
+        response
+    }
+
+    /// What the layer needs to make a mapped body of it, if it is still there then.
+    pub(crate) fn offer(&self, encoding: Option<HeaderValue>) -> Offer {
+        Offer { shared: Arc::clone(&self.shared), encoding }
+    }
+
+    fn off_the_loop(&mut self, work: impl FnOnce() -> Done + Send + 'static) {
+        self.busy = Some(tokio::task::spawn_blocking(work));
+    }
+
+    /// The next piece; `None` if it is being fetched.
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let Range { start, end } = self.left;
+        let source = self.shared.origin.source();
+        if self.mapped && self.shared.range.end - self.shared.range.start >= WORTH_MAPPING {
+            if let Some(mapped) = source.mapped(start..end.min(start + WINDOW))? {
+                if mapped.is_resident() {
+                    return Ok(Some(self.window(mapped)));
+                }
+                self.off_the_loop(move || {
+                    if let Err(e) = mapped.read_in() {
+                        tracing::debug!("{e}");
+                    }
+                    Done::ReadIn(mapped)
+                });
+                return Ok(None);
+            }
+        }
+        // It fits: it is at most READ.
+        let want = usize::try_from((end - start).min(READ)).unwrap_or(0);
+        let mut buffer = vec![0; want];
+        match read(source, &mut buffer, start, ReadWriteFlags::NOWAIT) {
+            Ok(read) if read > 0 => {
+                buffer.truncate(read);
+                Ok(Some(self.advance(Bytes::from(buffer))))
+            }
+            // The end of the file, something to wait for, or a filesystem that cannot but wait.
+            _ => {
+                let source = source.clone();
+                self.off_the_loop(move || {
+                    let read = read(&source, &mut buffer, start, ReadWriteFlags::empty());
+                    Done::Read(read.map(|read| {
+                        buffer.truncate(read);
+                        buffer
+                    }))
+                });
+                Ok(None)
+            }
+        }
+    }
+
+    fn window(&mut self, mapped: Mapped) -> Bytes {
+        let (bytes, passed) = Window::into_bytes(mapped, self.shared.origin.clone());
+        self.last = Some(passed);
+        self.advance(bytes)
+    }
+
+    fn advance(&mut self, bytes: Bytes) -> Bytes {
+        self.left.start += bytes.len() as u64;
+        bytes
+    }
+}
+
+fn read(source: &Source, buffer: &mut [u8], at: u64, flags: ReadWriteFlags) -> io::Result<usize> {
+    rustix::io::retry_on_intr(|| {
+        rustix::io::preadv2(source, &mut [io::IoSliceMut::new(buffer)], at, flags)
+    })
+    .map_err(io::Error::from)
+}
+
+impl Body for FileBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.shared.polled.store(true, Ordering::Relaxed);
+        if self.left.is_empty() && self.busy.is_none() {
+            return Poll::Ready(None);
+        }
+        loop {
+            if self.error.is_some() {
+                if let Some(last) = &self.last {
+                    ready!(last.poll(cx));
+                }
+                return Poll::Ready(self.error.take().map(Err));
+            }
+            let next = match &mut self.busy {
+                None => self.next(),
+                Some(task) => {
+                    let done = ready!(Pin::new(task).poll(cx));
+                    self.busy = None;
+                    match done.map_err(io::Error::from).and_then(Done::check) {
+                        Ok(Done::ReadIn(mapped)) => Ok(Some(self.window(mapped))),
+                        Ok(Done::Read(Ok(buffer))) => Ok(Some(self.advance(Bytes::from(buffer)))),
+                        Ok(Done::Read(Err(e))) | Err(e) => Err(e),
+                    }
+                }
+            };
+            match next {
+                Ok(Some(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                Ok(None) => {}
+                Err(e) => self.error = Some(e),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left.end - self.left.start)
+    }
+}
+
+impl Done {
+    fn check(self) -> io::Result<Self> {
+        match self {
+            Done::Read(Ok(buffer)) if buffer.is_empty() => {
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it was"))
+            }
+            done => Ok(done),
+        }
+    }
+}
+
+impl Drop for FileBody {
+    fn drop(&mut self) {
+        self.shared.dropped.store(true, Ordering::Relaxed);
+    }
+}
+
+impl axum::response::IntoResponse for FileBody {
+    fn into_response(self) -> axum::response::Response {
+        FileBody::into_response(self).map(axum::body::Body::new)
+    }
+}
+
+/// In a response's extensions: its body is a [`FileBody`], or was when this was put there.
+#[derive(Debug, Clone)]
+pub(crate) struct Offer {
+    shared: Arc<Shared>,
+    /// The content encoding of the file itself.
+    encoding: Option<HeaderValue>,
+}
+
+impl Offer {
+    /// A mapped body in place of the response's own; or what shows that the body is another one by
+    /// now.
+    pub(crate) fn accept(&self, response: &Response<impl Body>) -> Result<FileBody, &'static str> {
+        let Shared { origin, range, polled, dropped } = &*self.shared;
+        let len = range.end - range.start;
+        let headers = response.headers();
+        let length = headers.get(header::CONTENT_LENGTH).map(HeaderValue::as_bytes);
+        if dropped.load(Ordering::Relaxed) {
+            Err("replaced")
+        } else if polled.load(Ordering::Relaxed) {
+            Err("polled")
+        } else if headers.get(header::CONTENT_ENCODING) != self.encoding.as_ref()
+            || headers.contains_key(header::TRANSFER_ENCODING)
+        {
+            Err("encoded")
+        } else if response.body().size_hint().exact() != Some(len)
+            || length.is_some_and(|length| length != len.to_string().as_bytes())
+        {
+            Err("resized")
+        } else {
+            Ok(FileBody::of(origin.clone(), range.clone(), true))
+        }
+    }
+}

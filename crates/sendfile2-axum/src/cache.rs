@@ -1,0 +1,235 @@
+//! The files of a directory: found beneath it, and kept open.
+//!
+//! A kept file serves a request only if a `stat` of the path still tells the device, inode, size
+//! and times of what was opened. Opening does not leave the directory: `openat2(2)` with
+//! `RESOLVE_BENEATH`; and what the kernel has at hand is opened at once (`RESOLVE_CACHED`), the
+//! rest off the event loop.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use quick_cache::sync::Cache;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+use sendfile2::Source;
+use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
+use tower_http::services::fs::{Backend, File, Metadata};
+
+/// Files kept open, for each directory served.
+const KEPT: usize = 1024;
+
+/// A directory to serve from.
+#[derive(Debug)]
+pub(crate) struct Root {
+    dir: OwnedFd,
+    resolve: ResolveFlags,
+    cache: Cache<PathBuf, Arc<Open>>,
+}
+
+/// An open file, as it was when it was looked at.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) source: Source,
+    about: About,
+}
+
+/// What tells whether a file is still the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct About {
+    directory: bool,
+    id: (u64, u64),
+    pub(crate) len: u64,
+    modified: (i64, u64),
+    changed: (i64, u64),
+}
+
+impl About {
+    #[allow(clippy::unnecessary_cast, reason = "the types differ between architectures")]
+    fn of(stat: &Stat) -> Self {
+        About {
+            directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+            id: (stat.st_dev as u64, stat.st_ino as u64),
+            len: u64::try_from(stat.st_size).unwrap_or(0),
+            modified: (stat.st_mtime as i64, stat.st_mtime_nsec as u64),
+            changed: (stat.st_ctime as i64, stat.st_ctime_nsec as u64),
+        }
+    }
+}
+
+/// What a path leads to.
+enum Found {
+    File(Arc<Open>),
+    Directory(About),
+}
+
+impl Found {
+    fn about(&self) -> About {
+        match self {
+            Found::File(open) => open.about,
+            Found::Directory(about) => *about,
+        }
+    }
+}
+
+impl Root {
+    pub(crate) fn new(path: &Path, beneath: bool) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(path, flags, Mode::empty())?;
+        let resolve = if beneath {
+            ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS
+        } else {
+            ResolveFlags::NO_MAGICLINKS
+        };
+        Ok(Root { dir, resolve, cache: Cache::new(KEPT) })
+    }
+
+    /// What is at `path` now, where that can be said without waiting for a disk.
+    fn look(&self, path: &Path) -> Result<Found, Errno> {
+        if let Some(open) = self.cache.get(path) {
+            match rustix::fs::statat(&self.dir, path, AtFlags::empty()) {
+                Ok(stat) if About::of(&stat) == open.about => return Ok(Found::File(open)),
+                _ => drop(self.cache.remove(path)),
+            }
+        }
+        self.open(path, ResolveFlags::CACHED)
+    }
+
+    fn open(&self, path: &Path, more: ResolveFlags) -> Result<Found, Errno> {
+        // O_NONBLOCK: the open of a FIFO must not wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), self.resolve | more)?;
+        let about = About::of(&rustix::fs::fstat(&file)?);
+        if about.directory {
+            return Ok(Found::Directory(about));
+        }
+        let source = Source::new(file).map_err(|e| {
+            tracing::debug!(path = %path.display(), "{e}");
+            Errno::ACCESS
+        })?;
+        let open = Arc::new(Open { source, about });
+        self.cache.insert(path.to_owned(), Arc::clone(&open));
+        Ok(Found::File(open))
+    }
+
+    async fn find(self: Arc<Self>, path: PathBuf) -> io::Result<Found> {
+        let found = match self.look(&path) {
+            // EINVAL: a kernel before 5.12, which does not know RESOLVE_CACHED.
+            Err(Errno::AGAIN | Errno::INVAL) => {
+                let wait = move || self.open(&path, ResolveFlags::empty());
+                tokio::task::spawn_blocking(wait).await?
+            }
+            found => found,
+        };
+        // What leads out of the directory is not there, and neither is a loop.
+        found.map_err(|errno| match errno {
+            Errno::XDEV | Errno::LOOP | Errno::NAMETOOLONG => io::ErrorKind::NotFound.into(),
+            errno => errno.into(),
+        })
+    }
+}
+
+tokio::task_local! {
+    /// What the request that is being served has opened.
+    static OPENED: RefCell<Option<Arc<Open>>>;
+}
+
+/// Runs a request, and gives the last file that it opened beside its result.
+pub(crate) async fn watching<T>(request: impl Future<Output = T>) -> (T, Option<Arc<Open>>) {
+    let watched = async {
+        let result = request.await;
+        (result, OPENED.with(RefCell::take))
+    };
+    OPENED.scope(RefCell::new(None), watched).await
+}
+
+impl Open {
+    pub(crate) fn len(&self) -> u64 {
+        self.about.len
+    }
+}
+
+/// tower-http's way to our files.
+#[derive(Debug, Clone)]
+pub(crate) struct Files(pub(crate) Arc<Root>);
+
+impl Backend for Files {
+    type File = Opened;
+    type Metadata = About;
+    type OpenFuture = Pin<Box<dyn Future<Output = io::Result<Opened>> + Send>>;
+    type MetadataFuture = Pin<Box<dyn Future<Output = io::Result<About>> + Send>>;
+
+    fn open(&self, path: PathBuf) -> Self::OpenFuture {
+        let root = Arc::clone(&self.0);
+        Box::pin(async move {
+            match root.find(path).await? {
+                Found::File(open) => {
+                    let about = open.about;
+                    let _ = OPENED.try_with(|opened| opened.replace(Some(open)));
+                    Ok(Opened(about))
+                }
+                Found::Directory(_) => Err(io::ErrorKind::NotFound.into()),
+            }
+        })
+    }
+
+    fn metadata(&self, path: PathBuf) -> Self::MetadataFuture {
+        let root = Arc::clone(&self.0);
+        Box::pin(async move { root.find(path).await.map(|found| found.about()) })
+    }
+}
+
+impl Metadata for About {
+    fn is_dir(&self) -> bool {
+        self.directory
+    }
+
+    fn modified(&self) -> io::Result<SystemTime> {
+        let (seconds, nanos) = self.modified;
+        let before = |_| io::Error::other("modified before 1970");
+        let seconds = u64::try_from(seconds).map_err(before)?;
+        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_nanos(nanos))
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+/// What stands for a file while tower-http decides on the response. Its body is not used.
+#[derive(Debug)]
+pub(crate) struct Opened(About);
+
+impl File for Opened {
+    type Metadata = About;
+    type MetadataFuture<'a> = std::future::Ready<io::Result<About>>;
+
+    fn metadata(&self) -> Self::MetadataFuture<'_> {
+        std::future::ready(Ok(self.0))
+    }
+}
+
+impl AsyncRead for Opened {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+impl AsyncSeek for Opened {
+    fn start_seek(self: Pin<&mut Self>, _: io::SeekFrom) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn poll_complete(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        Poll::Ready(Ok(0))
+    }
+}

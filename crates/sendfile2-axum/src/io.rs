@@ -1,0 +1,148 @@
+//! A connection for hyper, which finds windows in its vectored writes.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use sendfile2::tokio::AsyncSender;
+use sendfile2::{Error, Options};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Sleep;
+
+use crate::stats::Sends;
+use crate::window::{Origin, Windows};
+
+/// How long the end of a connection waits for its releases, before the reaper takes over.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// A connection for hyper (or whoever else writes [`FileBody`](crate::FileBody)s): an `AsyncRead`
+/// and `AsyncWrite` that sends mapped bodies from their files, and everything else by plain sends.
+///
+/// Shutting it down ends the stream at once, and waits until everything sent is released, for 30
+/// seconds at most. What is in flight then, or when it is dropped without, goes to the
+/// [reaper](sendfile2::reaper).
+#[derive(Debug)]
+pub struct Io {
+    sender: AsyncSender,
+    windows: Windows,
+    sends: Sends,
+    ending: Option<Pin<Box<Sleep>>>,
+}
+
+impl Io {
+    /// Takes a TCP connection. Sets `TCP_NODELAY`: what belongs together is sent together here, so
+    /// that nothing needs to wait.
+    ///
+    /// # Errors
+    /// As [`AsyncSender::with`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O enabled.
+    pub fn new(stream: TcpStream, options: Options) -> Result<Self, Error> {
+        // A stream that refuses is over, as its first use will say.
+        let _ = stream.set_nodelay(true);
+        AsyncSender::with(stream, options).map(Io::of)
+    }
+
+    /// Takes a connection of a unix socket.
+    ///
+    /// # Errors
+    /// As [`AsyncSender::from_socket`].
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn from_unix(stream: UnixStream, options: Options) -> Result<Self, Error> {
+        let stream = stream.into_std();
+        let stream = stream.map_err(|cause| Error::Wait { op: "UnixStream::into_std", cause })?;
+        AsyncSender::from_socket(stream, options).map(Io::of)
+    }
+
+    fn of(sender: AsyncSender) -> Self {
+        Io { sender, windows: Windows::default(), sends: Sends::default(), ending: None }
+    }
+
+    /// The sender beneath.
+    #[must_use]
+    pub fn sender(&self) -> &AsyncSender {
+        &self.sender
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.sender).poll_read(cx, buf);
+        self.sends.look();
+        read
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Io { sender, windows, sends, .. } = &mut *self;
+        windows.collect();
+        let found = slices.iter().enumerate().find_map(|(i, s)| Some((i, windows.find(s)?)));
+        let sent = match found {
+            Some((0, (window, range))) => {
+                let more = slices.len() > 1;
+                ready!(sender.poll_send(cx, |sender| match &window.origin {
+                    Origin::File(file) => sender.try_send_file(file, range.clone(), more),
+                    Origin::Lease(lease) => sender.try_send_lease(lease, range.clone(), more),
+                }))
+            }
+            // What comes before the first window: headers, which hyper reuses at once.
+            before => {
+                let before = before.map_or(slices.len(), |(i, _)| i);
+                let more = before < slices.len();
+                let slices = &slices[..before];
+                let (bytes, _) =
+                    ready!(sender.poll_send(cx, |s| s.try_send_vectored(slices, more)))?;
+                return Poll::Ready(Ok(bytes));
+            }
+        };
+        let (bytes, ticket) = sent?;
+        sends.sent(ticket);
+        sends.look();
+        Poll::Ready(Ok(bytes))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.sender).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ending.is_none() {
+            ready!(Pin::new(&mut self.sender).poll_shutdown(cx))?;
+            self.ending = Some(Box::pin(tokio::time::sleep(DRAIN)));
+        }
+        if let Poll::Ready(drained) = self.sender.poll_drained(cx) {
+            self.sends.look();
+            return Poll::Ready(drained.map_err(io::Error::from));
+        }
+        // It was set above.
+        let too_late = self.ending.as_mut().map_or(Poll::Ready(()), |at| at.as_mut().poll(cx));
+        too_late.map(Ok)
+    }
+}

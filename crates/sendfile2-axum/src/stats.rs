@@ -1,0 +1,89 @@
+//! What the connections did, for the `metrics` crate's recorders; without one it costs little.
+//!
+//! `sendfile2_sent_bytes_total{engine}`, `sendfile2_fallbacks_total{why}`,
+//! `sendfile2_sends_total{engine}`, `sendfile2_releases_total{copied}`,
+//! `sendfile2_release_seconds`, `sendfile2_in_flight_sends`, `sendfile2_unknown_sends`,
+//! `sendfile2_http_bodies_total{became}`.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use metrics::{counter, gauge, histogram};
+use sendfile2::{Engine, Status, Ticket, Why};
+
+/// The zerocopy sends of a connection that are not known to be released, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Sends(VecDeque<(Ticket, Instant)>);
+
+/// The zerocopy sends of connections that are gone.
+static LEFT: Mutex<Vec<(Ticket, Instant)>> = Mutex::new(Vec::new());
+
+impl Sends {
+    /// A range of a file was sent.
+    pub(crate) fn sent(&mut self, ticket: Ticket) {
+        let choice = ticket.choice();
+        let engine = choice.engine.name();
+        counter!("sendfile2_sent_bytes_total", "engine" => engine).increment(ticket.bytes());
+        counter!("sendfile2_sends_total", "engine" => engine).increment(1);
+        if choice.engine == Engine::Zerocopy {
+            self.0.push_back((ticket, Instant::now()));
+            gauge!("sendfile2_in_flight_sends").increment(1);
+        } else if let Why::Refused(_) | Why::Limit(_) | Why::Fault = choice.why {
+            let why = match choice.why {
+                Why::Limit(_) => "limit",
+                Why::Fault => "fault",
+                _ => "refused",
+            };
+            counter!("sendfile2_fallbacks_total", "why" => why).increment(1);
+        }
+    }
+
+    /// Sees which are released by now.
+    pub(crate) fn look(&mut self) {
+        if !self.0.is_empty() {
+            self.0.retain(|(ticket, at)| !released(ticket, *at, "sendfile2_in_flight_sends"));
+        }
+    }
+}
+
+impl Drop for Sends {
+    fn drop(&mut self) {
+        self.look();
+        if !self.0.is_empty() {
+            gauge!("sendfile2_in_flight_sends").decrement(count(self.0.len()));
+            gauge!("sendfile2_unknown_sends").increment(count(self.0.len()));
+            let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+            left.extend(self.0.drain(..));
+        }
+    }
+}
+
+/// Counts it if it is released.
+fn released(ticket: &Ticket, at: Instant, among: &'static str) -> bool {
+    let Status::Released { copied } = ticket.status() else { return false };
+    gauge!(among).decrement(1);
+    let copied = if copied { "yes" } else { "no" };
+    counter!("sendfile2_releases_total", "copied" => copied).increment(1);
+    histogram!("sendfile2_release_seconds").record(at.elapsed());
+    true
+}
+
+/// Sends of connections that are gone, whose release is not known: the reaper drains them. Call it
+/// before the metrics are read: it counts what was released since.
+pub fn outstanding() -> usize {
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    left.retain(|(ticket, at)| !released(ticket, *at, "sendfile2_unknown_sends"));
+    left.len()
+}
+
+/// What the reaper is still draining.
+#[must_use]
+pub fn in_flight() -> sendfile2::InFlight {
+    sendfile2::reaper::pending()
+}
+
+fn count(n: usize) -> f64 {
+    // Far below 2^32.
+    u32::try_from(n).unwrap_or(u32::MAX).into()
+}

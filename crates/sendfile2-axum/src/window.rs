@@ -1,0 +1,136 @@
+//! Windows: pieces of files whose addresses travel through hyper as a body's bytes.
+//!
+//! The connection finds a window by its address. There is no table of them: a body's data is made
+//! in the poll of its connection's task, which goes on to poll the connection, so that a list of the
+//! thread hands it over without a lock. Should anything else come between, the window is not found,
+//! and its bytes are sent from where they are, as any other memory. A connection that finds another
+//! one's window at the same address is right, too: the same bytes of the same file, under a lease
+//! that covers them.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use sendfile2::guard::Lease;
+use sendfile2::{Mapped, Source};
+
+/// Where a body's bytes come from.
+#[derive(Debug, Clone)]
+pub(crate) enum Origin {
+    File(Source),
+    Lease(Lease),
+}
+
+impl Origin {
+    pub(crate) fn source(&self) -> &Source {
+        match self {
+            Origin::File(source) => source,
+            Origin::Lease(lease) => lease.source(),
+        }
+    }
+}
+
+/// A mapped piece of a file. A lease of it lasts until this is dropped, or what was sent of it is
+/// released.
+#[derive(Debug)]
+pub(crate) struct Window {
+    mapped: Mapped,
+    pub(crate) origin: Origin,
+    passed: Arc<Passed>,
+}
+
+/// Whether hyper has let go of a window: it is sent, or nobody wants it any more.
+#[derive(Debug, Default)]
+pub(crate) struct Passed(Mutex<(bool, Option<Waker>)>);
+
+impl Passed {
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.0 {
+            return Poll::Ready(());
+        }
+        state.1 = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        let mut state = self.passed.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = true;
+        let waker = state.1.take();
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// As many as wait to be picked up by their connection, and many more than that.
+const WAITING: usize = 64;
+
+thread_local! {
+    static MADE: RefCell<Vec<Weak<Window>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Window {
+    /// Its bytes, for hyper to pass on, and what tells that they are passed on.
+    pub(crate) fn into_bytes(mapped: Mapped, origin: Origin) -> (Bytes, Arc<Passed>) {
+        let passed = Arc::<Passed>::default();
+        let window = Arc::new(Window { mapped, origin, passed: Arc::clone(&passed) });
+        MADE.with_borrow_mut(|made| {
+            if made.len() >= WAITING {
+                made.remove(0);
+            }
+            made.push(Arc::downgrade(&window));
+        });
+        (Bytes::from_owner(Owner(window)), passed)
+    }
+
+    fn len(&self) -> u64 {
+        let range = self.mapped.range();
+        range.end - range.start
+    }
+}
+
+struct Owner(Arc<Window>);
+
+impl AsRef<[u8]> for Owner {
+    #[allow(unsafe_code)]
+    fn as_ref(&self) -> &[u8] {
+        // It is mapped, so its length is a usize.
+        let len = usize::try_from(self.0.len()).unwrap_or(0);
+        // SAFETY: the memory is mapped for as long as the window lives. That others may change it
+        // is answered in the crate's documentation: nobody reads the slice but the kernel.
+        unsafe { std::slice::from_raw_parts(self.0.mapped.as_ptr(), len) }
+    }
+}
+
+/// The windows whose bytes a connection is about to be given.
+#[derive(Debug, Default)]
+pub(crate) struct Windows(Vec<Weak<Window>>);
+
+impl Windows {
+    /// Takes over what was made on this thread, and forgets what is gone.
+    pub(crate) fn collect(&mut self) {
+        MADE.with_borrow_mut(|made| {
+            if !made.is_empty() {
+                self.0.retain(|window| window.strong_count() > 0);
+                self.0.append(made);
+            }
+        });
+    }
+
+    /// The window that `slice` lies in, and which bytes of the file it is.
+    pub(crate) fn find(&self, slice: &[u8]) -> Option<(Arc<Window>, Range<u64>)> {
+        self.0.iter().filter_map(Weak::upgrade).find_map(|window| {
+            let skip = slice.as_ptr().addr().checked_sub(window.mapped.as_ptr().addr())? as u64;
+            let end = skip.checked_add(slice.len() as u64)?;
+            if slice.is_empty() || end > window.len() {
+                return None;
+            }
+            let start = window.mapped.range().start;
+            Some((window, start + skip..start + end))
+        })
+    }
+}

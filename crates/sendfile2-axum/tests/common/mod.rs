@@ -1,0 +1,201 @@
+//! Servers, a directory of files with known content, and a client that sees every byte.
+#![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::Response;
+use sendfile2::Engine;
+use sendfile2_axum::{Listener, ServeDir, Untouched, ZeroCopyLayer};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Bytes that differ at each position of a page, and from page to page.
+pub fn pattern(seed: u8, range: std::ops::Range<u64>) -> Vec<u8> {
+    range
+        .map(|i| {
+            let [a, b, c, ..] = i.to_le_bytes();
+            seed ^ a.wrapping_mul(31) ^ b.wrapping_mul(17) ^ c.wrapping_mul(7)
+        })
+        .collect()
+}
+
+pub const SIZES: [u64; 9] =
+    [0, 1, 4096, (16 << 10) - 1, 16 << 10, 65_536, (1 << 20) - 1, (1 << 20) + 1, (5 << 20) + 3];
+
+/// A directory with a file of each size, by that name, on disk (not tmpfs).
+pub fn files() -> TempDir {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for size in SIZES {
+        std::fs::write(dir.path().join(size.to_string()), pattern(1, 0..size)).unwrap();
+    }
+    dir
+}
+
+pub fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    })
+}
+
+/// What listens.
+#[derive(Debug, Clone, Copy)]
+pub enum By {
+    /// axum's own listener.
+    Stock,
+    Ours(Engine),
+}
+
+pub const ALL: [By; 4] =
+    [By::Stock, By::Ours(Engine::Copy), By::Ours(Engine::Zerocopy), By::Ours(Engine::Auto)];
+
+/// Serves `app` in the background.
+pub fn serve(by: By, app: Router) -> SocketAddr {
+    let any = "127.0.0.1:0".parse::<SocketAddr>().unwrap();
+    let _entered = runtime().enter();
+    let tcp = std::net::TcpListener::bind(any).unwrap();
+    tcp.set_nonblocking(true).unwrap();
+    let address = tcp.local_addr().unwrap();
+    let tcp = tokio::net::TcpListener::from_std(tcp).unwrap();
+    match by {
+        By::Stock => drop(tokio::spawn(async { axum::serve(tcp, app).await.unwrap() })),
+        By::Ours(engine) => {
+            let listener = Listener::new(tcp).engine(engine);
+            drop(tokio::spawn(async { axum::serve(listener, app).await.unwrap() }));
+        }
+    }
+    address
+}
+
+/// A directory, mapped.
+pub fn zero_copy(dir: &Path) -> Router {
+    told(Router::new().fallback_service(ServeDir::new(dir).unwrap()))
+}
+
+/// With the layer, and a header that says what it did.
+pub fn told(router: Router) -> Router {
+    router.layer(ZeroCopyLayer::new()).layer(axum::middleware::map_response(tell))
+}
+
+async fn tell(mut response: Response) -> Response {
+    if let Some(Untouched(became)) = response.extensions().get().copied() {
+        let became = became.map_or_else(|why| why, |()| "mapped");
+        response.headers_mut().insert("x-became", became.parse().unwrap());
+    }
+    response
+}
+
+/// One connection.
+pub struct Client(pub BufReader<TcpStream>);
+
+#[derive(Debug)]
+pub struct Got {
+    pub status: u16,
+    pub headers: HashMap<String, String>,
+    pub body: Vec<u8>,
+    /// The stream ended before the body did.
+    pub cut: bool,
+}
+
+impl Got {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value)
+    }
+}
+
+impl Client {
+    pub fn new(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        Client(BufReader::new(stream))
+    }
+
+    pub fn ask(&mut self, method: &str, path: &str, headers: &str) {
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
+        self.0.get_mut().write_all(request.as_bytes()).unwrap();
+    }
+
+    pub fn get(&mut self, path: &str) -> Got {
+        self.with("GET", path, "")
+    }
+
+    pub fn with(&mut self, method: &str, path: &str, headers: &str) -> Got {
+        self.ask(method, path, headers);
+        self.answer(method)
+    }
+
+    /// The headers of an answer.
+    pub fn head(&mut self) -> Got {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        let status = line.split(' ').nth(1).unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        let mut headers = HashMap::new();
+        loop {
+            line.clear();
+            self.0.read_line(&mut line).unwrap();
+            let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+            headers.insert(name.to_lowercase(), value.to_owned());
+        }
+        Got { status, headers, body: Vec::new(), cut: false }
+    }
+
+    pub fn answer(&mut self, method: &str) -> Got {
+        let mut got = self.head();
+        if method == "HEAD" || got.status == 304 {
+            return got;
+        }
+        if got.headers.contains_key("transfer-encoding") {
+            self.chunks(&mut got);
+        } else {
+            let length: u64 = got.header("content-length").parse().unwrap();
+            // A reset in place of the end cuts short, too.
+            let _ = (&mut self.0).take(length).read_to_end(&mut got.body);
+            got.cut = got.body.len() as u64 != length;
+        }
+        got
+    }
+
+    fn chunks(&mut self, got: &mut Got) {
+        loop {
+            let mut size = String::new();
+            if self.0.read_line(&mut size).unwrap_or(0) == 0 {
+                got.cut = true;
+                return;
+            }
+            let size = u64::from_str_radix(size.trim(), 16).unwrap();
+            let from = got.body.len();
+            let _ = (&mut self.0).take(size + 2).read_to_end(&mut got.body);
+            got.cut = got.body.len() - from != size as usize + 2;
+            got.body.truncate(from + size as usize);
+            if got.cut || size == 0 {
+                return;
+            }
+        }
+    }
+}
+
+/// Fails without printing megabytes.
+#[track_caller]
+pub fn assert_same(got: &[u8], expected: &[u8], of: &str) {
+    let first = got.iter().zip(expected).position(|(a, b)| a != b);
+    assert_eq!((got.len(), first), (expected.len(), None), "(length, first wrong byte) of {of}");
+}
+
+/// Waits for what others do.
+#[track_caller]
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("never: {what}");
+}

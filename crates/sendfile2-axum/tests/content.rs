@@ -1,0 +1,235 @@
+//! What arrives, by every listener and engine, and whatever is between.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod common;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::routing::get;
+use common::{
+    ALL, By, Client, SIZES, assert_same, files, pattern, runtime, serve, told, zero_copy,
+};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use sendfile2::{Engine, Source};
+use sendfile2_axum::{FileBody, Listener, PeerAddr, ServeDir};
+use tower_http::compression::CompressionLayer;
+
+#[test]
+fn files_of_all_sizes_on_one_connection() {
+    let dir = files();
+    for by in ALL {
+        let mut client = Client::new(serve(by, zero_copy(dir.path())));
+        for _ in 0..3 {
+            for size in SIZES {
+                let got = client.get(&format!("/{size}"));
+                assert_eq!((got.status, got.header("x-became")), (200, "mapped"), "{by:?} {size}");
+                assert_same(&got.body, &pattern(1, 0..size), &format!("{size} by {by:?}"));
+            }
+        }
+    }
+}
+
+/// The control of the one above: bytes that are read are right, too.
+#[test]
+fn without_the_layer_bodies_are_read() {
+    let dir = files();
+    for by in ALL {
+        let app = Router::new().fallback_service(ServeDir::new(dir.path()).unwrap());
+        let mut client = Client::new(serve(by, app));
+        for size in SIZES {
+            let got = client.get(&format!("/{size}"));
+            assert_eq!((got.status, got.header("x-became")), (200, ""));
+            assert_same(&got.body, &pattern(1, 0..size), &format!("{size} by {by:?}"));
+        }
+    }
+}
+
+#[test]
+fn pipelined_requests_and_partial_writes() {
+    let dir = files();
+    for by in ALL {
+        let mut client = Client::new(serve(by, zero_copy(dir.path())));
+        // All of them before anything is read: sockets are full, and writes are partial.
+        for size in SIZES {
+            client.ask("GET", &format!("/{size}"), "");
+        }
+        for size in SIZES {
+            let got = client.answer("GET");
+            assert_same(&got.body, &pattern(1, 0..size), &format!("{size} by {by:?}"));
+        }
+    }
+}
+
+#[test]
+fn ranges_from_a_handler_and_unknown_length() {
+    let dir = files();
+    let source = Source::open(dir.path().join((5_u64 << 20 | 3).to_string())).unwrap();
+    for by in ALL {
+        let (a, b) = (source.clone(), source.clone());
+        let app = Router::new()
+            .route("/part", get(|| async move { FileBody::new(a, 100_001..3_000_007) }))
+            .route(
+                "/chunked",
+                get(|| async move {
+                    // Without its size it is sent in chunks. It is not the layer's business any more.
+                    let body = FileBody::new(b, 0..2 << 20);
+                    axum::body::Body::new(body.map_frame(|frame| frame))
+                }),
+            );
+        let mut client = Client::new(serve(by, told(app)));
+        let got = client.get("/part");
+        assert_eq!(got.header("x-became"), "mapped");
+        assert_same(&got.body, &pattern(1, 100_001..3_000_007), &format!("a part by {by:?}"));
+        let got = client.get("/chunked");
+        assert_eq!((got.header("transfer-encoding"), got.header("x-became")), ("chunked", ""));
+        assert_same(&got.body, &pattern(1, 0..2 << 20), &format!("chunks by {by:?}"));
+    }
+}
+
+#[test]
+fn what_has_touched_a_body_is_seen() {
+    let dir = files();
+    let size = 65_536;
+    let files = || Router::new().fallback_service(ServeDir::new(dir.path()).unwrap());
+    let gzip = "accept-encoding: gzip\r\n";
+    for by in ALL {
+        // Inside of the layer: it compresses, and the layer leaves that alone.
+        let mut inside = Client::new(serve(by, told(files().layer(CompressionLayer::new()))));
+        let path = format!("/{size}");
+        // No file type that tower-http would compress: it wraps the body, and does not touch it.
+        let got = inside.with("GET", &path, gzip);
+        assert_same(&unzip(&got), &pattern(1, 0..size), "compressed inside");
+        let touched = got.header("content-encoding") == "gzip";
+        assert_eq!(got.header("x-became"), if touched { "encoded" } else { "mapped" });
+        assert!(touched, "nothing was compressed");
+        // Outside, where it must not be: the bytes are right all the same.
+        let mut outside =
+            Client::new(serve(by, zero_copy(dir.path()).layer(CompressionLayer::new())));
+        let got = outside.with("GET", &path, gzip);
+        assert_eq!(got.header("content-encoding"), "gzip");
+        assert_same(&unzip(&got), &pattern(1, 0..size), "compressed outside");
+    }
+}
+
+fn unzip(got: &common::Got) -> Vec<u8> {
+    if got.header("content-encoding") != "gzip" {
+        return got.body.clone();
+    }
+    use std::io::{Read, Write};
+    let mut gzip = std::process::Command::new("gzip")
+        .arg("-dc")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, body) = (gzip.stdin.take().unwrap(), got.body.clone());
+    let feed = std::thread::spawn(move || input.write_all(&body));
+    let mut all = Vec::new();
+    gzip.stdout.take().unwrap().read_to_end(&mut all).unwrap();
+    feed.join().unwrap().unwrap();
+    gzip.wait().unwrap();
+    all
+}
+
+#[test]
+fn http2_is_read_and_right() {
+    let dir = files();
+    for by in [By::Ours(Engine::Zerocopy), By::Stock] {
+        let address = serve(by, zero_copy(dir.path()));
+        runtime().block_on(async {
+            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let (mut client, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                    .await
+                    .unwrap();
+            tokio::spawn(connection);
+            for size in SIZES {
+                let request = http::Request::get(format!("http://x/{size}"))
+                    .body(Empty::<bytes::Bytes>::new())
+                    .unwrap();
+                let response = client.send_request(request).await.unwrap();
+                assert_eq!(response.headers()["x-became"], "not HTTP/1");
+                let body = response.into_body().collect().await.unwrap().to_bytes();
+                assert_same(&body, &pattern(1, 0..size), &format!("{size} by HTTP/2"));
+            }
+        });
+    }
+}
+
+#[test]
+fn connect_info_by_a_newtype() {
+    let handler =
+        |ConnectInfo(PeerAddr(peer)): ConnectInfo<PeerAddr>| async move { peer.to_string() };
+    let app = Router::new().route("/", get(handler));
+    let address = runtime().block_on(async {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = axum::serve::Listener::local_addr(&listener).unwrap();
+        let app = app.into_make_service_with_connect_info::<PeerAddr>();
+        tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
+        address
+    });
+    let mut client = Client::new(address);
+    let mine = client.0.get_ref().local_addr().unwrap().to_string();
+    assert_eq!(client.get("/").body, mine.as_bytes());
+}
+
+/// One response is of one generation, however it is overwritten meanwhile.
+#[test]
+fn overwriting_in_place_under_load() {
+    const LEN: u64 = 3 << 20;
+    let dir = files();
+    let path = dir.path().join("slab");
+    for by in ALL {
+        std::fs::write(&path, vec![0; LEN as usize]).unwrap();
+        let slab = sendfile2::guard::GuardedFile::open(&path).unwrap();
+        let guard = slab.clone();
+        let app = Router::new().route(
+            "/",
+            get(move || {
+                let slab = slab.clone();
+                async move {
+                    let lease = slab.lease_async(0..LEN).await.unwrap();
+                    FileBody::leased(lease, 0..LEN).unwrap()
+                }
+            }),
+        );
+        let address = serve(by, told(app));
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let stop = &stop;
+        let generations = std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(move || {
+                        let mut client = Client::new(address);
+                        let mut seen = std::collections::HashSet::new();
+                        for _ in 0..30 {
+                            let got = client.get("/");
+                            assert_eq!(got.header("x-became"), "mapped");
+                            let first = got.body[0];
+                            let wrong = got.body.iter().filter(|byte| **byte != first).count();
+                            assert_eq!((wrong, got.body.len() as u64), (0, LEN), "{by:?}");
+                            seen.insert(first);
+                        }
+                        seen.len()
+                    })
+                })
+                .collect();
+            let writer = scope.spawn(move || {
+                let mut generation = 0_u8;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    generation = generation.wrapping_add(1);
+                    let soon = std::time::Instant::now() + std::time::Duration::from_secs(30);
+                    guard.write_at(&vec![generation; LEN as usize], 0, soon).unwrap();
+                }
+            });
+            let seen: usize =
+                readers.into_iter().map(|reader| reader.join().unwrap()).max().unwrap();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            writer.join().unwrap();
+            seen
+        });
+        println!("{by:?}: {generations} generations seen");
+        assert!(generations > 1, "nothing was overwritten");
+    }
+}

@@ -1,0 +1,182 @@
+//! Directories and files: what HTTP promises, and what never leaves the directory.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod common;
+
+use std::os::unix::fs::symlink;
+
+use axum::Router;
+use common::{By, Client, assert_same, files, pattern, serve, zero_copy};
+use sendfile2::Engine;
+use sendfile2_axum::{ServeDir, ServeFile};
+
+const OURS: By = By::Ours(Engine::Zerocopy);
+
+#[test]
+fn ranges_and_conditions() {
+    let dir = files();
+    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let path = "/1048577";
+    let whole = client.get(path);
+    assert_eq!(whole.header("accept-ranges"), "bytes");
+    let (tag, date) = (whole.header("etag").to_owned(), whole.header("last-modified").to_owned());
+    assert!(tag.starts_with('"') && date.ends_with("GMT"), "{tag} {date}");
+
+    let part = "range: bytes=100-299999\r\n";
+    let got = client.with("GET", path, part);
+    assert_eq!((got.status, got.header("x-became")), (206, "mapped"));
+    assert_eq!(got.header("content-range"), "bytes 100-299999/1048577");
+    assert_same(&got.body, &pattern(1, 100..300_000), "a range");
+    let got = client.with("GET", path, "range: bytes=-5\r\n");
+    assert_same(&got.body, &pattern(1, 1_048_572..1_048_577), "the last bytes");
+    assert_eq!(client.with("GET", path, "range: bytes=2000000-\r\n").status, 416);
+
+    for (known, status) in [(&*tag, 206), (&*date, 206), ("\"other\"", 200), ("W/\"x\"", 200)] {
+        for range in [part, "range: bytes=2000000-\r\n"] {
+            let got = client.with("GET", path, &format!("{range}if-range: {known}\r\n"));
+            let expected = if status == 206 && range != part { 416 } else { status };
+            assert_eq!(got.status, expected, "If-Range: {known}, {range}");
+            if expected == 200 {
+                assert_same(&got.body, &pattern(1, 0..1_048_577), "the whole, it has changed");
+            }
+        }
+    }
+    let got = client.with("GET", path, &format!("if-none-match: {tag}\r\n"));
+    assert_eq!((got.status, got.header("etag")), (304, &*tag));
+    assert_eq!(client.with("GET", path, &format!("if-modified-since: {date}\r\n")).status, 304);
+    assert_eq!(client.with("GET", path, "if-match: \"other\"\r\n").status, 412);
+
+    let got = client.with("HEAD", path, "");
+    assert_eq!((got.status, got.header("content-length")), (200, "1048577"));
+    let got = client.with("POST", path, "content-length: 0\r\n");
+    assert_eq!((got.status, got.header("allow")), (405, "GET,HEAD"));
+    // The connection is still in step.
+    assert_same(&client.get("/1").body, &pattern(1, 0..1), "the last");
+}
+
+#[test]
+fn a_changed_file_is_seen_by_the_next_request() {
+    let dir = files();
+    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let path = dir.path().join("changes");
+    for (seed, len) in [(2, 100_000), (3, 100_000), (4, 50_000), (5, 200_000)] {
+        // A new file in its place, and the same one written anew.
+        std::fs::write(dir.path().join("new"), pattern(seed, 0..len)).unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
+        assert_same(&client.get("/changes").body, &pattern(seed, 0..len), "a replaced file");
+        std::fs::write(&path, pattern(seed + 10, 0..len + 1)).unwrap();
+        assert_same(
+            &client.get("/changes").body,
+            &pattern(seed + 10, 0..len + 1),
+            "a rewritten file",
+        );
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(client.get("/changes").status, 404);
+}
+
+#[test]
+fn index_files_directories_and_precompressed_siblings() {
+    let dir = files();
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    std::fs::write(dir.path().join("sub/index.html"), "the index").unwrap();
+    std::fs::write(dir.path().join("page.css"), "plain").unwrap();
+    std::fs::write(dir.path().join("page.css.gz"), "zipped").unwrap();
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let dir_service = ServeDir::new(dir.path()).unwrap().precompressed();
+    let app = common::told(Router::new().fallback_service(dir_service));
+    let mut client = Client::new(serve(OURS, app));
+    let got = client.get("/sub/");
+    assert_eq!((&*got.body, got.header("content-type")), (&b"the index"[..], "text/html"));
+    let got = client.get("/sub");
+    assert_eq!((got.status, got.header("location")), (307, "/sub/"));
+    assert_eq!(client.get("/empty/").status, 404, "no listing");
+    let got = client.with("GET", "/page.css", "accept-encoding: gzip\r\n");
+    assert_eq!((&*got.body, got.header("content-encoding")), (&b"zipped"[..], "gzip"));
+    assert_eq!((got.header("vary"), got.header("x-became")), ("accept-encoding", "mapped"));
+    assert_eq!(client.get("/page.css").body, b"plain");
+}
+
+#[test]
+fn one_file() {
+    let dir = files();
+    let name = dir.path().join("odd name%2e?#ü");
+    std::fs::write(&name, pattern(7, 0..100_000)).unwrap();
+    let app = Router::new().route_service("/one", ServeFile::new(&name).unwrap());
+    let mut client = Client::new(serve(OURS, common::told(app)));
+    let got = client.get("/one");
+    assert_eq!(got.header("x-became"), "mapped");
+    assert_same(&got.body, &pattern(7, 0..100_000), "one file");
+    assert_eq!(client.get("/1").status, 404);
+}
+
+#[test]
+fn nothing_leaves_the_directory() {
+    let dir = files();
+    let outside = files();
+    std::fs::write(outside.path().join("secret"), "secret").unwrap();
+    let inside = dir.path().join("sub");
+    std::fs::create_dir(&inside).unwrap();
+    let secret = outside.path().join("secret");
+    symlink(&secret, dir.path().join("absolute")).unwrap();
+    symlink(outside.path(), dir.path().join("away")).unwrap();
+    let name = outside.path().file_name().unwrap().to_str().unwrap();
+    symlink(format!("../../{name}/secret"), inside.join("relative")).unwrap();
+    symlink("/proc/self/root/etc/passwd", dir.path().join("magic")).unwrap();
+    symlink("loop", dir.path().join("loop")).unwrap();
+    symlink("../1", inside.join("good")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        dir.path().join("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o644),
+        0,
+    )
+    .unwrap();
+    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let paths = [
+        format!("/../{name}/secret"),
+        format!("/%2e%2e/{name}/secret"),
+        format!("/..%2f{name}/secret"),
+        format!("/%2e%2e%2f{name}%2fsecret"),
+        format!("/sub/../../{name}/secret"),
+        format!("/./../{name}/secret"),
+        format!("//..//{name}/secret"),
+        format!("/..\\{name}\\secret"),
+        format!("/..%5c{name}%5csecret"),
+        format!("/..;/{name}/secret"),
+        format!("/%252e%252e/{name}/secret"),
+        format!("/%c0%ae%c0%ae/{name}/secret"),
+        format!("/..%00/{name}/secret"),
+        "//etc/passwd".into(),
+        "/%2fetc%2fpasswd".into(),
+        format!("/{}", secret.display()),
+        "/absolute".into(),
+        "/away/secret".into(),
+        "/away/".into(),
+        "/sub/relative".into(),
+        "/magic".into(),
+        "/loop".into(),
+        "/fifo".into(),
+        "/1%00".into(),
+        "/1/".into(),
+        "/1/x".into(),
+        "/%ff%fe".into(),
+        format!("/{}", "a".repeat(300)),
+        format!("/{}", "a/".repeat(3000)),
+    ];
+    for path in paths {
+        let got = client.get(&path);
+        assert!(matches!(got.status, 400 | 404), "{path}: {} {:?}", got.status, got.body);
+        assert!(!got.body.windows(6).any(|w| w == b"secret" || w == b"root:x"), "{path}");
+    }
+    assert_same(&client.get("/sub/good").body, &pattern(1, 0..1), "a link within");
+
+    // The control: links are followed where that is asked for.
+    let service = ServeDir::follow_links_out(dir.path()).unwrap();
+    let mut client = Client::new(serve(OURS, Router::new().fallback_service(service)));
+    for path in ["/absolute", "/away/secret", "/sub/relative"] {
+        assert_eq!(client.get(path).body, b"secret", "{path}");
+    }
+    assert_eq!(client.get(&format!("/../{name}/secret")).status, 404);
+}
