@@ -126,9 +126,11 @@ impl Root {
             }
             found => found,
         };
-        // What leads out of the directory is not there, and neither is a loop.
+        // What leads out of the directory is not there, and neither is a loop, or a socket.
         found.map_err(|errno| match errno {
-            Errno::XDEV | Errno::LOOP | Errno::NAMETOOLONG => io::ErrorKind::NotFound.into(),
+            Errno::XDEV | Errno::LOOP | Errno::NAMETOOLONG | Errno::NXIO => {
+                io::ErrorKind::NotFound.into()
+            }
             errno => errno.into(),
         })
     }

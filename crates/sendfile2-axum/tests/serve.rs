@@ -133,6 +133,7 @@ fn nothing_leaves_the_directory() {
         0,
     )
     .unwrap();
+    let _listening = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
     let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
     let paths = [
         format!("/../{name}/secret"),
@@ -158,6 +159,7 @@ fn nothing_leaves_the_directory() {
         "/magic".into(),
         "/loop".into(),
         "/fifo".into(),
+        "/socket".into(),
         "/1%00".into(),
         "/1/".into(),
         "/1/x".into(),

@@ -12,6 +12,7 @@ mod probe;
 mod recv;
 mod scratch;
 mod send;
+mod serve;
 mod torture;
 mod units;
 
@@ -37,6 +38,7 @@ Examples:
   sendfile2 probe                     what this machine allows, and why
   sendfile2 recv :9000 -o copy        receive a file here ...
   sendfile2 send disk.img host:9000   ... and send it there
+  sendfile2 serve public              serve files by HTTP
   sendfile2 torture --engine zerocopy overwrite a file while hundreds of clients receive it
   sendfile2 bench engines --quick     what each way of sending costs
   sendfile2 help demo                 what a command does
@@ -49,6 +51,7 @@ enum Command {
     Bench(bench::Args),
     Probe(probe::Args),
     Send(send::Args),
+    Serve(serve::Args),
     Recv(recv::Args),
     Torture(torture::Args),
     Completions(generate::Completions),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Send(args) => send::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Recv(args) => recv::run(&args),
         Command::Torture(args) => torture::run(&args),
         Command::Completions(args) => generate::completions(&args),

@@ -1,0 +1,188 @@
+//! `sendfile2 serve`: the files beneath a directory, by HTTP.
+
+mod admin;
+mod connection;
+mod log;
+mod timed;
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::ValueHint;
+use sendfile2::Engine;
+use sendfile2_axum::ServeDir;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::net::{self, Address};
+use crate::{output, units};
+use connection::Server;
+
+/// How long the end waits for releases.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Serve the files beneath a directory by HTTP, without a copy where that is possible
+///
+/// HTTP/1 over plain TCP sends from the files' own pages. HTTP/2 and TLS read the files. No request
+/// leaves the directory, also not by a symbolic link. A directory is answered with its index.html,
+/// and never listed. SIGTERM and SIGINT end it when the requests in progress are answered.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sendfile2 serve public                                    on 127.0.0.1:8080
+  sendfile2 serve public --listen :80 --admin 127.0.0.1:9090
+  sendfile2 serve public --listen :443 --tls-cert chain.pem --tls-key key.pem
+  curl localhost:9090/metrics                               what it does, for Prometheus")]
+pub(crate) struct Args {
+    /// The directory
+    #[arg(value_hint = ValueHint::DirPath)]
+    dir: PathBuf,
+    /// Where to listen: HOST:PORT, :PORT for every address of this host, or unix:PATH; may be given
+    /// several times
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: Vec<Address>,
+    /// Speak TLS, with this chain of certificates (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key", value_hint = ValueHint::FilePath)]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert", value_hint = ValueHint::FilePath)]
+    tls_key: Option<PathBuf>,
+    /// How files are sent where they are not read: auto, copy or zerocopy
+    #[arg(long, default_value_t)]
+    engine: Engine,
+    /// Threads that serve connections [default: one a processor]
+    #[arg(long, value_name = "N")]
+    workers: Option<NonZeroUsize>,
+    /// Connections at a time; more wait until they are accepted
+    #[arg(long, value_name = "N", default_value = "16384")]
+    max_connections: NonZeroU32,
+    /// How long a client may take for a request's headers (or the TLS handshake), also counted from
+    /// the end of the answer before
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = units::duration)]
+    header_timeout: Duration,
+    /// How long nothing at all may come or go on a connection
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = units::duration)]
+    idle_timeout: Duration,
+    /// How long a client may read nothing of what is ready for it
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
+    stall_timeout: Duration,
+    /// How long requests in progress may take after SIGTERM
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
+    grace: Duration,
+    /// Serve /metrics (for Prometheus) and /health here
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<Address>,
+    /// Write a line for each request to this file; - is standard output
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    access_log: Option<PathBuf>,
+    /// Follow symbolic links also where they lead out of the directory
+    #[arg(long)]
+    follow_links_out: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let dir = if args.follow_links_out { ServeDir::follow_links_out } else { ServeDir::new };
+    let dir = dir(&args.dir).with_context(|| format!("cannot open {}", args.dir.display()))?;
+    let mut runtime = match args.workers {
+        Some(NonZeroUsize::MIN) => tokio::runtime::Builder::new_current_thread(),
+        workers => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            workers.map(|workers| builder.worker_threads(workers.get()));
+            builder
+        }
+    };
+    let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
+    let done = runtime.block_on(serve(args, dir));
+    // What still reads a file is not waited for; what was sent without a copy is, since it is the
+    // process that keeps an eye on it.
+    runtime.shutdown_background();
+    if let Err(e) = sendfile2::reaper::drain(Instant::now() + DRAIN) {
+        output::note(&format!("sendfile2: {e}"));
+    }
+    done
+}
+
+async fn serve(args: &Args, dir: ServeDir) -> anyhow::Result<()> {
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => Some(tls(cert, key)?),
+        _ => None,
+    };
+    let mut stop = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let log = args.access_log.as_deref().map(log::Log::open).transpose()?;
+    if let Some(address) = &args.admin {
+        admin::start(address)?;
+    }
+    let server = Server::new(args, dir, tls, log);
+    let mut listening = tokio::task::JoinSet::new();
+    for address in &args.listen {
+        let listener = address.listen()?;
+        output::note(&format!("sendfile2: listening on {}", listener.address()?));
+        listening.spawn(Arc::clone(&server).accept(asynchronous(listener)?));
+    }
+    tokio::select! {
+        _ = stop.recv() => {}
+        _ = interrupt.recv() => {}
+        // They only end when they panic.
+        Some(ended) = listening.join_next() => ended.context("a listener has ended")?,
+    }
+    // From here on connections are refused.
+    listening.shutdown().await;
+    output::note("sendfile2: ending");
+    let left = server.finish(args.grace).await;
+    if left > 0 {
+        output::note(&format!(
+            "sendfile2: {left} connections were cut off after {}",
+            units::time(args.grace)
+        ));
+    }
+    Ok(())
+}
+
+/// A listener of tokio's.
+enum Listening {
+    Tcp(tokio::net::TcpListener),
+    /// With what removes its path in the end.
+    Unix(tokio::net::UnixListener, net::Listener),
+}
+
+fn asynchronous(listener: net::Listener) -> anyhow::Result<Listening> {
+    let made = || match &listener {
+        net::Listener::Tcp(tcp) => {
+            let tcp = tcp.try_clone()?;
+            tcp.set_nonblocking(true)?;
+            Ok::<_, std::io::Error>((Some(tokio::net::TcpListener::from_std(tcp)?), None))
+        }
+        net::Listener::Unix(unix, _) => {
+            let unix = unix.try_clone()?;
+            unix.set_nonblocking(true)?;
+            Ok((None, Some(tokio::net::UnixListener::from_std(unix)?)))
+        }
+    };
+    match made().context("cannot give the listener to the runtime")? {
+        (Some(tcp), _) => Ok(Listening::Tcp(tcp)),
+        (_, Some(unix)) => Ok(Listening::Unix(unix, listener)),
+        (None, None) => anyhow::bail!("no listener"),
+    }
+}
+
+fn tls(cert: &std::path::Path, key: &std::path::Path) -> anyhow::Result<TlsAcceptor> {
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("cannot read certificates from {}", cert.display()))?;
+    anyhow::ensure!(!chain.is_empty(), "there is no certificate in {}", cert.display());
+    let key = PrivateKeyDer::from_pem_file(key)
+        .with_context(|| format!("cannot read a private key from {}", key.display()))?;
+    let mut config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .context("the certificate and the key do not make a TLS server")?;
+    config.alpn_protocols = vec![b"h2".into(), b"http/1.1".into()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}

@@ -1,0 +1,57 @@
+//! The listener for those who run the server.
+
+use anyhow::Context;
+use axum::Router;
+use axum::routing::get;
+use metrics::{describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::Listening;
+use crate::net::Address;
+use crate::output;
+
+/// Seconds, from a release that comes with the send to one that comes with the peer's retreat.
+const RELEASE: [f64; 9] = [0.000_01, 0.000_1, 0.001, 0.005, 0.02, 0.1, 0.5, 5.0, 60.0];
+
+/// Serves metrics and health at `address`, in the background.
+pub(super) fn start(address: &Address) -> anyhow::Result<()> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full("sendfile2_release_seconds".into()), &RELEASE)
+        .context("the histogram's buckets")?
+        .install_recorder()
+        .context("cannot record metrics")?;
+    describe();
+    let listener = address.listen()?;
+    output::note(&format!("sendfile2: metrics and health on {}", listener.address()?));
+    let app = Router::new()
+        .route("/health", get(|| async { "ok\n" }))
+        .route("/metrics", get(move || async move { render(&handle) }));
+    match super::asynchronous(listener)? {
+        Listening::Tcp(tcp) => tokio::spawn(async { axum::serve(tcp, app).await }),
+        Listening::Unix(unix, path) => tokio::spawn(async {
+            let _removed_in_the_end = path;
+            axum::serve(unix, app).await
+        }),
+    };
+    Ok(())
+}
+
+fn render(handle: &PrometheusHandle) -> String {
+    // What was released of connections that are gone is counted now.
+    sendfile2_axum::outstanding();
+    handle.run_upkeep();
+    handle.render()
+}
+
+fn describe() {
+    describe_counter!("sendfile2_sent_bytes_total", "Bytes of files sent, not read, by engine");
+    describe_counter!("sendfile2_sends_total", "Sends of file ranges, by engine");
+    describe_counter!("sendfile2_releases_total", "Zerocopy sends released, and whether COPIED");
+    describe_counter!("sendfile2_fallbacks_total", "Sends that were copied for want of better");
+    describe_counter!("sendfile2_http_bodies_total", "File bodies: mapped, or why they were read");
+    describe_counter!("sendfile2_http_requests_total", "Requests answered, by status");
+    describe_gauge!("sendfile2_http_connections", "Connections");
+    describe_gauge!("sendfile2_in_flight_sends", "Zerocopy sends that are not released");
+    describe_gauge!("sendfile2_unknown_sends", "Of connections that are gone: not known released");
+    describe_histogram!("sendfile2_release_seconds", "From a zerocopy send to its release");
+}

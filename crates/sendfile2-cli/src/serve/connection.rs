@@ -1,0 +1,198 @@
+//! Connections: accepted within a limit, served, and ended.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use axum::http::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use metrics::{counter, gauge};
+use sendfile2::{Engine, Options};
+use sendfile2_axum::{Io, ServeDir, ZeroCopyLayer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::log::{Asked, Log};
+use super::timed::Timed;
+use super::{Args, Listening};
+use crate::output;
+
+pub(super) struct Server {
+    dir: ServeDir,
+    engine: Engine,
+    tls: Option<TlsAcceptor>,
+    log: Option<Log>,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    stall_timeout: Duration,
+    limit: Arc<Semaphore>,
+    connections: u32,
+    graceful: std::sync::Mutex<Option<GracefulShutdown>>,
+    http: auto::Builder<TokioExecutor>,
+}
+
+/// What was accepted, and from whom.
+enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Server {
+    pub(super) fn new(
+        args: &Args,
+        dir: ServeDir,
+        tls: Option<TlsAcceptor>,
+        log: Option<Log>,
+    ) -> Arc<Self> {
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1().timer(TokioTimer::new()).header_read_timeout(args.header_timeout);
+        http.http2().timer(TokioTimer::new());
+        let connections = args.max_connections.get();
+        Arc::new(Server {
+            dir,
+            engine: args.engine,
+            tls,
+            log,
+            header_timeout: args.header_timeout,
+            idle_timeout: args.idle_timeout,
+            stall_timeout: args.stall_timeout,
+            // A u32 fits on every machine that this is for.
+            limit: Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(usize::MAX))),
+            connections,
+            graceful: std::sync::Mutex::new(Some(GracefulShutdown::new())),
+            http,
+        })
+    }
+
+    /// Accepts for ever.
+    pub(super) async fn accept(self: Arc<Self>, listener: Listening) {
+        loop {
+            // It is never closed.
+            let Ok(permit) = Arc::clone(&self.limit).acquire_owned().await else { return };
+            let accepted = match &listener {
+                Listening::Tcp(tcp) => {
+                    tcp.accept().await.map(|(s, peer)| (Accepted::Tcp(s), peer.ip().to_string()))
+                }
+                Listening::Unix(unix, _) => {
+                    unix.accept().await.map(|(s, _)| (Accepted::Unix(s), "unix".to_owned()))
+                }
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    tokio::spawn(Arc::clone(&self).connection(stream, peer, permit));
+                }
+                // The client was faster; or there are no descriptors, and others must end first.
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
+                Err(e) => {
+                    output::note(&format!("sendfile2: cannot accept a connection: {e}"));
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: Accepted,
+        peer: String,
+        permit: OwnedSemaphorePermit,
+    ) {
+        gauge!("sendfile2_http_connections").increment(1);
+        let options = Options::new().engine(self.engine);
+        match (&self.tls, stream) {
+            (None, stream) => {
+                let io = match stream {
+                    Accepted::Tcp(stream) => Io::new(stream, options),
+                    Accepted::Unix(stream) => Io::from_unix(stream, options),
+                };
+                match io {
+                    Ok(io) => {
+                        let files = ZeroCopyLayer::new().layer(self.dir.clone());
+                        self.http(io, &peer, files).await;
+                    }
+                    Err(e) => output::note(&format!("sendfile2: a connection is refused: {e}")),
+                }
+            }
+            // No mapped bytes: TLS reads them.
+            (Some(tls), Accepted::Tcp(stream)) => {
+                let _ = stream.set_nodelay(true);
+                let hands = tokio::time::timeout(self.header_timeout, tls.accept(stream));
+                if let Ok(Ok(stream)) = hands.await {
+                    self.http(stream, &peer, self.dir.clone()).await;
+                }
+            }
+            (Some(tls), Accepted::Unix(stream)) => {
+                let hands = tokio::time::timeout(self.header_timeout, tls.accept(stream));
+                if let Ok(Ok(stream)) = hands.await {
+                    self.http(stream, &peer, self.dir.clone()).await;
+                }
+            }
+        }
+        gauge!("sendfile2_http_connections").decrement(1);
+        drop(permit);
+    }
+
+    async fn http<I, S, R>(self: &Arc<Self>, io: I, peer: &str, files: S)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<hyper::body::Incoming>, Response = Response<R>, Error = Infallible>
+            + Clone
+            + Send
+            + 'static,
+        S::Future: Send + 'static,
+        R: HttpBody<Data = axum::body::Bytes> + Send + 'static,
+        R::Error: Into<axum::BoxError>,
+    {
+        let io = TokioIo::new(Timed::new(io, self.idle_timeout, self.stall_timeout));
+        let peer: Arc<str> = peer.into();
+        let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
+            let asked = self.log.as_ref().map(|_| Asked {
+                method: request.method().clone(),
+                uri: request.uri().clone(),
+                version: request.version(),
+            });
+            let (server, peer) = (Arc::clone(self), Arc::clone(&peer));
+            let answer = files.clone().call(request);
+            async move {
+                let response = answer.await?;
+                let status = response.status();
+                let code = status.as_str().to_owned();
+                counter!("sendfile2_http_requests_total", "status" => code).increment(1);
+                if let (Some(log), Some(asked)) = (&server.log, &asked) {
+                    log.write(&peer, asked, status, response.body().size_hint().exact());
+                }
+                Ok::<_, Infallible>(response.map(Body::new))
+            }
+        });
+        let connection = self.http.serve_connection(io, service);
+        let watched = {
+            let graceful = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            graceful.as_ref().map(GracefulShutdown::watcher)
+        };
+        // A client that goes away, or is too slow, is its own affair.
+        let _ = match watched {
+            Some(watcher) => watcher.watch(connection).await,
+            None => return,
+        };
+    }
+
+    /// Ends all connections, when their requests are answered; those that are left after `grace`
+    /// are counted.
+    pub(super) async fn finish(&self, grace: Duration) -> usize {
+        let graceful = {
+            let mut slot = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            slot.take()
+        };
+        if let Some(graceful) = graceful {
+            let _ = tokio::time::timeout(grace, graceful.shutdown()).await;
+        }
+        usize::try_from(self.connections).unwrap_or(usize::MAX) - self.limit.available_permits()
+    }
+}

@@ -1,0 +1,336 @@
+//! `sendfile2 serve` as its users meet it: by curl, by Chromium, by those who watch it and end it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+struct Server {
+    child: Child,
+    /// Each `--listen`, and then the admin's, in this order.
+    addresses: Vec<String>,
+    stderr: BufReader<std::process::ChildStderr>,
+}
+
+impl Server {
+    fn new(dir: &Path, args: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_sendfile2"))
+            .arg("serve")
+            .arg(dir)
+            .args(args)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let wanted = args.iter().filter(|arg| **arg == "--listen" || **arg == "--admin").count();
+        let (mut addresses, mut admin) = (Vec::new(), None);
+        while addresses.len() + usize::from(admin.is_some()) < wanted {
+            let mut line = String::new();
+            assert_ne!(stderr.read_line(&mut line).expect("UTF-8"), 0, "it ended early");
+            let address = line.trim().rsplit(' ').next().expect("an address").to_owned();
+            if line.contains("metrics") {
+                admin = Some(address);
+            } else {
+                addresses.push(address);
+            }
+        }
+        addresses.extend(admin);
+        Server { child, addresses, stderr }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("it is there");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn files() -> TempDir {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let write =
+        |name, bytes: Vec<u8>| std::fs::write(dir.path().join(name), bytes).expect("a file");
+    write("small", b"hello\n".into());
+    write("large", (0..9_000_000_u32).map(|i| (i ^ (i >> 9)).to_le_bytes()[0]).collect());
+    write(
+        "index.html",
+        b"<script>fetch('/large').then(r => r.arrayBuffer()).then(b => document.title = \
+          b.byteLength + ' arrived').then(() => document.body.append(document.title))</script>"
+            .into(),
+    );
+    dir
+}
+
+/// Whether there is such a program; the reason for a skip if not.
+fn have(program: &str) -> bool {
+    let found = Command::new(program)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok();
+    if !found {
+        println!("SKIP: there is no {program} here");
+    }
+    found
+}
+
+fn curl(args: &[&str]) -> Output {
+    let output = Command::new("curl").args(["-sS", "--max-time", "30"]).args(args).output();
+    output.expect("curl runs")
+}
+
+fn ask(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it closes");
+    answer
+}
+
+fn get(address: &str, path: &str) -> String {
+    ask(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+}
+
+#[test]
+fn curl_gets_what_is_there_by_all_listeners() {
+    if !have("curl") {
+        return;
+    }
+    let dir = files();
+    let large = std::fs::read(dir.path().join("large")).expect("it is there");
+    let socket = dir.path().join("socket");
+    let unix = format!("unix:{}", socket.display());
+    for engine in ["auto", "copy", "zerocopy"] {
+        let listen = ["--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--listen", &*unix];
+        let engine = ["--engine", engine, "--workers", "1"];
+        let server = Server::new(dir.path(), &[&listen[..], &engine[..]].concat());
+        for address in &server.addresses[..2] {
+            for version in ["--http1.1", "--http2-prior-knowledge"] {
+                let got = curl(&[version, &format!("http://{address}/large")]);
+                assert!(
+                    got.status.success() && got.stdout == large,
+                    "{engine:?} {version} {address}"
+                );
+            }
+        }
+        if engine[1] != "zerocopy" {
+            let path = socket.to_str().expect("UTF-8");
+            let got = curl(&["--unix-socket", path, "http://x/large"]);
+            assert!(got.status.success() && got.stdout == large, "by the unix socket");
+        }
+        let address = &server.addresses[0];
+        let got = curl(&["-r", "1000-1999", &format!("http://{address}/large")]);
+        assert_eq!(got.stdout, &large[1000..2000]);
+        for path in ["../Cargo.toml", "%2e%2e/Cargo.toml", "nothing", "socket"] {
+            let url = format!("http://{address}/{path}");
+            let got = curl(&["--path-as-is", "-o", "/dev/null", "-w", "%{http_code}", &url]);
+            assert_eq!(got.stdout, b"404", "{path}");
+        }
+    }
+}
+
+#[test]
+fn tls_with_http2_and_http1() {
+    if !have("curl") || !have("openssl") {
+        return;
+    }
+    let dir = files();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+        .args(["-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .output()
+        .expect("openssl runs");
+    assert!(made.status.success(), "{made:?}");
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let (cert, key) = (text(&cert), text(&key));
+    let args = ["--listen", "127.0.0.1:0", "--tls-cert", &*cert, "--tls-key", &*key];
+    let server = Server::new(dir.path(), &args);
+    let port = server.addresses[0].rsplit(':').next().expect("a port");
+    let url = format!("https://localhost:{port}/large");
+    let large = std::fs::read(dir.path().join("large")).expect("it is there");
+    for (version, name) in [("--http2", b"2"), ("--http1.1", b"1")] {
+        let got = curl(&["--cacert", &cert, version, &url]);
+        assert!(got.status.success() && got.stdout == large, "{version}: {:?}", got.stderr);
+        let args = ["--cacert", &cert, version, "-o", "/dev/null", "-w", "%{http_version}", &url];
+        assert!(curl(&args).stdout.starts_with(name), "{version} was not spoken");
+    }
+    // Truncated while it is read for TLS: the server lives.
+    let mut slow = Command::new("curl")
+        .args(["-sS", "--cacert", &cert, "--limit-rate", "2M", "-o", "/dev/null", &url])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("curl runs");
+    std::thread::sleep(Duration::from_millis(300));
+    std::fs::File::options()
+        .write(true)
+        .open(dir.path().join("large"))
+        .and_then(|file| file.set_len(8_000_000))
+        .expect("truncated");
+    assert!(!slow.wait().expect("it ends").success(), "what is cut off cannot have arrived");
+    let got = curl(&["--cacert", &cert, &url]);
+    assert_eq!(got.stdout.len(), 8_000_000);
+}
+
+#[test]
+fn metrics_health_and_the_log() {
+    let dir = files();
+    let log = dir.path().join("log");
+    let log = log.to_str().expect("UTF-8");
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--engine",
+        "zerocopy",
+        "--access-log",
+        log,
+    ];
+    let server = Server::new(dir.path(), &args);
+    let [public, admin] = &server.addresses[..] else { panic!("{:?}", server.addresses) };
+    assert!(get(admin, "/health").ends_with("ok\n"));
+    assert!(get(public, "/small").ends_with("hello\n"));
+    let mut stream = TcpStream::connect(public).expect("it listens");
+    stream
+        .write_all(b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .expect("it reads");
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).expect("it closes");
+    assert!(get(public, "/metrics").starts_with("HTTP/1.1 404"), "only for the admin");
+
+    let number = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    let mut text = String::new();
+    for _ in 0..1000 {
+        text = get(admin, "/metrics");
+        let released = ["yes", "no"]
+            .map(|c| number(&text, &format!("sendfile2_releases_total{{copied=\"{c}\"}}")));
+        let sends = number(&text, "sendfile2_sends_total{engine=\"zerocopy\"}");
+        if sends > 0.0 && released[0] + released[1] >= sends {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(
+        number(&text, "sendfile2_sent_bytes_total{engine=\"zerocopy\"}") >= 9_000_000.0,
+        "{text}"
+    );
+    assert_eq!(number(&text, "sendfile2_in_flight_sends"), 0.0, "{text}");
+    assert_eq!(number(&text, "sendfile2_unknown_sends"), 0.0, "{text}");
+    assert!(text.contains("sendfile2_release_seconds_bucket"), "{text}");
+    assert!(text.contains("sendfile2_http_bodies_total{became=\"mapped\"}"), "{text}");
+    assert!(text.contains("sendfile2_http_requests_total{status=\"404\"} 1"), "{text}");
+    let log = std::fs::read_to_string(log).expect("it is there");
+    assert!(log.contains("\"GET /large HTTP/1.1\" 200 9000000\n"), "{log}");
+    assert!(log.contains("\"GET /metrics HTTP/1.1\" 404 "), "{log}");
+}
+
+#[test]
+fn sigterm_lets_requests_in_progress_end() {
+    let dir = files();
+    let mut server = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let address = server.addresses[0].clone();
+    let idle = TcpStream::connect(&address).expect("it listens");
+    let mut busy = TcpStream::connect(&address).expect("it listens");
+    busy.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
+    let mut some = vec![0; 1000];
+    busy.read_exact(&mut some).expect("it answers");
+    server.signal(rustix::process::Signal::TERM);
+    let mut line = String::new();
+    server.stderr.read_line(&mut line).expect("UTF-8");
+    assert!(line.contains("ending"), "{line}");
+    assert!(TcpStream::connect(&address).is_err(), "it still listens");
+    let mut rest = Vec::new();
+    busy.read_to_end(&mut rest).expect("all of it");
+    let large = std::fs::read(dir.path().join("large")).expect("it is there");
+    assert!(rest.ends_with(&large[1000..]), "what was in progress is whole");
+    assert!(server.child.wait().expect("it ends").success());
+    drop(idle);
+}
+
+#[test]
+fn slow_and_stalled_clients_are_ended() {
+    let dir = files();
+    std::fs::write(dir.path().join("huge"), vec![7; 64 << 20]).expect("a file");
+    let times = ["--header-timeout", "300ms", "--stall-timeout", "300ms"];
+    let server = Server::new(dir.path(), &[&["--listen", "127.0.0.1:0"], &times[..]].concat());
+    // Its headers never end.
+    let answer = ask(&server.addresses[0], "GET /small HTTP/1.1\r\nhost:");
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+    // It reads nothing of what it asked for.
+    let mut stalled = TcpStream::connect(&server.addresses[0]).expect("it listens");
+    stalled.write_all(b"GET /huge HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
+    // Looked at only when it was ended: until then nothing is read.
+    std::thread::sleep(Duration::from_secs(2));
+    let mut got = Vec::new();
+    let _ = stalled.read_to_end(&mut got);
+    assert!(got.len() < 64 << 20, "it was served all the same");
+    assert!(get(&server.addresses[0], "/small").ends_with("hello\n"));
+}
+
+#[test]
+fn more_connections_than_allowed_wait() {
+    let dir = files();
+    let server = Server::new(dir.path(), &["--listen", "127.0.0.1:0", "--max-connections", "1"]);
+    let mut first = TcpStream::connect(&server.addresses[0]).expect("it listens");
+    first.write_all(b"GET /small HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
+    first.read_exact(&mut [0; 10]).expect("it answers");
+    let address = server.addresses[0].clone();
+    let second = std::thread::spawn(move || get(&address, "/small"));
+    drop(first);
+    assert!(second.join().expect("no panic").ends_with("hello\n"));
+}
+
+#[test]
+fn a_wrong_command_line_is_told() {
+    for (args, word) in [
+        (&["/nonexistent"][..], "cannot open /nonexistent"),
+        (&["/tmp", "--listen", "localhost:1:2"], "brackets"),
+        (&["/tmp", "--tls-cert", "x"], "--tls-key"),
+        (&["/tmp", "--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "no certificate"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_sendfile2"))
+            .arg("serve")
+            .args(args)
+            .output()
+            .expect("it starts");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(word), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn chromium_gets_the_whole_file() {
+    if !have("chromium") {
+        return;
+    }
+    let dir = files();
+    let server = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let profile = tempfile::tempdir().expect("a directory");
+    let output = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .args(["--dump-dom", &format!("http://{}/", server.addresses[0])])
+        .stderr(Stdio::null())
+        .output()
+        .expect("chromium runs");
+    let page = String::from_utf8_lossy(&output.stdout);
+    assert!(page.contains("9000000 arrived"), "{page}");
+}
