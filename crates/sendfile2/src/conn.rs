@@ -1061,7 +1061,7 @@ pub(crate) async fn wait_as_task<T>(
     }
     let task = crate::park::task::Parker::new()?;
     let _registered = Registered::new(conn, task.as_thread().waker());
-    let _watch = task.as_thread().watch(conn.socket.as_fd(), 0, false)?;
+    let _watch = task.as_thread().watch(conn.socket.as_fd(), 0, Interest::Errors)?;
     loop {
         conn.reap()?;
         if let Some(value) = check()? {

@@ -574,7 +574,7 @@ impl Sender {
         more: bool,
         parts: &mut Parts,
     ) -> Result<Sent<()>, Error> {
-        let outcome = self.attempt_file(origin, &mut None, range, more, parts)?;
+        let outcome = self.attempt_file(origin, range, more, parts)?;
         self.sent(outcome, || ())
     }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+#[cfg(feature = "tokio")]
+use std::time::Duration;
 use std::time::Instant;
 
 use crate::conn::{self, Conn};
@@ -39,9 +41,11 @@ pub enum Acknowledgement {
     Unknowable,
 }
 
-/// Nothing wakes a waiter when an acknowledgement comes in, so it looks again and again, after
+/// Nothing wakes a task when an acknowledgement comes in, so it looks again and again, after
 /// pauses that double from the first to the last.
+#[cfg(feature = "tokio")]
 const FIRST_LOOK: Duration = Duration::from_micros(100);
+#[cfg(feature = "tokio")]
 const LAST_LOOK: Duration = Duration::from_millis(10);
 
 /// What the tickets of a connection know of it; it outlives the connection.
