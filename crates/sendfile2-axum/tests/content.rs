@@ -7,10 +7,10 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use axum::routing::get;
 use common::{
-    ALL, By, Client, SIZES, assert_same, files, pattern, runtime, serve, told, zero_copy,
+    ALL, By, Client, SIZES, assert_same, files, http2, pattern, request, runtime, serve, told,
+    zero_copy,
 };
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http_body_util::BodyExt;
 use sendfile2::{Engine, Source};
 use sendfile2_axum::{FileBody, Listener, PeerAddr, ServeDir};
 use tower_http::compression::CompressionLayer;
@@ -30,7 +30,33 @@ fn files_of_all_sizes_on_one_connection() {
     }
 }
 
-/// The control of the one above: bytes that are read are right, too.
+/// What is not in memory is read in off the event loop, and right.
+#[test]
+fn cold_files() {
+    let dir = files();
+    let size: u64 = (5 << 20) + 3;
+    let path = dir.path().join(size.to_string());
+    for by in ALL {
+        let mut client = Client::new(serve(by, zero_copy(dir.path())));
+        let file = std::fs::File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let source = Source::new(file).unwrap();
+        match source.mapped(0..1 << 20).unwrap() {
+            Some(mapped) if !mapped.is_resident() => {}
+            _ => {
+                println!("SKIP: the file cannot be made to leave the page cache here");
+                return;
+            }
+        }
+        let got = client.get(&format!("/{size}"));
+        assert_eq!(got.header("x-became"), "mapped");
+        assert_same(&got.body, &pattern(1, 0..size), &format!("cold by {by:?}"));
+        assert!(source.mapped(0..1 << 20).unwrap().unwrap().is_resident(), "now it is there");
+    }
+}
+
+/// Bytes that are read are right, too.
 #[test]
 fn without_the_layer_bodies_are_read() {
     let dir = files();
@@ -138,17 +164,9 @@ fn http2_is_read_and_right() {
     for by in [By::Ours(Engine::Zerocopy), By::Stock] {
         let address = serve(by, zero_copy(dir.path()));
         runtime().block_on(async {
-            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            let (mut client, connection) =
-                hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                    .await
-                    .unwrap();
-            tokio::spawn(connection);
+            let mut client = http2(address).await;
             for size in SIZES {
-                let request = http::Request::get(format!("http://x/{size}"))
-                    .body(Empty::<bytes::Bytes>::new())
-                    .unwrap();
-                let response = client.send_request(request).await.unwrap();
+                let response = client.send_request(request(&size.to_string())).await.unwrap();
                 assert_eq!(response.headers()["x-became"], "not HTTP/1");
                 let body = response.into_body().collect().await.unwrap().to_bytes();
                 assert_same(&body, &pattern(1, 0..size), &format!("{size} by HTTP/2"));

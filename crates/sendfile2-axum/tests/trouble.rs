@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use axum::Router;
 use common::{
-    ALL, By, Client, assert_same, files, pattern, runtime, serve, told, until, zero_copy,
+    ALL, By, Client, assert_same, files, http2, pattern, request, runtime, serve, told, until,
+    zero_copy,
 };
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http_body_util::BodyExt;
 use sendfile2::Engine;
 use sendfile2_axum::ServeDir;
 use tower_http::compression::CompressionLayer;
@@ -104,25 +104,15 @@ fn a_file_truncated_while_it_is_sent_by_http2() {
         let file = big(dir.path());
         let address = serve(by, zero_copy(dir.path()));
         runtime().block_on(async {
-            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            let (mut client, connection) =
-                hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                    .await
-                    .unwrap();
-            tokio::spawn(connection);
-            let get = |path| {
-                http::Request::get(format!("http://x/{path}"))
-                    .body(Empty::<bytes::Bytes>::new())
-                    .unwrap()
-            };
-            let mut response = client.send_request(get("big")).await.unwrap();
+            let mut client = http2(address).await;
+            let mut response = client.send_request(request("big")).await.unwrap();
             let first = response.frame().await.unwrap().unwrap();
             assert!(first.is_data());
             file.set_len(SHORT).unwrap();
             let rest = response.into_body().collect().await;
             assert!(rest.is_err(), "{by:?}: it ended as if it were whole");
             // The same connection serves others.
-            let response = client.send_request(get("65536")).await.unwrap();
+            let response = client.send_request(request("65536")).await.unwrap();
             let body = response.into_body().collect().await.unwrap().to_bytes();
             assert_same(&body, &pattern(1, 0..65_536), "after");
         });

@@ -87,6 +87,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    allow_descriptors();
     let dir = if args.follow_links_out { ServeDir::follow_links_out } else { ServeDir::new };
     let dir = dir(&args.dir).with_context(|| format!("cannot open {}", args.dir.display()))?;
     let mut runtime = match args.workers {
@@ -106,6 +107,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         output::note(&format!("sendfile2: {e}"));
     }
     done
+}
+
+/// Each connection takes two descriptors, and each file that is kept open one.
+fn allow_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        output::note(&format!("sendfile2: cannot raise the limit of descriptors: {e}"));
+    }
 }
 
 async fn serve(args: &Args, dir: ServeDir) -> anyhow::Result<()> {

@@ -75,9 +75,9 @@ pub mod slots;
 mod source;
 mod sys;
 mod ticket;
-pub mod uring;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+pub mod uring;
 
 pub use conn::{Counters, Notice, peer_on_this_host};
 pub use engine::{Choice, Engine, Limit, Refusal, UnknownEngine, Why};

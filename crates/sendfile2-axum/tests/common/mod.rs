@@ -11,6 +11,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::response::Response;
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use sendfile2::Engine;
 use sendfile2_axum::{Listener, ServeDir, Untouched, ZeroCopyLayer};
 use tempfile::TempDir;
@@ -179,6 +183,20 @@ impl Client {
             }
         }
     }
+}
+
+/// A connection of HTTP/2.
+pub async fn http2(address: SocketAddr) -> SendRequest<Empty<Bytes>> {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let io = TokioIo::new(stream);
+    let (client, connection) = handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A request of HTTP/2.
+pub fn request(path: &str) -> http::Request<Empty<Bytes>> {
+    http::Request::get(format!("http://x/{path}")).body(Empty::new()).unwrap()
 }
 
 /// Fails without printing megabytes.

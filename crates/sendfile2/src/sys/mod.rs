@@ -8,6 +8,6 @@
 pub(crate) mod errqueue;
 pub(crate) mod mapping;
 pub(crate) mod socket;
-pub(crate) mod uring;
 #[cfg(feature = "tokio")]
 pub(crate) mod tokio;
+pub(crate) mod uring;
