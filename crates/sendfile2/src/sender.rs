@@ -446,6 +446,14 @@ impl Sender {
         self.conn.in_flight()
     }
 
+    /// What a send of `bytes` from a mapped file would be made by now, and why.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub fn choice(&self, bytes: u64) -> Result<Choice, Error> {
+        self.choose(&mut self.conn.turn(), bytes, false)
+    }
+
     /// What this sender did so far.
     #[must_use]
     pub fn counters(&self) -> Counters {

@@ -240,3 +240,36 @@ fn a_call_copies_where_others_have_used_up_the_limit() {
     }
     assert_same(&read(&mut rx, 50_000), &pattern(1, 0..50_000));
 }
+
+#[cfg(feature = "tokio")]
+#[test]
+fn async_senders_that_share_a_small_limit_all_arrive() {
+    use sendfile2::tokio::{AsyncSender, Progress};
+    if !with_memlock(64 << 10, "async_senders_that_share_a_small_limit_all_arrive") {
+        return;
+    }
+    const LEN: u64 = 4 << 20;
+    let file = file(1, LEN);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // One thread for all: who waits must be woken, and nobody may wait for what is not in flight.
+    let released = runtime.block_on(async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let (tx, mut rx) = common::tcp_small_window();
+            let options = sendfile2::Options::new().engine(Engine::Zerocopy);
+            let mut sender = AsyncSender::from_socket(tx, options).unwrap();
+            let source = source(&file);
+            tasks.spawn(async move {
+                let reader = tokio::task::spawn_blocking(move || read(&mut rx, LEN as usize));
+                let mut progress = Progress::new(0..LEN);
+                sender.send_file_all(&source, &mut progress, false).await.unwrap();
+                assert_same(&reader.await.unwrap(), &pattern(1, 0..LEN));
+                progress.ticket().released().await.unwrap();
+                sender.sender().counters().released
+            });
+        }
+        let all = tokio::time::timeout(std::time::Duration::from_secs(60), tasks.join_all());
+        all.await.expect("a sender waits for ever")
+    });
+    assert!(released.iter().all(|released| *released > 0), "{released:?}");
+}

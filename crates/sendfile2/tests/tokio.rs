@@ -320,6 +320,29 @@ fn a_reset_is_told_to_both_halves() {
     });
 }
 
+/// EPOLLERR without anything on the error queue: a UDP socket whose peer is gone.
+#[test]
+fn an_error_of_the_socket_is_no_completion() {
+    on_each(|| async {
+        let gone = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(gone.local_addr().unwrap()).unwrap();
+        drop(gone);
+        let (mut half, mut sender) =
+            AsyncSender::from_socket(socket, options(Engine::Copy)).unwrap().into_split();
+        let polls = Arc::<AtomicUsize>::default();
+        let reading = counted(Arc::clone(&polls), async move { half.read(&mut [0; 10]).await });
+        let reading = tokio::spawn(reading);
+        while polls.load(SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        sender.send(b"to nobody", false).await.unwrap();
+        let error = reading.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+        assert!(polls.load(SeqCst) < 100, "{polls:?}");
+    });
+}
+
 #[test]
 fn both_halves_at_once() {
     on_each(|| async {

@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use ::tokio::io::Interest;
 use ::tokio::io::unix::AsyncFd;
+use ::tokio::io::{Interest, ReadBuf};
+use rustix::net::RecvFlags;
 
 use crate::park::Parker;
 
@@ -30,4 +31,17 @@ pub(crate) fn register<T: Epoll>(epoll: T) -> io::Result<AsyncFd<Registered<T>>>
     // which is private), and that is until the AsyncFd is dropped, which deregisters it first.
     unsafe { AsyncFd::register_with_interest(Registered(epoll), Interest::READABLE) }
         .map_err(Into::into)
+}
+
+/// Receives into what is left of `buf`, without blocking and without filling it with zeroes first:
+/// a connection that is idle does not keep more memory than was written.
+pub(crate) fn recv(socket: impl AsFd, buf: &mut ReadBuf<'_>) -> rustix::io::Result<usize> {
+    // SAFETY: the kernel only writes to it, so that nothing of it becomes uninitialised.
+    let room = unsafe { buf.unfilled_mut() };
+    let ((filled, _), _) = rustix::net::recv(socket, room, RecvFlags::DONTWAIT)?;
+    let got = filled.len();
+    // SAFETY: rustix hands out as initialised what the kernel has written, at the front of it.
+    unsafe { buf.assume_init(got) };
+    buf.advance(got);
+    Ok(got)
 }

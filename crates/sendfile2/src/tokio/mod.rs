@@ -46,13 +46,13 @@ use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use ::tokio::net::TcpStream;
 use ::tokio::task::coop;
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
 
 use crate::engine::Choice;
 use crate::error::Error;
 use crate::guard::Lease;
 use crate::sender::{Options, Origin, Sender, Sent, Transfer};
 use crate::source::Source;
+use crate::sys::tokio as sys;
 use crate::ticket::{Link, Parcel, Parts, Ticket};
 use ready::{Ready, Side};
 
@@ -370,15 +370,13 @@ fn read(ready: &Ready, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::
     let coop = ready!(coop::poll_proceed(cx));
     loop {
         let tick = ready!(ready.poll(Side::Read, cx))?;
-        let room = buf.initialize_unfilled();
-        let wanted = room.len();
-        match rustix::net::recv(ready.conn(), room, RecvFlags::DONTWAIT) {
-            Ok((got, _)) => {
+        let wanted = buf.remaining();
+        match sys::recv(ready.conn(), buf) {
+            Ok(got) => {
                 // A stream that gives less than there is room for has no more; its end was told.
                 if got > 0 && got < wanted && !ready.conn().kind().records() {
                     ready.clear(Side::Read, tick);
                 }
-                buf.advance(got);
                 coop.made_progress();
                 return Poll::Ready(Ok(()));
             }
