@@ -118,36 +118,51 @@ impl Root {
     }
 
     async fn find(self: Arc<Self>, path: PathBuf) -> io::Result<Found> {
+        if let Some(open) = found_before(&path) {
+            return Ok(Found::File(open));
+        }
         let found = match self.look(&path) {
             // EINVAL: a kernel before 5.12, which does not know RESOLVE_CACHED.
             Err(Errno::AGAIN | Errno::INVAL) => {
+                let path = path.clone();
                 let wait = move || self.open(&path, ResolveFlags::empty());
                 tokio::task::spawn_blocking(wait).await?
             }
             found => found,
         };
         // What leads out of the directory is not there, and neither is a loop, or a socket.
-        found.map_err(|errno| match errno {
+        let found = found.map_err(|errno| match errno {
             Errno::XDEV | Errno::LOOP | Errno::NAMETOOLONG | Errno::NXIO => {
                 io::ErrorKind::NotFound.into()
             }
-            errno => errno.into(),
-        })
+            errno => io::Error::from(errno),
+        })?;
+        if let Found::File(open) = &found {
+            let _ = FOUND.try_with(|last| last.replace(Some((path, Arc::clone(open)))));
+        }
+        Ok(found)
     }
 }
 
 tokio::task_local! {
-    /// What the request that is being served has opened.
-    static OPENED: RefCell<Option<Arc<Open>>>;
+    /// The file that the request that is being served has found last.
+    static FOUND: RefCell<Option<(PathBuf, Arc<Open>)>>;
 }
 
-/// Runs a request, and gives the last file that it opened beside its result.
+/// What this request has found at `path`: tower-http asks what a path is before it opens it, and
+/// both are to be the same file.
+fn found_before(path: &Path) -> Option<Arc<Open>> {
+    let same = |(at, open): &(PathBuf, _)| (at == path).then(|| Arc::clone(open));
+    FOUND.try_with(|last| last.borrow().as_ref().and_then(same)).ok().flatten()
+}
+
+/// Runs a request, and gives the last file that it found beside its result.
 pub(crate) async fn watching<T>(request: impl Future<Output = T>) -> (T, Option<Arc<Open>>) {
     let watched = async {
         let result = request.await;
-        (result, OPENED.with(RefCell::take))
+        (result, FOUND.with(RefCell::take).map(|(_, open)| open))
     };
-    OPENED.scope(RefCell::new(None), watched).await
+    FOUND.scope(RefCell::new(None), watched).await
 }
 
 impl Open {
@@ -170,11 +185,7 @@ impl Backend for Files {
         let root = Arc::clone(&self.0);
         Box::pin(async move {
             match root.find(path).await? {
-                Found::File(open) => {
-                    let about = open.about;
-                    let _ = OPENED.try_with(|opened| opened.replace(Some(open)));
-                    Ok(Opened(about))
-                }
+                Found::File(open) => Ok(Opened(open.about)),
                 Found::Directory(_) => Err(io::ErrorKind::NotFound.into()),
             }
         })

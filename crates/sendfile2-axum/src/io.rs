@@ -7,12 +7,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sendfile2::tokio::AsyncSender;
-use sendfile2::{Error, Options};
+use sendfile2::{Engine, Error, Options};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
 
-use crate::stats::Sends;
+use crate::stats::{Sends, count};
 use crate::window::{Origin, Windows};
 
 /// How long the end of a connection waits for its releases, before the reaper takes over.
@@ -71,6 +71,42 @@ impl Io {
     }
 }
 
+/// Bytes of a window that leave with its headers at most: larger calls cost more a byte (see
+/// docs/costs.md).
+const WITH_HEADERS: usize = 512 << 10;
+
+/// Sends headers and the window behind them by one call, where the window is to be copied. Nothing
+/// where it is not, or where it is not all there any more: its own send tells what there is.
+fn poll_copy(
+    sender: &mut AsyncSender,
+    cx: &mut Context<'_>,
+    head: &[u8],
+    window: &[u8],
+    more: bool,
+) -> Poll<Option<io::Result<usize>>> {
+    let choice = match sender.sender().choice(window.len() as u64) {
+        Ok(choice) if choice.engine == Engine::Copy => choice,
+        _ => return Poll::Ready(None),
+    };
+    let most = window.len().min(WITH_HEADERS);
+    let more = more || most < window.len();
+    let both = [IoSlice::new(head), IoSlice::new(&window[..most])];
+    let sent = ready!(sender.poll_send(cx, |sender| sender.try_send_vectored(&both, more)));
+    Poll::Ready(match sent {
+        Ok((bytes, _)) => {
+            count(bytes.saturating_sub(head.len()) as u64, choice);
+            Some(Ok(bytes))
+        }
+        Err(e) if fault(&e) => None,
+        Err(e) => Some(Err(e.into())),
+    })
+}
+
+fn fault(error: &Error) -> bool {
+    let errno = error.io_error().and_then(io::Error::raw_os_error);
+    errno == Some(rustix::io::Errno::FAULT.raw_os_error())
+}
+
 impl AsyncRead for Io {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -110,6 +146,12 @@ impl AsyncWrite for Io {
             }
             // What comes before the first window: headers, which hyper reuses at once.
             before => {
+                if let (Some((1, _)), [head, window, rest @ ..]) = (&before, slices) {
+                    let more = !rest.is_empty();
+                    if let Some(sent) = ready!(poll_copy(sender, cx, head, window, more)) {
+                        return Poll::Ready(sent);
+                    }
+                }
                 let before = before.map_or(slices.len(), |(i, _)| i);
                 let more = before < slices.len();
                 let slices = &slices[..before];

@@ -68,7 +68,10 @@ impl ServeDir {
         self
     }
 
-    async fn answer(mut self, mut request: Request<axum::body::Body>) -> Response<ServeBody> {
+    async fn answer(
+        mut self,
+        mut request: Request<axum::body::Body>,
+    ) -> Result<Response<ServeBody>, Infallible> {
         let method = request.method().clone();
         let again = request.headers_mut().remove(header::IF_RANGE).map(|if_range| {
             let mut again = head(&request);
@@ -81,7 +84,7 @@ impl ServeDir {
                 (Ok(response), open) = watching(self.inner.call(request)).await;
             }
         }
-        match open.and_then(|open| body(&method, &response, &open)) {
+        Ok(match open.and_then(|open| body(&method, &response, &open)) {
             Some(body) => {
                 let offer = body.offer(response.headers().get(header::CONTENT_ENCODING).cloned());
                 let mut response = response.map(|_| ServeBody(Inner::File(body)));
@@ -89,7 +92,7 @@ impl ServeDir {
                 response
             }
             None => response.map(|body| ServeBody(Inner::Other(body))),
-        }
+        })
     }
 }
 
@@ -139,8 +142,7 @@ impl<B> Service<Request<B>> for ServeDir {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let answer = self.clone().answer(request.map(|_| axum::body::Body::empty()));
-        Box::pin(async { Ok(answer.await) })
+        Box::pin(self.clone().answer(request.map(|_| axum::body::Body::empty())))
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use metrics::{counter, gauge, histogram};
-use sendfile2::{Engine, Status, Ticket, Why};
+use sendfile2::{Choice, Engine, Status, Ticket, Why};
 
 /// The zerocopy sends of a connection that are not known to be released, oldest first.
 #[derive(Debug, Default)]
@@ -23,19 +23,10 @@ impl Sends {
     /// A range of a file was sent.
     pub(crate) fn sent(&mut self, ticket: Ticket) {
         let choice = ticket.choice();
-        let engine = choice.engine.name();
-        counter!("sendfile2_sent_bytes_total", "engine" => engine).increment(ticket.bytes());
-        counter!("sendfile2_sends_total", "engine" => engine).increment(1);
+        count(ticket.bytes(), choice);
         if choice.engine == Engine::Zerocopy {
             self.0.push_back((ticket, Instant::now()));
             gauge!("sendfile2_in_flight_sends").increment(1);
-        } else if let Why::Refused(_) | Why::Limit(_) | Why::Fault = choice.why {
-            let why = match choice.why {
-                Why::Limit(_) => "limit",
-                Why::Fault => "fault",
-                _ => "refused",
-            };
-            counter!("sendfile2_fallbacks_total", "why" => why).increment(1);
         }
     }
 
@@ -47,12 +38,27 @@ impl Sends {
     }
 }
 
+/// Counts a send of `bytes` of a file.
+pub(crate) fn count(bytes: u64, choice: Choice) {
+    let engine = choice.engine.name();
+    counter!("sendfile2_sent_bytes_total", "engine" => engine).increment(bytes);
+    counter!("sendfile2_sends_total", "engine" => engine).increment(1);
+    let why = match choice.why {
+        _ if choice.engine == Engine::Zerocopy => return,
+        Why::Limit(_) => "limit",
+        Why::Fault => "fault",
+        Why::Refused(_) => "refused",
+        _ => return,
+    };
+    counter!("sendfile2_fallbacks_total", "why" => why).increment(1);
+}
+
 impl Drop for Sends {
     fn drop(&mut self) {
         self.look();
         if !self.0.is_empty() {
-            gauge!("sendfile2_in_flight_sends").decrement(count(self.0.len()));
-            gauge!("sendfile2_unknown_sends").increment(count(self.0.len()));
+            gauge!("sendfile2_in_flight_sends").decrement(many(self.0.len()));
+            gauge!("sendfile2_unknown_sends").increment(many(self.0.len()));
             let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
             left.extend(self.0.drain(..));
         }
@@ -83,7 +89,7 @@ pub fn in_flight() -> sendfile2::InFlight {
     sendfile2::reaper::pending()
 }
 
-fn count(n: usize) -> f64 {
+fn many(n: usize) -> f64 {
     // Far below 2^32.
     u32::try_from(n).unwrap_or(u32::MAX).into()
 }

@@ -3,7 +3,10 @@
 
 mod common;
 
+use std::pin::Pin;
+
 use axum::Router;
+use axum::body::{Body, HttpBody};
 use axum::extract::ConnectInfo;
 use axum::routing::get;
 use common::{
@@ -11,9 +14,12 @@ use common::{
     zero_copy,
 };
 use http_body_util::BodyExt;
-use sendfile2::{Engine, Source};
-use sendfile2_axum::{FileBody, Listener, PeerAddr, ServeDir};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use sendfile2::{Engine, Options, Source};
+use sendfile2_axum::{FileBody, Io, Listener, PeerAddr, ServeDir};
 use tower_http::compression::CompressionLayer;
+use tower_service::Service;
 
 #[test]
 fn files_of_all_sizes_on_one_connection() {
@@ -53,6 +59,76 @@ fn cold_files() {
         assert_eq!(got.header("x-became"), "mapped");
         assert_same(&got.body, &pattern(1, 0..size), &format!("cold by {by:?}"));
         assert!(source.mapped(0..1 << 20).unwrap().unwrap().is_resident(), "now it is there");
+    }
+}
+
+/// What is not in memory is read in off the event loop: the connection is given no page that it
+/// would wait for.
+#[test]
+fn cold_files_do_not_stall_the_event_loop() {
+    const LEN: u64 = 16 << 20;
+    let dir = files();
+    let path = dir.path().join("cold");
+    std::fs::write(&path, pattern(3, 0..LEN)).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    file.sync_all().unwrap();
+    let source = Source::new(file.try_clone().unwrap()).unwrap();
+    let resident = |range| source.mapped(range).unwrap().unwrap().is_resident();
+    let mut app = zero_copy(dir.path());
+    runtime().block_on(async {
+        let request = http::Request::get("/cold").body(Body::empty()).unwrap();
+        let response = app.call(request).await.unwrap();
+        assert_eq!(response.headers()["x-became"], "mapped");
+        let mut body = response.into_body();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        if resident(0..1 << 20) {
+            println!("SKIP: the file cannot be made to leave the page cache here");
+            return;
+        }
+        let (mut at, mut waits) = (0, 0);
+        let mut next = async |body: &mut Body| {
+            let frame = std::future::poll_fn(|cx| {
+                let frame = Pin::new(&mut *body).poll_frame(cx);
+                waits += usize::from(frame.is_pending());
+                frame
+            });
+            frame.await.map(|frame| frame.unwrap().into_data().unwrap())
+        };
+        while let Some(window) = next(&mut body).await {
+            let end = at + window.len() as u64;
+            assert!(resident(at..end), "{at}..{end} would be waited for");
+            at = end;
+        }
+        assert_eq!(at, LEN);
+        assert!(waits > 0, "it was read in by the event loop");
+    });
+}
+
+/// Without axum: hyper's own builder, which knows HTTP/1 only.
+#[test]
+fn by_hyper_alone() {
+    let dir = files();
+    for engine in [Engine::Copy, Engine::Zerocopy, Engine::Auto] {
+        let service = TowerToHyperService::new(zero_copy(dir.path()));
+        let address = runtime().block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    let io = Io::new(stream, Options::new().engine(engine)).unwrap();
+                    let http = hyper::server::conn::http1::Builder::new();
+                    let served = http.serve_connection(TokioIo::new(io), service.clone());
+                    tokio::spawn(async { served.await.unwrap() });
+                }
+            });
+            address
+        });
+        let mut client = Client::new(address);
+        for size in SIZES {
+            let got = client.get(&format!("/{size}"));
+            assert_eq!(got.header("x-became"), "mapped");
+            assert_same(&got.body, &pattern(1, 0..size), &format!("{size} by {engine}"));
+        }
     }
 }
 
