@@ -101,6 +101,18 @@ fn get(address: &str, path: &str) -> String {
     ask(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
 }
 
+/// Waits for what others do.
+#[track_caller]
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("never: {what}");
+}
+
 #[test]
 fn curl_gets_what_is_there_by_all_listeners() {
     if !have("curl") {
@@ -170,12 +182,14 @@ fn tls_with_http2_and_http1() {
         assert!(curl(&args).stdout.starts_with(name), "{version} was not spoken");
     }
     // Truncated while it is read for TLS: the server lives.
+    let got = dir.path().join("got");
     let mut slow = Command::new("curl")
-        .args(["-sS", "--cacert", &cert, "--limit-rate", "2M", "-o", "/dev/null", &url])
+        .args(["-sS", "--cacert", &cert, "--limit-rate", "2M", &url, "-o"])
+        .arg(&got)
         .stderr(Stdio::null())
         .spawn()
         .expect("curl runs");
-    std::thread::sleep(Duration::from_millis(300));
+    until("something arrives", || got.metadata().is_ok_and(|got| got.len() > 0));
     std::fs::File::options()
         .write(true)
         .open(dir.path().join("large"))
@@ -184,6 +198,65 @@ fn tls_with_http2_and_http1() {
     assert!(!slow.wait().expect("it ends").success(), "what is cut off cannot have arrived");
     let got = curl(&["--cacert", &cert, &url]);
     assert_eq!(got.stdout.len(), 8_000_000);
+}
+
+/// A metric's value.
+fn number(text: &str, name: &str) -> f64 {
+    let line = text.lines().find(|line| line.starts_with(name));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+}
+
+/// Zerocopy sends, and those of them that are known to be released.
+fn issued_and_released(text: &str) -> (f64, f64) {
+    let copied = |c: &str| number(text, &format!("sendfile2_releases_total{{copied=\"{c}\"}}"));
+    (number(text, "sendfile2_sends_total{engine=\"zerocopy\"}"), copied("yes") + copied("no"))
+}
+
+/// Connects, gets, stalls, resets, closes. What was sent by connections that are gone is either
+/// released or told to be unknown, and that ends.
+#[test]
+fn after_a_storm_everything_issued_is_released_or_unknown_and_unknown_ends() {
+    let dir = files();
+    let args = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--engine", "zerocopy"];
+    let server = Server::new(dir.path(), &args);
+    let [public, admin] = &server.addresses[..] else { panic!("{:?}", server.addresses) };
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            scope.spawn(move || {
+                for round in 0..20_usize {
+                    let mut client = TcpStream::connect(public).expect("it listens");
+                    let close = if round % 2 == 0 { "connection: close\r\n" } else { "" };
+                    let request = format!("GET /large HTTP/1.1\r\nhost: x\r\n{close}\r\n");
+                    client.write_all(request.as_bytes()).expect("it reads");
+                    if (round + thread) % 5 != 0 {
+                        client.read_exact(&mut vec![0; 1 + round * 50_000]).expect("it answers");
+                    }
+                    match (round + thread) % 3 {
+                        0 => rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO))
+                            .expect("it resets"),
+                        1 if round % 2 == 0 => {
+                            let mut rest = Vec::new();
+                            client.read_to_end(&mut rest).expect("it closes");
+                        }
+                        _ => {}
+                    }
+                }
+            });
+        }
+    });
+    until("the connections are gone", || {
+        number(&get(admin, "/metrics"), "sendfile2_http_connections") == 0.0
+    });
+    // Not before: what a connection counts is not read in one moment.
+    until("nothing is unknown", || {
+        let text = get(admin, "/metrics");
+        let (issued, released) = issued_and_released(&text);
+        let unknown = number(&text, "sendfile2_unknown_sends");
+        assert!(issued > 100.0, "{text}");
+        assert_eq!(issued, released + unknown, "{text}");
+        assert_eq!(number(&text, "sendfile2_in_flight_sends"), 0.0, "{text}");
+        unknown == 0.0
+    });
 }
 
 #[test]
@@ -213,21 +286,12 @@ fn metrics_health_and_the_log() {
     stream.read_to_end(&mut all).expect("it closes");
     assert!(get(public, "/metrics").starts_with("HTTP/1.1 404"), "only for the admin");
 
-    let number = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0)
-    };
     let mut text = String::new();
-    for _ in 0..1000 {
+    until("everything is released", || {
         text = get(admin, "/metrics");
-        let released = ["yes", "no"]
-            .map(|c| number(&text, &format!("sendfile2_releases_total{{copied=\"{c}\"}}")));
-        let sends = number(&text, "sendfile2_sends_total{engine=\"zerocopy\"}");
-        if sends > 0.0 && released[0] + released[1] >= sends {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+        let (issued, released) = issued_and_released(&text);
+        issued > 0.0 && released >= issued
+    });
     assert!(
         number(&text, "sendfile2_sent_bytes_total{engine=\"zerocopy\"}") >= 9_000_000.0,
         "{text}"
@@ -270,15 +334,20 @@ fn slow_and_stalled_clients_are_ended() {
     let dir = files();
     std::fs::write(dir.path().join("huge"), vec![7; 64 << 20]).expect("a file");
     let times = ["--header-timeout", "300ms", "--stall-timeout", "300ms"];
-    let server = Server::new(dir.path(), &[&["--listen", "127.0.0.1:0"], &times[..]].concat());
+    let addresses = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let server = Server::new(dir.path(), &[&addresses, &times[..]].concat());
     // Its headers never end.
     let answer = ask(&server.addresses[0], "GET /small HTTP/1.1\r\nhost:");
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
     // It reads nothing of what it asked for.
     let mut stalled = TcpStream::connect(&server.addresses[0]).expect("it listens");
     stalled.write_all(b"GET /huge HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
-    // Looked at only when it was ended: until then nothing is read.
-    std::thread::sleep(Duration::from_secs(2));
+    // Until it is ended nothing is read.
+    until("it is answered and ended", || {
+        let text = get(&server.addresses[1], "/metrics");
+        let answered = number(&text, "sendfile2_http_requests_total{status=\"200\"}");
+        answered == 1.0 && number(&text, "sendfile2_http_connections") == 0.0
+    });
     let mut got = Vec::new();
     let _ = stalled.read_to_end(&mut got);
     assert!(got.len() < 64 << 20, "it was served all the same");

@@ -14,7 +14,7 @@ use sendfile2::{Engine, Options};
 use sendfile2_axum::{Io, ServeDir, ZeroCopyLayer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -35,8 +35,14 @@ pub(super) struct Server {
     limit: Arc<Semaphore>,
     connections: u32,
     graceful: std::sync::Mutex<Option<GracefulShutdown>>,
+    /// Told to connections that have not asked for anything yet.
+    ending: watch::Sender<bool>,
     http: auto::Builder<TokioExecutor>,
+    http1: auto::Builder<TokioExecutor>,
 }
+
+/// What a connection of HTTP/2 begins with.
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What was accepted, and from whom.
 enum Accepted {
@@ -52,7 +58,12 @@ impl Server {
         log: Option<Log>,
     ) -> Arc<Self> {
         let mut http = auto::Builder::new(TokioExecutor::new());
-        http.http1().timer(TokioTimer::new()).header_read_timeout(args.header_timeout);
+        http.http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(args.header_timeout)
+            // A client may end its side when it has asked. And hyper then reads nothing while it
+            // answers, for which it would keep 8 KiB more.
+            .half_close(true);
         http.http2().timer(TokioTimer::new());
         let connections = args.max_connections.get();
         Arc::new(Server {
@@ -67,6 +78,8 @@ impl Server {
             limit: Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(usize::MAX))),
             connections,
             graceful: std::sync::Mutex::new(Some(GracefulShutdown::new())),
+            ending: watch::Sender::new(false),
+            http1: http.clone().http1_only(),
             http,
         })
     }
@@ -108,39 +121,69 @@ impl Server {
         let options = Options::new().engine(self.engine);
         match (&self.tls, stream) {
             (None, stream) => {
-                let io = match stream {
-                    Accepted::Tcp(stream) => Io::new(stream, options),
-                    Accepted::Unix(stream) => Io::from_unix(stream, options),
+                let (http, io) = match stream {
+                    Accepted::Tcp(stream) => (self.look(&stream).await, Io::new(stream, options)),
+                    Accepted::Unix(stream) => (Some(&self.http), Io::from_unix(stream, options)),
                 };
-                match io {
-                    Ok(io) => {
+                match (http, io) {
+                    (Some(http), Ok(io)) => {
                         let files = ZeroCopyLayer::new().layer(self.dir.clone());
-                        self.http(io, &peer, files).await;
+                        self.http(http, io, &peer, files).await;
                     }
-                    Err(e) => output::note(&format!("sendfile2: a connection is refused: {e}")),
+                    (None, _) => {}
+                    (_, Err(e)) => {
+                        output::note(&format!("sendfile2: a connection is refused: {e}"));
+                    }
                 }
             }
-            // No mapped bytes: TLS reads them.
+            // In boxes, so that connections without TLS are smaller.
             (Some(tls), Accepted::Tcp(stream)) => {
                 let _ = stream.set_nodelay(true);
-                let hands = tokio::time::timeout(self.header_timeout, tls.accept(stream));
-                if let Ok(Ok(stream)) = hands.await {
-                    self.http(stream, &peer, self.dir.clone()).await;
-                }
+                Box::pin(self.https(tls, stream, &peer)).await;
             }
             (Some(tls), Accepted::Unix(stream)) => {
-                let hands = tokio::time::timeout(self.header_timeout, tls.accept(stream));
-                if let Ok(Ok(stream)) = hands.await {
-                    self.http(stream, &peer, self.dir.clone()).await;
-                }
+                Box::pin(self.https(tls, stream, &peer)).await;
             }
         }
         gauge!("sendfile2_http_connections").decrement(1);
         drop(permit);
     }
 
-    async fn http<I, S, R>(self: &Arc<Self>, io: I, peer: &str, files: S)
+    /// Waits for the first bytes, and says what is to be spoken; nothing if none came, or the end.
+    ///
+    /// hyper-util finds it out by itself, too, but by reading, after which hyper's buffer is twice
+    /// as large. So it is left only what the first bytes do not tell.
+    async fn look(&self, stream: &TcpStream) -> Option<&auto::Builder<TokioExecutor>> {
+        let mut ending = self.ending.subscribe();
+        let mut first = [0; HTTP2.len()];
+        tokio::select! {
+            seen = tokio::time::timeout(self.header_timeout, stream.peek(&mut first)) => {
+                let seen = seen.ok()?.ok()?;
+                let http1 = !HTTP2.starts_with(&first[..seen]);
+                Some(if http1 { &self.http1 } else { &self.http })
+            }
+            _ = ending.wait_for(|ending| *ending) => None,
+        }
+    }
+
+    /// No mapped bytes: TLS reads them.
+    async fn https<I>(self: &Arc<Self>, tls: &TlsAcceptor, stream: I, peer: &str)
     where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let hands = tokio::time::timeout(self.header_timeout, tls.accept(stream));
+        if let Ok(Ok(stream)) = hands.await {
+            self.http(&self.http, stream, peer, self.dir.clone()).await;
+        }
+    }
+
+    async fn http<I, S, R>(
+        self: &Arc<Self>,
+        http: &auto::Builder<TokioExecutor>,
+        io: I,
+        peer: &str,
+        files: S,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request<hyper::body::Incoming>, Response = Response<R>, Error = Infallible>
             + Clone
@@ -171,7 +214,7 @@ impl Server {
                 Ok::<_, Infallible>(response.map(Body::new))
             }
         });
-        let connection = self.http.serve_connection(io, service);
+        let connection = http.serve_connection(io, service);
         let watched = {
             let graceful = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             graceful.as_ref().map(GracefulShutdown::watcher)
@@ -190,9 +233,15 @@ impl Server {
             let mut slot = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             slot.take()
         };
-        if let Some(graceful) = graceful {
-            let _ = tokio::time::timeout(grace, graceful.shutdown()).await;
-        }
+        self.ending.send_replace(true);
+        let all = async {
+            if let Some(graceful) = graceful {
+                graceful.shutdown().await;
+            }
+            // Those that had not asked yet, and those that were just being accepted.
+            drop(self.limit.acquire_many(self.connections).await);
+        };
+        let _ = tokio::time::timeout(grace, all).await;
         usize::try_from(self.connections).unwrap_or(usize::MAX) - self.limit.available_permits()
     }
 }
