@@ -3,8 +3,10 @@
 mod bed;
 mod clock;
 mod compare;
+mod crowd;
 mod engines;
 mod guard;
+mod http;
 mod latency;
 mod line;
 mod machine;
@@ -52,6 +54,8 @@ enum Command {
     Latency(latency::Args),
     Guard(guard::Args),
     Memory(memory::Args),
+    Http(http::Args),
+    Crowd(crowd::Args),
     Compare(compare::Args),
     Report(report::Args),
     /// Run as a child of a benchmark, which says on standard input as what
@@ -106,6 +110,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Command::Latency(args) => latency::run(args).context("bench latency"),
         Command::Guard(args) => guard::run(args).context("bench guard"),
         Command::Memory(args) => memory::run(args).context("bench memory"),
+        Command::Http(args) => http::run(args).context("bench http"),
+        Command::Crowd(args) => crowd::run(args).context("bench crowd"),
         Command::Compare(args) => compare::run(args).context("bench compare"),
         Command::Report(args) => report::run(args).context("bench report"),
         Command::Role => child(),
@@ -121,6 +127,8 @@ fn child() -> anyhow::Result<()> {
     let done = match role {
         Role::Sender(role) => sender::run(&role, &mut input),
         Role::Receiver { cpu } => receiver::run(cpu, &mut input),
+        Role::ServeDir { files, cpu } => http::serve_dir(&files, cpu, &mut input),
+        Role::Crowd(role) => crowd::clients(&role, &mut input),
         Role::Memory(what) => {
             message::answer(memory::measure(what));
             Ok(())

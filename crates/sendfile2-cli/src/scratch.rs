@@ -12,6 +12,7 @@ use procfs::process::MountInfos;
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 use rustix::io::Errno;
 use sendfile2::Source;
+use tempfile::TempDir;
 
 /// Content is written this many bytes at a time.
 const CHUNK: u64 = 1 << 20;
@@ -76,38 +77,62 @@ impl Scratch {
         let (file, directory) = place(directory)?;
         let source = Source::new(file.try_clone()?)?;
         let filesystem = filesystem(&file)?;
-        let mut scratch =
-            Scratch { file, source, size, directory, filesystem, generation: Generation::B };
-        scratch.write().with_context(|| {
+        let scratch =
+            Scratch { file, source, size, directory, filesystem, generation: Generation::A };
+        write(&scratch.file, size).with_context(|| {
             format!(
                 "cannot write {} into {} (choose a smaller --size, or another directory with --dir)",
                 crate::units::bytes(size),
                 scratch.directory.display()
             )
         })?;
-        scratch.generation = Generation::A;
         Ok(scratch)
-    }
-
-    fn write(&self) -> io::Result<()> {
-        // Asks for the space first: a full disk shows before minutes of writing.
-        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, self.size) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let mut buffer = Vec::new();
-        for piece in pieces(self.size, CHUNK) {
-            buffer.resize(len(&piece), 0);
-            Generation::A.fill(&mut buffer, piece.start);
-            self.file.write_all_at(&buffer, piece.start)?;
-        }
-        Ok(())
     }
 
     /// Overwrites the file in place, as any other program would: the page cache changes at once.
     pub(crate) fn overwrite(&self, content: &[u8], at: u64) -> anyhow::Result<()> {
         self.file.write_all_at(content, at).context("cannot overwrite the file")
     }
+}
+
+/// Files of known content in a directory that is gone in the end.
+#[derive(Debug)]
+pub(crate) struct Files(TempDir);
+
+impl Files {
+    pub(crate) fn new(directory: &Path) -> anyhow::Result<Self> {
+        let made = tempfile::tempdir_in(directory);
+        made.map(Files)
+            .with_context(|| format!("cannot make a directory in {}", directory.display()))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Makes a file of `size` bytes, named by that.
+    pub(crate) fn add(&self, size: u64) -> anyhow::Result<()> {
+        let path = self.path().join(size.to_string());
+        let made = File::create(&path).and_then(|file| write(&file, size));
+        made.with_context(|| {
+            format!("cannot write {} (choose another directory with --dir)", path.display())
+        })
+    }
+}
+
+fn write(file: &File, size: u64) -> io::Result<()> {
+    // Asks for the space first: a full disk shows before minutes of writing.
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let mut buffer = Vec::new();
+    for piece in pieces(size, CHUNK) {
+        buffer.resize(len(&piece), 0);
+        Generation::A.fill(&mut buffer, piece.start);
+        file.write_all_at(&buffer, piece.start)?;
+    }
+    Ok(())
 }
 
 /// `0..size` in pieces of `piece` bytes; the last may be shorter.

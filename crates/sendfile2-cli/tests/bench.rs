@@ -223,6 +223,50 @@ fn memory_is_told_a_connection_a_send_and_a_lease() {
     }
 }
 
+#[test]
+fn http_servers_are_measured_beside_each_other() {
+    let there = |program: &str| Command::new(program).arg("-v").output().is_ok();
+    if !there("wrk") {
+        println!("SKIP: there is no wrk here");
+        assert!(fail(&["http", "--time", "1s"]).contains("apt-get install wrk"));
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let saved = directory.path().join("http.json");
+    let saved = saved.to_str().expect("UTF-8");
+    let result = json(&["http", "--size", "4K,1M", "--time", "8s", "--save", saved]);
+    let skipped = result["skipped"].as_array().expect("skipped");
+    let nginx = !skipped.iter().any(|skipped| skipped["what"] == "nginx");
+    if !nginx {
+        println!("SKIP: {skipped:?}");
+    }
+    let servers = ["sendfile2", "nginx", "ServeDir"].into_iter().filter(|s| nginx || *s != "nginx");
+    for (server, size) in servers.flat_map(|server| [(server, 4096), (server, 1 << 20)]) {
+        let row = rows(&result).iter().find(|r| r["server"] == server && r["size"] == size);
+        let row = row.unwrap_or_else(|| panic!("{server} {size}: {result}"));
+        for figure in ["requests_per_s", "gb_per_s", "server_cpu_s_per_gb", "total_cpu_s_per_gb"] {
+            assert!(number(&row[figure], "value") > 0.0, "{figure}: {row}");
+            assert_eq!(row[figure]["ratio"].is_f64(), nginx, "{figure}: {row}");
+            assert!(server != "nginx" || row[figure]["ratio"] == 1.0, "{figure}: {row}");
+        }
+    }
+    assert!(succeed(&["compare", saved, saved]).contains("Nothing changed beyond noise"));
+    let page = directory.path().join("page.md");
+    succeed(&["report", saved, "-o", page.to_str().expect("UTF-8")]);
+}
+
+#[test]
+fn a_crowd_of_slow_clients_gets_everything() {
+    for engine in ["auto", "zerocopy"] {
+        let args = ["crowd", "--connections", "200", "--size", "300K", "--rate", "200K"];
+        let result = json(&[&args[..], &["--engine", engine]].concat());
+        let [row] = rows(&result) else { panic!("{result}") };
+        assert_eq!((&row["complete"], &row["wrong_bytes"]), (&200.into(), &0.into()), "{row}");
+        number(row, "resident_bytes_per_connection");
+        number(row, "server_cpu_share");
+    }
+}
+
 /// A result with one setting, in a file of its own.
 fn saved(directory: &Path) -> (PathBuf, Value) {
     let path = directory.join("engines.json");
@@ -389,6 +433,8 @@ fn wrong_arguments_are_usage_errors_that_say_what_is_right() {
         (&["engines", "--chunk", "1"], "between 4K and 16M"),
         (&["engines", "--path", "eth0"], "there are lo and veth"),
         (&["engines", "--ci", "0"], "percent"),
+        (&["http", "--server", "apache"], "nginx"),
+        (&["crowd", "--connections", "0"], "1..=28000"),
         (&["engines", "--quick", "--time", "1m"], "cannot be used with"),
         (&["report", "a.json", "-o", "a.pdf"], ".html or .md"),
         (&["report", "-o", "a.html"], "RESULT"),

@@ -141,9 +141,12 @@ fn help_has_examples_for_every_command() {
         &["bench", "latency", "--help"],
         &["bench", "guard", "--help"],
         &["bench", "memory", "--help"],
+        &["bench", "http", "--help"],
+        &["bench", "crowd", "--help"],
         &["bench", "compare", "--help"],
         &["bench", "report", "--help"],
         &["torture", "--help"],
+        &["serve", "--help"],
         &["completions", "--help"],
         &["man", "--help"],
     ] {
@@ -182,8 +185,10 @@ fn man_pages_are_generated_for_every_command() {
     // One a line, so that a command is a line.
     let commands = "
         sendfile2-bench-compare.1
+        sendfile2-bench-crowd.1
         sendfile2-bench-engines.1
         sendfile2-bench-guard.1
+        sendfile2-bench-http.1
         sendfile2-bench-latency.1
         sendfile2-bench-memory.1
         sendfile2-bench-report.1
@@ -194,6 +199,7 @@ fn man_pages_are_generated_for_every_command() {
         sendfile2-probe.1
         sendfile2-recv.1
         sendfile2-send.1
+        sendfile2-serve.1
         sendfile2-torture.1
         sendfile2.1";
     assert_eq!(pages, commands.split_whitespace().collect::<Vec<_>>());

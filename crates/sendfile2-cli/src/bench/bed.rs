@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::machine::{Before, Machine, Processors};
@@ -50,7 +51,8 @@ impl fmt::Display for Path {
 #[derive(Debug)]
 pub(super) struct Bed {
     file: File,
-    processors: Processors,
+    pub(super) directory: PathBuf,
+    pub(super) processors: Processors,
     pub(super) machine: Machine,
     before: Option<Before>,
     paths: Vec<PathRow>,
@@ -67,7 +69,15 @@ impl Bed {
         // The sender inherits it; it has no name to be opened by.
         rustix::io::fcntl_setfd(&scratch.file, rustix::io::FdFlags::empty())?;
         let (paths, skipped) = (Vec::new(), Vec::new());
-        Ok(Bed { file: scratch.file, processors, machine, before, paths, skipped })
+        Ok(Bed {
+            file: scratch.file,
+            directory: scratch.directory,
+            processors,
+            machine,
+            before,
+            paths,
+            skipped,
+        })
     }
 
     /// Starts a sender and a receiver; nothing where namespaces are forbidden.

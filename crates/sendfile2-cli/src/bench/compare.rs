@@ -7,14 +7,14 @@ use clap::ValueHint;
 use comfy_table::Cell;
 use serde::Serialize;
 
-use super::result::{GuardRow, Row, Rows, Saved};
+use super::result::{GuardRow, HttpRow, Row, Rows, Saved};
 use super::table::{self, figure};
 use crate::{output, units};
 
 /// Say what changed between two results, beyond noise
 ///
 /// A figure has changed if the 95 % confidence intervals of its medians do not overlap. Results of
-/// the benchmarks engines and guard have such intervals.
+/// the benchmarks engines, guard and http have such intervals.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         after.bench()
     );
     ensure!(
-        matches!(before.rows, Rows::Engines(_) | Rows::Guard(_)),
+        matches!(before.rows, Rows::Engines(_) | Rows::Guard(_) | Rows::Http(_)),
         "results of bench {} have no confidence intervals to compare by",
         before.bench()
     );
@@ -135,7 +135,8 @@ fn named(rows: &Rows) -> Vec<(String, Figures)> {
     match rows {
         Rows::Engines(rows) => rows.iter().map(engine).collect(),
         Rows::Guard(rows) => rows.iter().map(guard).collect(),
-        Rows::Latency(_) | Rows::Memory(_) => Vec::new(),
+        Rows::Http(rows) => rows.iter().map(http).collect(),
+        Rows::Latency(_) | Rows::Memory(_) | Rows::Crowd(_) => Vec::new(),
     }
 }
 
@@ -164,6 +165,22 @@ fn guard(row: &GuardRow) -> (String, Figures) {
     let mut figures = vec![("ns", false, row.nanoseconds, row.ci)];
     figures.extend(row.ratio.map(|ratio| ("ratio", false, ratio, row.ratio_ci)));
     (row.what.clone(), figures)
+}
+
+fn http(row: &HttpRow) -> (String, Figures) {
+    let HttpRow { server, size, connections, .. } = row;
+    let figures = [
+        ("requests/s", "requests/s ratio", true, row.requests_per_s),
+        ("server CPU s/GB", "server CPU ratio", false, row.server_cpu_s_per_gb),
+        ("total CPU s/GB", "total CPU ratio", false, row.total_cpu_s_per_gb),
+    ];
+    let figures = figures.into_iter().flat_map(|(name, of, more, figure)| {
+        // The reference's own ratios are always 1.
+        let ratio = figure.ratio.filter(|_| server != "nginx");
+        let ratio = ratio.map(|ratio| (of, more, ratio, figure.ratio_ci));
+        [Some((name, more, figure.value, figure.ci)), ratio].into_iter().flatten()
+    });
+    (format!("{server}: {connections} connections, {}", units::bytes(*size)), figures.collect())
 }
 
 /// What else was different.

@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -19,6 +20,13 @@ pub(super) enum Role {
     Receiver {
         cpu: Option<usize>,
     },
+    /// tower-http's server of a directory. First answer: its address.
+    ServeDir {
+        files: PathBuf,
+        cpu: Option<usize>,
+    },
+    /// Many slow clients. Answers: `()` when all are connected, and after any order [`Crowded`].
+    Crowd(Crowd),
     /// Says what its own memory has grown by.
     Memory(What),
 }
@@ -30,6 +38,30 @@ pub(super) struct SenderRole {
     pub(super) listen: IpAddr,
     /// The processor to stay on.
     pub(super) cpu: Option<usize>,
+}
+
+/// Clients that read a file at a steady rate, all at once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Crowd {
+    pub(super) address: SocketAddr,
+    pub(super) connections: usize,
+    /// Of the file, which is named by it.
+    pub(super) size: u64,
+    /// Bytes a second of each.
+    pub(super) rate: u64,
+    pub(super) cpu: Option<usize>,
+}
+
+/// What became of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Crowded {
+    /// Got the whole file.
+    pub(super) complete: usize,
+    pub(super) wrong_bytes: u64,
+    /// What went wrong first.
+    pub(super) failure: Option<String>,
+    /// From the first request to the last byte.
+    pub(super) seconds: f64,
 }
 
 /// What a child answers; the error is the whole chain of causes.

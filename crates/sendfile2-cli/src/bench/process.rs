@@ -42,7 +42,12 @@ impl Process {
         Ok(process)
     }
 
-    fn say<T: Serialize>(&mut self, what: &T) -> anyhow::Result<()> {
+    /// Its process id.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(super) fn say<T: Serialize>(&mut self, what: &T) -> anyhow::Result<()> {
         let mut text = serde_json::to_string(what)?;
         text.push('\n');
         self.orders.write_all(text.as_bytes()).context("a process of the benchmark is gone")

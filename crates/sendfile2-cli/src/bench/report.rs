@@ -75,6 +75,8 @@ fn heading(name: &str, saved: &Saved) -> String {
         Rows::Guard(_) => "What leases cost",
         Rows::Latency(_) => "When a send is released and acknowledged",
         Rows::Memory(_) => "What is kept in memory",
+        Rows::Http(_) => "What serving by HTTP costs",
+        Rows::Crowd(_) => "Many slow clients",
     };
     format!("{what} ({name})")
 }

@@ -34,6 +34,8 @@ pub(super) enum Rows {
     Guard(Vec<GuardRow>),
     Latency(Vec<LatencyRow>),
     Memory(Vec<MemoryRow>),
+    Http(Vec<HttpRow>),
+    Crowd(Vec<CrowdRow>),
 }
 
 /// A path that was measured, and what its network is set to.
@@ -143,6 +145,48 @@ pub(super) struct MemoryRow {
     pub(super) number: u64,
 }
 
+/// A median of the rounds, and that of its ratio to nginx in the same round, where that ran.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Figure {
+    pub(super) value: f64,
+    pub(super) ci: Option<[f64; 2]>,
+    pub(super) ratio: Option<f64>,
+    pub(super) ratio_ci: Option<[f64; 2]>,
+}
+
+/// What serving files of a size costs a server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct HttpRow {
+    pub(super) server: String,
+    pub(super) size: u64,
+    pub(super) connections: u32,
+    pub(super) requests_per_s: Figure,
+    pub(super) gb_per_s: Figure,
+    pub(super) server_cpu_s_per_gb: Figure,
+    /// Of the server and its client.
+    pub(super) total_cpu_s_per_gb: Figure,
+    pub(super) rounds: usize,
+}
+
+/// What many slow clients cost.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct CrowdRow {
+    pub(super) engine: String,
+    pub(super) connections: usize,
+    pub(super) size: u64,
+    pub(super) rate: u64,
+    /// Clients that got the whole file.
+    pub(super) complete: usize,
+    pub(super) wrong_bytes: u64,
+    pub(super) seconds: f64,
+    /// What the server had more of in memory, at most, than before them; for each.
+    pub(super) resident_bytes_per_connection: f64,
+    /// The same when they were connected, and had not asked yet.
+    pub(super) resident_bytes_per_idle_connection: f64,
+    /// Of one processor, while they read.
+    pub(super) server_cpu_share: f64,
+}
+
 impl Saved {
     pub(super) fn new(
         rows: Rows,
@@ -161,6 +205,8 @@ impl Saved {
             Rows::Guard(_) => "guard",
             Rows::Latency(_) => "latency",
             Rows::Memory(_) => "memory",
+            Rows::Http(_) => "http",
+            Rows::Crowd(_) => "crowd",
         }
     }
 
@@ -196,6 +242,8 @@ impl Rows {
             Rows::Guard(rows) => rows.is_empty(),
             Rows::Latency(rows) => rows.is_empty(),
             Rows::Memory(rows) => rows.is_empty(),
+            Rows::Http(rows) => rows.is_empty(),
+            Rows::Crowd(rows) => rows.is_empty(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, TableComponent, presets};
 
-use super::result::{GuardRow, LatencyRow, MemoryRow, Row, Rows, Saved};
+use super::result::{CrowdRow, Figure, GuardRow, HttpRow, LatencyRow, MemoryRow, Row, Rows, Saved};
 use crate::{output, units};
 
 /// All of a result, for a terminal.
@@ -72,6 +72,17 @@ fn legend(rows: &Rows) -> Vec<&'static str> {
         Rows::Memory(_) => vec![
             "Bytes of anonymous memory that the process grew by (Anonymous in /proc/self/smaps_rollup), \
              divided by how many there were. The kernel's own memory is not in it.",
+        ],
+        Rows::Http(_) => vec![
+            "Medians, with half the width of their 95 % confidence intervals. CPU is in seconds a GB \
+             (10^9 bytes), that of the server and that of server and client together; \"x\" is the \
+             ratio to nginx in the same round. Over loopback what the receiving end's TCP does is \
+             counted where it was done, mostly with the server.",
+        ],
+        Rows::Crowd(_) => vec![
+            "All clients were connected at once, and each read one file at a steady rate. Memory is \
+             what the server's resident memory grew by at most, divided by the clients: when none had \
+             asked yet, and while all read. CPU is the server's share of one processor meanwhile.",
         ],
     }
 }
@@ -153,6 +164,36 @@ pub(super) fn rows(rows: &Rows) -> Table {
             rows.iter().map(latency),
         ),
         Rows::Memory(rows) => table(&["what", "bytes", "number"], numbers, rows.iter().map(memory)),
+        Rows::Http(rows) => table(
+            &[
+                "file",
+                "server",
+                "requests/s",
+                "x",
+                "GB/s",
+                "server CPU",
+                "x",
+                "total CPU",
+                "x",
+                "rounds",
+            ],
+            numbers,
+            rows.iter().map(http),
+        ),
+        Rows::Crowd(rows) => table(
+            &[
+                "engine",
+                "clients",
+                "complete",
+                "wrong bytes",
+                "seconds",
+                "idle memory",
+                "memory",
+                "server CPU",
+            ],
+            numbers,
+            rows.iter().map(crowd),
+        ),
     }
 }
 
@@ -161,7 +202,8 @@ pub(super) fn text_columns(rows: &Rows) -> usize {
     match rows {
         Rows::Engines(_) => 6,
         Rows::Latency(_) => 5,
-        Rows::Guard(_) | Rows::Memory(_) => 1,
+        Rows::Http(_) => 2,
+        Rows::Guard(_) | Rows::Memory(_) | Rows::Crowd(_) => 1,
     }
 }
 
@@ -245,4 +287,37 @@ fn latency(row: &LatencyRow) -> Vec<Cell> {
 
 fn memory(row: &MemoryRow) -> Vec<Cell> {
     vec![Cell::new(&row.what), Cell::new(format!("{:.0}", row.bytes)), Cell::new(row.number)]
+}
+
+fn http(row: &HttpRow) -> Vec<Cell> {
+    let value = |f: &Figure, digits| Cell::new(figure(f.value, f.ci, digits));
+    let ratio =
+        |f: &Figure| Cell::new(f.ratio.map_or(String::new(), |ratio| figure(ratio, f.ratio_ci, 2)));
+    vec![
+        Cell::new(units::bytes(row.size)),
+        Cell::new(&row.server),
+        value(&row.requests_per_s, 0),
+        ratio(&row.requests_per_s),
+        value(&row.gb_per_s, 2),
+        value(&row.server_cpu_s_per_gb, 3),
+        ratio(&row.server_cpu_s_per_gb),
+        value(&row.total_cpu_s_per_gb, 3),
+        ratio(&row.total_cpu_s_per_gb),
+        Cell::new(row.rounds),
+    ]
+}
+
+fn crowd(row: &CrowdRow) -> Vec<Cell> {
+    let memory = |bytes: f64| Cell::new(format!("{:.1} KiB", bytes / 1024.0));
+    let complete = format!("{}", row.complete);
+    vec![
+        Cell::new(&row.engine),
+        Cell::new(row.connections),
+        verdict(row.complete == row.connections, &complete, &complete),
+        verdict(row.wrong_bytes == 0, "0", &row.wrong_bytes.to_string()),
+        Cell::new(format!("{:.1}", row.seconds)),
+        memory(row.resident_bytes_per_idle_connection),
+        memory(row.resident_bytes_per_connection),
+        Cell::new(format!("{:.0} %", row.server_cpu_share * 100.0)),
+    ]
 }

@@ -1,0 +1,116 @@
+//! wrk, the client.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+use tempfile::NamedTempFile;
+
+use super::server::Server;
+use super::spawn;
+
+/// What it says of itself in the end, as JSON.
+const SCRIPT: &str = r#"
+done = function(summary, latency, requests)
+    local e = summary.errors
+    io.write(string.format('\nRESULT {"requests":%.0f,"bytes":%.0f,"micros":%.0f,"errors":%.0f}\n',
+        summary.requests, summary.bytes, summary.duration,
+        e.connect + e.read + e.write + e.status + e.timeout))
+end
+"#;
+
+/// Seconds of a turn.
+const TURN: u32 = 1;
+
+#[derive(Debug)]
+pub(super) struct Wrk {
+    script: NamedTempFile,
+    cpu: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Summary {
+    requests: u64,
+    bytes: u64,
+    micros: u64,
+    errors: u64,
+}
+
+/// What one turn of a server was.
+#[derive(Debug)]
+pub(super) struct Sample {
+    summary: Summary,
+    /// Seconds of CPU.
+    server: f64,
+    client: f64,
+}
+
+impl Wrk {
+    pub(super) fn find(cpu: Option<usize>) -> anyhow::Result<Self> {
+        // It fails, and is there.
+        Command::new("wrk").arg("--version").output().context(
+            "wrk, which makes the requests, does not start (Debian: apt-get install wrk)",
+        )?;
+        let mut script = NamedTempFile::new().context("cannot make a file for wrk")?;
+        script.write_all(SCRIPT.as_bytes())?;
+        Ok(Wrk { script, cpu })
+    }
+
+    pub(super) fn run(
+        &self,
+        server: &Server,
+        size: u64,
+        connections: u32,
+    ) -> anyhow::Result<Sample> {
+        let mut command = Command::new("wrk");
+        command.args(["-t1", "-c", &connections.to_string(), "-d", &format!("{TURN}s")]);
+        command.args(["--timeout", "60s", "-s"]).arg(self.script.path());
+        command.arg(format!("http://{}/{size}", server.address)).stdout(Stdio::piped());
+        let before = (server.cpu()?, of_children()?);
+        let output = spawn(&mut command, self.cpu)?.wait_with_output().context("wrk")?;
+        let (server, client) = (server.cpu()? - before.0, of_children()? - before.1);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = text.lines().find_map(|line| line.strip_prefix("RESULT "));
+        let line = line.with_context(|| format!("wrk failed: {text}"))?;
+        let summary: Summary = serde_json::from_str(line)?;
+        ensure!(summary.errors == 0, "{} of wrk's requests failed", summary.errors);
+        ensure!(summary.bytes > 0, "wrk received nothing");
+        Ok(Sample { summary, server, client })
+    }
+}
+
+/// Seconds of CPU of the children that have ended.
+#[expect(clippy::cast_precision_loss, reason = "ticks of a run")]
+fn of_children() -> anyhow::Result<f64> {
+    let stat = procfs::process::Process::myself()?.stat()?;
+    Ok((stat.cutime + stat.cstime) as f64 / procfs::ticks_per_second() as f64)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a turn is short")]
+impl Sample {
+    fn seconds(&self) -> f64 {
+        self.summary.micros as f64 / 1e6
+    }
+
+    fn gb(&self) -> f64 {
+        self.summary.bytes as f64 / 1e9
+    }
+
+    pub(super) fn requests_per_s(&self) -> f64 {
+        self.summary.requests as f64 / self.seconds()
+    }
+
+    pub(super) fn gb_per_s(&self) -> f64 {
+        self.gb() / self.seconds()
+    }
+
+    /// Seconds a GB.
+    pub(super) fn server_cpu(&self) -> f64 {
+        self.server / self.gb()
+    }
+
+    pub(super) fn total_cpu(&self) -> f64 {
+        (self.server + self.client) / self.gb()
+    }
+}
