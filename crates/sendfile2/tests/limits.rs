@@ -271,5 +271,6 @@ fn async_senders_that_share_a_small_limit_all_arrive() {
         let all = tokio::time::timeout(std::time::Duration::from_secs(60), tasks.join_all());
         all.await.expect("a sender waits for ever")
     });
-    assert!(released.iter().all(|released| *released > 0), "{released:?}");
+    // Who finds the limit used up by others copies.
+    assert!(released.iter().sum::<u64>() > 0, "nothing was sent without a copy");
 }
