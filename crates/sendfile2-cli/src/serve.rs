@@ -87,6 +87,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        args.engine != Engine::Uring,
+        "a server's connections do not send by uring: give --engine auto, copy or zerocopy"
+    );
     allow_descriptors();
     let dir = if args.follow_links_out { ServeDir::follow_links_out } else { ServeDir::new };
     let dir = dir(&args.dir).with_context(|| format!("cannot open {}", args.dir.display()))?;

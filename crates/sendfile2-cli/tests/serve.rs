@@ -371,6 +371,7 @@ fn more_connections_than_allowed_wait() {
 fn a_wrong_command_line_is_told() {
     for (args, word) in [
         (&["/nonexistent"][..], "cannot open /nonexistent"),
+        (&["/tmp", "--engine", "uring"], "auto, copy or zerocopy"),
         (&["/tmp", "--listen", "localhost:1:2"], "brackets"),
         (&["/tmp", "--tls-cert", "x"], "--tls-key"),
         (&["/tmp", "--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "no certificate"),

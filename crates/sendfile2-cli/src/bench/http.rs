@@ -48,10 +48,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4K,64K,1M,64M",
           value_parser = size)]
     size: Vec<u64>,
-    /// Connections at a time, each with one request after the other
-    #[arg(long, value_name = "NUMBER", default_value_t = 32,
-          value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    connections: u32,
+    /// Connections at a time, each with one request after the other [default: 32, and 4 for files of
+    /// 16M and more]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    connections: Option<u32>,
     /// How sendfile2 sends: auto, copy or zerocopy
     #[arg(long, default_value_t)]
     engine: Engine,
@@ -90,10 +90,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             check(server, files.path(), size).with_context(|| server.which.to_string())?;
         }
         let limits = limits.share(args.size.len() - done);
-        let measured = measure(&wrk, &servers, args.connections, size, &limits, || {
+        let connections = args.connections.unwrap_or(if size < 16 << 20 { 32 } else { 4 });
+        let measured = measure(&wrk, &servers, connections, size, &limits, || {
             progress.set_position(progress.elapsed().as_secs());
         });
-        rows.extend(row(&measured?, args.connections, size));
+        rows.extend(row(&measured?, connections, size));
     }
     drop(servers);
     progress.finish_and_clear();

@@ -167,6 +167,7 @@ pub(super) fn rows(rows: &Rows) -> Table {
         Rows::Http(rows) => table(
             &[
                 "file",
+                "clients",
                 "server",
                 "requests/s",
                 "x",
@@ -202,7 +203,7 @@ pub(super) fn text_columns(rows: &Rows) -> usize {
     match rows {
         Rows::Engines(_) => 6,
         Rows::Latency(_) => 5,
-        Rows::Http(_) => 2,
+        Rows::Http(_) => 3,
         Rows::Guard(_) | Rows::Memory(_) | Rows::Crowd(_) => 1,
     }
 }
@@ -295,6 +296,7 @@ fn http(row: &HttpRow) -> Vec<Cell> {
         |f: &Figure| Cell::new(f.ratio.map_or(String::new(), |ratio| figure(ratio, f.ratio_ci, 2)));
     vec![
         Cell::new(units::bytes(row.size)),
+        Cell::new(row.connections),
         Cell::new(&row.server),
         value(&row.requests_per_s, 0),
         ratio(&row.requests_per_s),
