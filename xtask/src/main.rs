@@ -1,6 +1,7 @@
 //! Chores that cargo has no command for.
 #![forbid(unsafe_code)]
 
+mod guest;
 mod header;
 mod install;
 
@@ -15,12 +16,14 @@ use clap::Parser;
 enum Chore {
     Install(install::Args),
     Header(header::Args),
+    Guest(guest::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Chore::parse() {
         Chore::Install(args) => install::run(&args),
         Chore::Header(args) => header::run(&args),
+        Chore::Guest(args) => guest::run(&args),
     }
 }
 

@@ -1,0 +1,78 @@
+//! `cargo xtask guest`: kernels in emulated machines, where zero copy is true.
+//!
+//! On loopback, and between namespaces of one machine, the kernel always makes a private copy, so
+//! that a wrong implementation looks right there. In a guest a network device sends from the pages
+//! of the file itself.
+
+mod cache;
+mod cargo;
+mod console;
+mod initramfs;
+mod nic;
+mod qemu;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+/// Run tests in guests: other kernels, and a network device that makes zero copy true
+///
+/// Guests are emulated in software, and need neither rights nor a network. Kernels are Debian's
+/// packages, which apt downloads; they are kept in $XDG_CACHE_HOME/sendfile2 (~/.cache/sendfile2).
+/// docs/guests.md says what each guest proves, and how long it takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    guest: Guest,
+}
+
+#[derive(Debug, Subcommand)]
+enum Guest {
+    Nic(nic::Args),
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    // Before hours of building, not after.
+    qemu::program()?;
+    match &args.guest {
+        Guest::Nic(args) => nic::run(args),
+    }
+}
+
+/// Debian's stock kernel.
+#[derive(Debug)]
+struct Stock {
+    image: PathBuf,
+    modules: initramfs::Modules,
+}
+
+impl Stock {
+    fn new() -> anyhow::Result<Self> {
+        let package = cache::newest("linux-image-6.12", "-cloud-amd64")?;
+        println!("kernel: {} {}", package.name, package.version);
+        let release = package.name.trim_start_matches("linux-image-");
+        let image = package.root.join(format!("boot/vmlinuz-{release}"));
+        Ok(Stock { image, modules: initramfs::Modules::new(&package.root, release)? })
+    }
+}
+
+/// The two devices on the hub: eth0 here, with 10.8.0.1 and fd08::1; eth1 with 10.8.0.2 and
+/// fd08::2 in the namespace `peer`.
+const NETWORK: &str = "
+ip link set lo up
+ip netns add peer
+ip link set eth1 netns peer
+ip addr add 10.8.0.1/24 dev eth0
+ip addr add fd08::1/64 dev eth0 nodad
+ip link set eth0 up
+ip -n peer link set lo up
+ip -n peer addr add 10.8.0.2/24 dev eth1
+ip -n peer addr add fd08::2/64 dev eth1 nodad
+ip -n peer link set eth1 up
+";
+
+/// Builds the init of guests, and an initramfs with it.
+fn initramfs() -> anyhow::Result<initramfs::Initramfs> {
+    let built = cargo::programs(&["build", "--package", "sendfile2-guest"])?;
+    initramfs::Initramfs::new(&cargo::program(&built, "guest-init")?.path)
+}

@@ -1,0 +1,92 @@
+//! A guest in QEMU, emulated in software.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::console::{self, Outcome};
+use super::initramfs::find;
+
+/// A machine, and what it boots.
+#[derive(Debug)]
+pub(super) struct Machine<'a> {
+    /// What its lines are marked with.
+    pub(super) label: &'a str,
+    pub(super) kernel: &'a Path,
+    pub(super) initramfs: &'a Path,
+    pub(super) mebibytes: u32,
+    pub(super) processors: u32,
+    pub(super) network: Network,
+    /// The same instructions in every run: one processor, and time is counted in instructions.
+    pub(super) deterministic: bool,
+    /// More of the kernel's command line.
+    pub(super) append: &'a str,
+    /// After this it is killed, and has failed.
+    pub(super) patience: Duration,
+}
+
+/// Two network devices, eth0 and eth1, joined by a hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Network {
+    /// Debian's stock kernel knows it. It sends from the very pages, and cuts large packets itself.
+    Vmxnet3,
+    /// The same, for kernels that have its driver.
+    #[allow(dead_code, reason = "for own kernels")]
+    E1000e,
+}
+
+impl Network {
+    fn device(self) -> &'static str {
+        match self {
+            Network::Vmxnet3 => "vmxnet3",
+            Network::E1000e => "e1000e",
+        }
+    }
+}
+
+/// How to install QEMU.
+const INSTALL: &str = "qemu-system-x86_64 is missing: \
+                       apt-get install --no-install-recommends qemu-system-x86";
+
+pub(super) fn program() -> anyhow::Result<PathBuf> {
+    find("qemu-system-x86_64").context(INSTALL)
+}
+
+impl Machine<'_> {
+    /// Runs it to its end.
+    pub(super) fn run(&self) -> anyhow::Result<Outcome> {
+        let mut command = self.command()?;
+        console::follow(&mut command, self.label, self.patience)
+    }
+
+    fn command(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(program()?);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args(["-machine", "q35", "-m", &format!("{}M", self.mebibytes)]);
+        command.args(["-smp", &self.processors.to_string()]);
+        command.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+        let device = self.network.device();
+        for (id, address) in [("a", "52:54:00:00:00:01"), ("b", "52:54:00:00:00:02")] {
+            command.args(["-netdev", &format!("hubport,id={id},hubid=0")]);
+            command.args(["-device", &format!("{device},netdev={id},mac={address}")]);
+        }
+        let mut append = "console=ttyS0 panic=-1 oops=panic printk.devkmsg=on log_buf_len=4M \
+                          net.ifnames=0 nowatchdog rcupdate.rcu_cpu_stall_suppress=1"
+            .to_owned();
+        if self.deterministic {
+            command.args(["-accel", "tcg,thread=single", "-cpu", "qemu64", "-seed", "1"]);
+            command.args(["-icount", "shift=0,sleep=off,align=off"]);
+            command.args(["-rtc", "base=2024-01-01T00:00:00,clock=vm"]);
+            append += " nokaslr norandmaps";
+        } else {
+            command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
+        }
+        append += " ";
+        append += self.append;
+        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
+        command.args(["-append", &append]);
+        Ok(command)
+    }
+}
