@@ -248,7 +248,7 @@ fn an_empty_range_sends_nothing_and_is_released() {
 
 #[test]
 fn auto_says_what_it_took_and_why() {
-    let (tx, _rx) = common::tcp();
+    let (tx, _rx) = common::tcp_on_this_host();
     let mut sender = sender(tx, Engine::Auto);
     let file = file(3, 65536);
     let sent = sender.send_file(&source(&file), 0..65536, false, deadline()).unwrap();

@@ -20,7 +20,7 @@ const PIECE: u64 = 64 << 10;
 /// receives. Without it, the tests below prove nothing.
 #[test]
 fn control_plain_sendfile_sends_what_is_written_later() {
-    let (tx, mut rx) = common::tcp();
+    let (tx, mut rx) = common::tcp_on_this_host();
     let file = file(1, PIECE);
     let mut offset = 0;
     let sent = rustix::fs::sendfile(&tx, &file, Some(&mut offset), PIECE as usize).unwrap();
@@ -33,7 +33,7 @@ fn control_plain_sendfile_sends_what_is_written_later() {
 /// A second control: an acknowledgement by a peer on this host frees nothing either.
 #[test]
 fn control_acknowledged_is_not_released() {
-    let (tx, mut rx) = common::tcp();
+    let (tx, mut rx) = common::tcp_on_this_host();
     let file = file(1, PIECE);
     let mut sender = sender(tx, Engine::Copy);
     let mut offset = 0;

@@ -332,6 +332,7 @@ mod tests {
     fn the_archive_has_what_was_put_into_it() {
         let mut initramfs = Initramfs::default();
         initramfs.text("/a/b/file", "content", 0o600);
+        initramfs.directory("/dev", 0o755);
         initramfs.entries.insert("/dev/null".into(), Entry::Device(1, 3));
         let file = tempfile::NamedTempFile::new().unwrap();
         initramfs.write(file.path()).unwrap();

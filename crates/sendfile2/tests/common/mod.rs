@@ -57,8 +57,42 @@ pub fn source(file: &File) -> Source {
     Source::new(file.try_clone().unwrap()).unwrap()
 }
 
-/// A connected TCP pair on loopback: the sending end, the receiving end.
+/// Where `cargo xtask guest nic` lets the peers be: behind a network device that sends from the
+/// file's pages, where zero copy is true. Written as ADDRESS@NAMESPACE.
+pub fn peer() -> Option<(String, String)> {
+    // Those that play a role are in places of their own.
+    let peer = std::env::var("SENDFILE2_TEST_PEER").ok().filter(|_| role().is_none())?;
+    let (address, namespace) = peer.split_once('@').unwrap();
+    Some((address.to_owned(), namespace.to_owned()))
+}
+
+fn listen(receive_buffer: Option<usize>) -> TcpListener {
+    let listener = match peer() {
+        None => TcpListener::bind("127.0.0.1:0").unwrap(),
+        // A socket stays in the namespace of the thread that made it.
+        Some((address, namespace)) => std::thread::spawn(move || {
+            use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+            let namespace = File::open(namespace).unwrap();
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+            TcpListener::bind((address, 0)).unwrap()
+        })
+        .join()
+        .unwrap(),
+    };
+    if let Some(bytes) = receive_buffer {
+        rustix::net::sockopt::set_socket_recv_buffer_size(listener.as_fd(), bytes).unwrap();
+    }
+    listener
+}
+
+/// A connected TCP pair, on loopback or over the device: the sending end, the receiving end.
 pub fn tcp() -> (TcpStream, TcpStream) {
+    pair(&listen(None))
+}
+
+/// The same, on loopback in any case.
+pub fn tcp_on_this_host() -> (TcpStream, TcpStream) {
     pair(&TcpListener::bind("127.0.0.1:0").unwrap())
 }
 
@@ -94,9 +128,7 @@ pub const SMALL_WINDOW: usize = 128 << 10;
 
 /// A pair whose receiving end takes in little until it is read.
 pub fn tcp_small_window() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    rustix::net::sockopt::set_socket_recv_buffer_size(listener.as_fd(), SMALL_WINDOW).unwrap();
-    pair(&listener)
+    pair(&listen(Some(SMALL_WINDOW)))
 }
 
 pub fn sender(socket: TcpStream, engine: Engine) -> Sender {

@@ -1,0 +1,243 @@
+//! Over a network device that sends from the pages of the file itself, late: where zero copy is
+//! true. `cargo xtask guest nic` makes such a place.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod common;
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::ops::Range;
+
+use common::{assert_same, deadline, file, overwrite, pattern, read, source, wrong};
+use sendfile2::uring::Driver;
+use sendfile2::{Counters, Engine, InFlight, Sender, Sent, Source, Status};
+
+const PIECE: u64 = 256 << 10;
+
+/// Whether this is such a place; if not, says so as the reason for a skip.
+fn here() -> bool {
+    let here = common::peer().is_some();
+    if !here {
+        println!("SKIP: no network device that zero copy is true on: cargo xtask guest nic");
+    }
+    here
+}
+
+/// The engines that send from the file's pages.
+fn engines() -> Vec<Engine> {
+    let uring = common::has_uring().then_some(Engine::Uring);
+    [Some(Engine::Zerocopy), uring].into_iter().flatten().collect()
+}
+
+/// A connection of any engine.
+enum Connection {
+    Sender(Sender),
+    Ring(Driver, sendfile2::uring::Socket),
+}
+
+/// A send by it.
+enum Ticket {
+    Sender(sendfile2::Ticket),
+    Ring(sendfile2::uring::Ticket),
+}
+
+impl Connection {
+    fn new(socket: TcpStream, engine: Engine) -> Self {
+        if engine != Engine::Uring {
+            return Connection::Sender(common::sender(socket, engine));
+        }
+        let driver = Driver::new().unwrap();
+        let socket = driver.add(socket).unwrap();
+        Connection::Ring(driver, socket)
+    }
+
+    /// Sends what the socket takes now; returns how much that was.
+    fn send(&mut self, source: &Source, range: Range<u64>) -> (u64, Vec<Ticket>) {
+        let (mut sent, mut tickets) = (0, Vec::new());
+        match self {
+            Connection::Sender(sender) => {
+                while range.start + sent < range.end {
+                    let rest = range.start + sent..range.end;
+                    match sender.try_send_file(source, rest, false).unwrap() {
+                        Sent::Accepted { bytes, ticket } => {
+                            sent += bytes as u64;
+                            tickets.push(Ticket::Sender(ticket));
+                        }
+                        Sent::WouldBlock | Sent::Limit(_) => break,
+                    }
+                }
+            }
+            Connection::Ring(driver, socket) => {
+                let ticket = socket.send_file(source, range, false).unwrap();
+                driver.submit().unwrap();
+                driver.reap().unwrap();
+                sent = ticket.bytes();
+                tickets.push(Ticket::Ring(ticket));
+            }
+        }
+        (sent, tickets)
+    }
+
+    fn counters(&self) -> Counters {
+        match self {
+            Connection::Sender(sender) => sender.counters(),
+            Connection::Ring(_, socket) => socket.counters(),
+        }
+    }
+
+    fn wait_all(&self) {
+        match self {
+            Connection::Sender(sender) => sender.wait_all(deadline()).unwrap(),
+            Connection::Ring(_, socket) => socket.wait_all(deadline()).unwrap(),
+        }
+    }
+
+    /// Ends the stream when all is sent, and waits until all is released.
+    fn close(self) {
+        match self {
+            // A peer that reset the connection has released all without it.
+            Connection::Sender(sender) => drop(sender.close(deadline())),
+            Connection::Ring(_driver, socket) => drop(socket.close(deadline())),
+        }
+    }
+
+    fn in_flight(&self) -> InFlight {
+        match self {
+            Connection::Sender(sender) => sender.in_flight(),
+            Connection::Ring(_, socket) => socket.in_flight(),
+        }
+    }
+}
+
+impl Ticket {
+    fn wait_released(&self) {
+        match self {
+            Ticket::Sender(ticket) => ticket.wait_released(deadline()).unwrap(),
+            Ticket::Ring(ticket) => ticket.wait_released(deadline()).unwrap(),
+        };
+        let status = match self {
+            Ticket::Sender(ticket) => ticket.status(),
+            Ticket::Ring(ticket) => ticket.status(),
+        };
+        assert!(matches!(status, Status::Released { .. }), "{status:?}");
+    }
+}
+
+/// The control of the place: what plain sendfile(2) sends is read when the file is overwritten.
+#[test]
+fn control_the_device_reads_late() {
+    if !here() {
+        return;
+    }
+    let (tx, mut rx) = common::tcp();
+    let file = file(1, PIECE);
+    let sent = rustix::fs::sendfile(&tx, &file, Some(&mut 0), PIECE as usize).unwrap();
+    overwrite(&file, &pattern(!1, 0..PIECE));
+    let got = read(&mut rx, sent);
+    let wrong = wrong(&got, &pattern(1, 0..sent as u64));
+    println!("sendfile(2), overwritten at return: {wrong} of {sent} bytes wrong");
+    assert!(wrong > 0, "sendfile(2) looks safe here: is there a delay?");
+}
+
+/// Each engine must be seen to fail when it is not waited for; else its success proves nothing.
+#[test]
+fn control_overwriting_before_the_release_is_seen() {
+    if !here() {
+        return;
+    }
+    for engine in engines() {
+        let (tx, mut rx) = common::tcp();
+        let file = file(1, PIECE);
+        let mut connection = Connection::new(tx, engine);
+        let (sent, _tickets) = connection.send(&source(&file), 0..PIECE);
+        overwrite(&file, &pattern(!1, 0..PIECE));
+        let got = read(&mut rx, sent as usize);
+        let wrong = wrong(&got, &pattern(1, 0..sent));
+        println!("{engine}, overwritten before its release: {wrong} of {sent} bytes wrong");
+        assert!(wrong > 0, "{engine}: overwriting early looks safe here");
+    }
+}
+
+#[test]
+fn overwriting_at_the_release_changes_nothing_and_nothing_is_copied() {
+    if !here() {
+        return;
+    }
+    for engine in engines() {
+        let (tx, mut rx) = common::tcp();
+        let mut connection = Connection::new(tx, engine);
+        let (mut bytes, mut bad) = (0, 0);
+        for generation in 0..50 {
+            let file = file(generation, PIECE);
+            let mut at = 0;
+            while at < PIECE {
+                let (sent, tickets) = connection.send(&source(&file), at..PIECE);
+                for ticket in tickets {
+                    ticket.wait_released();
+                }
+                at += sent;
+            }
+            overwrite(&file, &pattern(!generation, 0..PIECE));
+            let got = read(&mut rx, PIECE as usize);
+            bad += wrong(&got, &pattern(generation, 0..PIECE));
+            bytes += PIECE;
+        }
+        let counters = connection.counters();
+        println!(
+            "{engine}, overwritten at its release: {bad} of {bytes} bytes wrong, {} of {} \
+             notifications COPIED",
+            counters.copied, counters.released
+        );
+        assert_eq!(bad, 0, "{engine}");
+        assert!(counters.released >= 50, "{engine}: {counters:?}");
+        assert!(counters.copied * 20 <= counters.released, "{engine}: copied: {counters:?}");
+    }
+}
+
+/// Half of the peers go away while the queue is full of the file's pages: everything is released
+/// in the end, and the other half gets what it should.
+#[test]
+fn a_reset_with_data_in_flight_releases_all_and_harms_no_other() {
+    const LEN: u64 = 4 << 20;
+    if !here() {
+        return;
+    }
+    for engine in engines() {
+        let file = file(1, LEN);
+        let source = source(&file);
+        let mut all = Vec::new();
+        for i in 0..8 {
+            let (tx, mut rx) = common::tcp_small_window();
+            let mut connection = Connection::new(tx, engine);
+            connection.send(&source, 0..LEN);
+            assert!(connection.in_flight().sends > 0, "{engine}: nothing is in flight");
+            let resets = i % 2 == 1;
+            let reader = std::thread::spawn(move || {
+                let mut got = read(&mut rx, 20_000);
+                if resets {
+                    common::reset(rx);
+                } else {
+                    rx.read_to_end(&mut got).unwrap();
+                }
+                got
+            });
+            all.push((connection, resets, reader));
+        }
+        // What is left in flight is told by the counters when all have ended.
+        let mut ends = Vec::new();
+        for (connection, resets, reader) in all {
+            if resets {
+                connection.wait_all();
+                assert_eq!(connection.in_flight(), InFlight::default(), "{engine}");
+            }
+            ends.push((connection, reader));
+        }
+        for (connection, reader) in ends {
+            connection.close();
+            let got = reader.join().unwrap();
+            assert_same(&got, &pattern(1, 0..got.len() as u64));
+        }
+        sendfile2::reaper::drain(deadline()).unwrap();
+        println!("{engine}: 4 of 8 peers reset with data in flight, all released");
+    }
+}
