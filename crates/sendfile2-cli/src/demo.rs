@@ -11,6 +11,7 @@ use anyhow::Context;
 use clap::ValueHint;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::netns::Place;
 use crate::scratch::Scratch;
 use crate::{output, units};
 use report::Report;
@@ -32,11 +33,15 @@ Examples:
   sendfile2 demo                    8 MiB, in about a second
   sendfile2 demo --size 1G          more, in about a minute
   sendfile2 demo --dir /srv/data    on another filesystem
+  sendfile2 demo --peer-netns /run/netns/peer --connect 10.0.0.1
+                                    over what leads to a namespace of yours
   sendfile2 demo --json | jq '.rows[] | {way, wrong_bytes}'")]
 pub(crate) struct Args {
     /// How much to send each way: bytes, or with K, M or G (4K to 16G)
     #[arg(long, default_value = "8M", value_parser = size)]
     size: u64,
+    #[command(flatten)]
+    place: Place,
     /// Where to put the file, which is gone afterwards [default: a disk, the current directory
     /// first]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -61,15 +66,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let progress = ProgressBar::new(Way::all().count() as u64 * args.size).with_style(
         ProgressStyle::with_template("{bar:40} {binary_bytes}/{binary_total_bytes}  {msg}")?,
     );
+    let place = args.place.namespace().context("demo")?;
     let mut outcomes = Vec::new();
     for way in Way::all() {
         progress.set_message(way.to_string());
-        let outcome = way.measure(&mut file, &progress).with_context(|| format!("demo: {way}"))?;
+        let outcome = way
+            .measure(&mut file, place.as_ref(), &progress)
+            .with_context(|| format!("demo: {way}"))?;
         outcomes.push((way, outcome));
         progress.set_position(outcomes.len() as u64 * args.size);
     }
     progress.finish_and_clear();
-    let report = Report::new(outcomes, &file);
+    let report = Report::new(outcomes, &file, place.is_some());
     if args.json {
         output::print(&format!("{}\n", serde_json::to_string(&report)?))?;
     } else {

@@ -3,12 +3,15 @@
 //! Namespaces are made with unshare(1) and ip(8), in a user namespace where the user is not root,
 //! and end with the processes that hold them, which end with this one.
 
+use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
+use clap::CommandFactory;
+use clap::error::ErrorKind;
 
 /// What `--peer-netns` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +38,51 @@ impl FromStr for Peer {
             Err("give \"new\", the number of a process, or a path such as /run/netns/peer".into())
         }
     }
+}
+
+/// Where the receiving side is, if it is not on loopback.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Place {
+    /// Put the receiving side into another network namespace: "new", the number of a process in it,
+    /// or a path
+    #[arg(long, value_name = "NETNS")]
+    peer_netns: Option<Peer>,
+    /// The address at which the sending side is reached from a namespace that exists
+    #[arg(long, value_name = "ADDRESS", requires = "peer_netns")]
+    connect: Option<IpAddr>,
+}
+
+impl Place {
+    /// The places that were asked for, if any were.
+    pub(crate) fn net(&self) -> anyhow::Result<Option<Net>> {
+        let net = match (&self.peer_netns, self.connect) {
+            (None, _) => return Ok(None),
+            (Some(Peer::New), _) => Net::veth(),
+            (Some(peer), connect) => Net::existing(peer, connect.unwrap_or_else(|| missing())),
+        };
+        net.map(Some).context("--peer-netns")
+    }
+
+    /// A namespace that exists, for a thread of this process to enter, and the address of the
+    /// sending side as seen from there.
+    pub(crate) fn namespace(&self) -> anyhow::Result<Option<(File, IpAddr)>> {
+        let path = match &self.peer_netns {
+            None => return Ok(None),
+            Some(Peer::New) => bail!("--peer-netns: this needs a namespace that exists"),
+            Some(Peer::Process(pid)) => format!("/proc/{pid}/ns/net"),
+            Some(Peer::Path(path)) => path.clone(),
+        };
+        let connect = self.connect.unwrap_or_else(|| missing());
+        let file = File::open(&path).with_context(|| format!("--peer-netns: {path}"))?;
+        Ok(Some((file, connect)))
+    }
+}
+
+/// clap cannot say "unless it is new".
+fn missing() -> ! {
+    let message = "--peer-netns with a namespace that exists needs --connect ADDRESS: where the \
+                   sending side is, as seen from there";
+    crate::Cli::command().error(ErrorKind::MissingRequiredArgument, message).exit()
 }
 
 /// The places, and how to run a command in each.

@@ -14,7 +14,6 @@ mod wire;
 mod writer;
 
 use std::io::BufRead;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use anyhow::Context;
 use clap::ValueHint;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::netns::{Net, Peer};
+use crate::netns::{Net, Place};
 use crate::{output, scratch, units};
 use block::BLOCK;
 use fault::{Fault, Faults};
@@ -82,13 +81,8 @@ pub(crate) struct Args {
     /// and optmem
     #[arg(long, value_name = "LIST", default_value = "none")]
     faults: Faults,
-    /// Put the clients into another network namespace: "new", the number of a process in it, or a
-    /// path
-    #[arg(long, value_name = "NETNS")]
-    peer_netns: Option<Peer>,
-    /// The address at which the clients reach the server from a namespace that exists
-    #[arg(long, value_name = "ADDRESS", requires = "peer_netns")]
-    connect: Option<IpAddr>,
+    #[command(flatten)]
+    place: Place,
     /// Where to put the file, which is gone afterwards [default: a disk, the current directory
     /// first]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -128,22 +122,12 @@ impl Args {
 
     /// Where it takes place; for a fault that needs it, a namespace of its own.
     fn net(&self) -> anyhow::Result<Net> {
-        match (&self.peer_netns, self.connect) {
-            (Some(Peer::New), _) => Net::veth().context("torture: --peer-netns new"),
-            (Some(peer), Some(connect)) => {
-                Net::existing(peer, connect).context("torture: --peer-netns")
-            }
-            (Some(_), None) => {
-                // clap cannot say "unless it is new".
-                let message = "--peer-netns with a namespace that exists needs --connect ADDRESS: \
-                               where the server is, as seen from there";
-                let kind = clap::error::ErrorKind::MissingRequiredArgument;
-                <crate::Cli as clap::CommandFactory>::command().error(kind, message).exit()
-            }
-            (None, _) if self.faults.0.contains(&Fault::Optmem) => {
+        match self.place.net().context("torture")? {
+            Some(net) => Ok(net),
+            None if self.faults.0.contains(&Fault::Optmem) => {
                 Ok(Net::own_loopback().unwrap_or_else(|_| Net::loopback()))
             }
-            (None, _) => Ok(Net::loopback()),
+            None => Ok(Net::loopback()),
         }
     }
 }

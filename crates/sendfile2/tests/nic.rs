@@ -12,7 +12,8 @@ use common::{assert_same, deadline, file, overwrite, pattern, read, source, wron
 use sendfile2::uring::Driver;
 use sendfile2::{Counters, Engine, InFlight, Sender, Sent, Source, Status};
 
-const PIECE: u64 = 256 << 10;
+/// One packet, as the kernel hands it to the device: what happens to it is told by a call of its own.
+const PIECE: u64 = 64 << 10;
 
 /// Whether this is such a place; if not, says so as the reason for a skip.
 fn here() -> bool {
@@ -21,6 +22,11 @@ fn here() -> bool {
         println!("SKIP: no network device that zero copy is true on: cargo xtask guest nic");
     }
     here
+}
+
+/// Whether the queue in between loses or reorders.
+fn lossy() -> bool {
+    std::env::var_os("SENDFILE2_TEST_LOSSY").is_some()
 }
 
 /// The engines that send from the file's pages.
@@ -129,14 +135,27 @@ fn control_the_device_reads_late() {
     if !here() {
         return;
     }
-    let (tx, mut rx) = common::tcp();
-    let file = file(1, PIECE);
-    let sent = rustix::fs::sendfile(&tx, &file, Some(&mut 0), PIECE as usize).unwrap();
-    overwrite(&file, &pattern(!1, 0..PIECE));
-    let got = read(&mut rx, sent);
-    let wrong = wrong(&got, &pattern(1, 0..sent as u64));
-    println!("sendfile(2), overwritten at return: {wrong} of {sent} bytes wrong");
-    assert!(wrong > 0, "sendfile(2) looks safe here: is there a delay?");
+    let seen = seen("sendfile(2), overwritten at return", |tx, file| {
+        rustix::fs::sendfile(&tx, file, Some(&mut 0), PIECE as usize).unwrap()
+    });
+    assert!(seen, "sendfile(2) looks safe here: is there a delay?");
+}
+
+/// Whether the peer sees that a file is overwritten when this has sent it; a few times, since the
+/// writer may be late.
+fn seen(what: &str, send: impl Fn(TcpStream, &std::fs::File) -> usize) -> bool {
+    (0..10).any(|_| {
+        let (tx, mut rx) = common::tcp();
+        let (file, later) = (file(1, PIECE), pattern(!1, 0..PIECE));
+        let kept = tx.try_clone().unwrap();
+        let sent = send(tx, &file);
+        overwrite(&file, &later);
+        let got = read(&mut rx, sent);
+        drop(kept);
+        let wrong = wrong(&got, &pattern(1, 0..sent as u64));
+        println!("{what}: {wrong} of {sent} bytes wrong");
+        wrong > 0
+    })
 }
 
 /// Each engine must be seen to fail when it is not waited for; else its success proves nothing.
@@ -146,42 +165,47 @@ fn control_overwriting_before_the_release_is_seen() {
         return;
     }
     for engine in engines() {
-        let (tx, mut rx) = common::tcp();
-        let file = file(1, PIECE);
-        let mut connection = Connection::new(tx, engine);
-        let (sent, _tickets) = connection.send(&source(&file), 0..PIECE);
-        overwrite(&file, &pattern(!1, 0..PIECE));
-        let got = read(&mut rx, sent as usize);
-        let wrong = wrong(&got, &pattern(1, 0..sent));
-        println!("{engine}, overwritten before its release: {wrong} of {sent} bytes wrong");
-        assert!(wrong > 0, "{engine}: overwriting early looks safe here");
+        let seen = seen(&format!("{engine}, overwritten before its release"), |tx, file| {
+            let mut connection = Connection::new(tx, engine);
+            // What is in flight stays so: the reaper takes care of it.
+            connection.send(&source(file), 0..PIECE).0 as usize
+        });
+        assert!(seen, "{engine}: overwriting early looks safe here");
     }
 }
 
 #[test]
 fn overwriting_at_the_release_changes_nothing_and_nothing_is_copied() {
+    const GENERATIONS: u8 = 100;
     if !here() {
         return;
     }
     for engine in engines() {
         let (tx, mut rx) = common::tcp();
         let mut connection = Connection::new(tx, engine);
-        let (mut bytes, mut bad) = (0, 0);
-        for generation in 0..50 {
-            let file = file(generation, PIECE);
+        // It reads all the time, so that nothing waits for it.
+        let reader = std::thread::spawn(move || {
+            let mut wrong_bytes = 0;
+            for generation in 0..GENERATIONS {
+                let got = read(&mut rx, PIECE as usize);
+                wrong_bytes += wrong(&got, &pattern(generation, 0..PIECE));
+            }
+            wrong_bytes
+        });
+        for generation in 0..GENERATIONS {
+            let (file, later) = (file(generation, PIECE), pattern(!generation, 0..PIECE));
+            let source = source(&file);
             let mut at = 0;
             while at < PIECE {
-                let (sent, tickets) = connection.send(&source(&file), at..PIECE);
+                let (sent, tickets) = connection.send(&source, at..PIECE);
                 for ticket in tickets {
                     ticket.wait_released();
                 }
                 at += sent;
             }
-            overwrite(&file, &pattern(!generation, 0..PIECE));
-            let got = read(&mut rx, PIECE as usize);
-            bad += wrong(&got, &pattern(generation, 0..PIECE));
-            bytes += PIECE;
+            overwrite(&file, &later);
         }
+        let (bad, bytes) = (reader.join().unwrap(), PIECE * u64::from(GENERATIONS));
         let counters = connection.counters();
         println!(
             "{engine}, overwritten at its release: {bad} of {bytes} bytes wrong, {} of {} \
@@ -189,8 +213,11 @@ fn overwriting_at_the_release_changes_nothing_and_nothing_is_copied() {
             counters.copied, counters.released
         );
         assert_eq!(bad, 0, "{engine}");
-        assert!(counters.released >= 50, "{engine}: {counters:?}");
-        assert!(counters.copied * 20 <= counters.released, "{engine}: copied: {counters:?}");
+        assert!(counters.released >= u64::from(GENERATIONS), "{engine}: {counters:?}");
+        // A packet of which a part is acknowledged before the device has given it back is copied,
+        // and one that is sent again may be.
+        let most = if lossy() { 50 } else { 10 };
+        assert!(counters.copied * 100 <= counters.released * most, "{engine}: {counters:?}");
     }
 }
 

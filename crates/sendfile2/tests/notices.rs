@@ -80,7 +80,8 @@ fn the_applications_own_ids_are_split_off_and_handed_to_it() {
 
 #[test]
 fn ids_that_nobody_told_of_are_an_error_and_release_nothing() {
-    let (tx, mut rx) = common::tcp();
+    // There a notification is not late.
+    let (tx, mut rx) = common::tcp_on_this_host();
     let mut sender = sender(tx, Engine::Zerocopy);
     // Behind the sender's back.
     own_send(std::os::fd::AsFd::as_fd(&sender));
@@ -172,7 +173,8 @@ fn control_without_being_asked_the_kernel_tells_nothing() {
 #[test]
 fn timestamps_that_the_application_asked_for_reach_the_hook() {
     use nix::sys::socket::TimestampingFlag;
-    let (tx, _rx) = common::tcp();
+    // Not every driver stamps what it sends.
+    let (tx, _rx) = common::tcp_on_this_host();
     let theirs = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
         | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
     setsockopt(&tx, sockopt::Timestamping, &theirs).unwrap();

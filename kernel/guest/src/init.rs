@@ -73,6 +73,10 @@ fn start() -> anyhow::Result<(File, Plan)> {
     std::fs::create_dir_all(&home)?;
     chown(&home, Some(USER), Some(USER))?;
 
+    // As many descriptors as a usual machine allows.
+    let limit = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
+    setrlimit(Resource::Nofile, limit).context("RLIMIT_NOFILE")?;
+
     let plan = std::fs::read_to_string(PLAN).context(PLAN)?;
     let plan: Plan = serde_json::from_str(&plan).context(PLAN)?;
     for module in &plan.modules {

@@ -89,6 +89,21 @@ impl Step {
     }
 }
 
+/// What sending so costs: what `guest-count` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// The engine, or `sendfile`.
+    pub way: String,
+    /// Bytes a call.
+    pub size: u64,
+    /// How many calls were counted.
+    pub calls: u64,
+    /// What all of them took.
+    pub instructions: u64,
+    /// Bytes that the sending side's kernel copied, of all.
+    pub copied: u64,
+}
+
 /// What the guest tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {

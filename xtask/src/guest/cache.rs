@@ -73,6 +73,29 @@ pub(super) fn download(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Packages that belong together, unpacked into one directory of this name; `mend` is told where
+/// they are, and where they will be.
+pub(super) fn together(
+    name: &str,
+    packages: &[String],
+    mend: impl FnOnce(&Path, &Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
+    let debs: Vec<_> = packages.iter().map(|name| download(name)).collect::<Result<_, _>>()?;
+    let version = debs.iter().find_map(|deb| Deb::parse(deb.file_name()?.to_str()?));
+    let version = version.context("a package without a version")?.version;
+    let root = directory()?.join(format!("{name}-{version}"));
+    if !root.exists() {
+        make(&root, |new| {
+            for deb in &debs {
+                println!("unpacking {}", deb.display());
+                run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(new), DPKG)?;
+            }
+            mend(new, &root)
+        })?;
+    }
+    Ok(root)
+}
+
 /// A package that is unpacked.
 #[derive(Debug)]
 pub(super) struct Package {

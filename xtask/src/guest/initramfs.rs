@@ -11,10 +11,10 @@ use cpio::newc::{Builder, ModeFileType, trailer};
 use sendfile2_guest::{PLAN, Plan};
 
 /// What the tests and the steps use: found where it is, here as there.
-const TOOLS: [&str; 24] = [
+const TOOLS: [&str; 26] = [
     "sh", "ip", "tc", "unshare", "nsenter", "mount", "umount", "true", "cat", "echo", "ls",
     "sleep", "mkdir", "rm", "chmod", "touch", "stat", "sysctl", "env", "timeout", "truncate",
-    "dmesg", "prlimit", "test",
+    "dmesg", "prlimit", "test", "setpriv", "losetup",
 ];
 
 #[derive(Debug, Default)]

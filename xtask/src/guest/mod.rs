@@ -7,9 +7,11 @@
 mod cache;
 mod cargo;
 mod console;
+mod count;
 mod initramfs;
 mod nic;
 mod qemu;
+mod stock;
 
 use std::path::PathBuf;
 
@@ -29,6 +31,8 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Guest {
     Nic(nic::Args),
+    Stock(stock::Args),
+    Count(count::Args),
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -36,6 +40,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     qemu::program()?;
     match &args.guest {
         Guest::Nic(args) => nic::run(args),
+        Guest::Stock(args) => stock::run(args),
+        Guest::Count(args) => count::run(args),
     }
 }
 
@@ -44,15 +50,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 struct Stock {
     image: PathBuf,
     modules: initramfs::Modules,
+    release: String,
 }
 
 impl Stock {
     fn new() -> anyhow::Result<Self> {
-        let package = cache::newest("linux-image-6.12", "-cloud-amd64")?;
+        let package = cache::newest("linux-image-6.12.", "-cloud-amd64")?;
         println!("kernel: {} {}", package.name, package.version);
-        let release = package.name.trim_start_matches("linux-image-");
+        let release = package.name.trim_start_matches("linux-image-").to_owned();
         let image = package.root.join(format!("boot/vmlinuz-{release}"));
-        Ok(Stock { image, modules: initramfs::Modules::new(&package.root, release)? })
+        let modules = initramfs::Modules::new(&package.root, &release)?;
+        Ok(Stock { image, modules, release })
     }
 }
 

@@ -1,29 +1,84 @@
 //! `guest nic`: everything that sends, over a network device that sends from the file's pages.
 
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::{Context, bail, ensure};
 use sendfile2_guest::{Plan, Step};
+use serde_json::Value;
 
-use super::qemu::{Machine, Network};
+use super::cargo::{self, Program};
+use super::console::Outcome;
+use super::qemu::{Disk, Machine, Network};
 use super::{NETWORK, Stock};
 
-/// The library, the demo and the torture, over a network device, on Debian's stock kernel
+/// The library, the demo, the torture and a benchmark over a network device, on Debian's kernel
 ///
 /// Two network devices on a hub, the second one in a namespace of its own: notifications come
 /// late, and without COPIED. What is found here is the truth.
+///
+/// Exits 0 if no byte was wrong, nothing was copied or left in flight, and the controls were seen to
+/// go wrong; 1 if not.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    /// Less of everything, as every push is tried with
+    #[arg(long)]
+    short: bool,
+    /// Only the steps whose names contain this; the results are not judged
+    #[arg(long)]
+    only: Option<String>,
+}
 
-pub(super) fn run(_args: &Args) -> anyhow::Result<()> {
+/// Where the tests find the peer.
+const PEER: &str = "10.8.0.2@/run/netns/peer";
+
+/// The engines that send from the file's pages, and what sendfile2 calls the control.
+const ENGINES: [&str; 2] = ["zerocopy", "uring"];
+const CONTROL: &str = "sendfile";
+
+/// A packet of which a part is acknowledged before the device has given it back is copied by the
+/// kernel, which flags the whole call; more than this share of calls is no zero copy.
+const COPIED: f64 = 0.1;
+
+/// The tests that are about releases: what a short run has.
+const SHORT: [&str; 7] = ["death", "guard", "holds", "races", "release", "threads", "uring"];
+
+/// As large as those of loopback grow by themselves.
+const BUFFERS: &str =
+    "for which in wmem rmem; do echo 8388608 > /proc/sys/net/core/${which}_max; done";
+
+/// The device reads the pages when it is given a packet, so only a queue makes that late.
+const DELAY: &str = "delay 1ms limit 100000";
+
+/// What the tests of late and lost packets are run with.
+const QUEUES: [(&str, &str); 3] = [
+    ("delay", "delay 20ms limit 100000"),
+    ("loss", "delay 2ms 1ms loss 1% limit 100000"),
+    ("reorder", "delay 4ms reorder 20% 50% limit 100000"),
+];
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let stock = Stock::new()?;
+    let disk = Disk::new(1 << 30)?;
     let mut initramfs = super::initramfs()?;
     let modules =
-        initramfs.modules(&stock.modules, &["vmxnet3", "sch_netem", "sch_tbf", "veth"])?;
-    let steps = vec![
-        Step::setup("network", NETWORK),
-        Step::new("devices", ["ip", "address"]),
-        Step::new("who", ["/bin/sh", "-c", "cat /proc/self/status; prlimit"]).ordinary(),
-    ];
+        ["vmxnet3", "virtio_pci", "virtio_blk", "sch_netem", "sch_tbf", "veth", "overlay"];
+    let modules = initramfs.modules(&stock.modules, &[&modules[..], &["tls"]].concat())?;
+    let built = cargo::programs(&["build", "--release", "--package", "sendfile2-cli"])?;
+    initramfs.program(&cargo::program(&built, "sendfile2")?.path, "/usr/bin/sendfile2")?;
+    let tests: Vec<_> = cargo::programs(&["test", "--no-run", "--package", "sendfile2"])?
+        .into_iter()
+        // The seeds of the fuzz targets are not in the guest, and need no network.
+        .filter(|program| program.test && program.name != "fuzz_corpus")
+        .collect();
+    for test in &tests {
+        initramfs.program(&test.path, &format!("/tests/{}", test.name))?;
+    }
+    let scratch = scratch(&tests)?;
+    let mut steps = steps(args, &tests, &scratch);
+    if let Some(part) = &args.only {
+        steps.retain(|step| step.must || step.name.contains(part.as_str()));
+    }
     initramfs.plan(&Plan { modules, steps })?;
     let directory = tempfile::tempdir()?;
     let archive = directory.path().join("initramfs");
@@ -32,13 +87,158 @@ pub(super) fn run(_args: &Args) -> anyhow::Result<()> {
         label: "nic",
         kernel: &stock.image,
         initramfs: &archive,
-        mebibytes: 1024,
+        disk: Some(&disk),
+        mebibytes: 1536,
         processors: 2,
         network: Network::Vmxnet3,
         deterministic: false,
         append: "",
-        patience: Duration::from_secs(600),
+        patience: Duration::from_secs(if args.short { 1200 } else { 5400 }),
     }
     .run()?;
-    outcome.verdict()
+    if args.only.is_some() {
+        return outcome.verdict();
+    }
+    let told = tell(&outcome);
+    outcome.verdict()?;
+    told
+}
+
+/// Where the tests were compiled to put their files.
+fn scratch(tests: &[Program]) -> anyhow::Result<String> {
+    let first = tests.first().context("cargo built no tests")?;
+    // TARGET/debug/deps/TEST
+    let target = first.path.ancestors().nth(3).map(|target| target.join("tmp"));
+    target
+        .as_deref()
+        .and_then(Path::to_str)
+        .map(str::to_owned)
+        .context("a strange target directory")
+}
+
+fn steps(args: &Args, tests: &[Program], scratch: &str) -> Vec<Step> {
+    let mut steps = vec![
+        Step::setup("network", NETWORK),
+        Step::setup(
+            "disk",
+            format!(
+                "mkdir -p /work {scratch}\nmount -t ext4 /dev/vda /work\nchmod 1777 /work\n\
+                 mount --bind /work {scratch}"
+            ),
+        ),
+    ];
+    // Where nothing is said of the network, the place of a test is this host.
+    for test in tests.iter().filter(|_| !args.short) {
+        let program = format!("/tests/{}", test.name);
+        let step = Step::new(format!("{}, as a user", test.name), [&*program, "--nocapture"]);
+        steps.push(step.ordinary().seconds(600));
+    }
+    steps.push(Step::setup("buffers", BUFFERS));
+    steps.push(queue("short", DELAY));
+    let chosen = |test: &&Program| !args.short || SHORT.contains(&&*test.name);
+    for test in tests.iter().filter(|test| test.name != "nic").filter(chosen) {
+        let program = format!("/tests/{}", test.name);
+        let step = Step::new(format!("{}, over the device", test.name), [&*program, "--nocapture"]);
+        steps.push(step.env("SENDFILE2_TEST_PEER", PEER).seconds(600));
+    }
+    for (name, options) in &QUEUES {
+        steps.push(queue(name, options));
+        let words = ["/tests/nic", "--nocapture", "--test-threads=1"];
+        let mut step = Step::new(format!("nic, with {name}"), words);
+        if *name != "delay" {
+            step = step.env("SENDFILE2_TEST_LOSSY", "1");
+        }
+        steps.push(step.env("SENDFILE2_TEST_PEER", PEER).seconds(600));
+    }
+    steps.push(queue("short, again", DELAY));
+    let there = ["--peer-netns", "/run/netns/peer", "--connect", "10.8.0.1", "--dir", "/work"];
+    let command = |words: &[&'static str]| -> Vec<&'static str> {
+        [&["/usr/bin/sendfile2"], words, &there, &["--json"]].concat()
+    };
+    let size = if args.short { "2M" } else { "16M" };
+    steps.push(Step::new("demo", command(&["demo", "--size", size])).seconds(300));
+    for engine in [CONTROL, "copy", "auto"].into_iter().chain(ENGINES) {
+        let duration = if args.short { "6s" } else { "30s" };
+        let words = ["torture", "--engine", engine, "--duration", duration, "--clients", "40"];
+        let words = [&words[..], &["--processes", "2", "--slot-size", "64K"]].concat();
+        steps.push(Step::new(format!("torture {engine}"), command(&words)).seconds(300));
+    }
+    if !args.short {
+        // What it costs is not told by an emulated machine; that every way works, is.
+        let words = ["bench", "engines", "--quick", "--size", "16M", "--streams", "1,8"];
+        steps.push(Step::new("bench", command(&words)).seconds(600));
+    }
+    steps
+}
+
+fn queue(name: &str, options: &str) -> Step {
+    let script = format!(
+        "for at in '' '-n peer'; do d=0; [ -z \"$at\" ] || d=1; \
+         tc $at qdisc replace dev eth$d root netem {options}; done; tc -s qdisc show dev eth0"
+    );
+    Step::setup(format!("queue: {name}"), script)
+}
+
+/// Says what was found, engine by engine, and whether it proves what it should.
+fn tell(outcome: &Outcome) -> anyhow::Result<()> {
+    let mut wrong = Vec::new();
+    println!("\nwhat arrived wrong, and what share of the zerocopy sends was COPIED:");
+    for row in json(outcome, "demo")?["rows"].as_array().context("the demo told no rows")? {
+        let (way, when) = (text(row, "way"), text(row, "overwritten_at"));
+        let name = format!("demo: {way}, overwritten when {when}");
+        let bad = row["wrong_bytes"].as_u64().context("no wrong_bytes")?;
+        let bytes = row["bytes"].as_u64().context("no bytes")?;
+        line(&name, &format!("{bad} of {bytes} bytes"), row);
+        wrong.extend(copied(way, row).map(|why| format!("{name}: {why}")));
+        if ENGINES.contains(&way) && bytes == 0 {
+            wrong.push(format!("{name}: nothing was sent"));
+        }
+    }
+    for engine in [CONTROL, "copy", "auto"].into_iter().chain(ENGINES) {
+        let name = format!("torture {engine}");
+        let row = json(outcome, &name)?;
+        let of = |field: &str| row[field].as_u64().unwrap_or(u64::MAX);
+        let (bad, left) = (of("wrong_blocks"), of("unknown_left"));
+        let responses = of("responses");
+        let said = format!("{bad} blocks of {responses} responses, {left} left in flight");
+        line(&name, &said, &row);
+        // (A request of io_uring whose bytes all went into a packet that the one before it began
+        // is reported as copied, Linux 6.10 and later.)
+        if engine != "uring" {
+            wrong.extend(copied(engine, &row).map(|why| format!("{name}: {why}")));
+        }
+    }
+    ensure!(wrong.is_empty(), "guest nic: {}", wrong.join("; "));
+    Ok(())
+}
+
+fn line(name: &str, said: &str, row: &Value) {
+    let share = row["copied_share"].as_f64();
+    let share = share.map_or_else(|| "-".into(), |share| format!("{:.2} %", share * 100.0));
+    println!("  {name:48} {said:44} {share:>8}");
+}
+
+/// Why this is no zero copy, if it should be.
+fn copied(engine: &str, row: &Value) -> Option<String> {
+    if !ENGINES.contains(&engine) {
+        return None;
+    }
+    match row["copied_share"].as_f64() {
+        Some(share) if share <= COPIED => None,
+        Some(share) => Some(format!("{:.0} % of its sends were copied", share * 100.0)),
+        None => Some("it made no zerocopy send".into()),
+    }
+}
+
+fn text<'a>(row: &'a Value, field: &str) -> &'a str {
+    row[field].as_str().unwrap_or("?")
+}
+
+/// The object that a step printed.
+fn json(outcome: &Outcome, name: &str) -> anyhow::Result<Value> {
+    let step = outcome.step(name)?;
+    let Some(line) = step.lines.iter().rev().find(|line| line.starts_with('{')) else {
+        bail!("{name} told no results");
+    };
+    serde_json::from_str(line).with_context(|| format!("{name}: {line}"))
 }

@@ -16,6 +16,7 @@ pub(super) struct Machine<'a> {
     pub(super) label: &'a str,
     pub(super) kernel: &'a Path,
     pub(super) initramfs: &'a Path,
+    pub(super) disk: Option<&'a Disk>,
     pub(super) mebibytes: u32,
     pub(super) processors: u32,
     pub(super) network: Network,
@@ -46,6 +47,20 @@ impl Network {
     }
 }
 
+/// A disk, /dev/vda, with an empty ext4 on it: there, other than on a tmpfs, a file is a file.
+#[derive(Debug)]
+pub(super) struct Disk(tempfile::NamedTempFile);
+
+impl Disk {
+    pub(super) fn new(bytes: u64) -> anyhow::Result<Self> {
+        let mkfs = find("mkfs.ext4").context("mkfs.ext4 is missing: install e2fsprogs")?;
+        let file = tempfile::NamedTempFile::new()?;
+        file.as_file().set_len(bytes)?;
+        super::cache::run(Command::new(mkfs).arg("-q").arg(file.path()), "of e2fsprogs")?;
+        Ok(Disk(file))
+    }
+}
+
 /// How to install QEMU.
 const INSTALL: &str = "qemu-system-x86_64 is missing: \
                        apt-get install --no-install-recommends qemu-system-x86";
@@ -67,6 +82,12 @@ impl Machine<'_> {
         command.args(["-machine", "q35", "-m", &format!("{}M", self.mebibytes)]);
         command.args(["-smp", &self.processors.to_string()]);
         command.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+        if let Some(disk) = self.disk {
+            let file = disk.0.path().to_str().context("a strange name of a temporary file")?;
+            // A comma in a value is written twice.
+            let file = file.replace(',', ",,");
+            command.args(["-drive", &format!("if=virtio,format=raw,cache=unsafe,file={file}")]);
+        }
         let device = self.network.device();
         for (id, address) in [("a", "52:54:00:00:00:01"), ("b", "52:54:00:00:00:02")] {
             command.args(["-netdev", &format!("hubport,id={id},hubid=0")]);

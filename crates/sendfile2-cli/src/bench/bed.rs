@@ -6,6 +6,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use anyhow::Context;
+
 use super::machine::{Before, Machine, Processors};
 use super::process::Pair;
 use super::result::{PathRow, Rows, Saved, Skipped};
@@ -19,6 +21,8 @@ use crate::scratch::Scratch;
 pub(super) enum Path {
     Loopback,
     Veth,
+    /// In the namespace that `--peer-netns` names.
+    Peer,
 }
 
 impl Path {
@@ -28,6 +32,7 @@ impl Path {
         match self {
             Path::Loopback => "lo",
             Path::Veth => "veth",
+            Path::Peer => "peer",
         }
     }
 }
@@ -56,6 +61,7 @@ pub(super) struct Bed {
     pub(super) machine: Machine,
     before: Option<Before>,
     paths: Vec<PathRow>,
+    place: Option<Net>,
     skipped: Vec<Skipped>,
 }
 
@@ -68,7 +74,7 @@ impl Bed {
         let machine = Machine::new(scratch.filesystem, processors);
         // The sender inherits it; it has no name to be opened by.
         rustix::io::fcntl_setfd(&scratch.file, rustix::io::FdFlags::empty())?;
-        let (paths, skipped) = (Vec::new(), Vec::new());
+        let (paths, place, skipped) = (Vec::new(), None, Vec::new());
         Ok(Bed {
             file: scratch.file,
             directory: scratch.directory,
@@ -76,14 +82,21 @@ impl Bed {
             machine,
             before,
             paths,
+            place,
             skipped,
         })
+    }
+
+    /// What [`Path::Peer`] is.
+    pub(super) fn set_place(&mut self, place: Net) {
+        self.place = Some(place);
     }
 
     /// Starts a sender and a receiver; nothing where namespaces are forbidden.
     pub(super) fn pair(&mut self, path: Path) -> anyhow::Result<Option<Pair>> {
         let net = match path {
             Path::Loopback => Net::loopback(),
+            Path::Peer => self.place.take().context("there is no --peer-netns")?,
             Path::Veth => match Net::veth() {
                 Ok(net) => net,
                 Err(error) => {

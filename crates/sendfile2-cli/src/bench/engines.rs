@@ -8,6 +8,7 @@ use super::bed::{Bed, Path};
 use super::result::{Row, Rows, Skipped};
 use super::rounds::{self, Limits, Setting};
 use super::way::Way;
+use crate::netns::Place;
 
 /// How long --quick may measure.
 const QUICK: Duration = Duration::from_secs(28);
@@ -36,14 +37,24 @@ Examples:
   sendfile2 bench engines --save before.json      and later: sendfile2 bench compare before.json after.json
   sendfile2 bench engines --path lo --streams 1 --chunk 4K,64K,1M,16M --size 64K,64M,1G --time 10m
   sendfile2 bench engines --cold --size 256M --dir /srv/data
+  sendfile2 bench engines --quick --peer-netns /run/netns/peer --connect 10.0.0.1
+                                  over what leads to a namespace of yours
   sendfile2 bench engines --quick --json | jq '.rows[] | {path, streams, engine, chunk, total_cpu_ratio}'")]
 pub(super) struct Args {
     /// Ways to compare; sendfile is always among them [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Way::parser())]
     engine: Vec<Way>,
     /// Where the receiver is: "lo", at the other end of loopback, or "veth", of a veth pair made for it
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "lo,veth")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "lo,veth",
+        conflicts_with = "peer_netns"
+    )]
     path: Vec<Path>,
+    #[command(flatten)]
+    place: Place,
     /// Connections at a time
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,32",
           value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -78,14 +89,14 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 impl Args {
-    fn settings(&self) -> Vec<Setting> {
+    fn settings(&self, paths: &[Path]) -> Vec<Setting> {
         let chunks = match (&self.chunk[..], self.common.quick) {
             ([], true) => &[64 << 10, 1 << 20],
             ([], false) => &[16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20][..],
             (chosen, _) => chosen,
         };
         let mut settings = Vec::new();
-        for path in &self.path {
+        for path in paths {
             for &streams in &self.streams {
                 for &size in &self.size {
                     for &chunk in chunks.iter().filter(|chunk| **chunk <= size) {
@@ -108,15 +119,20 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let settings = args.settings();
+    let place = args.place.net()?;
+    let paths = if place.is_some() { &[Path::Peer][..] } else { &args.path };
+    let settings = args.settings(paths);
     anyhow::ensure!(!settings.is_empty(), "every --chunk is larger than every --size");
     let limits = Limits { width: args.ci / 100.0, deadline: args.common.deadline(QUICK) };
     let largest = args.size.iter().copied().max().unwrap_or(0);
     let mut bed = Bed::new(&args.common, largest)?;
+    if let Some(place) = place {
+        bed.set_place(place);
+    }
     let progress = rounds::progress(&limits)?;
     let mut rows: Vec<Row> = Vec::new();
     let mut left = settings.len();
-    for path in &args.path {
+    for path in paths {
         let here: Vec<_> = settings.iter().filter(|setting| setting.path == path.name()).collect();
         let Some(mut pair) = bed.pair(*path)? else {
             left -= here.len();

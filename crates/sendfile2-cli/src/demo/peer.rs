@@ -1,14 +1,18 @@
 //! The receiver, in a thread of its own, and the connection to it.
 
+use std::fs::File;
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use rustix::net::sockopt;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::PATIENCE;
 use crate::scratch::{Generation, len};
@@ -41,13 +45,24 @@ enum Order {
     End,
 }
 
-/// Connects to a new receiver over loopback. Returns the socket to send on, the receiver, and how
-/// large a piece may be: the buffers hold it (tried), so that it can be sent and acknowledged
-/// while nobody reads.
-pub(super) fn connect(file_size: u64) -> anyhow::Result<(TcpStream, Peer, u64)> {
-    let (socket, received) = pair().context(
-        "cannot make a TCP connection to 127.0.0.1 (is the loopback interface up: ip link show lo?)",
-    )?;
+/// Another network namespace, and the address of this one as seen from there.
+pub(super) type Elsewhere = (File, IpAddr);
+
+/// Connects to a new receiver, over loopback or elsewhere. Returns the socket to send on, the
+/// receiver, and how large a piece may be: the buffers hold it (tried), so that it can be sent and
+/// acknowledged while nobody reads.
+pub(super) fn connect(
+    file_size: u64,
+    place: Option<&Elsewhere>,
+) -> anyhow::Result<(TcpStream, Peer, u64)> {
+    let (socket, received) = match place {
+        None => pair(Ipv4Addr::LOCALHOST.into(), None).context(
+            "cannot make a TCP connection to 127.0.0.1 (is the loopback interface up: ip link \
+             show lo?)",
+        ),
+        Some((namespace, address)) => pair(*address, Some(namespace))
+            .with_context(|| format!("cannot connect from the namespace of the peer to {address}")),
+    }?;
     let room = sockopt::socket_recv_buffer_size(&received)?
         .min(sockopt::socket_send_buffer_size(&socket)?);
     let peer = Peer::new(received)?;
@@ -64,17 +79,35 @@ pub(super) fn connect(file_size: u64) -> anyhow::Result<(TcpStream, Peer, u64)> 
     );
 }
 
-fn pair() -> std::io::Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    // Before the connection is made: the window that it may offer is agreed on then.
-    sockopt::set_socket_recv_buffer_size(&listener, BUFFERS)?;
-    let socket = TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE)?;
+/// The sending end listens at this address, and the receiving end, in the namespace, connects to it.
+fn pair(address: IpAddr, namespace: Option<&File>) -> anyhow::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((address, 0))?;
+    let address = listener.local_addr()?;
+    // A socket stays in the namespace of the thread that made it.
+    let receiver = std::thread::scope(|scope| scope.spawn(|| receiver(address, namespace)).join());
+    let received = receiver.map_err(|_| anyhow!("the receiver panicked"))??;
+    let (socket, _) = listener.accept()?;
     sockopt::set_socket_send_buffer_size(&socket, BUFFERS)?;
     socket.set_nodelay(true)?;
     socket.set_write_timeout(Some(PATIENCE))?;
-    let (received, _) = listener.accept()?;
-    received.set_read_timeout(Some(PATIENCE))?;
     Ok((socket, received))
+}
+
+fn receiver(address: SocketAddr, namespace: Option<&File>) -> anyhow::Result<TcpStream> {
+    if let Some(namespace) = namespace {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .context("cannot enter it (only root can)")?;
+    }
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Before the connection is made: the window that it may offer is agreed on then.
+    sockopt::set_socket_recv_buffer_size(&socket, BUFFERS)?;
+    // An attempt to connect ends by this timeout, too.
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    net::connect(&socket, &address)?;
+    let socket = TcpStream::from(socket);
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
 }
 
 /// Whether a piece sent by a plain `send(2)` is acknowledged while the receiver does not read.

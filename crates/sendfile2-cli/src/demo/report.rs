@@ -27,6 +27,9 @@ pub(super) struct Report {
     directory: String,
     #[serde(skip)]
     pieces: Option<Pieces>,
+    /// The receiver was in another network namespace.
+    #[serde(skip)]
+    elsewhere: bool,
 }
 
 /// One way of sending. The names of the fields are those of the JSON.
@@ -175,7 +178,7 @@ fn percent(share: f64) -> String {
 }
 
 impl Report {
-    pub(super) fn new(outcomes: Vec<(Way, Outcome)>, file: &Scratch) -> Self {
+    pub(super) fn new(outcomes: Vec<(Way, Outcome)>, file: &Scratch, elsewhere: bool) -> Self {
         let pieces = outcomes.iter().find_map(|(_, outcome)| match outcome {
             Outcome::Sent(measured) => Some(measured.pieces),
             Outcome::Refused(_) => None,
@@ -191,6 +194,7 @@ impl Report {
             filesystem: file.filesystem.clone(),
             directory: file.directory.display().to_string(),
             pieces,
+            elsewhere,
         }
     }
 
@@ -319,13 +323,17 @@ impl Report {
         if sends > 0 {
             #[expect(clippy::cast_precision_loss, reason = "only shown")]
             let share = copied / sends as f64;
-            text.push(format!(
-                "On loopback the kernel copies every zerocopy send when it is received ({} of the \
-                 {sends} here came back COPIED). So this shows that a release can be trusted, not \
-                 that nothing was copied: true zero copy has to be proved elsewhere, where a \
-                 network card reads the file's pages.",
-                percent(share)
-            ));
+            let copied = percent(share);
+            text.push(if self.elsewhere {
+                format!("Of the {sends} zerocopy sends here {copied} came back COPIED.")
+            } else {
+                format!(
+                    "On loopback the kernel copies every zerocopy send when it is received \
+                     ({copied} of the {sends} here came back COPIED). So this shows that a release \
+                     can be trusted, not that nothing was copied: true zero copy has to be proved \
+                     elsewhere, where a network card reads the file's pages."
+                )
+            });
         }
         text
     }
@@ -380,6 +388,7 @@ mod tests {
             filesystem: String::new(),
             directory: String::new(),
             pieces: None,
+            elsewhere: false,
         };
         report.verdict().map_err(|e| e.to_string())
     }

@@ -112,9 +112,10 @@ impl Way {
     pub(super) fn measure(
         self,
         file: &mut Scratch,
+        place: Option<&peer::Elsewhere>,
         progress: &ProgressBar,
     ) -> anyhow::Result<Outcome> {
-        let (socket, peer, size) = peer::connect(file.size)?;
+        let (socket, peer, size) = peer::connect(file.size, place)?;
         let mut carrier = match self {
             Way::PlainReturn => Carrier::Plain { socket, acked: false },
             Way::PlainAcked => Carrier::Plain { socket, acked: true },

@@ -1,0 +1,169 @@
+//! Counts the instructions of sending, in a guest whose clock counts instructions (one a
+//! nanosecond): those of the sending thread, and those of its network device's own thread, in which
+//! the kernel learns of what was sent and acknowledged. The receiving side is not counted.
+//!
+//! Usage: guest-count NAMESPACE ADDRESS FILE; prints a line of JSON for each way and size.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::time::{ClockId, clock_gettime};
+use sendfile2::uring::{Driver, Socket};
+use sendfile2::{Counters, Engine, Error, Options, Sender, Source};
+use sendfile2_guest::Count;
+
+/// Bytes of the file, which is sent again and again.
+const FILE: u64 = 8 << 20;
+
+/// Bytes a call, and how many calls are counted.
+const SIZES: [(u64, u64); 3] = [(16 << 10, 1024), (64 << 10, 512), (1 << 20, 64)];
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [namespace, address, path] = &arguments[..] else {
+        bail!("usage: guest-count NAMESPACE ADDRESS FILE");
+    };
+    let address = address.parse().context("the address")?;
+    let mut file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+    for i in 0..FILE >> 16 {
+        file.write_all(&[i.to_le_bytes()[0]; 1 << 16])?;
+    }
+    let source = Source::new(file)?;
+    for (size, calls) in SIZES {
+        for engine in [None].into_iter().chain(Engine::ALL.into_iter().map(Some)) {
+            if engine == Some(Engine::Auto) {
+                continue;
+            }
+            let mut way = match Way::new(connect(namespace, address)?, engine) {
+                Ok(way) => way,
+                Err(error) => {
+                    println!("SKIP: {}: {error}", engine.map_or("sendfile", Engine::name));
+                    continue;
+                }
+            };
+            // Until buffers and windows have grown, and the file is mapped.
+            way.send(&source, size, (4 * FILE) / size)?;
+            let (before, counters) = (instructions()?, way.counters());
+            way.send(&source, size, calls)?;
+            let instructions = instructions()? - before;
+            let copied = match (engine, way.counters()) {
+                (None, _) => 0,
+                (Some(Engine::Copy), _) => calls * size,
+                // Of a call that says so, all.
+                (_, after) => (after.copied - counters.copied) * size,
+            };
+            let way = engine.map_or("sendfile", Engine::name).to_owned();
+            let count = Count { way, size, calls, instructions, copied };
+            println!("{}", serde_json::to_string(&count)?);
+        }
+    }
+    Ok(())
+}
+
+/// A way of sending, on a connection.
+enum Way {
+    Sendfile(TcpStream),
+    Sender(Sender),
+    Ring(Driver, Socket),
+}
+
+impl Way {
+    fn new(socket: TcpStream, engine: Option<Engine>) -> Result<Self, Error> {
+        Ok(match engine {
+            None => Way::Sendfile(socket),
+            Some(Engine::Uring) => {
+                let driver = Driver::new()?;
+                let socket = driver.add(socket)?;
+                Way::Ring(driver, socket)
+            }
+            Some(engine) => Way::Sender(Sender::with(socket, Options::new().engine(engine))?),
+        })
+    }
+
+    /// Makes the calls, and waits until all is released.
+    fn send(&mut self, source: &Source, size: u64, calls: u64) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(3600);
+        for call in 0..calls {
+            let at = call * size % FILE;
+            match self {
+                Way::Sendfile(socket) => {
+                    let (mut offset, end) = (at, at + size);
+                    while offset < end {
+                        let rest = usize::try_from(end - offset)?;
+                        let sent = rustix::fs::sendfile(&*socket, source, Some(&mut offset), rest)?;
+                        ensure!(sent > 0, "the file is too short");
+                    }
+                }
+                Way::Sender(sender) => {
+                    sender.send_file(source, at..at + size, false, deadline)?;
+                }
+                Way::Ring(driver, socket) => {
+                    socket.send_file(source, at..at + size, false)?;
+                    driver.submit()?;
+                    driver.reap()?;
+                    // As the others do, it goes on when the socket has taken it.
+                    while socket.queued() > 0 {
+                        driver.wait(1, deadline)?;
+                    }
+                }
+            }
+        }
+        match self {
+            Way::Sendfile(_) => {}
+            Way::Sender(sender) => sender.wait_all(deadline)?,
+            Way::Ring(_, socket) => socket.wait_all(deadline)?,
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> Counters {
+        match self {
+            Way::Sendfile(_) => Counters::default(),
+            Way::Sender(sender) => sender.counters(),
+            Way::Ring(_, socket) => socket.counters(),
+        }
+    }
+}
+
+/// Connects to a receiver in the namespace, which reads all that comes.
+fn connect(namespace: &str, address: IpAddr) -> anyhow::Result<TcpStream> {
+    let namespace = File::open(namespace).context("the namespace")?;
+    let (sender, listening) = std::sync::mpsc::channel();
+    std::thread::spawn(move || -> anyhow::Result<()> {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let listener = TcpListener::bind((address, 0))?;
+        sender.send(listener.local_addr()?)?;
+        let (mut socket, _) = listener.accept()?;
+        let mut buffer = vec![0; 1 << 20];
+        while socket.read(&mut buffer)? > 0 {}
+        Ok(())
+    });
+    let address = listening.recv().context("there is no receiver in the namespace")?;
+    Ok(TcpStream::connect(address)?)
+}
+
+/// Those of this thread, and of the device's threads.
+fn instructions() -> anyhow::Result<u64> {
+    let own = clock_gettime(ClockId::ThreadCPUTime);
+    let mut sum = u64::try_from(own.tv_sec * 1_000_000_000 + own.tv_nsec)?;
+    let mut devices = 0;
+    for process in std::fs::read_dir("/proc")? {
+        let process = process?.path();
+        let Ok(name) = std::fs::read_to_string(process.join("comm")) else { continue };
+        if !name.starts_with("napi/eth0-") {
+            continue;
+        }
+        let times = std::fs::read_to_string(process.join("schedstat"))?;
+        let time: u64 = times.split(' ').next().unwrap_or_default().parse().context("schedstat")?;
+        sum += time;
+        devices += 1;
+    }
+    ensure!(devices > 0, "eth0 has no threads of its own");
+    Ok(sum)
+}
