@@ -88,6 +88,15 @@ pub use source::{Identity, Mapped, Source, Unmappable};
 pub use sys::socket::unacknowledged;
 pub use ticket::{Acknowledgement, Parcel, Status, Ticket};
 
+/// The device of the kernel module, for who wants to use it without a [`Sender`].
+///
+/// What it offers, and who may open it: `docs/module.md`.
+pub mod device {
+    pub use crate::sys::device::{
+        Args, COPIED, Device, FEATURE_URING, Query, RELEASED, SEND, VERSION, flags,
+    };
+}
+
 /// Error-queue messages: reading them, their decoder, and what it gives.
 pub mod errqueue {
     pub use crate::sys::errqueue::{

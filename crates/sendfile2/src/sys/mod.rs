@@ -5,6 +5,7 @@
 //! `pread`, socket options, `connect_unspec`) is used from there and not repeated.
 #![allow(unsafe_code)]
 
+pub(crate) mod device;
 pub(crate) mod errqueue;
 pub(crate) mod mapping;
 pub(crate) mod socket;

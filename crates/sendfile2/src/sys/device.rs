@@ -1,0 +1,165 @@
+//! `/dev/sendfile2`, the device of the kernel module.
+//!
+//! Source: `kernel/module/sendfile2_module.h`, which has the same constants and structures.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::ioctl::opcode;
+
+use super::socket::last_error;
+
+/// What a call asks for.
+pub mod flags {
+    /// One notification id on the socket's error queue for each call that returned more than 0.
+    /// Must be set.
+    pub const ZC: u32 = 0x2;
+    /// From the file's own position, which moves.
+    pub const POSITION: u32 = 0x100;
+    /// `MSG_DONTWAIT` of send(2).
+    pub const DONTWAIT: u32 = 0x200;
+    /// `MSG_MORE` of send(2).
+    pub const MORE: u32 = 0x400;
+    /// `MSG_NOSIGNAL` of send(2).
+    pub const NOSIGNAL: u32 = 0x800;
+    /// Return when the pages are released, no later than at the deadline, and say so in the state.
+    /// An id is used only if the deadline or a signal comes first.
+    pub const WAIT: u32 = 0x1000;
+}
+
+/// In [`Args::state`]: the pages were released before the call returned.
+pub const RELEASED: u32 = 0x1;
+/// In [`Args::state`], with [`RELEASED`]: the kernel has made a copy of some of them.
+pub const COPIED: u32 = 0x2;
+
+/// `SENDFILE2_MODULE_VERSION`: of what both sides mean by all this.
+pub const VERSION: u32 = 1;
+/// In [`Query::features`]: it can be used by `IORING_OP_URING_CMD`, too.
+pub const FEATURE_URING: u32 = 0x1;
+
+/// `SENDFILE2_IOC_QUERY`.
+const QUERY: u32 = opcode::read::<Query>(0xF7, 0);
+/// `SENDFILE2_IOC_SEND`; also the `cmd_op` of an `IORING_OP_URING_CMD`, with the arguments in the
+/// 80 bytes of a large submission entry ([`Args::command`]).
+pub const SEND: u32 = opcode::read_write::<Args>(0xF7, 1);
+
+/// `struct sendfile2_query`: what the module can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Query {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The [`flags`] a call may have.
+    pub flags: u32,
+    /// [`FEATURE_URING`].
+    pub features: u32,
+    reserved: u32,
+}
+
+/// `struct sendfile2_args`, without the descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Args {
+    out_fd: i32,
+    in_fd: i32,
+    /// In: where in the file to begin; out: behind the last byte sent. Not with
+    /// [`flags::POSITION`].
+    pub offset: i64,
+    /// Bytes to send.
+    pub count: u64,
+    /// [`flags`].
+    pub flags: u32,
+    /// Out: [`RELEASED`] and [`COPIED`].
+    pub state: u32,
+    /// With [`flags::WAIT`]: nanoseconds of `CLOCK_MONOTONIC`; 0 for none.
+    pub deadline: u64,
+}
+
+impl Args {
+    /// The arguments of an `IORING_OP_URING_CMD`, which says nothing in [`Args::state`]. The
+    /// descriptors must be open when the ring takes the entry; it keeps them itself from then on.
+    #[must_use]
+    pub fn command(&self, socket: BorrowedFd<'_>, file: BorrowedFd<'_>) -> [u8; 80] {
+        let mut bytes = [0; 80];
+        let (fds, rest) = bytes.split_at_mut(8);
+        fds[..4].copy_from_slice(&socket.as_raw_fd().to_ne_bytes());
+        fds[4..].copy_from_slice(&file.as_raw_fd().to_ne_bytes());
+        rest[..8].copy_from_slice(&self.offset.to_ne_bytes());
+        rest[8..16].copy_from_slice(&self.count.to_ne_bytes());
+        rest[16..20].copy_from_slice(&self.flags.to_ne_bytes());
+        rest[20..24].copy_from_slice(&self.state.to_ne_bytes());
+        rest[24..32].copy_from_slice(&self.deadline.to_ne_bytes());
+        bytes
+    }
+}
+
+/// The open device.
+#[derive(Debug)]
+pub struct Device(OwnedFd);
+
+impl Device {
+    /// Where it is.
+    pub const PATH: &str = "/dev/sendfile2";
+
+    /// Opens it, and asks whether it is what this library knows.
+    ///
+    /// # Errors
+    /// `NotFound` where the module is not loaded, `PermissionDenied` where its device may not be
+    /// opened, `Unsupported` if it is another one, or another version of it.
+    pub fn open() -> io::Result<Self> {
+        let fd = rustix::fs::open(Self::PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let device = Device(fd);
+        match device.query() {
+            Ok(Query { version: VERSION, .. }) => Ok(device),
+            Ok(Query { version, .. }) => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("the module speaks version {version}, this library version {VERSION}"),
+            )),
+            Err(Errno::NOTTY) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "it is not the module's device"))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// What the module can do.
+    ///
+    /// # Errors
+    /// ENOTTY if the device is another one.
+    pub fn query(&self) -> Result<Query, Errno> {
+        let mut query = Query::default();
+        // SAFETY: this request writes one `struct sendfile2_query`, as which it is laid out; the
+        // size is part of the request's number.
+        let ret = unsafe { libc::ioctl(self.0.as_raw_fd(), QUERY.into(), &raw mut query) };
+        if ret == 0 { Ok(query) } else { Err(last_error()) }
+    }
+
+    /// Sends up to `args.count` bytes of `file` to `socket` by reference; returns how many. Its
+    /// checks, and its errors, are sendfile(2)'s and then those of the header.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    #[inline]
+    pub fn send(
+        &self,
+        socket: BorrowedFd<'_>,
+        file: BorrowedFd<'_>,
+        args: &mut Args,
+    ) -> Result<usize, Errno> {
+        args.out_fd = socket.as_raw_fd();
+        args.in_fd = file.as_raw_fd();
+        // SAFETY: this request reads and writes one `struct sendfile2_args`, as which it is laid
+        // out. The file's pages are the kernel's; no memory of this process is referred to.
+        let sent =
+            unsafe { libc::ioctl(self.0.as_raw_fd(), SEND.into(), std::ptr::from_mut(args)) };
+        usize::try_from(sent).map_err(|_| last_error())
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,132 @@
+//! The module's unloading while completions are due.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use sendfile2::device::flags;
+
+use crate::lab::{
+    args, device, file, monotonic, read_ids, reset, send, stall, tcp_small, uses, wait_ids,
+    wait_until,
+};
+use crate::sys::not_sent;
+use crate::{Options, Run, Test, ring};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("unloaded_while_the_error_queue_waits", Run::With(plain)),
+    ("not_unloaded_while_anything_of_its_own_waits", Run::With(busy)),
+];
+
+/// Loads it and lets everybody open its device.
+pub(crate) fn load(module: &Path) -> std::io::Result<()> {
+    rustix::system::finit_module(std::fs::File::open(module)?, c"", 0)?;
+    Ok(())
+}
+
+fn reload(options: &Options) {
+    load(options.module.as_deref().expect("only with a module")).expect("load");
+}
+
+fn unload() -> Result<(), Errno> {
+    // Does not wait for users.
+    let flags = libc::O_NONBLOCK;
+    rustix::system::delete_module(c"sendfile2", flags)
+}
+
+/// What the kernel answers where rmmod(8) says "in use".
+const IN_USE: Errno = Errno::AGAIN;
+
+/// The notification is the kernel's own: nothing of the module is needed for it.
+fn plain(options: &Options) {
+    let (tx, rx) = tcp_small();
+    stall(&tx);
+    let from = file(60, 64 << 10);
+    {
+        let device = device();
+        let mut args = args(64 << 10, flags::DONTWAIT);
+        assert_eq!(send(&device, &tx, &from, &mut args), Ok(64 << 10));
+        assert_eq!(unload(), Err(IN_USE), "the device is open");
+    }
+    assert_eq!(unload(), Ok(()));
+    reset(rx);
+    let mut ids = Vec::new();
+    wait_ids(&tx, &mut ids, 1);
+    assert_eq!(ids, [0]);
+    reload(options);
+}
+
+/// A call whose deadline has passed, a ring's command, and a ring that was closed before its
+/// command was done with; each waits for a peer that does not read, and then resets.
+fn busy(options: &Options) {
+    let from = file(61, 4096);
+    let (mut refused, mut beside) = (0, 0);
+    for round in 0..options.rounds {
+        let (tx, rx) = tcp_small();
+        stall(&tx);
+        let mut ring = None;
+        {
+            let device = device();
+            match round % 3 {
+                0 => {
+                    let mut args = args(4096, flags::WAIT | flags::DONTWAIT);
+                    args.deadline = monotonic(Duration::from_millis(1));
+                    assert_eq!(send(&device, &tx, &from, &mut args), Ok(4096));
+                    assert_eq!(args.state, 0, "nobody has read it");
+                }
+                way => {
+                    let mut new = ring::ring();
+                    let before = not_sent(&tx).expect("SIOCOUTQNSD");
+                    ring::submit(&mut new, &device, &tx, &from, 4096);
+                    wait_until("the socket takes it", || {
+                        not_sent(&tx).expect("SIOCOUTQNSD") > before
+                    });
+                    ring = (way == 1).then_some(new);
+                }
+            }
+        }
+        wait_until("a ring that is closed ends", || ring.is_some() || uses() == 1);
+        for _ in 0..3 {
+            assert_eq!(unload(), Err(IN_USE));
+            refused += 1;
+        }
+        // The reset arrives while a thread has the socket locked as often as not: then the pages
+        // are released by that thread, which may be preempted.
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| hammer(&tx, &stop));
+            scope.spawn(|| reset(rx));
+            if let Some(ring) = &mut ring {
+                assert_eq!(ring::complete(ring).0, 4096);
+            }
+            drop(ring);
+            // Until then it is refused; at the first moment it is not, it happens.
+            wait_until("it is unloaded", || match unload() {
+                Ok(()) => true,
+                Err(IN_USE) => {
+                    beside += 1;
+                    false
+                }
+                Err(e) => panic!("{e}"),
+            });
+            stop.store(true, Ordering::SeqCst);
+        });
+        let mut ids = Vec::new();
+        if round % 3 == 0 {
+            wait_ids(&tx, &mut ids, 1);
+        }
+        read_ids(&tx, &mut ids);
+        assert_eq!(ids.len(), usize::from(round % 3 == 0));
+        reload(options);
+    }
+    println!("{} rounds: refused {refused} times, and {beside} times at the end", options.rounds);
+}
+
+fn hammer(socket: &TcpStream, stop: &AtomicBool) {
+    while !stop.load(Ordering::SeqCst) {
+        // Takes the socket's lock.
+        let _ = rustix::net::sockopt::set_tcp_quickack(socket, true);
+    }
+}
