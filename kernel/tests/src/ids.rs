@@ -1,7 +1,8 @@
 //! Ids: each exactly once, whoever else sends on the socket.
 
+use std::fs::File;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::io::Errno;
@@ -41,6 +42,15 @@ fn among_others() {
     assert_eq!(received.join().expect("reader").len(), 10 * 103_100);
 }
 
+/// Who watches the file makes the way longer from a call's last send to its id.
+fn watched(file: &File) -> OwnedFd {
+    use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+    let watch = init(CreateFlags::CLOEXEC).expect("inotify_init");
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    add_watch(&watch, path, WatchFlags::ACCESS).expect("inotify_add_watch");
+    watch
+}
+
 /// Small sends that extend each other's notification read the counter and set it later; a call that
 /// takes its id without the socket's lock comes in between. Only where several processors are, and
 /// only for who `RLIMIT_MEMLOCK` counts: so much more is done between the two.
@@ -48,6 +58,7 @@ fn race(options: &Options) {
     let (device, (tx, rx)) = (device(), tcp());
     sys::enable_zerocopy(&tx).expect("SO_ZEROCOPY");
     let from = file(21, 64);
+    let _watch = watched(&from);
     let received = drain(rx);
     let calls = AtomicU32::new(0);
     let stop = AtomicBool::new(false);
