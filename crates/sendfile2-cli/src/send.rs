@@ -103,7 +103,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let source = output::open(&args.file)?;
     let range = range(args, source.size()?)?;
     // Before there is a connection, since the peer would see one without content.
-    if matches!(args.engine, Engine::Zerocopy | Engine::Uring) {
+    if matches!(args.engine, Engine::Zerocopy | Engine::Uring | Engine::Native) {
         if let Some(reason) = refusal(&source, args.engine, &args.destination)? {
             let refused = Error::Refused { engine: args.engine, reason };
             bail!("{refused}; nothing was sent");
@@ -138,8 +138,10 @@ fn refusal(
     engine: Engine,
     destination: &Address,
 ) -> anyhow::Result<Option<Refusal>> {
-    if let Some(why) = probe::file(source)?.unmappable {
-        return Ok(Some(Refusal::File(why)));
+    if engine != Engine::Native {
+        if let Some(why) = probe::file(source)?.unmappable {
+            return Ok(Some(Refusal::File(why)));
+        }
     }
     if engine == Engine::Uring {
         match uring::Driver::new() {
@@ -153,7 +155,8 @@ fn refusal(
         Address::Internet { .. } => AddressFamily::INET,
     };
     let socket = rustix::net::socket(family, SocketType::STREAM, None).context("socket(2)")?;
-    Ok(probe::destination(&Sender::new(socket)?).zerocopy_refused)
+    let found = probe::destination(&Sender::new(socket)?);
+    Ok(if engine == Engine::Native { found.native_refused } else { found.zerocopy_refused })
 }
 
 /// What is to be sent, if the file has it.

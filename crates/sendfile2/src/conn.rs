@@ -23,12 +23,13 @@ use rustix::net::{
 use rustix::process::Pid;
 
 use crate::engine::auto::Recent;
-use crate::engine::{Choice, Engine, Limit, Refusal, Why};
+use crate::engine::{Choice, Engine, Limit, Refusal, Why, native};
 use crate::error::Error;
 use crate::holder::{Held, Holder, InFlight};
 use crate::ledger::{Done, Ledger, NotIssued};
 use crate::memlock::{self, memlock};
 use crate::park::{Interest, Parker, Wakers};
+use crate::source::Source;
 use crate::sys::errqueue::{self, Entry, Foreign};
 use crate::sys::mapping::Region;
 use crate::sys::socket as sys;
@@ -188,6 +189,8 @@ pub(crate) struct Conn {
 struct Io {
     ledger: Ledger<Sending>,
     zerocopy: Result<(), Refusal>,
+    /// Whether `native` can serve this socket, once that was asked.
+    native: Option<Result<(), Refusal>>,
     /// Bytes of the zerocopy sends in flight.
     bytes: u64,
     /// Bytes the kernel has accepted in all.
@@ -251,10 +254,36 @@ struct Sending {
     guarded: bool,
 }
 
+/// What is sent by one call.
+#[derive(Clone, Copy)]
+pub(crate) enum Payload<'a> {
+    Memory(Region<'a>),
+    /// So many bytes of the file, from here on.
+    File(&'a Source, u64, usize),
+}
+
+impl Payload<'_> {
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Payload::Memory(region) => region.len(),
+            Payload::File(.., len) => *len,
+        }
+    }
+
+    /// The first `len` bytes of it.
+    pub(crate) fn truncate(self, len: usize) -> Self {
+        match self {
+            Payload::Memory(region) => Payload::Memory(region.truncate(len)),
+            Payload::File(file, at, all) => Payload::File(file, at, all.min(len)),
+        }
+    }
+}
+
 /// How a part of a send is to be made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Part {
-    /// `copy` or `zerocopy`, and why.
+    /// `copy`, `zerocopy` or `native`, and why.
     pub(crate) choice: Choice,
     pub(crate) more: bool,
     /// The pages must not outlive this process on their way.
@@ -267,9 +296,9 @@ pub(crate) enum Outcome {
     Accepted(usize),
     WouldBlock,
     Limit(Limit),
-    /// EFAULT: a page of the mapping is gone.
+    /// EFAULT: a page of the mapping is gone; or the file has ended, or cannot be read.
     Fault,
-    /// EOPNOTSUPP for a zerocopy send.
+    /// EOPNOTSUPP for a send by reference.
     Refused(Refusal),
 }
 
@@ -380,6 +409,7 @@ impl Conn {
             io: Mutex::new(Io {
                 ledger: next_id.map_or_else(Ledger::new, Ledger::starting_at),
                 zerocopy: zerocopy.map(|_| ()),
+                native: None,
                 bytes: 0,
                 accepted: 0,
                 aborted: false,
@@ -800,6 +830,18 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// Whether `native` can serve a send from a file on this socket.
+    pub(crate) fn native(&mut self) -> Result<(), Refusal> {
+        if let Err(reason @ Refusal::IdsUnsure) = self.io.zerocopy {
+            return Err(reason);
+        }
+        let kind = self.conn.kind;
+        *self.io.native.get_or_insert_with(|| match kind {
+            Kind::Tcp => native::available().map_err(Refusal::Native),
+            _ => Err(Refusal::Socket("the engine native serves TCP sockets only")),
+        })
+    }
+
     /// What [`Engine::Auto`] goes by: most came back COPIED, and sends since the last zerocopy.
     pub(crate) fn history(&self) -> (bool, u32) {
         (self.io.recent.mostly_copied(), self.io.since_zerocopy)
@@ -848,24 +890,29 @@ impl Turn<'_> {
         }
     }
 
-    /// Sends `region` once, without blocking, and records what the kernel took.
+    /// Sends `payload` once, without blocking, and records what the kernel took.
     #[inline(always)]
     pub(crate) fn transmit(
         &mut self,
-        region: Region<'_>,
+        payload: Payload<'_>,
         part: Part,
         parts: &mut Parts,
         held: Option<&Held>,
     ) -> Result<Outcome, Error> {
+        let refusal = match part.choice.engine {
+            // Asked before, but not under this lock; and the attempt before may have been refused.
+            Engine::Native => self.native(),
+            _ => self.io.zerocopy,
+        };
         let (conn, io) = (self.conn, &mut *self.io);
         io.usable()?;
         // A datagram of no bytes would use an id (the kernel counts its header), and a stream send
         // of none would not: by plain sends neither does.
-        let zerocopy = part.choice.engine == Engine::Zerocopy && region.len() > 0;
-        let guarded = zerocopy && (part.guarded || conn.reset_on_death);
-        if zerocopy {
-            // Asked before, but not under this lock; and the attempt before may have been refused.
-            if let Err(reason) = io.zerocopy {
+        let len = payload.len();
+        let by_reference = part.choice.engine != Engine::Copy && len > 0;
+        let guarded = by_reference && (part.guarded || conn.reset_on_death);
+        if by_reference {
+            if let Err(reason) = refusal {
                 return Ok(Outcome::Refused(reason));
             }
             io.ledger.room(1)?;
@@ -876,17 +923,23 @@ impl Turn<'_> {
         if part.more {
             conn.cork(io)?;
         }
-        let result = sys::send(conn.socket.as_fd(), region, zerocopy, part.more);
+        let socket = conn.socket.as_fd();
+        let result = match payload {
+            Payload::Memory(region) => sys::send(socket, region, by_reference, part.more),
+            Payload::File(file, at, len) => {
+                native::send(socket, file, &(at..at + len as u64), part.more)
+            }
+        };
         if let Ok(bytes) = result {
-            if !part.more && region.len() == 0 {
+            if !part.more && len == 0 {
                 conn.push(io);
             } else {
-                conn.follow(io, part.more, bytes == region.len());
+                conn.follow(io, part.more, bytes == len);
             }
             io.accepted += bytes as u64;
             io.unread += u32::from(conn.stamps);
             parts.accepted(bytes as u64, io.accepted, part.choice);
-            if zerocopy {
+            if by_reference {
                 io.since_zerocopy = 0;
                 io.bytes += bytes as u64;
                 io.guarded += usize::from(guarded);
@@ -913,8 +966,7 @@ impl Turn<'_> {
             Err(Errno::AGAIN) => Ok(Outcome::WouldBlock),
             Err(Errno::FAULT) => Ok(Outcome::Fault),
             Err(errno) => {
-                if zerocopy && conn.kind == Kind::Udp && conn.maybe_used_an_id(errno, region.len())
-                {
+                if by_reference && conn.kind == Kind::Udp && conn.maybe_used_an_id(errno, len) {
                     // The kernel gives the id back when building the datagram fails, but not when
                     // a filter or a queue drops it afterwards. So that the next id stays known,
                     // there is no next one.
@@ -927,9 +979,12 @@ impl Turn<'_> {
                     }
                 }
                 match errno {
-                    Errno::NOBUFS if zerocopy => Ok(Outcome::Limit(Limit::Buffers)),
-                    Errno::OPNOTSUPP if zerocopy => {
-                        io.zerocopy = Err(Refusal::NotSupported);
+                    Errno::NOBUFS if by_reference => Ok(Outcome::Limit(Limit::Buffers)),
+                    Errno::OPNOTSUPP if by_reference => {
+                        match payload {
+                            Payload::Memory(_) => io.zerocopy = Err(Refusal::NotSupported),
+                            Payload::File(..) => io.native = Some(Err(Refusal::NotSupported)),
+                        }
                         Ok(Outcome::Refused(Refusal::NotSupported))
                     }
                     errno => Err(Error::socket("send")(errno)),

@@ -80,7 +80,7 @@ pub mod tokio;
 pub mod uring;
 
 pub use conn::{Counters, Notice, peer_on_this_host};
-pub use engine::{Choice, Engine, Limit, Refusal, UnknownEngine, Why};
+pub use engine::{Choice, Engine, Limit, Missing, Refusal, UnknownEngine, Why};
 pub use error::Error;
 pub use holder::InFlight;
 pub use sender::{Options, Sender, Sent, Stopped, Transfer};

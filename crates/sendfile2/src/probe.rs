@@ -173,6 +173,7 @@ fn availability(engine: Engine) -> Availability {
         }
         Engine::Zerocopy => tried(zerocopy),
         Engine::Uring => tried(uring),
+        Engine::Native => tried(native),
     }
 }
 
@@ -192,12 +193,29 @@ fn zerocopy(socket: TcpStream, deadline: Instant) -> Trial {
     Ok(Ok(copied))
 }
 
-/// The same by a ring.
-fn uring(socket: TcpStream, deadline: Instant) -> Trial {
+/// A file with that byte.
+fn one_byte() -> Result<Source, Error> {
     let file = rustix::fs::memfd_create("sendfile2-probe", MemfdFlags::CLOEXEC)
         .map_err(Error::file("memfd_create", 0))?;
     rustix::io::pwrite(&file, b"?", 0).map_err(Error::file("pwrite", 0))?;
-    Ok(Ok(uring::send_file_sync(socket, &Source::new(file)?, 0..1, deadline)?))
+    Source::new(file)
+}
+
+/// The same by a ring.
+fn uring(socket: TcpStream, deadline: Instant) -> Trial {
+    Ok(Ok(uring::send_file_sync(socket, &one_byte()?, 0..1, deadline)?))
+}
+
+/// The same from the file, by the kernel module.
+fn native(socket: TcpStream, deadline: Instant) -> Trial {
+    let mut sender = Sender::with(socket, Options::new().engine(Engine::Native))?;
+    let sent = sender.send_file(&one_byte()?, 0..1, false, deadline)?;
+    if sent.ticket.choice().engine != Engine::Native {
+        return Ok(Err(sent.ticket.choice().why.to_string()));
+    }
+    let copied = sent.ticket.wait_released(deadline)?;
+    sender.close(deadline)?;
+    Ok(Ok(copied))
 }
 
 /// One byte by reference over a connection of its own, and its notification.
@@ -419,6 +437,8 @@ pub struct Destination {
     pub mtu: Option<u32>,
     /// Why `zerocopy` cannot serve it; `None` if it can.
     pub zerocopy_refused: Option<Refusal>,
+    /// Why `native` cannot serve it; `None` if it can.
+    pub native_refused: Option<Refusal>,
     /// What `auto` takes now, by the size of a send in bytes, from small to large.
     pub auto: Vec<(RangeInclusive<u64>, Choice)>,
 }
@@ -435,7 +455,8 @@ pub fn destination(sender: &Sender) -> Destination {
     let own = rustix::net::getsockname(sender.as_fd()).ok();
     let mut turn = conn.turn();
     let zerocopy_refused = turn.zerocopy(1, false).err();
-    let auto = by_size(|bytes| sender.choose_auto(&mut turn, bytes, false));
+    let native_refused = turn.native().err();
+    let auto = by_size(|bytes| sender.choose_auto(&mut turn, bytes, true, false));
     drop(turn);
     Destination {
         socket: conn.kind().name(),
@@ -444,6 +465,7 @@ pub fn destination(sender: &Sender) -> Destination {
         peer_on_this_host: conn.peer_on_this_host(),
         mtu,
         zerocopy_refused,
+        native_refused,
         auto,
     }
 }

@@ -10,9 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::conn::{self, Conn, Counters, Hook, Notice, Outcome, Part, Turn};
+use crate::conn::{self, Conn, Counters, Hook, Notice, Outcome, Part, Payload, Turn};
 use crate::engine::auto::{self, Situation};
-use crate::engine::zerocopy::Zerocopy;
+use crate::engine::zerocopy::ByReference;
 use crate::engine::{Choice, Engine, Limit, Refusal, Why, copy, zerocopy};
 use crate::error::Error;
 use crate::guard::Lease;
@@ -215,7 +215,8 @@ impl Sender {
     /// # Errors
     /// [`Error::Truncated`] if the file ends at or before the start of the range (on a socket
     /// with record boundaries: before its end); [`Error::File`] if it cannot be read;
-    /// [`Error::Socket`]; [`Error::Refused`] if the engine is `zerocopy` and cannot serve it;
+    /// [`Error::Socket`]; [`Error::Refused`] if the engine is `zerocopy` or `native` and cannot
+    /// serve it;
     /// [`Error::Aborted`]; [`Error::NotIssued`]. Nothing was sent then.
     pub fn try_send_file(
         &mut self,
@@ -605,7 +606,7 @@ impl Sender {
         // The slot is empty only when its parcel is gone.
         let bytes = buffer.as_ref().map_or(&[][..], |b| b.as_ref()).get(from..).unwrap_or_default();
         let held: Held = Arc::clone(slot) as Held;
-        self.attempt_region(Region::from(bytes), more, parts, Some(&held), false)
+        self.attempt_region(Region::from(bytes), None, more, parts, Some(&held), false)
     }
 
     #[inline(always)]
@@ -629,11 +630,15 @@ impl Sender {
             // Before memory is asked for to read it into.
             return Err(Error::Truncated { at: extent.size, wanted: wanted.start });
         }
+        if self.engine == Engine::Native {
+            return self.attempt_native(file, wanted, extent, more, parts, held);
+        }
         match file.view(wanted.clone(), extent)? {
             View::Mapped(mapping, clamped) if !records || clamped == wanted => {
                 if let Some(region) = mapping.region(clamped.clone()) {
                     let more = more && clamped.end == wanted.end;
-                    match self.attempt_region(region, more, parts, held, held.is_some())? {
+                    let at = Some((file, clamped.start));
+                    match self.attempt_region(region, at, more, parts, held, held.is_some())? {
                         Outcome::Fault => {}
                         outcome => return Ok(outcome),
                     }
@@ -645,51 +650,124 @@ impl Sender {
                 return copy::read(&self.conn, file, clamped, more, records, choice, parts);
             }
         }
-        // The mapping faulted, or a record does not fit into one: reading tells what is there, or
-        // what is wrong.
+        self.read_after_fault(file, wanted, more, parts)
+    }
+
+    /// The mapping faulted, or a record does not fit into one, or the kernel could not read the
+    /// file: reading tells what is there, or what is wrong.
+    fn read_after_fault(
+        &self,
+        file: &Source,
+        wanted: Range<u64>,
+        more: bool,
+        parts: &mut Parts,
+    ) -> Result<Outcome, Error> {
         let choice = Choice { engine: Engine::Copy, why: Why::Fault };
         tracing::debug!(?wanted, %choice, "reading instead");
+        let records = self.conn.kind().records();
         copy::read(&self.conn, file, wanted, more, records, choice, parts)
     }
 
+    /// By `native`, which was asked for by name. Any file will do, mapped or not: the kernel sends
+    /// what `pread` would read.
+    fn attempt_native(
+        &self,
+        file: &Source,
+        wanted: Range<u64>,
+        extent: Extent,
+        more: bool,
+        parts: &mut Parts,
+        held: Option<&Held>,
+    ) -> Result<Outcome, Error> {
+        if wanted.start >= extent.size {
+            return Err(Error::Truncated { at: extent.size, wanted: wanted.start });
+        }
+        let mut turn = self.turn()?;
+        turn.native().map_err(|reason| self.conn.refuse(self.engine, reason))?;
+        let end = wanted.end.min(extent.size);
+        let len = usize::try_from(end - wanted.start).unwrap_or(usize::MAX);
+        let payload = Payload::File(file, wanted.start, len);
+        let more = more && end == wanted.end;
+        let part = Part { choice: self.asked(), more, guarded: held.is_some() };
+        match zerocopy::send(&self.conn, turn, payload, part, parts, held)? {
+            ByReference::Done(Outcome::Refused(reason)) => {
+                Err(self.conn.refuse(self.engine, reason))
+            }
+            ByReference::Done(Outcome::Fault) => self.read_after_fault(file, wanted, more, parts),
+            ByReference::Done(outcome) => Ok(outcome),
+            ByReference::NoRoom(limit) => {
+                let choice = Choice { engine: Engine::Copy, why: Why::Limit(limit) };
+                copy::read(&self.conn, file, wanted.start..end, more, false, choice, parts)
+            }
+        }
+    }
+
+    /// Locks the connection, when what was completed is read, if that is due.
+    fn turn(&self) -> Result<Turn<'_>, Error> {
+        let turn = self.conn.turn();
+        if !turn.reap_is_due() {
+            return Ok(turn);
+        }
+        drop(turn);
+        self.conn.reap()?;
+        Ok(self.conn.turn())
+    }
+
+    /// `file` is where the region's bytes come from, if they are a file's, and from where on.
     fn attempt_region(
         &self,
         region: Region<'_>,
+        file: Option<(&Source, u64)>,
         more: bool,
         parts: &mut Parts,
         held: Option<&Held>,
         guarded: bool,
     ) -> Result<Outcome, Error> {
         let conn = &self.conn;
-        let mut turn = conn.turn();
-        if turn.reap_is_due() {
-            drop(turn);
-            conn.reap()?;
-            turn = conn.turn();
-        }
-        let mut choice = self.choose(&mut turn, region.len() as u64, more)?;
-        if choice.engine == Engine::Zerocopy {
+        let mut turn = self.turn()?;
+        let mut choice = self.choose(&mut turn, region.len() as u64, file.is_some(), more)?;
+        while choice.engine != Engine::Copy {
             let part = Part { choice, more, guarded };
-            match zerocopy::region(conn, turn, region, part, parts, held)? {
-                Zerocopy::Done(Outcome::Refused(reason)) => choice = self.forced_copy(reason)?,
-                Zerocopy::Done(outcome) => return Ok(outcome),
-                Zerocopy::NoRoom(limit) => {
-                    choice = Choice { engine: Engine::Copy, why: Why::Limit(limit) };
-                }
-            }
+            let payload = match (choice.engine, file) {
+                (Engine::Native, Some((file, at))) => Payload::File(file, at, region.len()),
+                _ => Payload::Memory(region),
+            };
+            let done = zerocopy::send(conn, turn, payload, part, parts, held)?;
             turn = conn.turn();
+            choice = match done {
+                ByReference::Done(Outcome::Refused(reason)) => self.forced_copy(reason)?,
+                ByReference::Done(outcome) => return Ok(outcome),
+                // RLIMIT_MEMLOCK may be used up by others, which is no limit to native.
+                ByReference::NoRoom(limit) => {
+                    let native = choice.engine == Engine::Zerocopy
+                        && self.engine == Engine::Auto
+                        && file.is_some()
+                        && turn.native().is_ok();
+                    let engine = if native { Engine::Native } else { Engine::Copy };
+                    Choice { engine, why: Why::Limit(limit) }
+                }
+            };
         }
         tracing::trace!(%choice, bytes = region.len(), "plain send");
         copy::region(conn, turn, region, more, choice, parts)
     }
 
     pub(crate) fn asked(&self) -> Choice {
-        let engine = if self.engine == Engine::Zerocopy { self.engine } else { Engine::Copy };
+        let engine = match self.engine {
+            Engine::Zerocopy | Engine::Native => self.engine,
+            Engine::Copy | Engine::Uring | Engine::Auto => Engine::Copy,
+        };
         Choice { engine, why: Why::Asked }
     }
 
     #[inline(always)]
-    fn choose(&self, turn: &mut Turn<'_>, bytes: u64, more: bool) -> Result<Choice, Error> {
+    fn choose(
+        &self,
+        turn: &mut Turn<'_>,
+        bytes: u64,
+        file: bool,
+        more: bool,
+    ) -> Result<Choice, Error> {
         if bytes == 0 {
             return Ok(Choice { engine: Engine::Copy, why: Why::Small });
         }
@@ -700,16 +778,28 @@ impl Sender {
                 Ok(()) => Ok(self.asked()),
                 Err(reason) => Err(self.conn.refuse(self.engine, reason)),
             },
-            Engine::Auto => Ok(self.choose_auto(turn, bytes, more)),
+            Engine::Native => Ok(match turn.zerocopy(bytes, more) {
+                Ok(()) => Choice { engine: Engine::Zerocopy, why: Why::Buffer },
+                Err(reason) => Choice { engine: Engine::Copy, why: Why::Refused(reason) },
+            }),
+            Engine::Auto => Ok(self.choose_auto(turn, bytes, file, more)),
         }
     }
 
     /// What `auto` would take now for a send of `bytes`, whatever engine was asked for.
-    pub(crate) fn choose_auto(&self, turn: &mut Turn<'_>, bytes: u64, more: bool) -> Choice {
+    pub(crate) fn choose_auto(
+        &self,
+        turn: &mut Turn<'_>,
+        bytes: u64,
+        file: bool,
+        more: bool,
+    ) -> Choice {
         let (mostly_copied, since_zerocopy) = turn.history();
+        let zerocopy = turn.zerocopy(bytes, more);
         auto::choose(&Situation {
             bytes,
-            zerocopy: turn.zerocopy(bytes, more),
+            zerocopy,
+            native: file && zerocopy.is_err() && turn.native().is_ok(),
             peer_on_this_host: self.conn.peer_on_this_host(),
             mostly_copied,
             since_zerocopy,
@@ -720,12 +810,15 @@ impl Sender {
         &self.conn
     }
 
-    /// `copy` in place of what was refused, unless `zerocopy` was asked for by name.
+    /// `copy` in place of what was refused, unless that was asked for by name.
     fn forced_copy(&self, reason: Refusal) -> Result<Choice, Error> {
         match self.engine {
             Engine::Copy | Engine::Uring => Ok(self.asked()),
             Engine::Zerocopy => Err(self.conn.refuse(self.engine, reason)),
-            Engine::Auto => Ok(Choice { engine: Engine::Copy, why: Why::Refused(reason) }),
+            // A buffer, which is not what it was asked for.
+            Engine::Native | Engine::Auto => {
+                Ok(Choice { engine: Engine::Copy, why: Why::Refused(reason) })
+            }
         }
     }
 }

@@ -65,7 +65,7 @@ fn tcp_v4_auto() {
 
 #[test]
 fn tcp_v6_every_engine() {
-    for engine in common::ENGINES {
+    for engine in common::engines() {
         let Some((tx, rx)) = common::tcp6() else { return };
         all_ranges_arrive(sender(tx, engine), rx);
     }
@@ -109,7 +109,7 @@ fn zerocopy_refuses_a_unix_stream() {
 
 #[test]
 fn a_slow_reader_gets_partial_sends_and_everything() {
-    for engine in common::ENGINES {
+    for engine in common::engines() {
         let (tx, mut rx) = common::tcp_small_window();
         let mut sender = sender(tx, engine);
         let len = 16 << 20;

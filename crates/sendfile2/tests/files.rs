@@ -15,7 +15,7 @@ use sendfile2::{Engine, Error, Refusal, Source, Unmappable, Why};
 
 #[test]
 fn a_range_past_the_end_is_sent_up_to_the_end_and_then_an_error() {
-    for engine in common::ENGINES {
+    for engine in common::engines() {
         let (tx, mut rx) = common::tcp();
         let mut sender = sender(tx, engine);
         let file = file(1, 10_000);
@@ -33,7 +33,7 @@ fn a_range_past_the_end_is_sent_up_to_the_end_and_then_an_error() {
 
 #[test]
 fn a_truncated_file_is_sent_up_to_its_new_end() {
-    for engine in common::ENGINES {
+    for engine in common::engines() {
         let (tx, mut rx) = common::tcp();
         let mut sender = sender(tx, engine);
         let file = file(1, 1 << 20);
@@ -49,7 +49,7 @@ fn a_truncated_file_is_sent_up_to_its_new_end() {
 
 #[test]
 fn a_grown_file_is_sent_to_its_new_end() {
-    for engine in common::ENGINES {
+    for engine in common::engines() {
         let (tx, mut rx) = common::tcp();
         let mut sender = sender(tx, engine);
         let file = file(1, 1000);
@@ -76,7 +76,7 @@ fn a_grown_file_is_sent_to_its_new_end() {
 /// (shrinking zeroes up to the end of the folio), and nothing worse than an error happens.
 #[test]
 fn truncation_in_mid_send_is_an_error_and_no_signal() {
-    for engine in common::ENGINES {
+    for engine in common::engines() {
         let (tx, mut rx) = common::tcp();
         let mut sender = sender(tx, engine);
         let len = 1 << 20;

@@ -139,7 +139,7 @@ fn reports(socket: &Sender, wait: bool) -> bool {
 
 #[test]
 fn who_waits_for_an_acknowledgement_is_told_by_the_kernel_and_the_hook_is_not() {
-    for engine in common::ENGINES {
+    for engine in common::engines() {
         let (tx, _rx) = common::tcp();
         let (notices, options) = collecting();
         let mut sender = Sender::with(tx, options.engine(engine).acknowledgements(true)).unwrap();

@@ -26,7 +26,7 @@ fn over_veth_every_engine_delivers_and_releases() {
         Some("inside") => {
             let veth = Veth::new();
             for listen in ["10.7.0.2:0", "[fd07::2]:0"] {
-                for engine in common::ENGINES {
+                for engine in common::engines() {
                     over(&veth, listen, engine);
                 }
             }

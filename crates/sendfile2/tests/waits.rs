@@ -129,7 +129,7 @@ fn no_descriptors_left_at_any_wait() {
 /// Corked by more, and nothing follows.
 #[test]
 fn more_without_more_does_not_stall() {
-    for engine in common::ENGINES {
+    for engine in common::engines() {
         let (tx, mut rx) = common::tcp();
         let mut sender = sender(tx, engine);
         let file = file(1, 100_000);

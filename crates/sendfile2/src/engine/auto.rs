@@ -16,6 +16,8 @@ pub(crate) struct Situation {
     pub(crate) bytes: u64,
     /// Whether zerocopy could serve the send.
     pub(crate) zerocopy: Result<(), Refusal>,
+    /// Whether, where it could not, `native` could.
+    pub(crate) native: bool,
     /// The peer's address is this host's.
     pub(crate) peer_on_this_host: bool,
     /// Most of the recent zerocopy sends came back COPIED.
@@ -27,10 +29,13 @@ pub(crate) struct Situation {
 /// Which engine a send takes, and why.
 pub(crate) fn choose(s: &Situation) -> Choice {
     let copy = |why| Choice { engine: Engine::Copy, why };
-    let zerocopy = |why| Choice { engine: Engine::Zerocopy, why };
-    if let Err(reason) = s.zerocopy {
-        return copy(Why::Refused(reason));
-    }
+    // What zerocopy cannot serve (mostly for RLIMIT_MEMLOCK, which is not charged for native) goes
+    // by native, and the choice says why not by zerocopy.
+    let (engine, large) = match s.zerocopy {
+        Ok(()) => (Engine::Zerocopy, Why::Large),
+        Err(reason) if s.native => (Engine::Native, Why::Refused(reason)),
+        Err(reason) => return copy(Why::Refused(reason)),
+    };
     if s.bytes < WORTH_A_NOTIFICATION {
         return copy(Why::Small);
     }
@@ -43,11 +48,11 @@ pub(crate) fn choose(s: &Situation) -> Choice {
     // nothing (a linearised segment flags a whole call), so the share decides; and routes change.
     if s.mostly_copied {
         if s.since_zerocopy >= TRY_AGAIN {
-            return zerocopy(Why::TriedAgain);
+            return Choice { engine, why: Why::TriedAgain };
         }
         return copy(Why::MostlyCopied);
     }
-    zerocopy(Why::Large)
+    Choice { engine, why: large }
 }
 
 /// Whether the recent zerocopy sends of a connection came back COPIED.
@@ -83,11 +88,14 @@ mod tests {
         let plain = Situation {
             bytes: 1 << 20,
             zerocopy: Ok(()),
+            native: false,
             peer_on_this_host: false,
             mostly_copied: false,
             since_zerocopy: 0,
         };
         let unix = Refusal::Socket("unix");
+        let limit = Refusal::Memlock(4096);
+        let limited = Situation { zerocopy: Err(limit), native: true, ..plain };
         #[rustfmt::skip]
         let table = [
             (plain,                                                Engine::Zerocopy, Why::Large),
@@ -100,6 +108,14 @@ mod tests {
             (Situation { peer_on_this_host: true, since_zerocopy: TRY_AGAIN, ..plain },
                                                                    Engine::Copy, Why::PeerOnThisHost),
             (Situation { zerocopy: Err(unix), ..plain },           Engine::Copy, Why::Refused(unix)),
+            (Situation { native: true, ..plain },                  Engine::Zerocopy, Why::Large),
+            (limited,                                              Engine::Native, Why::Refused(limit)),
+            (Situation { native: false, ..limited },               Engine::Copy, Why::Refused(limit)),
+            (Situation { bytes: 100, ..limited },                  Engine::Copy, Why::Small),
+            (Situation { peer_on_this_host: true, ..limited },     Engine::Copy, Why::PeerOnThisHost),
+            (Situation { mostly_copied: true, ..limited },         Engine::Copy, Why::MostlyCopied),
+            (Situation { mostly_copied: true, since_zerocopy: TRY_AGAIN, ..limited },
+                                                                   Engine::Native, Why::TriedAgain),
         ];
         for (situation, engine, why) in table {
             assert_eq!(choose(&situation), Choice { engine, why }, "{situation:?}");

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
-use crate::conn::{Conn, Outcome, Part, Turn};
+use crate::conn::{Conn, Outcome, Part, Payload, Turn};
 use crate::engine::Choice;
 use crate::error::Error;
 use crate::source::Source;
@@ -35,7 +35,7 @@ pub(crate) fn region(
 ) -> Result<Outcome, Error> {
     let clamped = if conn.kind().records() { region } else { region.truncate(CALL) };
     let more = more || clamped.len() < region.len();
-    turn.transmit(clamped, Part { choice, more, guarded: false }, parts, None)
+    turn.transmit(Payload::Memory(clamped), Part { choice, more, guarded: false }, parts, None)
 }
 
 /// Reads up to `range` of the file and sends it. `whole` where a record must not be split.

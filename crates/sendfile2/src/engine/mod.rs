@@ -2,10 +2,13 @@
 
 pub(crate) mod auto;
 pub(crate) mod copy;
+pub(crate) mod native;
 pub(crate) mod zerocopy;
 
 use std::fmt;
 use std::str::FromStr;
+
+pub use native::Missing;
 
 use crate::source::Unmappable;
 use crate::uring::Unavailable;
@@ -24,14 +27,19 @@ pub enum Engine {
     /// Needs Linux 6.0, `io_uring`, and a stream socket. It has a front end of its own,
     /// [`uring::Driver`](crate::uring::Driver): a [`Sender`](crate::Sender) does not take it.
     Uring,
-    /// `copy` or `zerocopy`, whichever serves the send best.
+    /// By the kernel module, which sends the pages of the page cache without a mapping and without
+    /// charging `RLIMIT_MEMLOCK`: released when its notification arrives. Needs the module, and a
+    /// TCP socket. It sends files; buffers go by `zerocopy`, or `copy` where that cannot serve them.
+    Native,
+    /// `copy`, `zerocopy` or `native`, whichever serves the send best.
     #[default]
     Auto,
 }
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Engine; 4] = [Engine::Copy, Engine::Zerocopy, Engine::Uring, Engine::Auto];
+    pub const ALL: [Engine; 5] =
+        [Engine::Copy, Engine::Zerocopy, Engine::Uring, Engine::Native, Engine::Auto];
 
     /// Its name, as [`FromStr`] reads it.
     #[must_use]
@@ -40,6 +48,7 @@ impl Engine {
             Engine::Copy => "copy",
             Engine::Zerocopy => "zerocopy",
             Engine::Uring => "uring",
+            Engine::Native => "native",
             Engine::Auto => "auto",
         }
     }
@@ -53,7 +62,7 @@ impl fmt::Display for Engine {
 
 /// No engine has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no engine is called {0:?}: there are copy, zerocopy, uring and auto")]
+#[error("no engine is called {0:?}: there are copy, zerocopy, uring, native and auto")]
 pub struct UnknownEngine(String);
 
 impl FromStr for Engine {
@@ -84,6 +93,8 @@ pub enum Refusal {
     IoUring(Unavailable),
     /// A [`Sender`](crate::Sender) was asked for `uring`.
     Driver,
+    /// The kernel has nothing to offer to `native`.
+    Native(Missing),
 }
 
 impl fmt::Display for Refusal {
@@ -104,6 +115,7 @@ impl fmt::Display for Refusal {
             ),
             Refusal::File(why) => write!(f, "the file is not sent from a mapping: {why}"),
             Refusal::IoUring(why) => write!(f, "{why}"),
+            Refusal::Native(why) => write!(f, "{why}"),
             Refusal::Driver => f.write_str(
                 "a sender does not use io_uring, which has a front end of its own: uring::Driver",
             ),
@@ -114,7 +126,7 @@ impl fmt::Display for Refusal {
 /// Which engine served a send, and why it was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice {
-    /// [`Engine::Copy`], [`Engine::Zerocopy`] or [`Engine::Uring`].
+    /// [`Engine::Copy`], [`Engine::Zerocopy`], [`Engine::Uring`] or [`Engine::Native`].
     pub engine: Engine,
     /// Why.
     pub why: Why,
@@ -134,6 +146,8 @@ pub enum Why {
     Asked,
     /// The bytes were given as a slice, which is not held.
     Slice,
+    /// `native` was asked for, which sends files, and this is a buffer.
+    Buffer,
     /// Zerocopy cannot serve this send.
     Refused(Refusal),
     /// The peer is on this host, where the kernel copies a zerocopy send all the same.
@@ -159,6 +173,7 @@ impl fmt::Display for Why {
         match self {
             Why::Asked => f.write_str("asked for"),
             Why::Slice => f.write_str("a slice is not held"),
+            Why::Buffer => f.write_str("a buffer is no file"),
             Why::Refused(reason) => write!(f, "zerocopy refused: {reason}"),
             Why::PeerOnThisHost => f.write_str("the peer is on this host"),
             Why::MostlyCopied => f.write_str("most of the recent zerocopy sends came back COPIED"),

@@ -23,19 +23,32 @@ fn patience() -> Duration {
     Duration::from_secs(if peer().is_some() { 240 } else { 30 })
 }
 
-/// The engines of a [`Sender`].
+/// The engines of a [`Sender`] on a TCP socket; `native` where the kernel has it.
+pub fn engines() -> Vec<Engine> {
+    let mut engines = vec![Engine::Copy, Engine::Zerocopy, Engine::Auto];
+    if has(Engine::Native) {
+        engines.push(Engine::Native);
+    }
+    engines
+}
+
+/// Those that serve other sockets, too.
 pub const ENGINES: [Engine; 3] = [Engine::Copy, Engine::Zerocopy, Engine::Auto];
 
-/// Whether `io_uring` can be used here; if not, says so as the reason for a skip.
-pub fn has_uring() -> bool {
+/// Whether the engine can be used here; if not, says so as the reason for a skip.
+pub fn has(engine: Engine) -> bool {
     use sendfile2::probe::Availability::Available;
     let engines = sendfile2::probe::machine().engines;
-    let uring = engines.into_iter().find(|state| state.engine == Engine::Uring).unwrap();
-    let has = matches!(uring.availability, Available(_));
+    let state = engines.into_iter().find(|state| state.engine == engine).unwrap();
+    let has = matches!(state.availability, Available(_));
     if !has {
-        println!("SKIP: no io_uring: {}", uring.availability);
+        println!("SKIP: the engine {engine}: {}", state.availability);
     }
     has
+}
+
+pub fn has_uring() -> bool {
+    has(Engine::Uring)
 }
 
 /// Bytes that differ at each position of a page, from page to page, and between seeds; under
