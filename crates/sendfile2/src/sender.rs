@@ -452,7 +452,14 @@ impl Sender {
     /// # Errors
     /// [`Error::Refused`].
     pub fn choice(&self, bytes: u64) -> Result<Choice, Error> {
-        self.choose(&mut self.conn.turn(), bytes, false)
+        let mut turn = self.conn.turn();
+        if self.engine == Engine::Native && bytes > 0 {
+            return match turn.native() {
+                Ok(()) => Ok(self.asked()),
+                Err(reason) => Err(self.conn.refuse(self.engine, reason)),
+            };
+        }
+        self.choose(&mut turn, bytes, true, false)
     }
 
     /// What this sender did so far.
