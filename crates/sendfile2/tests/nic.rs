@@ -31,8 +31,9 @@ fn lossy() -> bool {
 
 /// The engines that send from the file's pages.
 fn engines() -> Vec<Engine> {
-    let uring = common::has_uring().then_some(Engine::Uring);
-    [Some(Engine::Zerocopy), uring].into_iter().flatten().collect()
+    let mut engines = vec![Engine::Zerocopy];
+    engines.extend([Engine::Uring, Engine::Native].into_iter().filter(|e| common::has(*e)));
+    engines
 }
 
 /// A connection of any engine.

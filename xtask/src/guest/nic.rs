@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::cargo::{self, Program};
 use super::console::Outcome;
 use super::qemu::{Disk, Machine, Network};
-use super::{NETWORK, Stock};
+use super::{NETWORK, Stock, stock};
 
 /// The library, the demo, the torture and a benchmark over a network device, on Debian's kernel
 ///
@@ -33,7 +33,7 @@ pub(super) struct Args {
 const PEER: &str = "10.8.0.2@/run/netns/peer";
 
 /// The engines that send from the file's pages, and what sendfile2 calls the control.
-const ENGINES: [&str; 2] = ["zerocopy", "uring"];
+const ENGINES: [&str; 3] = ["zerocopy", "uring", "native"];
 const CONTROL: &str = "sendfile";
 
 /// A packet of which a part is acknowledged before the device has given it back is copied by the
@@ -63,7 +63,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let mut initramfs = super::initramfs()?;
     let modules =
         ["vmxnet3", "virtio_pci", "virtio_blk", "sch_netem", "sch_tbf", "veth", "overlay"];
-    let modules = initramfs.modules(&stock.modules, &[&modules[..], &["tls"]].concat())?;
+    let mut modules = initramfs.modules(&stock.modules, &[&modules[..], &["tls"]].concat())?;
+    stock::module(&stock, &mut initramfs)?;
+    modules.push(stock::MODULE.into());
     let built = cargo::programs(&["build", "--release", "--package", "sendfile2-cli"])?;
     initramfs.program(&cargo::program(&built, "sendfile2")?.path, "/usr/bin/sendfile2")?;
     let tests: Vec<_> = cargo::programs(&["test", "--no-run", "--package", "sendfile2"])?
@@ -119,6 +121,8 @@ fn scratch(tests: &[Program]) -> anyhow::Result<String> {
 fn steps(args: &Args, tests: &[Program], scratch: &str) -> Vec<Step> {
     let mut steps = vec![
         Step::setup("network", NETWORK),
+        // The question is what a user can do with it, not who may.
+        Step::setup("the module's device", "chmod 666 /dev/sendfile2"),
         Step::setup(
             "disk",
             format!(

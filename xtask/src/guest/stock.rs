@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use sendfile2_guest::{Plan, Step};
 
+use super::initramfs::Initramfs;
 use super::qemu::{Machine, Network};
 use super::{NETWORK, Stock, cache, cargo};
 
@@ -28,10 +29,8 @@ pub(super) const MODULE: &str = "/lib/modules/sendfile2.ko";
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let stock = Stock::new()?;
-    let module = tempfile::tempdir()?;
-    let module = build(&headers(&stock.release)?, module.path())?;
     let mut initramfs = super::initramfs()?;
-    initramfs.copy(&module, MODULE, 0o644);
+    module(&stock, &mut initramfs)?;
     let modules = initramfs.modules(&stock.modules, &["vmxnet3", "sch_netem", "sch_tbf", "tls"])?;
     let built = cargo::programs(&["build", "--release", "--package", "kernel-tests"])?;
     let program = &cargo::program(&built, "kernel-tests")?.path;
@@ -58,6 +57,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     .run()?;
     outcome.verdict()
+}
+
+/// Builds the module for this kernel, and puts it where [`MODULE`] says.
+pub(super) fn module(stock: &Stock, initramfs: &mut Initramfs) -> anyhow::Result<()> {
+    let copy = tempfile::tempdir()?;
+    let module = build(&headers(&stock.release)?, copy.path())?;
+    initramfs.text(MODULE, std::fs::read(&module)?, 0o644);
+    Ok(())
 }
 
 /// The tree that modules for this kernel are built with.
