@@ -204,7 +204,7 @@ fn the_guard_is_compared_with_unguarded_sends() {
     let (sends, leases): (Vec<_>, Vec<_>) =
         rows(&result).iter().partition(|row| row["what"].as_str().expect("what").contains("send"));
     assert_eq!(leases.len(), 2);
-    assert_eq!(sends.len(), 2 * 2 * sendfile2::Engine::ALL.len());
+    assert_eq!(sends.len(), 2 * 2 * engines::here().len());
     for row in rows(&result) {
         assert!(number(row, "nanoseconds") > 0.0, "{row}");
         let leased = row["what"].as_str().expect("what").contains("+lease");

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use super::Common;
 use super::bed::{Bed, Path};
 use super::process::Pair;
-use super::result::{LatencyRow, Rows};
+use super::result::{LatencyRow, Rows, Skipped};
 use super::rounds::{self, Limits};
 use super::way::Way;
 use crate::units;
@@ -74,10 +74,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         for &size in &args.size {
             progress.set_message(format!("{path}, {}", units::bytes(size)));
             let mut all: Vec<_> = ways.iter().map(|way| Times::new(*way)).collect();
-            measure(&mut pair, &mut all, size, args.sends, &limits.share(left), || {
-                progress.set_position(progress.elapsed().as_secs());
-            })
-            .with_context(|| format!("{path}, {}", units::bytes(size)))?;
+            let setting = format!("{path}, {}", units::bytes(size));
+            let refused =
+                measure(&mut pair, &mut all, size, args.sends, &limits.share(left), || {
+                    progress.set_position(progress.elapsed().as_secs());
+                });
+            let refused = refused.with_context(|| setting.clone())?;
+            bed.skip(refused.into_iter().map(|(way, error)| Skipped {
+                what: format!("{way}, {setting}"),
+                why: format!("{error:#}"),
+            }));
             rows.extend(all.iter().flat_map(|times| times.rows(*path, size)));
             left -= 1;
         }
@@ -86,18 +92,30 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     bed.finish(Rows::Latency(rows), &args.common)
 }
 
+/// Measures those of `all` that work, and takes the others out: these are returned, with the reason.
 fn measure(
     pair: &mut Pair,
-    all: &mut [Times],
+    all: &mut Vec<Times>,
     size: u64,
     sends: u64,
     limits: &Limits,
     progress: impl Fn(),
-) -> anyhow::Result<()> {
-    let ways: Vec<Way> = all.iter().map(|times| times.way).collect();
-    pair.connect(&ways, 1)?;
-    for way in &ways {
-        pair.delay(*way, size, TURN, limits.patience()).with_context(|| way.to_string())?;
+) -> anyhow::Result<Vec<(Way, anyhow::Error)>> {
+    let mut refused = Vec::new();
+    loop {
+        let ways: Vec<Way> = all.iter().map(|times| times.way).collect();
+        pair.connect(&ways, 1)?;
+        let tried = ways.iter().find_map(|way| {
+            let error = pair.delay(*way, size, TURN, limits.patience()).err()?;
+            Some((*way, error))
+        });
+        let Some((way, error)) = tried else { break };
+        if way == Way::Sendfile {
+            return Err(error.context(way.to_string()));
+        }
+        // What is left of its connections is in the way of the others.
+        all.retain(|times| times.way != way);
+        refused.push((way, error));
     }
     let mut longest = Duration::ZERO;
     let mut done = 0;
@@ -119,7 +137,7 @@ fn measure(
         done += u64::from(turn);
         progress();
     }
-    Ok(())
+    Ok(refused)
 }
 
 /// How long it took, in nanoseconds.

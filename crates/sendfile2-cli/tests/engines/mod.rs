@@ -4,14 +4,15 @@
 use sendfile2::Engine;
 use sendfile2::probe::Availability;
 
-/// All engines, without `uring` where `io_uring` cannot be used: the skip is printed.
+/// All engines, without `uring` where `io_uring` cannot be used, and `native` where the kernel module
+/// is not loaded: the skip is printed.
 pub fn here() -> Vec<Engine> {
     let mut engines = sendfile2::probe::machine().engines;
     engines.retain(|state| {
         let there = matches!(state.availability, Availability::Available(_));
-        let skipped = state.engine == Engine::Uring && !there;
+        let skipped = matches!(state.engine, Engine::Uring | Engine::Native) && !there;
         if skipped {
-            println!("SKIP: no io_uring: {}", state.availability);
+            println!("SKIP: the engine {}: {}", state.engine, state.availability);
         }
         !skipped
     });
