@@ -124,6 +124,16 @@ pub mod errqueue {
     }
 }
 
+/// What a kernel with this project's patch series offers, for who wants to use it without a
+/// [`Sender`].
+///
+/// docs/patches.md says how to build one.
+pub mod patched {
+    pub use crate::sys::patched::{
+        SENDFILE_SYNC, SENDFILE_ZC, SPLICE_F_ZC, Sendfile2, probe, splice,
+    };
+}
+
 /// Compiles the README's examples.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]

@@ -8,6 +8,7 @@
 pub(crate) mod device;
 pub(crate) mod errqueue;
 pub(crate) mod mapping;
+pub(crate) mod patched;
 pub(crate) mod socket;
 #[cfg(feature = "tokio")]
 pub(crate) mod tokio;

@@ -1,0 +1,160 @@
+//! The system calls of a kernel with this project's patch series.
+//!
+//! Source: `kernel/patches`, `kernel/man/sendfile2.2`.
+
+use std::ffi::c_long;
+use std::io::{self, Error, ErrorKind, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::pipe::SpliceFlags;
+
+use super::errqueue::{self, Entry};
+use super::socket::last_error;
+
+/// One notification id of the socket for each call that returned more than 0. A call has one flag.
+pub const SENDFILE_ZC: u32 = 0x2;
+/// The call returns when the pages are released; no id.
+pub const SENDFILE_SYNC: u32 = 0x4;
+/// For splice(2) and `IORING_OP_SPLICE`, from a pipe to a socket: as [`SENDFILE_ZC`]. That a kernel
+/// takes the flag proves nothing: [`probe`] does.
+pub const SPLICE_F_ZC: SpliceFlags = SpliceFlags::from_bits_retain(0x10);
+
+/// sendfile2(2).
+#[derive(Debug, Clone, Copy)]
+pub struct Sendfile2 {
+    number: c_long,
+}
+
+impl Sendfile2 {
+    /// Where the kernel says what its number is.
+    pub const SYSCTL: &str = "/proc/sys/fs/sendfile2_nr";
+
+    /// Asks the kernel. The number is never guessed: it may be another call's.
+    ///
+    /// # Errors
+    /// `NotFound` where the kernel has no such call.
+    pub fn find() -> io::Result<Self> {
+        let text = std::fs::read_to_string(Self::SYSCTL)?;
+        let number = text.trim().parse().ok().filter(|number| *number > 0);
+        let number = number.ok_or_else(|| {
+            Error::new(ErrorKind::InvalidData, format!("{}: {text:?}", Self::SYSCTL))
+        })?;
+        Ok(Sendfile2 { number })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> c_long {
+        self.number
+    }
+
+    /// Sends up to `count` bytes of `file` to `socket`, from `offset` on, which moves, or from the
+    /// file's position, which moves; returns how many.
+    ///
+    /// It waits for room unless the socket is non-blocking, and raises SIGPIPE where nobody reads,
+    /// as sendfile(2) does.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    #[inline]
+    pub fn send(
+        self,
+        socket: BorrowedFd<'_>,
+        file: BorrowedFd<'_>,
+        offset: Option<&mut u64>,
+        count: usize,
+        flags: u32,
+    ) -> Result<usize, Errno> {
+        let offset = offset.map_or(std::ptr::null_mut(), std::ptr::from_mut);
+        // SAFETY: the number is that of sendfile2, says the kernel, which takes these five
+        // arguments. It writes eight bytes at the offset, if there is one, where a u64 is; it
+        // refuses what is negative as an i64.
+        let sent = unsafe {
+            libc::syscall(self.number, socket.as_raw_fd(), file.as_raw_fd(), offset, count, flags)
+        };
+        usize::try_from(sent).map_err(|_| last_error())
+    }
+}
+
+/// Splices up to `count` bytes from a pipe to a socket, with one notification id if it returns more
+/// than 0. `more` is `SPLICE_F_MORE`. It never waits for the pipe; for the socket it waits unless
+/// that is non-blocking.
+///
+/// # Errors
+/// What the kernel answers: EINVAL if it does not know the flag.
+#[inline]
+pub fn splice(
+    pipe: BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
+    count: usize,
+    more: bool,
+) -> Result<usize, Errno> {
+    let more = if more { SpliceFlags::MORE } else { SpliceFlags::empty() };
+    let flags = SPLICE_F_ZC | SpliceFlags::NONBLOCK | more;
+    rustix::pipe::splice(pipe, None, socket, None, count, flags)
+}
+
+/// Whether this kernel does what the series promises, by trying it: one byte that is spliced over a
+/// private TCP connection must give exactly one id, the first.
+///
+/// # Errors
+/// `Unsupported` if it does not; what went wrong, if it could not be tried.
+pub fn probe() -> io::Result<()> {
+    // A kernel that knows the flag by another meaning would do something else with it.
+    Sendfile2::find().map_err(|e| match e.kind() {
+        ErrorKind::NotFound => unsupported("the kernel has no sendfile2(2)"),
+        _ => e,
+    })?;
+    let (sender, _receiver) = connection()?;
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    std::fs::File::from(writer).write_all(&[0])?;
+    match splice(reader.as_fd(), sender.as_fd(), 1, false) {
+        Ok(1) => {}
+        Ok(_) => return Err(unsupported("a byte in a pipe was not spliced")),
+        Err(Errno::INVAL) => return Err(unsupported("splice(2) does not know SPLICE_F_ZC")),
+        Err(e) => return Err(e.into()),
+    }
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        let mut batch = errqueue::Batch::new();
+        errqueue::read(sender.as_fd(), &mut batch)?;
+        let mut entries = batch.into_iter();
+        match (entries.next(), entries.next()) {
+            (Some(Ok(Entry::Completion { lo: 0, hi: 0, .. })), None) => return Ok(()),
+            (None, _) => {}
+            _ => return Err(unsupported("one byte was notified otherwise than by the id 0")),
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(unsupported("SPLICE_F_ZC is accepted, and no notification comes"));
+        }
+        let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+        // What comes is POLLERR, which is not asked for.
+        match poll(&mut [PollFd::new(&sender, PollFlags::empty())], Some(&left)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn unsupported(why: &'static str) -> Error {
+    Error::new(ErrorKind::Unsupported, why)
+}
+
+/// A connection of this process with itself.
+fn connection() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let sender = TcpStream::connect(listener.local_addr()?)?;
+    let own: SocketAddr = sender.local_addr()?;
+    loop {
+        // Anybody may connect meanwhile.
+        let (receiver, from) = listener.accept()?;
+        if from == own {
+            return Ok((sender, receiver));
+        }
+    }
+}
