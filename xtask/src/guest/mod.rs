@@ -8,10 +8,15 @@ mod cache;
 mod cargo;
 mod console;
 mod count;
+mod debug;
 mod initramfs;
+mod kernel;
 mod nic;
+mod patched;
 mod qemu;
+mod series;
 mod stock;
+mod uml;
 
 use std::path::PathBuf;
 
@@ -33,15 +38,23 @@ enum Guest {
     Nic(nic::Args),
     Stock(stock::Args),
     Count(count::Args),
+    Debug(debug::Args),
+    Uml(uml::Args),
+    Patched(patched::Args),
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // Before hours of building, not after.
-    qemu::program()?;
+    if !matches!(args.guest, Guest::Uml(_)) {
+        qemu::program()?;
+    }
     match &args.guest {
         Guest::Nic(args) => nic::run(args),
         Guest::Stock(args) => stock::run(args),
         Guest::Count(args) => count::run(args),
+        Guest::Debug(args) => debug::run(args),
+        Guest::Uml(args) => uml::run(args),
+        Guest::Patched(args) => patched::run(args),
     }
 }
 

@@ -1,0 +1,468 @@
+//! Kernels of our own: Debian's source, with the patch series or without, built for a guest.
+//!
+//! In the cache each kernel has a tree of its own, with its build inside: so make compiles only what
+//! a change of the series or of the configuration touches. A mark says of which series and
+//! configuration the build is.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+
+use super::cache;
+use super::initramfs::find;
+
+/// The package of the source.
+const SOURCE: &str = "linux-source-6.12";
+/// Where the series is, in the checkout.
+const SERIES: &str = "kernel/patches/6.12";
+/// What user-mode Linux needs beside it, on some hosts; not part of the series.
+const UML: &str = "kernel/patches/uml";
+/// Where the fragments of configurations are.
+const CONFIG: &str = "kernel/config";
+
+/// A kernel that can be built.
+#[derive(Debug)]
+pub(super) struct Recipe {
+    /// What it is called here.
+    pub(super) name: &'static str,
+    /// What make knows its architecture by.
+    pub(super) arch: Arch,
+    /// With the patch series.
+    pub(super) series: bool,
+    /// The fragments of its configuration, in `kernel/config`.
+    pub(super) fragments: &'static [&'static str],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arch {
+    Uml,
+    X86,
+}
+
+impl Arch {
+    fn name(self) -> &'static str {
+        match self {
+            Arch::Uml => "um",
+            Arch::X86 => "x86_64",
+        }
+    }
+
+    /// What make makes, and where it then is.
+    fn target(self) -> (&'static str, &'static str) {
+        match self {
+            Arch::Uml => ("linux", "linux"),
+            Arch::X86 => ("bzImage", "arch/x86/boot/bzImage"),
+        }
+    }
+}
+
+/// User-mode Linux with the series.
+pub(super) const UML_PLAIN: Recipe =
+    Recipe { name: "uml", arch: Arch::Uml, series: true, fragments: &["common", "uml"] };
+
+/// The same, which checks itself.
+pub(super) const UML_DEBUG: Recipe = Recipe {
+    name: "uml-debug",
+    arch: Arch::Uml,
+    series: true,
+    fragments: &["common", "uml", "checks", "uml-debug"],
+};
+
+/// A kernel for several processors, with the series, which checks itself.
+pub(super) const PATCHED: Recipe = Recipe {
+    name: "patched",
+    arch: Arch::X86,
+    series: true,
+    fragments: &["common", "x86", "checks", "x86-debug"],
+};
+
+/// The same without the series, for the module.
+pub(super) const DEBUG: Recipe = Recipe {
+    name: "debug",
+    arch: Arch::X86,
+    series: false,
+    fragments: &["common", "x86", "checks", "x86-debug", "modules"],
+};
+
+/// A kernel that is built.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub(super) image: PathBuf,
+    /// The source, with its patches.
+    pub(super) tree: PathBuf,
+    /// Where it was built: for modules.
+    #[allow(dead_code, reason = "for the guests that load modules")]
+    pub(super) build: PathBuf,
+}
+
+impl Recipe {
+    /// Builds it, unless the cache has it.
+    pub(super) fn build(&self) -> anyhow::Result<Kernel> {
+        let source = Source::new()?;
+        let mut patches = Vec::new();
+        if self.series {
+            patches.extend(series()?);
+        }
+        if self.arch == Arch::Uml {
+            patches.extend(patches_in(UML)?);
+        }
+        let config = self.config()?;
+        let kernel = self.kernel(&source, self.name);
+        let _alone = lock()?;
+        let mut hash = blake3::Hasher::new();
+        hash.update(config.as_bytes());
+        for patch in &patches {
+            hash.update(&patch.text);
+        }
+        let hash = hash.finalize().to_hex();
+        // Written when all is done.
+        let mark = kernel.build.join("built-from");
+        if std::fs::read_to_string(&mark).is_ok_and(|built| built == hash.as_str()) {
+            println!("kernel {}: {} (from the cache)", self.name, kernel.build.display());
+            return Ok(kernel);
+        }
+        println!(
+            "kernel {}: building in {}: 3 to 8 minutes on two processors, less if it was built before",
+            self.name,
+            kernel.build.display()
+        );
+        source.sync(&kernel.tree, &patches)?;
+        std::fs::create_dir_all(&kernel.build)?;
+        let _ = std::fs::remove_file(&mark);
+        self.configure(&kernel, &config)?;
+        make(&kernel, self.arch, &[self.arch.target().0])?;
+        if config.contains("\nCONFIG_MODULES=y\n") {
+            make(&kernel, self.arch, &["modules"])?;
+        }
+        std::fs::write(&mark, hash.as_str())?;
+        Ok(kernel)
+    }
+
+    fn kernel(&self, source: &Source, name: &str) -> Kernel {
+        let tree = PathBuf::from(format!("{}-{name}", source.pristine.display()));
+        // Inside the tree, and named so, kbuild refers to the source by a relative path.
+        let build = tree.join("build");
+        Kernel { image: build.join(self.arch.target().1), tree, build }
+    }
+
+    fn config(&self) -> anyhow::Result<String> {
+        let directory = crate::root()?.join(CONFIG);
+        let mut config = String::new();
+        for fragment in self.fragments {
+            let path = directory.join(format!("{fragment}.config"));
+            config += &read(&path)?;
+        }
+        Ok(config)
+    }
+
+    fn configure(&self, kernel: &Kernel, config: &str) -> anyhow::Result<()> {
+        let asked = kernel.build.join("asked.config");
+        std::fs::write(&asked, config)?;
+        let variable = format!("KCONFIG_ALLCONFIG={}", asked.display());
+        make(kernel, self.arch, &[&variable, "allnoconfig"])?;
+        let missing = missing(config, &read(&kernel.build.join(".config"))?);
+        ensure!(
+            missing.is_empty(),
+            "kernel {}: its configuration cannot have {}: see {CONFIG}",
+            self.name,
+            missing.join(", ")
+        );
+        Ok(())
+    }
+}
+
+/// What was asked for and is not so.
+fn missing<'a>(asked: &'a str, got: &str) -> Vec<&'a str> {
+    let has = |line: &str| got.lines().any(|own| own == line);
+    let mut missing = Vec::new();
+    for line in asked.lines().map(str::trim) {
+        let wanted = line.starts_with("CONFIG_") && !has(line);
+        // An option that depends on one that is off is not mentioned at all.
+        let unset = line.strip_prefix("# ").and_then(|line| line.strip_suffix(" is not set"));
+        if wanted || unset.is_some_and(|name| has(&format!("{name}=y"))) {
+            missing.push(line);
+        }
+    }
+    missing
+}
+
+/// Compiles what the series touches after each of its patches.
+pub(super) fn each() -> anyhow::Result<()> {
+    let source = Source::new()?;
+    let series = series()?;
+    println!("compiling after each of {} patches: some 10 minutes", series.len());
+    let _alone = lock()?;
+    let kernel = UML_PLAIN.kernel(&source, "each");
+    for (last, patch) in series.iter().enumerate() {
+        println!("{}", patch.name);
+        source.sync(&kernel.tree, &series[..=last])?;
+        std::fs::create_dir_all(&kernel.build)?;
+        UML_PLAIN.configure(&kernel, &UML_PLAIN.config()?)?;
+        let targets = ["KCFLAGS=-Werror", "fs/", "net/core/", "net/ipv4/", "io_uring/"];
+        make(&kernel, Arch::Uml, &targets)
+            .with_context(|| format!("{} does not compile", patch.name))?;
+    }
+    Ok(())
+}
+
+/// What checkpatch says of each patch of the series must be nothing.
+pub(super) fn checkpatch() -> anyhow::Result<()> {
+    let tree = Source::new()?.pristine;
+    find("perl").context("perl is missing, which checkpatch.pl is written in")?;
+    let mut said = String::new();
+    let series = series()?;
+    for patch in &series {
+        let output = Command::new(tree.join("scripts/checkpatch.pl"))
+            .current_dir(&tree)
+            .args(["--strict", "--quiet", "--no-summary"])
+            .arg(&patch.path)
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run checkpatch.pl")?;
+        if !output.status.success() || !output.stdout.is_empty() {
+            let text = String::from_utf8_lossy(&output.stdout);
+            writeln!(said, "{}:\n{}", patch.name, text.trim())?;
+        }
+    }
+    ensure!(said.is_empty(), "checkpatch.pl --strict is not content:\n{said}");
+    println!("checkpatch --strict: nothing to say of {} patches", series.len());
+    Ok(())
+}
+
+/// The source, as Debian has it, unpacked.
+#[derive(Debug)]
+struct Source {
+    pristine: PathBuf,
+}
+
+impl Source {
+    fn new() -> anyhow::Result<Self> {
+        tools()?;
+        let package = cache::download(SOURCE)?;
+        let file = package.file_name().and_then(|name| name.to_str()).context("no name")?;
+        let version = file.split('_').nth(1).context("a package without a version")?;
+        let pristine = cache::directory()?.join(format!("linux-{version}"));
+        if !pristine.exists() {
+            println!("unpacking {file}: half a minute, 1.7 GB");
+            cache::make(&pristine, |new| unpack(&package, new))?;
+        }
+        Ok(Source { pristine })
+    }
+
+    /// Makes a tree that is the source with these patches, of whatever is there. Files that are
+    /// right already keep their times, and make what was made of them.
+    fn sync(&self, tree: &Path, patches: &[Patch]) -> anyhow::Result<()> {
+        if !tree.exists() {
+            // A copy that shares its files: what changes one must replace it.
+            let parent = tree.parent().context("no directory")?;
+            let new = tempfile::Builder::new().prefix(".new-").tempdir_in(parent)?;
+            let copy = new.path().join("copy");
+            let mut command = Command::new("cp");
+            command.arg("-al").arg(&self.pristine).arg(&copy);
+            cache::run(&mut command, "a copy of the source")?;
+            std::fs::rename(copy, tree)?;
+        }
+        // What differs from the source is remembered, to be undone.
+        let list = tree.join("patched-files");
+        let before = std::fs::read_to_string(&list).unwrap_or_default();
+        let mut touched: BTreeSet<&str> = before.lines().collect();
+        let now: BTreeSet<&str> = patches.iter().flat_map(Patch::files).collect();
+        touched.extend(&now);
+        std::fs::write(&list, touched.iter().map(|file| format!("{file}\n")).collect::<String>())?;
+
+        let fresh = tempfile::tempdir()?;
+        for file in &touched {
+            let (from, to) = (self.pristine.join(file), fresh.path().join(file));
+            std::fs::create_dir_all(to.parent().context("no directory")?)?;
+            if from.exists() {
+                std::fs::copy(&from, &to).with_context(|| from.display().to_string())?;
+            }
+        }
+        patches.iter().try_for_each(|patch| patch.apply(fresh.path()))?;
+        for file in &touched {
+            let (right, is) = (std::fs::read(fresh.path().join(file)).ok(), tree.join(file));
+            if std::fs::read(&is).ok() == right {
+                continue;
+            }
+            if is.exists() {
+                std::fs::remove_file(&is)?;
+            }
+            if right.is_some() {
+                std::fs::create_dir_all(is.parent().context("no directory")?)?;
+                std::fs::copy(fresh.path().join(file), &is)?;
+            }
+        }
+        std::fs::write(&list, now.iter().map(|file| format!("{file}\n")).collect::<String>())?;
+        Ok(())
+    }
+}
+
+fn unpack(package: &Path, new: &Path) -> anyhow::Result<()> {
+    let name = format!("./usr/src/{SOURCE}.tar.xz");
+    let script =
+        r#"dpkg-deb --fsys-tarfile "$1" | tar -xO "$2" | tar -xJ --strip-components=1 -C "$3""#;
+    let mut command = Command::new("bash");
+    command.args(["-euo", "pipefail", "-c", script, "unpack"]);
+    command.arg(package).arg(name).arg(new);
+    cache::run(&mut command, "the source is unpacked by dpkg-deb, tar and xz")
+}
+
+#[derive(Debug)]
+struct Patch {
+    name: String,
+    path: PathBuf,
+    text: Vec<u8>,
+}
+
+impl Patch {
+    /// The files that it changes, makes or removes.
+    fn files(&self) -> impl Iterator<Item = &str> {
+        let text = std::str::from_utf8(&self.text).unwrap_or_default();
+        text.lines().filter_map(|line| line.strip_prefix("+++ b/").or(line.strip_prefix("--- a/")))
+    }
+
+    fn apply(&self, tree: &Path) -> anyhow::Result<()> {
+        let mut command = Command::new("patch");
+        command.args(["-p1", "--fuzz=0", "--quiet", "--no-backup-if-mismatch", "-i"]);
+        command.arg(&self.path).current_dir(tree);
+        cache::run(&mut command, &format!("{} is to be applied", self.name))
+    }
+}
+
+/// The patches of the series, in their order; not its cover letter.
+fn series() -> anyhow::Result<Vec<Patch>> {
+    let patches = patches_in(SERIES)?;
+    ensure!(!patches.is_empty(), "{SERIES} has no patches");
+    Ok(patches)
+}
+
+fn patches_in(directory: &str) -> anyhow::Result<Vec<Patch>> {
+    let directory = crate::root()?.join(directory);
+    let mut patches = Vec::new();
+    for entry in std::fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        if name.ends_with(".patch") && !name.starts_with("0000-") {
+            let text = std::fs::read(&path)?;
+            patches.push(Patch { name, path, text });
+        }
+    }
+    patches.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(patches)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| path.display().to_string())
+}
+
+/// Two builds at a time would take as long each; and they may be of the same kernel.
+fn lock() -> anyhow::Result<File> {
+    let file = File::create(cache::directory()?.join("kernel-build.lock"))?;
+    let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    if rustix::fs::flock(&file, how).is_err() {
+        println!("waiting for another build of a kernel");
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+    }
+    Ok(file)
+}
+
+/// What kernels are built with, and the packages of Debian that have it.
+fn tools() -> anyhow::Result<()> {
+    let programs = [
+        ("make", "make"),
+        ("gcc", "gcc"),
+        ("flex", "flex"),
+        ("bison", "bison"),
+        ("bc", "bc"),
+        ("patch", "patch"),
+        ("xz", "xz-utils"),
+    ];
+    let mut lacking: Vec<&str> = programs
+        .into_iter()
+        .filter(|(program, _)| find(program).is_none())
+        .map(|(_, package)| package)
+        .collect();
+    if !Path::new("/usr/include/gelf.h").exists() {
+        lacking.push("libelf-dev");
+    }
+    ensure!(
+        lacking.is_empty(),
+        "to build kernels, install what is missing: apt-get install --no-install-recommends {}",
+        lacking.join(" ")
+    );
+    Ok(())
+}
+
+/// Runs make, shows how far it is, and what it says if it fails. All of it is in `make.log`.
+fn make(kernel: &Kernel, arch: Arch, targets: &[&str]) -> anyhow::Result<()> {
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let began = Instant::now();
+    let mut log = File::options().create(true).append(true).open(kernel.build.join("make.log"))?;
+    let (output, input) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let mut command = Command::new("nice");
+    command.args(["make", &format!("-j{jobs}"), &format!("ARCH={}", arch.name())]);
+    command.arg("-C").arg(&kernel.tree).arg("O=build").args(targets);
+    // The same kernel, whoever builds it.
+    command.env("KBUILD_BUILD_USER", "sendfile2").env("KBUILD_BUILD_HOST", "guest");
+    command.stdin(Stdio::null()).stderr(input.try_clone()?).stdout(input);
+    let mut child = command.spawn().context("cannot run make")?;
+    // It holds the ends of the pipe that are to be written to.
+    drop(command);
+    let mut last = VecDeque::new();
+    let (mut steps, mut told) = (0, Instant::now());
+    for line in BufReader::new(File::from(output)).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        std::io::Write::write_all(&mut log, format!("{line}\n").as_bytes())?;
+        steps += 1;
+        last.push_back(line);
+        if last.len() > 40 {
+            last.pop_front();
+        }
+        if told.elapsed() > Duration::from_secs(20) {
+            told = Instant::now();
+            println!("  {steps} steps after {} s", began.elapsed().as_secs());
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        for line in last {
+            println!("  {line}");
+        }
+        bail!("make {} failed: {status}", targets.join(" "));
+    }
+    println!("  make {}: {} s", targets.join(" "), began.elapsed().as_secs());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_configuration_lacks_is_named() {
+        let asked = "# comment\nCONFIG_NET=y\nCONFIG_INET=y\n# CONFIG_SLUB_TINY is not set\n\
+                     # CONFIG_GONE is not set\n";
+        assert_eq!(missing(asked, "CONFIG_NET=y\nCONFIG_INET=y\n"), Vec::<&str>::new());
+        assert_eq!(missing(asked, "CONFIG_NET=y\n# CONFIG_INET is not set\n"), ["CONFIG_INET=y"]);
+        let got = "CONFIG_NET=y\nCONFIG_INET=y\nCONFIG_SLUB_TINY=y\n";
+        assert_eq!(missing(asked, got), ["# CONFIG_SLUB_TINY is not set"]);
+    }
+
+    #[test]
+    fn the_series_is_whole_and_in_order() {
+        let series = series().unwrap();
+        for (i, patch) in series.iter().enumerate() {
+            assert!(patch.name.starts_with(&format!("{:04}-", i + 1)), "{}", patch.name);
+        }
+        let cover = crate::root().unwrap().join(SERIES).join("0000-cover-letter.patch");
+        let cover = read(&cover).unwrap();
+        let last = series.last().unwrap();
+        assert!(cover.contains(&format!("00/{:02}]", series.len())), "{}", last.name);
+    }
+}

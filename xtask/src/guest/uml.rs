@@ -1,0 +1,65 @@
+//! `guest uml`: the patch series in user-mode Linux, a kernel that is an ordinary program.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+use sendfile2_guest::{Plan, Step};
+
+use super::kernel::{self, Kernel, UML_DEBUG, UML_PLAIN};
+use super::{console, series};
+
+/// The patch series, in user-mode Linux: its tests, and a stress; and again with lockdep and kmemleak
+///
+/// Builds two kernels, of some four minutes each on two processors; the cache keeps them until the
+/// series or the configuration changes. One processor, and no network device: guest patched has
+/// both.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Also compile after each patch of the series (some ten minutes, not cached)
+    #[arg(long)]
+    each: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    kernel::checkpatch()?;
+    if args.each {
+        kernel::each()?;
+    }
+    let plain = UML_PLAIN.build()?;
+    guest("uml", &plain, Vec::new())?;
+    let debug = UML_DEBUG.build()?;
+    guest("uml-debug", &debug, vec![Step::setup("what the kernel lost", KMEMLEAK).seconds(120)])
+}
+
+/// kmemleak takes what is younger than five seconds for in use, and finds the rest in two scans.
+const KMEMLEAK: &str = "
+mount -t debugfs none /sys/kernel/debug
+echo scan > /sys/kernel/debug/kmemleak
+sleep 6
+echo scan > /sys/kernel/debug/kmemleak
+leaks=$(cat /sys/kernel/debug/kmemleak)
+echo \"$leaks\"
+test -z \"$leaks\"
+";
+
+fn guest(label: &str, kernel: &Kernel, more: Vec<Step>) -> anyhow::Result<()> {
+    let mut initramfs = super::initramfs()?;
+    let mut steps = vec![Step::setup("network", "ip link set lo up")];
+    steps.extend(series::steps(&mut initramfs, kernel)?);
+    steps.extend(more);
+    initramfs.plan(&Plan { modules: Vec::new(), steps })?;
+    let directory = tempfile::tempdir()?;
+    let archive = directory.path().join("initramfs");
+    initramfs.write(&archive)?;
+
+    let mut command = Command::new(&kernel.image);
+    // What it keeps its memory in, and its control socket.
+    command.env("TMPDIR", directory.path()).env("HOME", directory.path());
+    command.arg("mem=768M").arg(format!("initrd={}", archive.display()));
+    command.args(["con=null", "con0=null,fd:1", "console=tty0", "panic=-1", "oops=panic"]);
+    command.args(["printk.devkmsg=on", "log_buf_len=4M"]);
+    let outcome = console::follow(&mut command, label, Duration::from_secs(900))
+        .context("user-mode Linux")?;
+    outcome.verdict()
+}
