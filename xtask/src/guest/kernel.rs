@@ -105,25 +105,11 @@ impl Recipe {
     /// Builds it, unless the cache has it.
     pub(super) fn build(&self) -> anyhow::Result<Kernel> {
         let source = Source::new()?;
-        let mut patches = Vec::new();
-        if self.series {
-            patches.extend(series()?);
-        }
-        if self.arch == Arch::Uml {
-            patches.extend(patches_in(UML)?);
-        }
-        let config = self.config()?;
         let kernel = self.kernel(&source, self.name);
         let _alone = lock()?;
-        let mut hash = blake3::Hasher::new();
-        hash.update(config.as_bytes());
-        for patch in &patches {
-            hash.update(&patch.text);
-        }
-        let hash = hash.finalize().to_hex();
-        // Written when all is done.
-        let mark = kernel.build.join("built-from");
-        if std::fs::read_to_string(&mark).is_ok_and(|built| built == hash.as_str()) {
+        let (patches, config) = (self.patches()?, self.config()?);
+        let from = made_from(&patches, &config);
+        if kernel.is_made_from(&from) {
             println!("kernel {}: {} (from the cache)", self.name, kernel.build.display());
             return Ok(kernel);
         }
@@ -134,14 +120,32 @@ impl Recipe {
         );
         source.sync(&kernel.tree, &patches)?;
         std::fs::create_dir_all(&kernel.build)?;
-        let _ = std::fs::remove_file(&mark);
+        let _ = std::fs::remove_file(kernel.mark());
         self.configure(&kernel, &config)?;
         make(&kernel, self.arch, &[self.arch.target().0])?;
         if config.contains("\nCONFIG_MODULES=y\n") {
             make(&kernel, self.arch, &["modules"])?;
         }
-        std::fs::write(&mark, hash.as_str())?;
+        std::fs::write(kernel.mark(), from)?;
         Ok(kernel)
+    }
+
+    /// Whether [`build`](Self::build) need not build it.
+    pub(super) fn is_cached(&self) -> anyhow::Result<bool> {
+        let Some(source) = Source::cached()? else { return Ok(false) };
+        let from = made_from(&self.patches()?, &self.config()?);
+        Ok(self.kernel(&source, self.name).is_made_from(&from))
+    }
+
+    fn patches(&self) -> anyhow::Result<Vec<Patch>> {
+        let mut patches = Vec::new();
+        if self.series {
+            patches.extend(series()?);
+        }
+        if self.arch == Arch::Uml {
+            patches.extend(patches_in(UML)?);
+        }
+        Ok(patches)
     }
 
     fn kernel(&self, source: &Source, name: &str) -> Kernel {
@@ -175,6 +179,37 @@ impl Recipe {
         );
         Ok(())
     }
+}
+
+impl Kernel {
+    /// Written when all is done: what it was made from.
+    fn mark(&self) -> PathBuf {
+        self.build.join("made-from")
+    }
+
+    fn is_made_from(&self, what: &str) -> bool {
+        std::fs::read_to_string(self.mark()).is_ok_and(|made| made == what)
+    }
+}
+
+fn made_from(patches: &[Patch], config: &str) -> String {
+    let mut hash = blake3::Hasher::new();
+    hash.update(config.as_bytes());
+    for patch in patches {
+        hash.update(&patch.text);
+    }
+    hash.finalize().to_hex().to_string()
+}
+
+/// Whether none of them must be built; else that is said.
+pub(super) fn all_cached(recipes: &[Recipe]) -> anyhow::Result<bool> {
+    for recipe in recipes {
+        if !recipe.is_cached()? {
+            println!("SKIP: the kernel {} is not in the cache", recipe.name);
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What was asked for and is not so.
@@ -245,14 +280,36 @@ impl Source {
     fn new() -> anyhow::Result<Self> {
         tools()?;
         let package = cache::download(SOURCE)?;
+        let source = Source::of(&package)?;
+        if !source.pristine.exists() {
+            println!("unpacking {}: half a minute, 1.7 GB", package.display());
+            cache::make(&source.pristine, |new| unpack(&package, new))?;
+        }
+        Ok(source)
+    }
+
+    /// What is there without a download.
+    fn cached() -> anyhow::Result<Option<Self>> {
+        let Ok(entries) = std::fs::read_dir(cache::directory()?.join("debs")) else {
+            return Ok(None);
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with(&format!("{SOURCE}_")) {
+                let source = Source::of(&path)?;
+                if source.pristine.exists() {
+                    return Ok(Some(source));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn of(package: &Path) -> anyhow::Result<Self> {
         let file = package.file_name().and_then(|name| name.to_str()).context("no name")?;
         let version = file.split('_').nth(1).context("a package without a version")?;
-        let pristine = cache::directory()?.join(format!("linux-{version}"));
-        if !pristine.exists() {
-            println!("unpacking {file}: half a minute, 1.7 GB");
-            cache::make(&pristine, |new| unpack(&package, new))?;
-        }
-        Ok(Source { pristine })
+        Ok(Source { pristine: cache::directory()?.join(format!("linux-{version}")) })
     }
 
     /// Makes a tree that is the source with these patches, of whatever is there. Files that are

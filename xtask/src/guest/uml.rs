@@ -16,12 +16,18 @@ use super::{console, series};
 /// both.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Do nothing where a kernel would have to be built: say that it is skipped
+    #[arg(long)]
+    cached: bool,
     /// Also compile after each patch of the series (some ten minutes, not cached)
     #[arg(long)]
     each: bool,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.cached && !kernel::all_cached(&[UML_PLAIN, UML_DEBUG])? {
+        return Ok(());
+    }
     kernel::checkpatch()?;
     if args.each {
         kernel::each()?;
