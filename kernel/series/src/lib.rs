@@ -195,14 +195,15 @@ pub fn wrong(mut socket: &TcpStream, len: usize, byte: u8) -> usize {
     bytes.iter().filter(|got| **got != byte).count()
 }
 
-/// Reads to the end, in a thread of its own; how many bytes there were.
-pub fn drain(mut socket: TcpStream) -> std::thread::JoinHandle<usize> {
+/// Reads to the end, or to a reset, in a thread of its own.
+pub fn drain(mut socket: TcpStream) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
-        let (mut buffer, mut total) = (vec![0; 1 << 18], 0);
+        let mut buffer = vec![0; 1 << 18];
         loop {
             match socket.read(&mut buffer) {
-                Ok(0) => return total,
-                Ok(n) => total += n,
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return,
                 Err(e) => panic!("receive: {e}"),
             }
         }

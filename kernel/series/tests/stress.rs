@@ -87,15 +87,11 @@ fn connection(call: Sendfile2, rng: &mut Rng, data: &File) -> usize {
             reset(sender);
         }
         drop(stalled);
-        // After a reset the rest cannot be read.
-        if let Some(reader) = reader {
-            let _ = reader.join();
-        }
-        return used;
+    } else {
+        ids.wait(&sender, used);
+        ids.assert_each_once(used);
+        drop(sender);
     }
-    ids.wait(&sender, used);
-    ids.assert_each_once(used);
-    drop(sender);
     if let Some(reader) = reader {
         reader.join().expect("the reader");
     }

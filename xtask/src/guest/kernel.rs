@@ -106,11 +106,21 @@ impl Recipe {
     pub(super) fn build(&self) -> anyhow::Result<Kernel> {
         let source = Source::new()?;
         let kernel = self.kernel(&source, self.name);
-        let _alone = lock()?;
         let (patches, config) = (self.patches()?, self.config()?);
         let from = made_from(&patches, &config);
-        if kernel.is_made_from(&from) {
-            println!("kernel {}: {} (from the cache)", self.name, kernel.build.display());
+        let cached = || {
+            let cached = kernel.is_made_from(&from);
+            if cached {
+                println!("kernel {}: {} (from the cache)", self.name, kernel.build.display());
+            }
+            cached
+        };
+        if cached() {
+            return Ok(kernel);
+        }
+        let _alone = lock()?;
+        // Somebody else may have built it meanwhile.
+        if cached() {
             return Ok(kernel);
         }
         println!(

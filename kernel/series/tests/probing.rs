@@ -1,0 +1,87 @@
+//! Where TCP probes the path for larger packets, it puts the data of several sends into one. What
+//! they referenced must not be released before that one is.
+
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::process::Command;
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use sendfile2::patched::Sendfile2;
+use series_tests::{Ids, Via, file, overwrite, send, series, wait, wrong};
+
+const PROBING: &str = "/proc/sys/net/ipv4/tcp_mtu_probing";
+const LEN: usize = 700;
+
+/// Whether TCP probes (on each connection, always); else the reason is printed.
+fn probes() -> bool {
+    match std::fs::write(PROBING, "2") {
+        Ok(()) => true,
+        Err(e) => {
+            println!("SKIP: {PROBING}: {e}");
+            false
+        }
+    }
+}
+
+/// Sends a file in many small calls, more than the congestion window has room for, and overwrites
+/// it when everything is said to be released, and before it is read.
+fn overwritten(call: Sendfile2, sender: &TcpStream, receiver: TcpStream) -> usize {
+    const CALLS: usize = 80;
+    const ROUNDS: u8 = 20;
+    let data = file(0, LEN);
+    let (go, gone) = std::sync::mpsc::channel::<u8>();
+    let reader = std::thread::spawn(move || {
+        gone.iter().map(|byte| wrong(&receiver, LEN * CALLS, byte)).sum::<usize>()
+    });
+    let mut ids = Ids::default();
+    for round in 0..ROUNDS {
+        overwrite(&data, round, LEN);
+        for _ in 0..CALLS {
+            while let Err(e) = send(call, sender, &data, LEN) {
+                assert!(e == Errno::AGAIN || e == Errno::NOBUFS, "sendfile2: {e}");
+                ids.reap(sender);
+                wait(sender.as_fd(), PollFlags::OUT, 0);
+            }
+        }
+        ids.wait(sender, CALLS * (usize::from(round) + 1));
+        overwrite(&data, !round, LEN);
+        go.send(round).expect("the reader");
+    }
+    drop(go);
+    reader.join().expect("the reader")
+}
+
+/// How many probes have arrived.
+fn probed() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/netstat").expect("netstat");
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let both = names.split(' ').zip(values.split(' '));
+    let probed = both.filter(|(name, _)| name.starts_with("TCPMTUP"));
+    probed.map(|(_, value)| value.parse::<u64>().expect("a number")).sum()
+}
+
+fn delay(time: &str) {
+    let words = ["qdisc", "replace", "dev", "lo", "root", "netem", "delay", time];
+    let status = Command::new("tc").args(words).status().expect("tc");
+    assert!(status.success(), "tc {words:?}: {status}");
+}
+
+#[test]
+fn nothing_is_released_that_a_probe_carries() {
+    let Some(call) = series() else { return };
+    if !probes() {
+        return;
+    }
+    // So that more is queued than may be in flight.
+    delay("20ms");
+    let (sender, receiver) = Via::Loopback.connect(Some(1 << 20));
+    sender.set_nonblocking(true).expect("O_NONBLOCK");
+    let before = probed();
+    let wrong = overwritten(call, &sender, receiver);
+    println!("{} probes, {wrong} wrong bytes", probed() - before);
+    std::fs::write(PROBING, "0").expect(PROBING);
+    delay("0ms");
+    assert_eq!(wrong, 0, "wrong bytes");
+}
