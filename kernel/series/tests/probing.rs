@@ -62,10 +62,10 @@ fn probed() -> u64 {
     probed.map(|(_, value)| value.parse::<u64>().expect("a number")).sum()
 }
 
-fn delay(time: &str) {
-    let words = ["qdisc", "replace", "dev", "lo", "root", "netem", "delay", time];
-    let status = Command::new("tc").args(words).status().expect("tc");
-    assert!(status.success(), "tc {words:?}: {status}");
+fn run(command: &str) {
+    let mut words = command.split(' ');
+    let status = Command::new(words.next().expect("a program")).args(words).status();
+    assert!(status.expect(command).success(), "{command}");
 }
 
 #[test]
@@ -74,14 +74,16 @@ fn nothing_is_released_that_a_probe_carries() {
     if !probes() {
         return;
     }
-    // So that more is queued than may be in flight.
-    delay("20ms");
+    // So that more is queued than may be in flight, and a probe has few parts.
+    run("tc qdisc replace dev lo root netem delay 20ms");
+    run("ip link set dev lo mtu 3000");
     let (sender, receiver) = Via::Loopback.connect(Some(1 << 20));
     sender.set_nonblocking(true).expect("O_NONBLOCK");
     let before = probed();
     let wrong = overwritten(call, &sender, receiver);
     println!("{} probes, {wrong} wrong bytes", probed() - before);
     std::fs::write(PROBING, "0").expect(PROBING);
-    delay("0ms");
+    run("ip link set dev lo mtu 65536");
+    run("tc qdisc del dev lo root");
     assert_eq!(wrong, 0, "wrong bytes");
 }
