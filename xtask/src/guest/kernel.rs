@@ -97,7 +97,6 @@ pub(super) struct Kernel {
     /// The source, with its patches.
     pub(super) tree: PathBuf,
     /// Where it was built: for modules.
-    #[allow(dead_code, reason = "for the guests that load modules")]
     pub(super) build: PathBuf,
 }
 

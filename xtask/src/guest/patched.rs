@@ -40,6 +40,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             label,
             kernel: &kernel.image,
             initramfs: &archive,
+            disk: None,
             mebibytes: 2048,
             processors: 2,
             network,

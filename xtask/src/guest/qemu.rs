@@ -34,7 +34,6 @@ pub(super) enum Network {
     /// Debian's stock kernel knows it. It sends from the very pages, and cuts large packets itself.
     Vmxnet3,
     /// The same, for kernels that have its driver.
-    #[allow(dead_code, reason = "for own kernels")]
     E1000e,
 }
 
