@@ -121,9 +121,11 @@ impl Windows {
         });
     }
 
-    /// The window that `slice` lies in, and which bytes of the file it is.
+    /// The window that `slice` lies in, and which bytes of the file it is. A leased one before
+    /// others: a file's windows have the same address for all, and what is sent must hold a lease
+    /// if its body had one.
     pub(crate) fn find(&self, slice: &[u8]) -> Option<(Arc<Window>, Range<u64>)> {
-        self.0.iter().filter_map(Weak::upgrade).find_map(|window| {
+        let mut found = self.0.iter().filter_map(Weak::upgrade).filter_map(|window| {
             let skip = slice.as_ptr().addr().checked_sub(window.mapped.as_ptr().addr())? as u64;
             let end = skip.checked_add(slice.len() as u64)?;
             if slice.is_empty() || end > window.len() {
@@ -131,6 +133,40 @@ impl Windows {
             }
             let start = window.mapped.range().start;
             Some((window, start + skip..start + end))
-        })
+        });
+        let first = found.next()?;
+        let leased = |(window, _): &(Arc<Window>, _)| matches!(window.origin, Origin::Lease(_));
+        if leased(&first) {
+            return Some(first);
+        }
+        Some(found.find(leased).unwrap_or(first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sendfile2::guard::GuardedFile;
+
+    #[test]
+    fn a_leased_window_is_found_before_a_stranger_at_the_same_address() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(1 << 20).expect("its size");
+        let guard = GuardedFile::new(file).expect("it can be guarded");
+        let source = guard.source();
+        let Some(mapped) = source.mapped(0..1 << 20).expect("looked") else {
+            println!("SKIP: files are not mapped here");
+            return;
+        };
+        // Of a connection that never came to collect it.
+        let (_stranger, _) = Window::into_bytes(mapped, Origin::File(source.clone()));
+        let lease = guard.try_lease(0..1 << 20).expect("a lease");
+        let mapped = source.mapped(0..1 << 20).expect("looked").expect("mapped, as before");
+        let (own, _) = Window::into_bytes(mapped, Origin::Lease(lease));
+        let mut windows = Windows::default();
+        windows.collect();
+        let (window, range) = windows.find(&own[4096..8192]).expect("found");
+        assert!(matches!(window.origin, Origin::Lease(_)), "{window:?}");
+        assert_eq!(range, 4096..8192);
     }
 }

@@ -18,7 +18,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::system::{RebootCommand, finit_module, reboot};
 use sendfile2_guest::{End, Event, PLAN, Plan, Step, USER};
 
-/// What finit_module(2) calls it when the file is compressed.
+/// What `finit_module(2)` calls it when the file is compressed.
 const COMPRESSED: std::ffi::c_int = 4;
 
 fn main() {

@@ -277,10 +277,11 @@ mod tests {
     #[test]
     fn whatever_goes_wrong_fails_it() {
         let done = said(&Event::Done);
-        let failed = run(&[step("a", End::Exit(1)), step("b", End::Exit(0))], &[done.clone()]);
+        let failed =
+            run(&[step("a", End::Exit(1)), step("b", End::Exit(0))], std::slice::from_ref(&done));
         assert!(failed.verdict().unwrap_err().to_string().contains("a: failed: exit status 1"));
         for end in [End::Signal(9), End::Late, End::NotStarted] {
-            run(&[step("a", end)], &[done.clone()]).verdict().unwrap_err();
+            run(&[step("a", end)], std::slice::from_ref(&done)).verdict().unwrap_err();
         }
         // It ends in mid-step, before the plan does, or before anything.
         run(&[], &[said(&Event::Begin("a".into()))]).verdict().unwrap_err();

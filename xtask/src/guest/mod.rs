@@ -25,7 +25,7 @@ use clap::Subcommand;
 /// Run tests in guests: other kernels, and a network device that makes zero copy true
 ///
 /// Guests are emulated in software, and need neither rights nor a network. Kernels are Debian's
-/// packages, which apt downloads; they are kept in $XDG_CACHE_HOME/sendfile2 (~/.cache/sendfile2).
+/// packages, which apt downloads; they are kept in `$XDG_CACHE_HOME/sendfile2` (`~/.cache/sendfile2`).
 /// docs/guests.md says what each guest proves, and how long it takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -77,8 +77,8 @@ impl Stock {
     }
 }
 
-/// The two devices on the hub: eth0 here, with 10.8.0.1 and fd08::1; eth1 with 10.8.0.2 and
-/// fd08::2 in the namespace `peer`.
+/// The two devices on the hub: eth0 here, with 10.8.0.1 and `fd08::1`; eth1 with 10.8.0.2 and
+/// `fd08::2` in the namespace `peer`.
 const NETWORK: &str = "
 ip link set lo up
 ip netns add peer
