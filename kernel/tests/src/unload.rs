@@ -78,11 +78,9 @@ fn busy(options: &Options) {
                 }
                 way => {
                     let mut new = ring::ring();
-                    let before = not_sent(&tx).expect("SIOCOUTQNSD");
+                    let before = written(&tx, &rx);
                     ring::submit(&mut new, &device, &tx, &from, 4096);
-                    wait_until("the socket takes it", || {
-                        not_sent(&tx).expect("SIOCOUTQNSD") > before
-                    });
+                    wait_until("the socket takes it", || written(&tx, &rx) >= before + 4096);
                     ring = (way == 1).then_some(new);
                 }
             }
@@ -122,6 +120,12 @@ fn busy(options: &Options) {
         reload(options);
     }
     println!("{} rounds: refused {refused} times, and {beside} times at the end", options.rounds);
+}
+
+/// Bytes that the socket has taken, as its peer reads none: what the peer has, and what is not sent.
+/// (A peer whose buffer is full may make room in it by itself.)
+fn written(tx: &TcpStream, rx: &TcpStream) -> u64 {
+    rustix::io::ioctl_fionread(rx).expect("FIONREAD") + not_sent(tx).expect("SIOCOUTQNSD")
 }
 
 fn hammer(socket: &TcpStream, stop: &AtomicBool) {
