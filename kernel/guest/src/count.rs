@@ -22,7 +22,7 @@ use sendfile2_guest::Count;
 const FILE: u64 = 8 << 20;
 
 /// Bytes a call, and how many calls are counted.
-const SIZES: [(u64, u64); 3] = [(16 << 10, 1024), (64 << 10, 512), (1 << 20, 64)];
+const SIZES: [(u64, u64); 3] = [(16 << 10, 4096), (64 << 10, 2048), (1 << 20, 256)];
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -155,6 +155,13 @@ pub fn tcp_small_window() -> (TcpStream, TcpStream) {
     pair(&listen(Some(SMALL_WINDOW)))
 }
 
+/// The same, on loopback in any case.
+pub fn tcp_small_window_on_this_host() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(listener.as_fd(), SMALL_WINDOW).unwrap();
+    pair(&listener)
+}
+
 pub fn sender(socket: TcpStream, engine: Engine) -> Sender {
     Sender::with(socket, Options::new().engine(engine)).unwrap()
 }
