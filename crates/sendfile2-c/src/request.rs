@@ -1,5 +1,6 @@
 //! What was asked for, after the kernel has checked it as `sendfile(2)` does.
 
+use std::cell::Cell;
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -248,4 +249,28 @@ impl Notifier {
 /// Whether it waits (no `O_NONBLOCK`).
 pub(crate) fn waits(socket: BorrowedFd<'_>) -> bool {
     rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK))
+}
+
+/// Whether TCP sends no MTU probes on this connection, which the kernel would say too early of that
+/// they are released. It is asked once a connection and thread: reading the sysctl costs as much as
+/// a small send.
+pub(crate) fn unprobed(socket: BorrowedFd<'_>) -> bool {
+    /// Connections of a thread that are remembered, by their cookies, which are never used again.
+    const REMEMBERED: usize = 64;
+    thread_local! {
+        static UNPROBED: [Cell<u64>; REMEMBERED] = const { [const { Cell::new(0) }; REMEMBERED] };
+    }
+    let Ok(cookie) = sockopt::socket_cookie(socket) else { return false };
+    #[expect(clippy::cast_possible_truncation, reason = "its low bits are wanted")]
+    let place = cookie as usize % REMEMBERED;
+    UNPROBED.with(|unprobed| {
+        if unprobed[place].get() == cookie {
+            return true;
+        }
+        let safe = sendfile2::tcp_mtu_probing() == Some(0);
+        if safe {
+            unprobed[place].set(cookie);
+        }
+        safe
+    })
 }

@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::file::Kept;
 use crate::kernel::{self, Buffer, Bytes, Mapping};
-use crate::request::{Boundaries, File, Notifier, Request};
+use crate::request::{Boundaries, File, Notifier, Request, unprobed};
 
 /// What is asked for at once after the whole was too much for `RLIMIT_MEMLOCK`, in bytes: of the
 /// usual 8 MiB several such calls can be in flight.
@@ -37,6 +37,9 @@ pub(crate) fn notify(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize
         return Err(Errno::OPNOTSUPP);
     };
     let notifier = Notifier::of(request.socket).ok_or(Errno::OPNOTSUPP)?;
+    if notifier == Notifier::Tcp && !unprobed(request.socket) {
+        return Err(Errno::OPNOTSUPP);
+    }
     let set = kernel::zerocopy(request.socket).map_err(|_| Errno::OPNOTSUPP)?;
     let Some(mut len) = request.within(left) else { return request.at_the_end() };
     if !set {

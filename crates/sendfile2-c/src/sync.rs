@@ -8,7 +8,7 @@ use rustix::net::sockopt;
 
 use crate::file::Kept;
 use crate::kernel;
-use crate::request::{Boundaries, File, Notifier, Request, waits};
+use crate::request::{Boundaries, File, Notifier, Request, unprobed, waits};
 use crate::ring::{self, Stop};
 use crate::send::{self, Patience, View};
 
@@ -74,7 +74,8 @@ fn by_reference(request: &Request<'_>, kept: Option<&Kept>) -> Result<Option<Vie
         && sockopt::socket_timeout(socket, sockopt::Timeout::Send).is_ok_and(|limit| limit.is_none())
         // Behind a request that waits in the socket, the program's own zerocopy sends would fail.
         && kernel::zerocopy(socket) == Ok(false)
-        && !sendfile2::peer_on_this_host(socket);
+        && !sendfile2::peer_on_this_host(socket)
+        && unprobed(socket);
     if !worth_it {
         return Ok(None);
     }

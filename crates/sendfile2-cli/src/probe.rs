@@ -122,6 +122,7 @@ fn limits(machine: &Machine) -> Value {
         "optmem_max": limits.optmem_max,
         "wmem_max": limits.wmem_max,
         "tcp_wmem": limits.tcp_wmem,
+        "tcp_mtu_probing": limits.tcp_mtu_probing,
     })
 }
 

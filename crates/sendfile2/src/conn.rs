@@ -28,6 +28,7 @@ use crate::error::Error;
 use crate::holder::{Held, Holder, InFlight};
 use crate::ledger::{Done, Ledger, NotIssued};
 use crate::memlock::{self, memlock};
+use crate::mtu;
 use crate::park::{Interest, Parker, Wakers};
 use crate::source::Source;
 use crate::sys::errqueue::{self, Entry, Foreign};
@@ -189,6 +190,8 @@ pub(crate) struct Conn {
 struct Io {
     ledger: Ledger<Sending>,
     zerocopy: Result<(), Refusal>,
+    /// Whether TCP does not probe the path, once that was asked.
+    unprobed: Option<Result<(), Refusal>>,
     /// Whether `native` can serve this socket, once that was asked.
     native: Option<Result<(), Refusal>>,
     /// Bytes of the zerocopy sends in flight.
@@ -409,6 +412,7 @@ impl Conn {
             io: Mutex::new(Io {
                 ledger: next_id.map_or_else(Ledger::new, Ledger::starting_at),
                 zerocopy: zerocopy.map(|_| ()),
+                unprobed: None,
                 native: None,
                 bytes: 0,
                 accepted: 0,
@@ -819,6 +823,7 @@ impl Turn<'_> {
     /// Whether zerocopy can serve a send of `bytes` on this socket.
     pub(crate) fn zerocopy(&mut self, bytes: u64, more: bool) -> Result<(), Refusal> {
         self.io.zerocopy?;
+        self.unprobed()?;
         let kind = self.conn.kind;
         if more && kind == Kind::Udp {
             return Err(Refusal::Socket("a datagram in several parts (MSG_MORE) is always copied"));
@@ -836,10 +841,17 @@ impl Turn<'_> {
             return Err(reason);
         }
         let kind = self.conn.kind;
-        *self.io.native.get_or_insert_with(|| match kind {
+        (*self.io.native.get_or_insert_with(|| match kind {
             Kind::Tcp => native::available().map_err(Refusal::Native),
             _ => Err(Refusal::Socket("the engine native serves TCP sockets only")),
-        })
+        }))?;
+        self.unprobed()
+    }
+
+    /// Whether no MTU probe of TCP's can come between a send by reference and its notification.
+    fn unprobed(&mut self) -> Result<(), Refusal> {
+        let kind = self.conn.kind;
+        *self.io.unprobed.get_or_insert_with(|| mtu::check(kind))
     }
 
     /// What [`Engine::Auto`] goes by: most came back COPIED, and sends since the last zerocopy.

@@ -25,6 +25,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::engine::{Choice, Engine, Refusal};
 use crate::error::Error;
 use crate::memlock;
+use crate::mtu::tcp_mtu_probing;
 use crate::sender::{Options, Sender};
 use crate::source::{Source, Unmappable};
 use crate::ticket::Parcel;
@@ -101,6 +102,9 @@ pub struct Limits {
     pub wmem_max: Option<u64>,
     /// `net.ipv4.tcp_wmem`: the least, the first and the largest send buffer of a TCP socket.
     pub tcp_wmem: Option<[u64; 3]>,
+    /// `net.ipv4.tcp_mtu_probing`: where it is not 0, what is sent by reference on TCP sockets is
+    /// refused ([`Refusal::MtuProbing`]).
+    pub tcp_mtu_probing: Option<u8>,
 }
 
 /// `RLIMIT_MEMLOCK`: what the zerocopy sends of all processes of a user may pin together.
@@ -281,6 +285,7 @@ fn limits() -> Limits {
         optmem_max: one("net/core/optmem_max"),
         wmem_max: one("net/core/wmem_max"),
         tcp_wmem: sysctl("net/ipv4/tcp_wmem").and_then(|all| all.try_into().ok()),
+        tcp_mtu_probing: tcp_mtu_probing(),
     }
 }
 
@@ -310,7 +315,9 @@ impl Machine {
             .map(|soft| Advice::Memlock { soft, hard });
         let optmem =
             self.limits.optmem_max.filter(|bytes| *bytes < OPTMEM_ENOUGH).map(Advice::OptmemMax);
-        memlock.into_iter().chain(optmem).collect()
+        let probing =
+            self.limits.tcp_mtu_probing.filter(|value| *value != 0).map(Advice::MtuProbing);
+        memlock.into_iter().chain(optmem).chain(probing).collect()
     }
 }
 
@@ -322,7 +329,7 @@ impl fmt::Display for Machine {
             writeln!(f, "  {engine:<20} {availability}")?;
         }
         writeln!(f, "\nLimits of zerocopy sends")?;
-        let Limits { memlock, optmem_max, wmem_max, tcp_wmem } = &self.limits;
+        let Limits { memlock, optmem_max, wmem_max, tcp_wmem, tcp_mtu_probing } = &self.limits;
         writeln!(f, "  {:<20} {memlock}", "RLIMIT_MEMLOCK")?;
         for (name, value) in [("net.core.optmem_max", optmem_max), ("net.core.wmem_max", wmem_max)]
         {
@@ -335,6 +342,12 @@ impl fmt::Display for Machine {
             },
         );
         writeln!(f, "  {:<20} {tcp_wmem}", "net.ipv4.tcp_wmem")?;
+        write!(f, "  {:<20} ", "tcp_mtu_probing")?;
+        match tcp_mtu_probing {
+            Some(0) => writeln!(f, "0: zerocopy, uring and native may serve TCP sockets")?,
+            Some(value) => writeln!(f, "{value}: zerocopy, uring and native refuse TCP sockets")?,
+            None => writeln!(f, "unknown: zerocopy, uring and native refuse TCP sockets")?,
+        }
         writeln!(f, "\nFor information")?;
         writeln!(f, "  {:<20} {}", "io_uring", self.io_uring)?;
         let namespaces = match self.user_namespaces {
@@ -370,6 +383,8 @@ pub enum Advice {
     },
     /// `net.core.optmem_max` is low; its value, in bytes.
     OptmemMax(u64),
+    /// `net.ipv4.tcp_mtu_probing` is not 0; its value.
+    MtuProbing(u8),
     /// The file is read and not mapped.
     File(Unmappable),
 }
@@ -400,6 +415,7 @@ impl fmt::Display for Advice {
                  many small zerocopy sends meet ENOBUFS. Raise it: sysctl -w \
                  net.core.optmem_max={OPTMEM_ENOUGH} (the default of newer kernels)"
             ),
+            Advice::MtuProbing(value) => write!(f, "{}", Refusal::MtuProbing(Some(*value))),
             Advice::File(why) => {
                 f.write_str("this file is read, and zerocopy cannot serve it: ")?;
                 match why {
@@ -614,6 +630,7 @@ mod tests {
             optmem_max: optmem,
             wmem_max: None,
             tcp_wmem: None,
+            tcp_mtu_probing: Some(0),
         };
         machine.limits = limits(Some(64 << 10), false, Some(20_480));
         let [memlock, optmem] = &machine.advice()[..] else { panic!("{:?}", machine.advice()) };

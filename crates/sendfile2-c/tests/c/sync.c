@@ -168,6 +168,33 @@ static void deadline_passes(void)
     }
 }
 
+/* Where TCP may probe for a larger MTU the kernel would say too early that a range is released. */
+static void where_tcp_probes(void)
+{
+    static const char *const values[] = { "0", "1", "2" };
+    for (int i = 2; i >= 0; i--) {
+        int pair[2], room = 1 << 20, file = make_file(100000);
+        int sysctl = open("/proc/sys/net/ipv4/tcp_mtu_probing", O_WRONLY | O_CLOEXEC);
+        struct sendfile2_result result = { 0 };
+        off_t offset = 0;
+        CHECK(sysctl >= 0 && write(sysctl, values[i], 1) == 1);
+        close(sysctl);
+        /* The peer takes in less than the file, and the socket more. */
+        remote_pair(pair, 4096);
+        CHECK(!setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &room, sizeof room));
+        struct timespec at = in_milliseconds(i ? TIMEOUT : 100);
+        CHECK(sendfile2_deadline(pair[0], file, &offset, 100000, SENDFILE_SYNC, &at, &result) == 100000);
+        CHECK(result.state == (i ? SENDFILE2_COPIED : SENDFILE2_UNKNOWN));
+        for (int count = 0; count <= 100; count += 100) {
+            ssize_t sent = sendfile2(pair[0], file, NULL, (size_t)count, SENDFILE_ZC);
+            CHECK(i ? sent == -1 && errno == EOPNOTSUPP : sent == count);
+        }
+        close(pair[1]);
+        close(pair[0]);
+        close(file);
+    }
+}
+
 static void *interrupt(void *argument)
 {
     /* When the other thread sleeps. */
@@ -386,6 +413,7 @@ int main(void)
     overwritten_at_return(true);
     small_nonblocking_unix();
     deadline_passes();
+    where_tcp_probes();
     interrupted();
     dead_peers();
     beside_own_ids();

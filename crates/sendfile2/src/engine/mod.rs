@@ -84,6 +84,9 @@ pub enum Refusal {
     NotSupported,
     /// `RLIMIT_MEMLOCK` allows no zerocopy send at all; the limit, in bytes.
     Memlock(u64),
+    /// TCP may probe the path for larger packets, of which the kernel notifies too early:
+    /// `net.ipv4.tcp_mtu_probing`, or `None` where it cannot be read.
+    MtuProbing(Option<u8>),
     /// A datagram send failed in a way that may or may not have used an id, or the application's
     /// own sends ended in a panic.
     IdsUnsure,
@@ -108,6 +111,16 @@ impl fmt::Display for Refusal {
                 f,
                 "RLIMIT_MEMLOCK is {limit} bytes, too few for any zerocopy send: raise it \
                  (ulimit -l, LimitMEMLOCK=)"
+            ),
+            Refusal::MtuProbing(Some(value)) => write!(
+                f,
+                "net.ipv4.tcp_mtu_probing is {value}: TCP may probe for a larger MTU, and the kernel \
+                 would say that file pages are released while a probe still carries them; switch \
+                 that off (sysctl -w net.ipv4.tcp_mtu_probing=0) and connect anew"
+            ),
+            Refusal::MtuProbing(None) => f.write_str(
+                "net.ipv4.tcp_mtu_probing cannot be read (is /proc mounted?); if it is not 0, the \
+                 kernel says that file pages are released while it still sends them",
             ),
             Refusal::IdsUnsure => f.write_str(
                 "a send failed (a datagram was dropped on its way out, or the application panicked), \

@@ -37,6 +37,7 @@ use crate::engine::{Choice, Engine, Limit, Refusal, Why};
 use crate::error::Error;
 use crate::guard::Lease;
 use crate::holder::{Held, Holder, InFlight};
+use crate::mtu;
 use crate::park::{Interest, Parker, Wakers};
 use crate::reaper::Reaper;
 use crate::slots::Stray;
@@ -235,7 +236,8 @@ impl Driver {
     /// it.
     ///
     /// # Errors
-    /// [`Error::Refused`] for a socket with record boundaries; [`Error::AlreadyOwned`];
+    /// [`Error::Refused`] for a socket with record boundaries, or where TCP may probe for a larger
+    /// MTU ([`Refusal::MtuProbing`]); [`Error::AlreadyOwned`];
     /// [`Error::Socket`] if it is no socket, or no descriptor is left; [`Error::Wait`] if the reaper
     /// cannot be started. The socket is then closed.
     pub fn add(&self, socket: impl Into<OwnedFd>) -> Result<Socket, Error> {
@@ -245,6 +247,7 @@ impl Driver {
         if kind.records() {
             return Err(part::refused(Refusal::Socket("io_uring serves stream sockets only")));
         }
+        mtu::check(kind).map_err(part::refused)?;
         // Now, and not at the hand-over, where there may be none left.
         let ring = self.shared.ring.as_fd().try_clone_to_owned();
         let ring = ring.map_err(|cause| Error::Socket { op: "dup", cause })?;

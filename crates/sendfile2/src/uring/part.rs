@@ -6,19 +6,22 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 
+use crate::conn::Kind;
 use crate::engine::zerocopy::CALL;
 use crate::engine::{Engine, Refusal};
 use crate::error::Error;
 use crate::memlock;
+use crate::mtu;
 use crate::source::{Extent, Source, View};
 use crate::sys::uring::Memory;
 
 /// A descriptor of our own of `socket`, which must be a stream socket: sends are continued in the
-/// middle, which would split a record.
+/// middle, which would split a record; and not one that TCP sends MTU probes on.
 pub(super) fn stream(socket: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
     if sockopt::socket_type(socket).map_err(Error::socket("SO_TYPE"))? != SocketType::STREAM {
         return Err(refused(Refusal::Socket("io_uring serves stream sockets only")));
     }
+    mtu::check(Kind::of(socket)?).map_err(refused)?;
     socket.try_clone_to_owned().map_err(|cause| Error::Socket { op: "dup", cause })
 }
 

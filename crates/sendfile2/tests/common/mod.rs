@@ -114,6 +114,13 @@ pub fn tcp_on_this_host() -> (TcpStream, TcpStream) {
     pair(&TcpListener::bind("127.0.0.1:0").unwrap())
 }
 
+/// The same, and a receiving end that takes in much before it is read, also in small packets.
+pub fn tcp_on_this_host_large_window() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, BUFFERS).unwrap();
+    pair(&listener)
+}
+
 /// A connected pair of UDP sockets: the first sends.
 pub fn udp() -> (std::net::UdpSocket, std::net::UdpSocket) {
     let rx = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

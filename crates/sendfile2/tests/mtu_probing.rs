@@ -1,0 +1,198 @@
+//! Where TCP probes the path for a larger MTU it puts the data of several sends into one packet, and
+//! the kernel notifies of them while that packet still refers to the file's pages.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::File;
+use std::net::TcpStream;
+
+use common::{assert_same, deadline, file, overwrite, pattern, read, source};
+use sendfile2::uring::{Driver, send_file_sync};
+use sendfile2::{Engine, Error, Parcel, Refusal, Sent, Source, Why};
+
+const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_mtu_probing";
+
+/// An MTU that leaves room to probe, for parts that a probe is made of.
+const PATH: &str = "ip link set dev lo mtu 3000
+                    tc qdisc replace dev lo root tbf rate 20mbit burst 4k limit 64m";
+
+/// Bytes that one call sends.
+const LEN: u64 = 700;
+
+/// A connection made while the sysctl has that value, with which it goes on.
+fn connected_under(value: &str) -> (TcpStream, TcpStream) {
+    std::fs::write(SYSCTL, value).unwrap();
+    common::tcp_on_this_host_large_window()
+}
+
+/// How many probes have arrived, by the kernel's count.
+fn probes() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/netstat").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let named = names.split(' ').zip(values.split(' '));
+    let ours = named.filter(|(name, _)| name.starts_with("TCPMTUP"));
+    ours.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
+}
+
+/// Sends a file in many small calls, overwrites it when all of them are released, and before they
+/// are read; how many wrong bytes arrive.
+fn overwritten_at_release(tx: TcpStream, mut rx: TcpStream) -> usize {
+    const CALLS: u64 = 40;
+    const ROUNDS: u8 = 20;
+    let file = file(0, LEN);
+    let source = source(&file);
+    let mut sender = common::sender(tx, Engine::Zerocopy);
+    let mut wrong = 0;
+    for round in 0..ROUNDS {
+        let sent = pattern(round, 0..LEN);
+        overwrite(&file, &sent);
+        for _ in 0..CALLS {
+            // The whole of a call, or the next one would begin in the middle.
+            let transfer = sender.send_file(&source, 0..LEN, false, deadline()).unwrap();
+            assert_eq!(transfer.ticket.choice().engine, Engine::Zerocopy);
+        }
+        sender.wait_all(deadline()).unwrap();
+        overwrite(&file, &pattern(!round, 0..LEN));
+        for _ in 0..CALLS {
+            wrong += common::wrong(&read(&mut rx, usize::try_from(LEN).unwrap()), &sent);
+        }
+    }
+    wrong
+}
+
+/// What the refusal is for. A connection that was made before the sysctl was switched off goes on
+/// probing, and nobody can see that: so the kernel shows what it does.
+#[test]
+fn control_a_probe_outlives_the_notification() {
+    if !common::inside("control_a_probe_outlives_the_notification", PATH) {
+        return;
+    }
+    common::sh(PATH);
+    for value in ["0", "2"] {
+        let (tx, rx) = connected_under(value);
+        std::fs::write(SYSCTL, "0").unwrap();
+        let before = probes();
+        let wrong = overwritten_at_release(tx, rx);
+        let probes = probes() - before;
+        println!("tcp_mtu_probing={value}: {probes} probes, {wrong} wrong bytes");
+        if value == "0" {
+            assert_eq!((probes, wrong), (0, 0));
+        } else if wrong == 0 {
+            println!("SKIP: this kernel did not probe, or its probes do no harm");
+        }
+    }
+}
+
+#[track_caller]
+fn assert_refused(error: &Error, engine: Engine, value: u8) {
+    let Error::Refused { engine: refused, reason } = error else { panic!("{error}") };
+    assert_eq!((*refused, *reason), (engine, Refusal::MtuProbing(Some(value))));
+    assert!(error.to_string().contains("sysctl -w net.ipv4.tcp_mtu_probing=0"), "{error}");
+}
+
+#[test]
+fn where_tcp_may_probe_nothing_is_sent_by_reference() {
+    let writable = format!("echo 2 > {SYSCTL}");
+    if !common::inside("where_tcp_may_probe_nothing_is_sent_by_reference", &writable) {
+        return;
+    }
+    const LEN: u64 = 300_000;
+    let file = file(1, LEN);
+    let source = source(&file);
+    for value in [1, 2] {
+        refused_by_name(&source, value);
+        auto_copies(&file, &source, value);
+        uring_refuses(&source, value);
+    }
+    // And where it may not, everything is as ever.
+    let (tx, mut rx) = connected_under("0");
+    let mut sender = common::sender(tx, Engine::Zerocopy);
+    let Sent::Accepted { bytes, ticket } = sender.try_send_file(&source, 0..1000, false).unwrap()
+    else {
+        panic!("a new socket is full")
+    };
+    assert_eq!((bytes, ticket.choice().engine), (1000, Engine::Zerocopy));
+    assert_same(&read(&mut rx, 1000), &pattern(1, 0..1000));
+    // UDP makes no such probes.
+    std::fs::write(SYSCTL, "2").unwrap();
+    let (tx, _rx) = common::udp();
+    let options = sendfile2::Options::new().engine(Engine::Zerocopy);
+    let mut sender = sendfile2::Sender::with(tx, options).unwrap();
+    let mut parcel = Parcel::new([b'?']);
+    let ticket = sender.send_buffer(&mut parcel, false, deadline()).unwrap();
+    assert_eq!(ticket.choice().engine, Engine::Zerocopy);
+}
+
+fn refused_by_name(source: &Source, value: u8) {
+    let (tx, rx) = connected_under(&value.to_string());
+    let mut sender = common::sender(tx, Engine::Zerocopy);
+    let error = sender.try_send_file(source, 0..1000, false).unwrap_err();
+    assert_refused(&error, Engine::Zerocopy, value);
+    nothing_came(&rx);
+    if sendfile2::probe::destination(&sender).native_refused.is_some_and(|reason| {
+        println!("SKIP: the engine native: {reason}");
+        matches!(reason, Refusal::Native(_))
+    }) {
+        return;
+    }
+    let (tx, rx) = connected_under(&value.to_string());
+    let mut sender = common::sender(tx, Engine::Native);
+    let error = sender.try_send_file(source, 0..1000, false).unwrap_err();
+    assert_refused(&error, Engine::Native, value);
+    nothing_came(&rx);
+}
+
+fn auto_copies(file: &File, source: &Source, value: u8) {
+    let (tx, mut rx) = connected_under(&value.to_string());
+    let mut sender = common::sender(tx, Engine::Auto);
+    let len = source.size().unwrap();
+    overwrite(file, &pattern(1, 0..len));
+    let reader = std::thread::spawn(move || read(&mut rx, usize::try_from(len).unwrap()));
+    let transfer = sender.send_file(source, 0..len, false, deadline()).unwrap();
+    let choice = transfer.ticket.choice();
+    assert_eq!(choice.engine, Engine::Copy);
+    assert_eq!(choice.why, Why::Refused(Refusal::MtuProbing(Some(value))));
+    overwrite(file, &pattern(!1, 0..len));
+    assert_same(&reader.join().unwrap(), &pattern(1, 0..len));
+    overwrite(file, &pattern(1, 0..len));
+    // probe says so, and what to do.
+    let machine = sendfile2::probe::machine();
+    assert_eq!(machine.limits.tcp_mtu_probing, Some(value));
+    assert!(machine.to_string().contains("refuse TCP sockets"), "{machine}");
+    let advice = machine.advice().iter().any(|a| a.to_string().contains("tcp_mtu_probing=0"));
+    assert!(advice, "{:?}", machine.advice());
+}
+
+fn uring_refuses(source: &Source, value: u8) {
+    let (tx, rx) = connected_under(&value.to_string());
+    let unfinished = send_file_sync(&tx, source, 0..1000, deadline()).unwrap_err();
+    assert_refused(&unfinished.error, Engine::Uring, value);
+    nothing_came(&rx);
+    match Driver::new() {
+        Ok(driver) => assert_refused(&driver.add(tx).unwrap_err(), Engine::Uring, value),
+        Err(e) => println!("SKIP: {e}"),
+    }
+}
+
+fn nothing_came(rx: &TcpStream) {
+    rx.set_nonblocking(true).unwrap();
+    let error = rx.peek(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+/// Where the sysctl cannot be read it may have any value.
+#[test]
+fn what_cannot_be_read_is_refused() {
+    let hide = "mount -t tmpfs none /proc/sys";
+    if !common::inside("what_cannot_be_read_is_refused", hide) {
+        return;
+    }
+    common::sh(hide);
+    assert_eq!(sendfile2::tcp_mtu_probing(), None);
+    let (tx, _rx) = common::tcp_on_this_host();
+    let mut sender = common::sender(tx, Engine::Zerocopy);
+    let error = sender.try_send_file(&source(&file(1, 100)), 0..100, false).unwrap_err();
+    let Error::Refused { reason: Refusal::MtuProbing(None), .. } = error else { panic!("{error}") };
+}
