@@ -72,7 +72,9 @@ fn with_every_socket_full_each_peer_gets_its_bytes_in_order() {
     // 2.5 MiB each: more than the buffers take.
     for socket in &sockets {
         let in_flight = socket.in_flight();
-        assert!(socket.queued() > 0 && in_flight.bytes == SEND * SENDS, "{in_flight:?}");
+        // Over a network device some of it may have been released by now.
+        let some = SEND..=SEND * SENDS;
+        assert!(socket.queued() > 0 && some.contains(&in_flight.bytes), "{in_flight:?}");
     }
     begin.wait();
     let mut completions = 0;
