@@ -252,8 +252,7 @@ pub(crate) fn waits(socket: BorrowedFd<'_>) -> bool {
 }
 
 /// Whether TCP sends no MTU probes on this connection, which the kernel would say too early of that
-/// they are released. It is asked once a connection and thread: reading the sysctl costs as much as
-/// a small send.
+/// they are released. The sysctl is read once a connection and thread, not in each call.
 pub(crate) fn unprobed(socket: BorrowedFd<'_>) -> bool {
     /// Connections of a thread that are remembered, by their cookies, which are never used again.
     const REMEMBERED: usize = 64;

@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::conn::Kind;
 use crate::engine::Refusal;
+use crate::sys;
 
 /// `net.ipv4.tcp_mtu_probing` (for IPv6, too) of the calling thread's network namespace: 0 for
 /// never, 1 for connections that lost packets for their size, 2 for all. `None` if it cannot be
@@ -22,8 +23,9 @@ pub fn tcp_mtu_probing() -> Option<u8> {
     let path = c"/proc/sys/net/ipv4/tcp_mtu_probing";
     let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut text = [0; 8];
-    let len = rustix::io::read(file, &mut text).ok()?;
-    std::str::from_utf8(&text[..len]).ok()?.trim().parse().ok()
+    let len = rustix::io::read(&file, &mut text);
+    sys::close(file);
+    std::str::from_utf8(&text[..len.ok()?]).ok()?.trim().parse().ok()
 }
 
 /// Refuses what is sent by reference on sockets where TCP may probe.

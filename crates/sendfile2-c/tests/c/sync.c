@@ -187,7 +187,7 @@ static void where_tcp_probes(void)
         CHECK(result.state == (i ? SENDFILE2_COPIED : SENDFILE2_UNKNOWN));
         for (int count = 0; count <= 100; count += 100) {
             ssize_t sent = sendfile2(pair[0], file, NULL, (size_t)count, SENDFILE_ZC);
-            CHECK(i ? sent == -1 && errno == EOPNOTSUPP : sent == count);
+            CHECK((sent == -1 && errno == EOPNOTSUPP) == (i > 0));
         }
         close(pair[1]);
         close(pair[0]);

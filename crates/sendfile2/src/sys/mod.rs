@@ -13,3 +13,10 @@ pub(crate) mod socket;
 #[cfg(feature = "tokio")]
 pub(crate) mod tokio;
 pub(crate) mod uring;
+
+/// Closes it, and is no point of thread cancellation, as the standard library's way is: C programs
+/// call what calls this.
+pub(crate) fn close(file: std::os::fd::OwnedFd) {
+    // SAFETY: it was owned, and nobody has it any more.
+    unsafe { rustix::io::close(std::os::fd::IntoRawFd::into_raw_fd(file)) }
+}
