@@ -126,8 +126,8 @@ fn steps(args: &Args, tests: &[Program], scratch: &str) -> Vec<Step> {
         Step::setup(
             "disk",
             format!(
-                "mkdir -p /work {scratch}\nmount -t ext4 /dev/vda /work\nchmod 1777 /work\n\
-                 mount --bind /work {scratch}"
+                "mkdir -p /work\nmount -t ext4 /dev/vda /work\nchmod 1777 /work\n\
+                 mkdir -p {scratch}\nmount --bind /work {scratch}"
             ),
         ),
     ];
