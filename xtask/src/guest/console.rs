@@ -177,10 +177,14 @@ impl Outcome {
     }
 
     /// A step by its name.
-    #[allow(dead_code, reason = "for guests that look at what a step printed")]
     pub(super) fn step(&self, name: &str) -> anyhow::Result<&Ran> {
         let found = self.steps.iter().find(|step| step.name == name);
         found.with_context(|| format!("the guest ran no step {name:?}"))
+    }
+
+    /// Whether init began.
+    pub(super) fn ready(&self) -> bool {
+        self.ready
     }
 
     /// Whether all is well: every step passed, the kernel reported nothing, the plan is done.

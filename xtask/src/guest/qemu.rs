@@ -71,8 +71,14 @@ pub(super) fn program() -> anyhow::Result<PathBuf> {
 impl Machine<'_> {
     /// Runs it to its end.
     pub(super) fn run(&self) -> anyhow::Result<Outcome> {
-        let mut command = self.command()?;
-        console::follow(&mut command, self.label, self.patience)
+        let outcome = console::follow(&mut self.command()?, self.label, self.patience)?;
+        if outcome.ready() {
+            return Ok(outcome);
+        }
+        // About one boot in thirty of Debian's kernel with two emulated processors dies while the
+        // kernel patches its own code.
+        println!("{}: the kernel did not come to init; once more", self.label);
+        console::follow(&mut self.command()?, self.label, self.patience)
     }
 
     fn command(&self) -> anyhow::Result<Command> {
