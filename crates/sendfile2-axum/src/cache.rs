@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 use tower_http::services::fs::{Backend, File, Metadata};
 
 /// Files kept open, for each directory served.
-const KEPT: usize = 1024;
+pub(crate) const KEPT: usize = 1024;
 
 /// A directory to serve from.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl About {
 }
 
 /// What a path leads to.
-enum Found {
+pub(crate) enum Found {
     File(Arc<Open>),
     Directory(About),
 }
@@ -90,7 +90,7 @@ impl Root {
     }
 
     /// What is at `path` now, where that can be said without waiting for a disk.
-    fn look(&self, path: &Path) -> Result<Found, Errno> {
+    pub(crate) fn look(&self, path: &Path) -> Result<Found, Errno> {
         if let Some(open) = self.cache.get(path) {
             match rustix::fs::statat(&self.dir, path, AtFlags::empty()) {
                 Ok(stat) if About::of(&stat) == open.about => return Ok(Found::File(open)),
@@ -156,11 +156,13 @@ fn found_before(path: &Path) -> Option<Arc<Open>> {
     FOUND.try_with(|last| last.borrow().as_ref().and_then(same)).ok().flatten()
 }
 
-/// Runs a request, and gives the last file that it found beside its result.
-pub(crate) async fn watching<T>(request: impl Future<Output = T>) -> (T, Option<Arc<Open>>) {
+/// Runs a request, and gives the last file that it found, and where, beside its result.
+pub(crate) async fn watching<T>(
+    request: impl Future<Output = T>,
+) -> (T, Option<(PathBuf, Arc<Open>)>) {
     let watched = async {
         let result = request.await;
-        (result, FOUND.with(RefCell::take).map(|(_, open)| open))
+        (result, FOUND.with(RefCell::take))
     };
     FOUND.scope(RefCell::new(None), watched).await
 }

@@ -51,6 +51,7 @@
 
 mod body;
 mod cache;
+mod heads;
 mod io;
 mod layer;
 mod listener;
@@ -62,5 +63,5 @@ pub use body::FileBody;
 pub use io::Io;
 pub use layer::{Untouched, ZeroCopy, ZeroCopyFuture, ZeroCopyLayer};
 pub use listener::{Listener, PeerAddr};
-pub use serve::{ServeBody, ServeDir, ServeFile};
+pub use serve::{ServeBody, ServeDir, ServeFile, ServeFuture};
 pub use stats::{in_flight, outstanding};

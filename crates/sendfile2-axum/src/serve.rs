@@ -17,6 +17,7 @@ use tower_service::Service;
 
 use crate::body::FileBody;
 use crate::cache::{Files, Open, Root, watching};
+use crate::heads::Heads;
 
 /// Serves the files beneath a directory: tower-http's `ServeDir` (index files, precompressed
 /// siblings, ranges, conditional requests, HEAD, 405) over open files that are kept, with
@@ -30,6 +31,7 @@ use crate::cache::{Files, Open, Root, watching};
 #[derive(Debug, Clone)]
 pub struct ServeDir {
     inner: tower_http::services::ServeDir<DefaultServeDirFallback, Files>,
+    heads: Arc<Heads>,
 }
 
 impl ServeDir {
@@ -50,14 +52,17 @@ impl ServeDir {
     }
 
     fn of(root: Root) -> Self {
-        let inner = tower_http::services::ServeDir::with_backend("", Files(Arc::new(root)));
-        ServeDir { inner }
+        let root = Arc::new(root);
+        let heads = Heads::new(Arc::clone(&root), false);
+        let inner = tower_http::services::ServeDir::with_backend("", Files(root));
+        ServeDir { inner, heads }
     }
 
     /// Sends `FILE.gz`, `FILE.br` or `FILE.zst` in place of `FILE` to clients that take it.
     #[must_use]
     pub fn precompressed(mut self) -> Self {
         self.inner = self.inner.precompressed_gzip().precompressed_br().precompressed_zstd();
+        self.heads = self.heads.anew(true);
         self
     }
 
@@ -65,6 +70,7 @@ impl ServeDir {
     #[must_use]
     pub fn index_files(mut self, yes: bool) -> Self {
         self.inner = self.inner.append_index_html_on_directories(yes);
+        self.heads = self.heads.anew(self.heads.encodings());
         self
     }
 
@@ -73,27 +79,50 @@ impl ServeDir {
         mut request: Request<axum::body::Body>,
     ) -> Result<Response<ServeBody>, Infallible> {
         let method = request.method().clone();
+        let plain = self.heads.plain(&request).then(|| request.uri().path().into());
         let again = request.headers_mut().remove(header::IF_RANGE).map(|if_range| {
             let mut again = head(&request);
             again.headers_mut().remove(header::RANGE);
             (if_range, again)
         });
-        let (Ok(mut response), mut open) = watching(self.inner.call(request)).await;
+        let (Ok(mut response), mut found) = watching(self.inner.call(request)).await;
         if let Some((if_range, request)) = again {
             if changed(&response, &if_range) {
-                (Ok(response), open) = watching(self.inner.call(request)).await;
+                (Ok(response), found) = watching(self.inner.call(request)).await;
             }
         }
-        Ok(match open.and_then(|open| body(&method, &response, &open)) {
+        let Some((path, open)) = found else {
+            return Ok(response.map(|body| ServeBody(Inner::Other(body))));
+        };
+        Ok(match body(&method, &response, &open) {
             Some(body) => {
-                let offer = body.offer(response.headers().get(header::CONTENT_ENCODING).cloned());
-                let mut response = response.map(|_| ServeBody(Inner::File(body)));
-                response.extensions_mut().insert(offer);
-                response
+                if let Some(asked) = plain {
+                    self.heads.keep(asked, path, &open, &response);
+                }
+                with(response, body)
             }
             None => response.map(|body| ServeBody(Inner::Other(body))),
         })
     }
+
+    /// The answer that was given before to a request that differs in nothing that matters.
+    fn known<B>(&self, request: &Request<B>) -> Option<Response<ServeBody>> {
+        if !self.heads.plain(request) {
+            return None;
+        }
+        let (headers, open) = self.heads.find(request.uri().path())?;
+        let mut response = Response::new(());
+        *response.headers_mut() = headers;
+        Some(with(response, FileBody::new(open.source.clone(), 0..open.len())))
+    }
+}
+
+/// The response with this body, which [`ZeroCopyLayer`](crate::ZeroCopyLayer) will know.
+fn with<B>(response: Response<B>, body: FileBody) -> Response<ServeBody> {
+    let offer = body.offer(response.headers().get(header::CONTENT_ENCODING).cloned());
+    let mut response = response.map(|_| ServeBody(Inner::File(body)));
+    response.extensions_mut().insert(offer);
+    response
 }
 
 /// The request without its body.
@@ -135,14 +164,47 @@ fn content_range(headers: &HeaderMap) -> Option<Range<u64>> {
 impl<B> Service<Request<B>> for ServeDir {
     type Response = Response<ServeBody>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<ServeBody>, Infallible>> + Send>>;
+    type Future = ServeFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        Box::pin(self.clone().answer(request.map(|_| axum::body::Body::empty())))
+    fn call(&mut self, request: Request<B>) -> ServeFuture {
+        ServeFuture(match self.known(&request) {
+            Some(response) => Answer::Known(Some(response)),
+            None => Answer::Asked(Box::pin(
+                self.clone().answer(request.map(|_| axum::body::Body::empty())),
+            )),
+        })
+    }
+}
+
+/// The future of [`ServeDir`].
+pub struct ServeFuture(Answer);
+
+enum Answer {
+    /// Until it is given.
+    Known(Option<Response<ServeBody>>),
+    Asked(Pin<Box<dyn Future<Output = Result<Response<ServeBody>, Infallible>> + Send>>),
+}
+
+impl Future for ServeFuture {
+    type Output = Result<Response<ServeBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.get_mut().0 {
+            Answer::Known(response) => {
+                response.take().map_or(Poll::Pending, |r| Poll::Ready(Ok(r)))
+            }
+            Answer::Asked(answer) => answer.as_mut().poll(cx),
+        }
+    }
+}
+
+impl std::fmt::Debug for ServeFuture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServeFuture").finish_non_exhaustive()
     }
 }
 

@@ -76,6 +76,46 @@ fn a_changed_file_is_seen_by_the_next_request() {
 }
 
 #[test]
+fn a_plain_answer_is_the_same_when_it_is_given_again() {
+    let dir = files();
+    let path = dir.path().join("page.css");
+    std::fs::write(&path, "plain").unwrap();
+    std::fs::write(dir.path().join("page.css.gz"), "zipped").unwrap();
+    let service = ServeDir::new(dir.path()).unwrap();
+    let app = Router::new()
+        .nest_service("/zip", service.clone().precompressed())
+        .fallback_service(service.clone());
+    let mut client = Client::new(serve(OURS, common::told(app)));
+    for path in ["/1048577", "/page.css", "/page%2ecss", "/zip/page.css"] {
+        let [first, again] = [(); 2].map(|()| client.get(path));
+        let told = |name| (first.header(name).to_owned(), again.header(name).to_owned());
+        for name in ["content-length", "content-type", "etag", "last-modified", "accept-ranges"] {
+            let (first, again) = told(name);
+            assert!(!first.is_empty() && first == again, "{path} {name}: {first} {again}");
+        }
+        assert_eq!((first.status, again.status), (200, 200));
+        assert_same(&again.body, &first.body, path);
+    }
+    // What is not plain is answered by what it says.
+    let tag = client.get("/page.css").header("etag").to_owned();
+    let known = format!("if-none-match: {tag}\r\n");
+    assert_eq!(client.with("GET", "/page.css", &known).status, 304);
+    assert_eq!(client.with("GET", "/page.css", "range: bytes=1-2\r\n").body, b"la");
+    assert!(client.with("HEAD", "/page.css", "").body.is_empty());
+    let zipped = client.with("GET", "/zip/page.css", "accept-encoding: gzip\r\n");
+    assert_eq!((&*zipped.body, zipped.header("content-encoding")), (&b"zipped"[..], "gzip"));
+    assert_eq!(client.get("/zip/page.css").body, b"plain");
+    // Nor is it given when there is something else.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert_eq!(client.get("/page.css").status, 307);
+    std::fs::remove_dir(&path).unwrap();
+    assert_eq!(client.get("/page.css").status, 404);
+    std::fs::write(&path, "new").unwrap();
+    assert_eq!(client.get("/page.css").body, b"new");
+}
+
+#[test]
 fn index_files_directories_and_precompressed_siblings() {
     let dir = files();
     std::fs::create_dir(dir.path().join("sub")).unwrap();

@@ -1,0 +1,83 @@
+//! Heads of responses that are given again.
+//!
+//! What tower-http answers to a plain GET depends on the path and on the file's metadata alone. So
+//! it is asked once, and its answer stands for as long as a `stat` finds the file it was given for.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use quick_cache::sync::Cache;
+
+use crate::cache::{Found, KEPT, Open, Root};
+
+#[derive(Debug)]
+pub(crate) struct Heads {
+    root: Arc<Root>,
+    /// What a client accepts decides, too.
+    encodings: bool,
+    /// By the request's path, as it was written.
+    kept: Cache<Box<str>, Arc<Head>>,
+}
+
+#[derive(Debug)]
+struct Head {
+    path: PathBuf,
+    /// The file is not kept open by this.
+    open: Weak<Open>,
+    headers: HeaderMap,
+}
+
+impl Heads {
+    pub(crate) fn new(root: Arc<Root>, encodings: bool) -> Arc<Self> {
+        Arc::new(Heads { root, encodings, kept: Cache::new(KEPT) })
+    }
+
+    /// Whether what a client accepts decides.
+    pub(crate) fn encodings(&self) -> bool {
+        self.encodings
+    }
+
+    /// None yet, of the same directory, for a service that answers differently.
+    pub(crate) fn anew(&self, encodings: bool) -> Arc<Self> {
+        Heads::new(Arc::clone(&self.root), encodings)
+    }
+
+    /// Whether nothing but the path and the file decides on the answer.
+    pub(crate) fn plain<B>(&self, request: &Request<B>) -> bool {
+        let decides = |name: &header::HeaderName| {
+            *name == header::RANGE
+                || name.as_str().starts_with("if-")
+                || (self.encodings && *name == header::ACCEPT_ENCODING)
+        };
+        request.method() == Method::GET && !request.headers().keys().any(decides)
+    }
+
+    /// The answer to a plain request for `path`, if its file is still the one that it was.
+    pub(crate) fn find(&self, path: &str) -> Option<(HeaderMap, Arc<Open>)> {
+        let head = self.kept.get(path)?;
+        match self.root.look(&head.path) {
+            Ok(Found::File(open)) if std::ptr::eq(head.open.as_ptr(), &raw const *open) => {
+                Some((head.headers.clone(), open))
+            }
+            _ => {
+                self.kept.remove(path);
+                None
+            }
+        }
+    }
+
+    /// Keeps the answer to a plain request for `path`, which was found as `file`.
+    pub(crate) fn keep<B>(
+        &self,
+        path: Box<str>,
+        file: PathBuf,
+        open: &Arc<Open>,
+        to: &Response<B>,
+    ) {
+        if to.status() == StatusCode::OK {
+            let (open, headers) = (Arc::downgrade(open), to.headers().clone());
+            self.kept.insert(path, Arc::new(Head { path: file, open, headers }));
+        }
+    }
+}
