@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 
 use axum::Router;
@@ -111,7 +112,9 @@ fn by_hyper_alone() {
     for engine in [Engine::Copy, Engine::Zerocopy, Engine::Auto] {
         let service = TowerToHyperService::new(zero_copy(dir.path()));
         let address = runtime().block_on(async {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let listener = common::listen();
+            listener.set_nonblocking(true).unwrap();
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let address = listener.local_addr().unwrap();
             tokio::spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
@@ -257,7 +260,9 @@ fn connect_info_by_a_newtype() {
         |ConnectInfo(PeerAddr(peer)): ConnectInfo<PeerAddr>| async move { peer.to_string() };
     let app = Router::new().route("/", get(handler));
     let address = runtime().block_on(async {
-        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        // In the place of the one that found it.
+        let any = common::listen().local_addr().unwrap();
+        let listener = Listener::bind(any).await.unwrap();
         let address = axum::serve::Listener::local_addr(&listener).unwrap();
         let app = app.into_make_service_with_connect_info::<PeerAddr>();
         tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
@@ -268,10 +273,45 @@ fn connect_info_by_a_newtype() {
     assert_eq!(client.get("/").body, mine.as_bytes());
 }
 
+const LEN: u64 = 3 << 20;
+
+/// Without a lease, responses of two generations are seen: the test below can fail.
+#[test]
+fn overwriting_in_place_without_leases_is_seen() {
+    let dir = files();
+    let path = dir.path().join("slab");
+    let file = std::fs::File::create_new(&path).unwrap();
+    file.set_len(LEN).unwrap();
+    let source = sendfile2::Source::open(&path).unwrap();
+    let handler = move || {
+        let source = source.clone();
+        async move { FileBody::new(source, 0..LEN) }
+    };
+    let app = Router::new().route("/", get(handler));
+    let address = serve(By::Ours(Engine::Zerocopy), told(app));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut generation = 0_u8;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                generation = generation.wrapping_add(1);
+                file.write_all_at(&vec![generation; LEN as usize], 0).unwrap();
+            }
+        });
+        let mut client = Client::new(address);
+        let mixed = (0..2000).any(|_| {
+            let got = client.get("/");
+            assert_eq!(got.header("x-became"), "mapped");
+            got.body.iter().any(|byte| *byte != got.body[0])
+        });
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(mixed, "no response was of two generations");
+    });
+}
+
 /// One response is of one generation, however it is overwritten meanwhile.
 #[test]
 fn overwriting_in_place_under_load() {
-    const LEN: u64 = 3 << 20;
     let dir = files();
     let path = dir.path().join("slab");
     for by in ALL {
