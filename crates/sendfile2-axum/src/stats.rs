@@ -12,11 +12,11 @@ use std::time::Instant;
 use metrics::{counter, gauge, histogram};
 use sendfile2::{Choice, Engine, Status, Ticket, Why};
 
-/// The zerocopy sends of a connection that are not known to be released, oldest first.
+/// The sends by reference of a connection that are not known to be released, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Sends(VecDeque<(Ticket, Instant)>);
 
-/// The zerocopy sends of connections that are gone.
+/// The sends by reference of connections that are gone.
 static LEFT: Mutex<Vec<(Ticket, Instant)>> = Mutex::new(Vec::new());
 
 impl Sends {
@@ -24,7 +24,7 @@ impl Sends {
     pub(crate) fn sent(&mut self, ticket: Ticket) {
         let choice = ticket.choice();
         count(ticket.bytes(), choice);
-        if choice.engine == Engine::Zerocopy {
+        if choice.engine != Engine::Copy {
             self.0.push_back((ticket, Instant::now()));
             gauge!("sendfile2_in_flight_sends").increment(1);
         }
@@ -44,7 +44,7 @@ pub(crate) fn count(bytes: u64, choice: Choice) {
     counter!("sendfile2_sent_bytes_total", "engine" => engine).increment(bytes);
     counter!("sendfile2_sends_total", "engine" => engine).increment(1);
     let why = match choice.why {
-        _ if choice.engine == Engine::Zerocopy => return,
+        _ if choice.engine != Engine::Copy => return,
         Why::Limit(_) => "limit",
         Why::Fault => "fault",
         Why::Refused(_) => "refused",

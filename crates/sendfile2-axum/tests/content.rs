@@ -11,7 +11,7 @@ use axum::body::{Body, HttpBody};
 use axum::extract::ConnectInfo;
 use axum::routing::get;
 use common::{
-    ALL, By, Client, SIZES, assert_same, files, http2, pattern, request, runtime, serve, told,
+    By, Client, SIZES, all, assert_same, files, http2, pattern, request, runtime, serve, told,
     zero_copy,
 };
 use http_body_util::BodyExt;
@@ -25,7 +25,7 @@ use tower_service::Service;
 #[test]
 fn files_of_all_sizes_on_one_connection() {
     let dir = files();
-    for by in ALL {
+    for by in all() {
         let mut client = Client::new(serve(by, zero_copy(dir.path())));
         for _ in 0..3 {
             for size in SIZES {
@@ -43,7 +43,7 @@ fn cold_files() {
     let dir = files();
     let size: u64 = (5 << 20) + 3;
     let path = dir.path().join(size.to_string());
-    for by in ALL {
+    for by in all() {
         let mut client = Client::new(serve(by, zero_copy(dir.path())));
         let file = std::fs::File::open(&path).unwrap();
         file.sync_all().unwrap();
@@ -139,7 +139,7 @@ fn by_hyper_alone() {
 #[test]
 fn without_the_layer_bodies_are_read() {
     let dir = files();
-    for by in ALL {
+    for by in all() {
         let app = Router::new().fallback_service(ServeDir::new(dir.path()).unwrap());
         let mut client = Client::new(serve(by, app));
         for size in SIZES {
@@ -153,7 +153,7 @@ fn without_the_layer_bodies_are_read() {
 #[test]
 fn pipelined_requests_and_partial_writes() {
     let dir = files();
-    for by in ALL {
+    for by in all() {
         let mut client = Client::new(serve(by, zero_copy(dir.path())));
         // All of them before anything is read: sockets are full, and writes are partial.
         for size in SIZES {
@@ -170,7 +170,7 @@ fn pipelined_requests_and_partial_writes() {
 fn ranges_from_a_handler_and_unknown_length() {
     let dir = files();
     let source = Source::open(dir.path().join((5_u64 << 20 | 3).to_string())).unwrap();
-    for by in ALL {
+    for by in all() {
         let (a, b) = (source.clone(), source.clone());
         let app = Router::new()
             .route("/part", get(|| async move { FileBody::new(a, 100_001..3_000_007) }))
@@ -198,7 +198,7 @@ fn what_has_touched_a_body_is_seen() {
     let size = 65_536;
     let files = || Router::new().fallback_service(ServeDir::new(dir.path()).unwrap());
     let gzip = "accept-encoding: gzip\r\n";
-    for by in ALL {
+    for by in all() {
         // Inside of the layer: it compresses, and the layer leaves that alone.
         let mut inside = Client::new(serve(by, told(files().layer(CompressionLayer::new()))));
         let path = format!("/{size}");
@@ -314,7 +314,7 @@ fn overwriting_in_place_without_leases_is_seen() {
 fn overwriting_in_place_under_load() {
     let dir = files();
     let path = dir.path().join("slab");
-    for by in ALL {
+    for by in all() {
         std::fs::write(&path, vec![0; LEN as usize]).unwrap();
         let slab = sendfile2::guard::GuardedFile::open(&path).unwrap();
         let guard = slab.clone();

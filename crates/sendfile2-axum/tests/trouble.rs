@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use common::{
-    ALL, By, Client, assert_same, files, http2, pattern, request, runtime, serve, told, until,
+    By, Client, all, assert_same, files, http2, pattern, request, runtime, serve, told, until,
     zero_copy,
 };
 use http_body_util::BodyExt;
@@ -31,7 +31,7 @@ fn big(dir: &std::path::Path) -> std::fs::File {
 #[test]
 fn a_file_truncated_while_it_is_sent_by_http1() {
     let dir = files();
-    for by in ALL {
+    for by in all() {
         for mapped in [true, false] {
             let file = big(dir.path());
             let service = Router::new().fallback_service(ServeDir::new(dir.path()).unwrap());
@@ -61,7 +61,7 @@ fn a_file_truncated_while_it_is_sent_by_http1() {
 #[test]
 fn pipelined_after_a_truncated_file_is_not_answered_out_of_step() {
     let dir = files();
-    for by in ALL {
+    for by in all() {
         let file = big(dir.path());
         let mut client = Client::new(serve(by, zero_copy(dir.path())));
         client.ask("GET", "/big", "");
@@ -81,7 +81,7 @@ fn pipelined_after_a_truncated_file_is_not_answered_out_of_step() {
 fn a_file_truncated_while_it_is_compressed() {
     let dir = files();
     let service = || Router::new().fallback_service(ServeDir::new(dir.path()).unwrap());
-    for by in ALL {
+    for by in all() {
         let file = big(dir.path());
         let address = serve(by, told(service().layer(CompressionLayer::new())));
         let mut client = Client::new(address);
@@ -160,7 +160,7 @@ fn after_a_storm_nothing_is_unknown() {
 #[test]
 fn connection_close_sends_everything() {
     let dir = files();
-    for by in ALL {
+    for by in all() {
         let mut client = Client::new(serve(by, zero_copy(dir.path())));
         client.ask("GET", "/5242883", "connection: close\r\n");
         let got = client.answer("GET");

@@ -57,8 +57,18 @@ pub enum By {
     Ours(Engine),
 }
 
-pub const ALL: [By; 4] =
-    [By::Stock, By::Ours(Engine::Copy), By::Ours(Engine::Zerocopy), By::Ours(Engine::Auto)];
+/// Every listener and engine; `native` where the kernel has it.
+pub fn all() -> Vec<By> {
+    use sendfile2::probe::Availability::Available;
+    let engines = sendfile2::probe::machine().engines;
+    let native = engines.into_iter().find(|state| state.engine == Engine::Native).unwrap();
+    let mut engines = vec![Engine::Copy, Engine::Zerocopy, Engine::Auto];
+    match native.availability {
+        Available(_) => engines.push(Engine::Native),
+        why => println!("SKIP: the engine native: {why}"),
+    }
+    std::iter::once(By::Stock).chain(engines.into_iter().map(By::Ours)).collect()
+}
 
 /// Where `cargo xtask guest nic` lets the clients be: behind a network device that sends from the
 /// file's pages, where zero copy is true. Written as ADDRESS@NAMESPACE.
