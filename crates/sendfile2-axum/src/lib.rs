@@ -57,6 +57,7 @@ mod layer;
 mod listener;
 mod serve;
 mod stats;
+mod sys;
 mod window;
 
 pub use body::FileBody;

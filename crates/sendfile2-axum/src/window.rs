@@ -96,13 +96,8 @@ impl Window {
 struct Owner(Arc<Window>);
 
 impl AsRef<[u8]> for Owner {
-    #[allow(unsafe_code)]
     fn as_ref(&self) -> &[u8] {
-        // It is mapped, so its length is a usize.
-        let len = usize::try_from(self.0.len()).unwrap_or(0);
-        // SAFETY: the memory is mapped for as long as the window lives. That others may change it
-        // is answered in the crate's documentation: nobody reads the slice but the kernel.
-        unsafe { std::slice::from_raw_parts(self.0.mapped.as_ptr(), len) }
+        crate::sys::bytes(&self.0.mapped)
     }
 }
 

@@ -102,7 +102,8 @@ impl From<Unfinished> for Error {
 /// [`Unfinished`] says how far it got, and holds: [`Error::Deadline`]; [`Error::Truncated`] or
 /// [`Error::File`] where the file ends or cannot be read; [`Error::Socket`]; [`Error::Refused`]
 /// where `io_uring` cannot be used, the socket gives no notifications (EOPNOTSUPP: unix, kernel
-/// TLS), TCP may probe for a larger MTU ([`Refusal::MtuProbing`](crate::Refusal::MtuProbing)) or the file is not mapped; [`Error::Wait`].
+/// TLS), TCP may probe for a larger MTU ([`Refusal::MtuProbing`](crate::Refusal::MtuProbing)), or
+/// the file is not mapped; [`Error::Wait`].
 ///
 /// # How
 /// All of it:
