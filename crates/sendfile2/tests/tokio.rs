@@ -320,6 +320,29 @@ fn a_reset_is_told_to_both_halves() {
     });
 }
 
+/// Nothing tells any more what happens to a connection whose runtime is gone.
+#[test]
+fn a_runtime_that_ends_tells_those_who_wait() {
+    // The second one may be given the first one's id.
+    for (name, runtime) in runtimes().into_iter().chain(runtimes()) {
+        let source = source(&file(1, 16 << 20));
+        let (tx, rx) = common::tcp_small_window();
+        let entered = runtime.enter();
+        let mut sender = sender(tx, Engine::Zerocopy);
+        drop(entered);
+        let mut progress = runtime.block_on(fill(&mut sender, &source));
+        let other = Builder::new_current_thread().build().unwrap();
+        let waiting = std::thread::spawn(move || {
+            let sent = sender.send_file_all(&source, &mut progress, false);
+            other.block_on(sent)
+        });
+        runtime.shutdown_background();
+        let sent = waiting.join().unwrap();
+        assert!(matches!(sent, Err(Error::Wait { .. })), "{name}: {sent:?}");
+        drop(rx);
+    }
+}
+
 /// EPOLLERR without anything on the error queue: a UDP socket whose peer is gone.
 #[test]
 fn an_error_of_the_socket_is_no_completion() {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use ::tokio::io::unix::AsyncFd;
 use ::tokio::io::{Interest, ReadBuf};
@@ -12,7 +13,7 @@ use crate::park::Parker;
 /// What keeps one epoll descriptor open for as long as it lives.
 pub(crate) trait Epoll: AsFd {}
 
-impl Epoll for OwnedFd {}
+impl Epoll for Arc<OwnedFd> {}
 impl Epoll for Parker {}
 
 /// It by its descriptor, for tokio.

@@ -24,14 +24,18 @@
 //! future ([`Progress`], [`Parcel`]).
 //!
 //! # Waiting
-//! A sender's socket is registered with no driver of tokio's but in an epoll instance of its own,
-//! which is: tokio takes the EPOLLERR of a completion for the end of the stream, for ever. That
-//! costs a descriptor more for each sender, and two for each wait for a release or of a writer.
-//! Whoever waits on a connection, also only to read from it, reads its notifications.
+//! A sender's socket is registered with no driver of tokio's but in an epoll instance that all
+//! senders of a runtime share, which is: tokio takes the EPOLLERR of a completion for the end of
+//! the stream, for ever. A task of the runtime, which the first sender spawns, tells them what
+//! happens. (A wait for a release, or of a writer, has two descriptors of its own.) Whoever waits
+//! on a connection, also only to read from it, reads its notifications.
+//!
+//! A sender belongs to the runtime in which it was made: when that ends, what would wait fails.
 //!
 //! There are no deadlines here; `tokio::time::timeout` around a future is one. A peer that has
 //! stopped reading keeps file pages in flight for as long as it likes: use it.
 
+mod hub;
 mod ready;
 
 use std::future::poll_fn;

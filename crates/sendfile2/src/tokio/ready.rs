@@ -1,26 +1,24 @@
 //! Whether a socket can be read from or written to, for two tasks.
 //!
-//! The socket is registered in an epoll instance of its own, and only that is known to tokio. The
-//! reason: mio takes EPOLLOUT with EPOLLERR for "closed for writing", and tokio never forgets that;
-//! a completion notification raises EPOLLERR, and after a single one `writable()` is true for ever,
-//! however full the socket is. Here EPOLLERR means "maybe a completion": the error queue is read,
-//! and only if it is empty has the socket itself an error to tell, which the next call does.
+//! Sockets are registered in an epoll instance that a runtime's connections share, and only that is
+//! known to tokio. The reason: mio takes EPOLLOUT with EPOLLERR for "closed for writing", and tokio
+//! never forgets that; a completion notification raises EPOLLERR, and after a single one
+//! `writable()` is true for ever, however full the socket is. Here EPOLLERR means "maybe a
+//! completion": the error queue is read, and only if it is empty has the socket itself an error to
+//! tell, which the next call does.
 //!
 //! Sources: epoll(7); mio, `sys/unix/selector/epoll.rs` (`is_write_closed`); tokio,
 //! `runtime/io/scheduled_io.rs` (`clear_readiness`).
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker, ready};
+use std::task::{Context, Poll, Wake, Waker};
 
-use ::tokio::io::unix::AsyncFd;
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, EventFlags};
+use rustix::event::epoll::EventFlags;
 
+use super::hub::Entry;
 use crate::conn::{Conn, Kind, Registered};
 use crate::error::Error;
 use crate::park::task::failed;
-use crate::sys::tokio as sys;
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,17 +28,25 @@ pub(super) enum Side {
 }
 
 pub(super) struct Ready {
-    conn: Arc<Conn>,
-    epoll: AsyncFd<sys::Registered<OwnedFd>>,
+    // Before the connection, whose descriptor it refers to.
+    _entry: Entry,
     shared: Arc<Shared>,
-    /// Wakes both sides when there are events.
-    events: Waker,
     _reaped: Registered<Arc<Conn>>,
+    conn: Arc<Conn>,
 }
 
-/// What is known of both sides, and who waits for them.
+/// What is known of a socket, and who waits for it.
 #[derive(Debug, Default)]
-struct Shared(Mutex<[State; 2]>);
+pub(super) struct Shared(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    sides: [State; 2],
+    /// EPOLLERR was seen, and nobody has looked why.
+    error: bool,
+    /// The runtime is going away: nothing more will be told.
+    gone: bool,
+}
 
 #[derive(Debug)]
 struct State {
@@ -71,20 +77,48 @@ impl State {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, [State; 2]> {
-        // Nothing panics while holding it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Known {
+    /// Those who wait for what is ready, or for anything if there is an error.
+    fn awaited(&mut self) -> [Option<Waker>; 2] {
+        let all = self.error || self.gone;
+        self.sides.each_mut().map(|side| if all || side.ready { side.waker.take() } else { None })
     }
 }
 
-/// The epoll instance has events: whichever side is polled first looks at them.
-struct Events(Arc<Shared>);
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Nothing panics while holding it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-impl Wake for Events {
-    fn wake(self: Arc<Self>) {
-        let wakers = self.0.lock().each_mut().map(|side| side.waker.take());
-        wakers.into_iter().flatten().for_each(Waker::wake);
+    fn change(&self, change: impl FnOnce(&mut Known)) {
+        let mut known = self.lock();
+        change(&mut known);
+        let awaited = known.awaited();
+        drop(known);
+        awaited.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// The socket has events.
+    pub(super) fn tell(&self, flags: EventFlags) {
+        self.change(|known| {
+            let hangup = flags.contains(EventFlags::HUP);
+            let closed = hangup || flags.contains(EventFlags::RDHUP);
+            known.error |= flags.contains(EventFlags::ERR);
+            let [read, write] = &mut known.sides;
+            read.closed |= closed;
+            if closed || flags.contains(EventFlags::IN) {
+                read.set();
+            }
+            if hangup || flags.contains(EventFlags::OUT) {
+                write.set();
+            }
+        });
+    }
+
+    /// There will be no events any more.
+    pub(super) fn gone(&self) {
+        self.change(|known| known.gone = true);
     }
 }
 
@@ -93,26 +127,15 @@ struct Reaped(Arc<Shared>);
 
 impl Wake for Reaped {
     fn wake(self: Arc<Self>) {
-        let mut sides = self.0.lock();
-        let write = &mut sides[Side::Write as usize];
-        write.set();
-        let waker = write.waker.take();
-        drop(sides);
-        waker.into_iter().for_each(Waker::wake);
+        self.0.change(|known| known.sides[Side::Write as usize].set());
     }
 }
 
 impl Ready {
     pub(super) fn new(conn: Arc<Conn>) -> Result<Self, Error> {
-        let epoll =
-            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(Error::wait("epoll_create1"))?;
-        let interest = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        epoll::add(&epoll, conn.as_fd(), epoll::EventData::new_u64(0), interest)
-            .map_err(Error::wait("epoll_ctl"))?;
         let shared = Arc::<Shared>::default();
         Ok(Ready {
-            epoll: sys::register(epoll).map_err(failed)?,
-            events: Arc::new(Events(Arc::clone(&shared))).into(),
+            _entry: Entry::new(Arc::clone(&conn), Arc::clone(&shared))?,
             _reaped: Registered::new(
                 Arc::clone(&conn),
                 Arc::new(Reaped(Arc::clone(&shared))).into(),
@@ -130,74 +153,43 @@ impl Ready {
     /// [`clear`](Self::clear) is to be told, with what this gives.
     pub(super) fn poll(&self, side: Side, cx: &mut Context<'_>) -> Poll<Result<Tick, Error>> {
         loop {
-            let mut sides = self.shared.lock();
+            let mut known = self.shared.lock();
+            let Known { sides, error, gone } = &mut *known;
             let state = &mut sides[side as usize];
             if state.ready {
                 return Poll::Ready(Ok(state.tick));
             }
-            match &mut state.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                none => *none = Some(cx.waker().clone()),
+            if *gone {
+                let gone = std::io::Error::other("the runtime is going away");
+                return Poll::Ready(Err(failed(gone)));
             }
-            drop(sides);
-            ready!(self.look(side))?;
+            if !*error {
+                match &mut state.waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
+                return Poll::Pending;
+            }
+            *error = false;
+            drop(known);
+            // Only TCP says in other ways, too, that something has ended.
+            if self.conn.reap()? == 0 || self.conn.kind() != Kind::Tcp {
+                self.shared.change(|known| known.sides.iter_mut().for_each(State::set));
+            }
         }
     }
 
     /// A call on `side` found nothing to do, or has done all there was.
     pub(super) fn clear(&self, side: Side, tick: Tick) {
-        let state = &mut self.shared.lock()[side as usize];
+        let state = &mut self.shared.lock().sides[side as usize];
         if state.tick == tick && !state.closed {
             state.ready = false;
         }
-    }
-
-    /// Looks at the events, on behalf of `side`.
-    fn look(&self, side: Side) -> Poll<Result<(), Error>> {
-        let mut cx = Context::from_waker(&self.events);
-        let mut guard = ready!(self.epoll.poll_read_ready(&mut cx)).map_err(failed)?;
-        // Whoever looks is awake.
-        self.shared.lock()[side as usize].waker = None;
-        let mut buffer =
-            [epoll::Event { flags: EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let got = match epoll::wait(&self.epoll.get_ref().0, &mut buffer, Some(&now)) {
-            Ok(got) => got,
-            Err(rustix::io::Errno::INTR) => return Poll::Ready(Ok(())),
-            Err(e) => return Poll::Ready(Err(Error::wait("epoll_wait")(e))),
-        };
-        // What comes from here on makes it ready again.
-        guard.clear_ready();
-        if got == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        let flags = buffer[0].flags;
-        let hangup = flags.contains(EventFlags::HUP);
-        let mut error = false;
-        if flags.contains(EventFlags::ERR) {
-            // Only TCP says in other ways, too, that something has ended.
-            error = self.conn.reap()? == 0 || self.conn.kind() != Kind::Tcp;
-        }
-        let mut sides = self.shared.lock();
-        let [read, write] = &mut *sides;
-        let closed = hangup || flags.contains(EventFlags::RDHUP);
-        read.closed |= closed;
-        if closed || error || flags.contains(EventFlags::IN) {
-            read.set();
-        }
-        if hangup || error || flags.contains(EventFlags::OUT) {
-            write.set();
-        }
-        let other = &mut sides[1 - side as usize];
-        let waker = if other.ready { other.waker.take() } else { None };
-        drop(sides);
-        waker.into_iter().for_each(Waker::wake);
-        Poll::Ready(Ok(()))
     }
 }
 
 impl std::fmt::Debug for Ready {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ready").field("sides", &self.shared).finish_non_exhaustive()
+        f.debug_struct("Ready").field("known", &self.shared).finish_non_exhaustive()
     }
 }
