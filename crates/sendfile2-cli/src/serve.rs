@@ -113,7 +113,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     done
 }
 
-/// Each connection takes two descriptors, and each file that is kept open one.
+/// Each connection takes a descriptor, and each file that is kept open.
 fn allow_descriptors() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);

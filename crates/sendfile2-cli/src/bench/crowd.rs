@@ -25,8 +25,7 @@ use crate::units;
 /// it at a steady rate. Fails if a client does not get all of it, or gets a wrong byte.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The server needs two descriptors a client. Where the hard limit is lower, root may raise it, and this
-does.
+The server needs a descriptor a client. Where the hard limit is lower, root may raise it, and this does.
 
 Examples:
   sendfile2 bench crowd                   10,000 clients
@@ -55,7 +54,7 @@ fn size(text: &str) -> Result<u64, String> {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let connections = args.connections as usize;
-    descriptors(2 * u64::from(args.connections) + 200)?;
+    descriptors(u64::from(args.connections) + 200)?;
     let bed = Bed::new(&args.common, 1 << 20)?;
     let files = Files::new(&bed.directory)?;
     files.add(args.size)?;
