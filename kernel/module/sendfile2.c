@@ -29,14 +29,15 @@
 #include <linux/splice.h>
 #include <linux/uaccess.h>
 #include <net/sock.h>
+#include <net/tcp.h>
 
 #include "sendfile2_module.h"
 
 #define SF2_FLAGS	(SENDFILE2_ZC | SENDFILE2_POSITION | SENDFILE2_DONTWAIT | \
 			 SENDFILE2_MORE | SENDFILE2_NOSIGNAL | SENDFILE2_WAIT)
 
-/* msg_zerocopy_realloc() extends no structure that has so many bytes. */
-#define SF2_NEVER_EXTEND	BIT(19)
+/* The bytes of one notification, like those of msg_zerocopy_realloc(), which extends none of more. */
+#define SF2_NOTE_BYTES	BIT(19)
 
 /*
  * Who is told when the pages of an sf2_ubuf are free. Leaving SF2_PENDING decides it, once, by a
@@ -70,10 +71,12 @@ struct sf2_send {
 	bool			wait;
 	ktime_t			deadline;	/* or KTIME_MAX */
 	struct io_uring_cmd	*cmd;
-	/* What the stack's references are counted by, once there is something to send: */
+	size_t			count;
+	bool			begun;
+	/* What the stack's references are counted by: */
 	struct ubuf_info	*ubuf;
-	struct sf2_ubuf		*own;		/* it is in here */
-	struct ubuf_info	*note;		/* or it is this one */
+	struct sf2_ubuf		*own;		/* it is in here, once there is something to send, */
+	struct ubuf_info	*note;		/* or it is this one, once something has been sent */
 };
 
 static void sf2_free(struct sf2_ubuf *own)
@@ -131,7 +134,7 @@ static struct ubuf_info *sf2_note_alloc(struct sock *sk)
 	note = msg_zerocopy_realloc(sk, 0, NULL);
 	if (note) {
 		msg_zerocopy_put_abort(note, false);
-		uarg_to_msgzc(note)->bytelen = SF2_NEVER_EXTEND;
+		uarg_to_msgzc(note)->bytelen = SF2_NOTE_BYTES;
 	}
 	release_sock(sk);
 	return note;
@@ -149,21 +152,53 @@ static void sf2_note_take_id(struct sock *sk, struct ubuf_info *note)
 	uarg->len = 1;
 }
 
+/*
+ * The note, and the id, of a call that is about to send its first bytes. As for send(MSG_ZEROCOPY),
+ * small calls share the note of what is still to be sent before them, and so its packet. Under the
+ * socket's lock, which must be held until it is known whether the id is used, or to be given back.
+ */
+static struct ubuf_info *sf2_note_get(struct sock *sk, size_t count)
+{
+	struct ubuf_info *tail = skb_zcopy(tcp_write_queue_tail(sk));
+
+	if (tail && (tail->ops != &msg_zerocopy_ubuf_ops ||
+		     count > SF2_NOTE_BYTES ||
+		     uarg_to_msgzc(tail)->bytelen + count > SF2_NOTE_BYTES))
+		tail = NULL;
+	/* For no bytes: they are not charged to RLIMIT_MEMLOCK. */
+	return msg_zerocopy_realloc(sk, 0, tail);
+}
+
+static void sf2_note_add_bytes(struct ubuf_info *note, size_t count)
+{
+	struct ubuf_info_msgzc *uarg = uarg_to_msgzc(note);
+
+	uarg->bytelen = min_t(size_t, uarg->bytelen + count, SF2_NOTE_BYTES);
+}
+
+/* There is something to send. */
 static int sf2_begin(struct sf2_send *send)
 {
+	/*
+	 * tcp_sendmsg_locked() asks no security module, and nobody else can; this does. What it
+	 * says besides is what sending would; but if that would have to wait, it is not for here.
+	 */
+	struct msghdr nothing = { .msg_flags = send->msg_flags | MSG_DONTWAIT };
 	struct sf2_ubuf *own;
+	int ret;
 
-	if (!send->cmd) {
+	ret = sock_sendmsg(send->sock, &nothing);
+	if (ret < 0 && ret != -EAGAIN)
+		return ret;
+	/* Of any other call the completion is no code of this module, which may be unloaded. */
+	if (!send->cmd && !send->wait)
+		return 0;
+
+	if (send->wait) {
 		send->note = sf2_note_alloc(send->sock->sk);
 		if (!send->note)
 			return -ENOBUFS;
 	}
-	if (!send->cmd && !send->wait) {
-		/* Its completion is no code of this module, which may be unloaded meanwhile. */
-		send->ubuf = send->note;
-		return 0;
-	}
-
 	own = kzalloc(sizeof(*own), GFP_KERNEL_ACCOUNT);
 	if (!own) {
 		if (send->note)
@@ -196,44 +231,145 @@ static long sf2_left(ktime_t deadline)
 	return min_t(u64, nsecs_to_jiffies64(left) + 1, MAX_SCHEDULE_TIMEOUT - 1);
 }
 
+/* Puts pages into a packet, as zerocopy_fill_skb_from_iter() does, but knows what it is given. */
+static int sf2_sg_from_iter(struct sk_buff *skb, struct iov_iter *from, size_t length)
+{
+	struct skb_shared_info *shinfo = skb_shinfo(skb);
+	const struct bio_vec *bvec = from->bvec;
+	size_t done = from->iov_offset;
+	int frags = shinfo->nr_frags;
+	unsigned int truesize = 0;
+	size_t size = 0;
+
+	length = min(length, from->count);
+	while (size < length) {
+		size_t part = min(length - size, bvec->bv_len - done);
+		struct page *page = bvec->bv_page;
+		struct page *head = compound_head(page);
+		size_t offset = bvec->bv_offset + done;
+		skb_frag_t *last = frags ? &shinfo->frags[frags - 1] : NULL;
+
+		offset += (page - head) << PAGE_SHIFT;
+		if (last && skb_frag_page(last) == head &&
+		    skb_frag_off(last) + skb_frag_size(last) == offset) {
+			skb_frag_size_add(last, part);
+			truesize += part;
+		} else {
+			if (frags == MAX_SKB_FRAGS)
+				break;
+			truesize += PAGE_ALIGN(offset_in_page(offset) + part);
+			get_page(head);
+			__skb_fill_page_desc_noacc(shinfo, frags++, head, offset, part);
+		}
+		size += part;
+		done += part;
+		if (done == bvec->bv_len) {
+			bvec++;
+			done = 0;
+		}
+	}
+
+	shinfo->nr_frags = frags;
+	from->nr_segs -= bvec - from->bvec;
+	from->bvec = bvec;
+	from->iov_offset = done;
+	from->count -= size;
+	skb->data_len += size;
+	skb->len += size;
+	skb->truesize += truesize;
+	return size < length ? -EMSGSIZE : 0;
+}
+
 /*
- * Pages of the page cache go by reference. MSG_SPLICE_PAGES is not set: a protocol that was put on
- * the socket meanwhile, and knows nothing of msg_ubuf, then copies them or refuses.
+ * Whether the socket's protocol keeps a reference to msg_ubuf for as long as to the pages. TCP does,
+ * but a probe of the path's MTU takes pages over without it (tcp_clone_payload()).
  */
+static bool sf2_supports(struct socket *sock)
+{
+	struct sock *sk = sock->sk;
+
+	return (sk->sk_family == AF_INET || sk->sk_family == AF_INET6) &&
+	       sk->sk_type == SOCK_STREAM && sk->sk_protocol == IPPROTO_TCP &&
+	       test_bit(SOCK_SUPPORT_ZC, &sock->flags) &&
+	       !inet_csk(sk)->icsk_mtup.enabled &&
+	       !READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_mtu_probing);
+}
+
+/* Under the socket's lock, which is not given up: nothing waits here. */
+static int sf2_sendmsg_locked(struct sf2_send *send, struct msghdr *msg)
+{
+	struct sock *sk = send->sock->sk;
+	struct ubuf_info *note = NULL;
+	int ret;
+
+	/* Another protocol may have been put on the socket meanwhile. */
+	if (!sf2_supports(send->sock) || READ_ONCE(sk->sk_prot)->sendmsg != tcp_sendmsg)
+		return -EOPNOTSUPP;
+	if (!send->ubuf) {
+		note = sf2_note_get(sk, send->count);
+		if (!note)
+			return -ENOBUFS;
+	}
+	msg->msg_ubuf = send->ubuf ?: note;
+	ret = tcp_sendmsg_locked(sk, msg, msg_data_left(msg));
+	if (note && ret > 0) {
+		sf2_note_add_bytes(note, send->count);
+		send->note = note;
+		send->ubuf = note;
+	} else if (note) {
+		msg_zerocopy_put_abort(note, true);
+	}
+	/* Without scatter and gather TCP has copied everything. */
+	if (ret > 0 && !(sk->sk_route_caps & NETIF_F_SG)) {
+		if (send->own)
+			WRITE_ONCE(send->own->copied, true);
+		else
+			uarg_to_msgzc(send->note)->zerocopy = 0;
+	}
+	return ret;
+}
+
+/* Pages of the page cache go by reference. */
 static int sf2_sendmsg(struct sf2_send *send, struct bio_vec *bvec, int segments, size_t size,
 		       int more)
 {
 	struct sock *sk = send->sock->sk;
-	bool bounded = send->deadline != KTIME_MAX && !(send->msg_flags & MSG_DONTWAIT);
 	bool tried = false;
+	int ret;
 
+	lock_sock(sk);
 	for (;;) {
 		struct msghdr msg = {
-			.msg_flags = send->msg_flags | more | (bounded ? MSG_DONTWAIT : 0),
-			.msg_ubuf = send->ubuf,
+			.msg_flags = send->msg_flags | more | MSG_DONTWAIT,
+			.sg_from_iter = sf2_sg_from_iter,
 		};
 		long left;
-		int ret;
 
 		iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, bvec, segments, size);
-		ret = sock_sendmsg(send->sock, &msg);
-		if (ret != -EAGAIN || !bounded)
-			return ret;
+		ret = sf2_sendmsg_locked(send, &msg);
+		if (ret != -EAGAIN || (send->msg_flags & MSG_DONTWAIT))
+			break;
 
-		lock_sock(sk);
 		left = min(sf2_left(send->deadline), sock_sndtimeo(sk, false));
 		/* There may be room by now; but if memory is short, room does not mean much. */
 		ret = 0;
-		if (left && (tried || !sk_stream_memory_free(sk)))
+		if (left && !((1 << sk->sk_state) & (TCPF_ESTABLISHED | TCPF_CLOSE_WAIT)))
+			ret = sk_stream_wait_connect(sk, &left);
+		else if (left && (tried || !sk_stream_memory_free(sk)))
 			ret = sk_stream_wait_memory(sk, &left);
 		tried = true;
-		release_sock(sk);
-		if (!sf2_left(send->deadline))
-			return -ETIMEDOUT;
+		if (!sf2_left(send->deadline)) {
+			ret = -ETIMEDOUT;
+			break;
+		}
 		/* -EPIPE: the next attempt says why. */
-		if (!left || (ret && ret != -EPIPE))
-			return ret ?: -EAGAIN;
+		if (!left || (ret && ret != -EPIPE)) {
+			ret = ret ?: -EAGAIN;
+			break;
+		}
 	}
+	release_sock(sk);
+	return ret;
 }
 
 /* The pipe is the task's own, without a lock. */
@@ -245,10 +381,11 @@ static int sf2_actor(struct pipe_inode_info *pipe, struct splice_desc *sd)
 	size_t sent = 0;
 	int ret = 0;
 
-	if (!send->ubuf) {
+	if (!send->begun) {
 		ret = sf2_begin(send);
 		if (ret)
 			return ret;
+		send->begun = true;
 	}
 
 	while (left && !pipe_empty(pipe->head, pipe->tail)) {
@@ -304,16 +441,6 @@ static int sf2_actor(struct pipe_inode_info *pipe, struct splice_desc *sd)
 	return sent ?: ret;
 }
 
-/* Whether the socket's protocol keeps a reference to msg_ubuf for as long as to the pages. */
-static bool sf2_supports(struct socket *sock)
-{
-	struct sock *sk = sock->sk;
-
-	return (sk->sk_family == AF_INET || sk->sk_family == AF_INET6) &&
-	       sk->sk_type == SOCK_STREAM && sk->sk_protocol == IPPROTO_TCP &&
-	       test_bit(SOCK_SUPPORT_ZC, &sock->flags);
-}
-
 /* Waits for the release until the deadline; returns the state for the caller. */
 static u32 sf2_wait(struct sf2_send *send)
 {
@@ -346,25 +473,14 @@ static u32 sf2_wait(struct sf2_send *send)
 /* The end of a call: for @sent bytes somebody is told, for none nobody. */
 static void sf2_end(struct sf2_send *send, ssize_t sent, u32 *state, unsigned int issue_flags)
 {
-	struct sock *sk = send->sock->sk;
 	struct sf2_ubuf *own = send->own;
-	/* Without scatter and gather TCP has copied everything. */
-	bool copied = !(READ_ONCE(sk->sk_route_caps) & NETIF_F_SG);
 
 	if (!own) {
-		if (sent > 0) {
-			lock_sock(sk);
-			if (copied)
-				uarg_to_msgzc(send->note)->zerocopy = 0;
-			sf2_note_take_id(sk, send->note);
-			release_sock(sk);
-		}
+		/* The notification that it has held back may come. */
 		net_zcopy_put(send->note);
 		return;
 	}
 
-	if (copied)
-		WRITE_ONCE(own->copied, true);
 	if (sent <= 0) {
 		WRITE_ONCE(own->state, SF2_ABANDONED);
 		net_zcopy_put(&own->ubuf);
@@ -455,6 +571,7 @@ static ssize_t sf2_sendfile(struct sendfile2_args *args, struct io_uring_cmd *cm
 	if (cmd || (args->flags & SENDFILE2_NOSIGNAL))
 		send.msg_flags |= MSG_NOSIGNAL;
 
+	send.count = count;
 	sd.len = count;
 	sd.total_len = count;
 	sd.pos = pos;

@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
 pub(crate) const ROOT_TESTS: &[Test] = &[
     ("kernel_tls_is_refused", Run::MaySkip(tls)),
     ("a_sockmap_is_refused", Run::MaySkip(sockmap)),
+    ("tcp_that_may_probe_the_paths_mtu_is_refused", Run::Plain(mtu_probing)),
 ];
 
 const NOBODY: i32 = 1000;
@@ -298,4 +299,25 @@ fn sockmap() -> Done {
     let from = file(17, 100);
     assert_eq!(send(&device(), &tx, &from, &mut args(10, 0)), Err(Errno::OPNOTSUPP));
     Done::Passed
+}
+
+/// A probe carries pages without what counts them, so their notification comes while it is on its
+/// way.
+fn mtu_probing() {
+    let probing = |value| {
+        std::fs::write("/proc/sys/net/ipv4/tcp_mtu_probing", value).expect("tcp_mtu_probing");
+    };
+    let (device, from) = (device(), file(18, 100));
+    let refused = |socket: &TcpStream, what| {
+        let sent = send(&device, socket, &from, &mut args(10, 0));
+        assert_eq!(sent, Err(Errno::OPNOTSUPP), "{what}");
+    };
+    let (before, _peer) = tcp();
+    probing("1");
+    refused(&before, "where every socket may begin to");
+    probing("2");
+    let (probes, _peer) = tcp();
+    probing("0");
+    refused(&probes, "a socket that does");
+    assert_eq!(send(&device, &before, &from, &mut args(10, 0)), Ok(10), "one that does not");
 }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use sendfile2::device::{FEATURE_URING, VERSION, flags};
 
 use crate::lab::{
-    args, assert_ids, device, drain, file, fill, pattern, read, read_ids, send, settle, tcp,
+    args, assert_ids, device, drain, file, fill, pattern, read, read_ids, send, settle, stall, tcp,
     tcp_small, wait_ids, wrong,
 };
 use crate::{Run, Test, sys};
@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_blocking_call_sends_everything", Run::Plain(blocking)),
     ("a_signal_ends_a_call_that_waits_for_room", Run::Plain(signal)),
     ("too_many_sends_in_flight_are_a_limit_not_a_loss", Run::Plain(many)),
+    ("small_calls_share_what_notifies_and_each_has_its_id", Run::Plain(shared)),
 ];
 
 fn the_query() {
@@ -181,8 +182,11 @@ fn many() {
     read(&rx, filled / 2);
     settle(&tx);
     let before = calls;
+    // Only so much is there, but a call that asks for more than 512 KiB shares no notification.
+    let mut last = args(1 << 20, flags::DONTWAIT);
     let limit = loop {
-        match send(&device, &tx, &from, &mut args(64, flags::DONTWAIT)) {
+        last.offset = (4 << 20) - 64;
+        match send(&device, &tx, &from, &mut last) {
             Ok(sent) => {
                 assert_eq!(sent, 64);
                 calls += 1;
@@ -199,4 +203,25 @@ fn many() {
     calls += 1;
     wait_ids(&tx, &mut ids, calls as usize);
     assert_ids(ids, calls);
+}
+
+/// More of them than there may be notifications in flight, behind a window that is closed.
+fn shared() {
+    const CALLS: u32 = 1000;
+    let (device, (tx, rx)) = (device(), tcp_small());
+    let len = 64 * CALLS as usize;
+    let from = file(9, len);
+    let stalled = stall(&tx);
+    let mut args = args(64, flags::DONTWAIT);
+    for call in 0..CALLS {
+        assert_eq!(send(&device, &tx, &from, &mut args), Ok(64), "call {call}");
+    }
+    assert_eq!(send(&device, &tx, &from, &mut args), Ok(0), "the end uses no id of theirs");
+    let mut ids = Vec::new();
+    read_ids(&tx, &mut ids);
+    assert_eq!(ids, [], "nothing of it has been sent");
+    let received = read(&rx, stalled + len);
+    assert_eq!(wrong(&received[stalled..], &pattern(9, len)), 0);
+    wait_ids(&tx, &mut ids, CALLS as usize);
+    assert_ids(ids, CALLS);
 }
