@@ -36,7 +36,7 @@
 #define SF2_FLAGS	(SENDFILE2_ZC | SENDFILE2_POSITION | SENDFILE2_DONTWAIT | \
 			 SENDFILE2_MORE | SENDFILE2_NOSIGNAL | SENDFILE2_WAIT)
 
-/* The bytes of one notification, like those of msg_zerocopy_realloc(), which extends none of more. */
+/* The bytes of one notification; msg_zerocopy_realloc() extends none of more, either. */
 #define SF2_NOTE_BYTES	BIT(19)
 
 /*
@@ -73,10 +73,13 @@ struct sf2_send {
 	struct io_uring_cmd	*cmd;
 	size_t			count;
 	bool			begun;
-	/* What the stack's references are counted by: */
+	/*
+	 * What the stack's references are counted by: part of own, once there is something to
+	 * send; or note, once something has been sent.
+	 */
 	struct ubuf_info	*ubuf;
-	struct sf2_ubuf		*own;		/* it is in here, once there is something to send, */
-	struct ubuf_info	*note;		/* or it is this one, once something has been sent */
+	struct sf2_ubuf		*own;
+	struct ubuf_info	*note;
 };
 
 static void sf2_free(struct sf2_ubuf *own)
@@ -281,8 +284,8 @@ static int sf2_sg_from_iter(struct sk_buff *skb, struct iov_iter *from, size_t l
 }
 
 /*
- * Whether the socket's protocol keeps a reference to msg_ubuf for as long as to the pages. TCP does,
- * but a probe of the path's MTU takes pages over without it (tcp_clone_payload()).
+ * Whether the socket's protocol keeps a reference to msg_ubuf for as long as to the pages. TCP
+ * does, but a probe of the path's MTU takes pages over without it (tcp_clone_payload()).
  */
 static bool sf2_supports(struct socket *sock)
 {
@@ -496,6 +499,27 @@ static void sf2_end(struct sf2_send *send, ssize_t sent, u32 *state, unsigned in
 	}
 }
 
+/*
+ * Whether a call that must not wait would find no room: then it need not read the file for that.
+ * An error of the socket is told by the attempt to send, and so is the end of the file.
+ */
+static bool sf2_full(struct sf2_send *send, struct file *in, loff_t pos)
+{
+	struct sock *sk = send->sock->sk;
+	long now = 0;
+	bool full = false;
+
+	if (!(send->msg_flags & MSG_DONTWAIT) || sk_stream_memory_free(sk) ||
+	    !send->count || pos >= i_size_read(file_inode(in)))
+		return false;
+	lock_sock(sk);
+	/* This also asks for EPOLLOUT. */
+	if (!sk_stream_memory_free(sk))
+		full = sk_stream_wait_memory(sk, &now) == -EAGAIN;
+	release_sock(sk);
+	return full;
+}
+
 static bool sf2_args_valid(const struct sendfile2_args *args, bool uring)
 {
 	u32 flags = args->flags;
@@ -572,6 +596,8 @@ static ssize_t sf2_sendfile(struct sendfile2_args *args, struct io_uring_cmd *cm
 		send.msg_flags |= MSG_NOSIGNAL;
 
 	send.count = count;
+	if (sf2_full(&send, in, pos))
+		return -EAGAIN;
 	sd.len = count;
 	sd.total_len = count;
 	sd.pos = pos;
