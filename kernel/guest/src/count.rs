@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -21,8 +22,16 @@ use sendfile2_guest::Count;
 /// Bytes of the file, which is sent again and again.
 const FILE: u64 = 8 << 20;
 
-/// Bytes a call, and how many calls are counted.
-const SIZES: [(u64, u64); 3] = [(16 << 10, 4096), (64 << 10, 2048), (1 << 20, 256)];
+/// Bytes a call.
+const SIZES: [u64; 3] = [16 << 10, 64 << 10, 1 << 20];
+
+/// Of each connection: bytes until its buffers and windows have grown, and bytes that are counted.
+const GROWTH: u64 = 2 * FILE;
+const COUNTED: u64 = 4 * FILE;
+
+/// Connections, with all ways in turn. Who waits for whom falls out differently on each, and stays
+/// so: one says little.
+const ROUNDS: u64 = 8;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,34 +43,40 @@ fn main() -> anyhow::Result<()> {
     for i in 0..FILE >> 16 {
         file.write_all(&[i.to_le_bytes()[0]; 1 << 16])?;
     }
-    let source = Source::new(file)?;
-    for (size, calls) in SIZES {
-        for engine in [None].into_iter().chain(Engine::ALL.into_iter().map(Some)) {
-            if engine == Some(Engine::Auto) {
-                continue;
-            }
-            let mut way = match Way::new(connect(namespace, address)?, engine) {
-                Ok(way) => way,
-                Err(error) => {
-                    println!("SKIP: {}: {error}", engine.map_or("sendfile", Engine::name));
-                    continue;
-                }
-            };
-            // Until buffers and windows have grown, and the file is mapped.
-            way.send(&source, size, (4 * FILE) / size)?;
-            let (before, counters) = (instructions()?, way.counters());
+    let (source, device) = (Source::new(file)?, Device::find()?);
+    let ways = [None].into_iter().chain(Engine::ALL.into_iter().map(Some));
+    let ways: Vec<_> = ways.filter(|way| *way != Some(Engine::Auto)).collect();
+    let mut counts = Vec::new();
+    for size in SIZES {
+        for way in &ways {
+            let way = way.map_or("sendfile", Engine::name).to_owned();
+            counts.push(Count { way, size, calls: 0, instructions: 0, copied: 0 });
+        }
+    }
+    for _ in 0..ROUNDS {
+        for (count, engine) in counts.iter_mut().zip(ways.iter().cycle()) {
+            // Until what came before has ended; an idle guest's time costs nothing.
+            std::thread::sleep(Duration::from_secs(10));
+            let way = Way::new(connect(namespace, address)?, *engine);
+            let mut way = way.with_context(|| count.way.clone())?;
+            let (size, calls) = (count.size, COUNTED / count.size);
+            way.send(&source, size, GROWTH / size)?;
+            let (counters, others) = (way.counters(), device.instructions()?);
+            let before = instructions()?;
             way.send(&source, size, calls)?;
-            let instructions = instructions()? - before;
-            let copied = match (engine, way.counters()) {
+            count.instructions += instructions()? - before;
+            count.instructions += device.instructions()? - others;
+            count.calls += calls;
+            count.copied += match (engine, way.counters()) {
                 (None, _) => 0,
                 (Some(Engine::Copy), _) => calls * size,
                 // Of a call that says so, all.
                 (_, after) => (after.copied - counters.copied) * size,
             };
-            let way = engine.map_or("sendfile", Engine::name).to_owned();
-            let count = Count { way, size, calls, instructions, copied };
-            println!("{}", serde_json::to_string(&count)?);
         }
+    }
+    for count in counts {
+        println!("{}", serde_json::to_string(&count)?);
     }
     Ok(())
 }
@@ -148,22 +163,36 @@ fn connect(namespace: &str, address: IpAddr) -> anyhow::Result<TcpStream> {
     Ok(TcpStream::connect(address)?)
 }
 
-/// Those of this thread, and of the device's threads.
+/// The threads in which the kernel handles what the sending device is told of.
+struct Device(Vec<PathBuf>);
+
+impl Device {
+    fn find() -> anyhow::Result<Self> {
+        let mut found = Vec::new();
+        for process in std::fs::read_dir("/proc")? {
+            let process = process?.path();
+            let Ok(name) = std::fs::read_to_string(process.join("comm")) else { continue };
+            if name.starts_with("napi/eth0-") {
+                found.push(process.join("schedstat"));
+            }
+        }
+        ensure!(!found.is_empty(), "eth0 has no threads of its own");
+        Ok(Device(found))
+    }
+
+    fn instructions(&self) -> anyhow::Result<u64> {
+        let mut sum = 0;
+        for times in &self.0 {
+            let times = std::fs::read_to_string(times)?;
+            let time = times.split(' ').next().unwrap_or_default();
+            sum += time.parse::<u64>().context("schedstat")?;
+        }
+        Ok(sum)
+    }
+}
+
+/// Those of this thread.
 fn instructions() -> anyhow::Result<u64> {
     let own = clock_gettime(ClockId::ThreadCPUTime);
-    let mut sum = u64::try_from(own.tv_sec * 1_000_000_000 + own.tv_nsec)?;
-    let mut devices = 0;
-    for process in std::fs::read_dir("/proc")? {
-        let process = process?.path();
-        let Ok(name) = std::fs::read_to_string(process.join("comm")) else { continue };
-        if !name.starts_with("napi/eth0-") {
-            continue;
-        }
-        let times = std::fs::read_to_string(process.join("schedstat"))?;
-        let time: u64 = times.split(' ').next().unwrap_or_default().parse().context("schedstat")?;
-        sum += time;
-        devices += 1;
-    }
-    ensure!(devices > 0, "eth0 has no threads of its own");
-    Ok(sum)
+    Ok(u64::try_from(own.tv_sec * 1_000_000_000 + own.tv_nsec)?)
 }
