@@ -630,15 +630,16 @@ impl Sender {
             }
             return Ok(Outcome::Accepted(0));
         }
+        if self.engine == Engine::Native {
+            let (file, held) = origin.parts();
+            return self.attempt_native(file, wanted, more, parts, held);
+        }
         let extent = origin.extent(&wanted)?;
         let (file, held) = origin.parts();
         let records = self.conn.kind().records();
         if records && wanted.end > extent.size {
             // Before memory is asked for to read it into.
             return Err(Error::Truncated { at: extent.size, wanted: wanted.start });
-        }
-        if self.engine == Engine::Native {
-            return self.attempt_native(file, wanted, extent, more, parts, held);
         }
         match file.view(wanted.clone(), extent)? {
             View::Mapped(mapping, clamped) if !records || clamped == wanted => {
@@ -676,35 +677,35 @@ impl Sender {
     }
 
     /// By `native`, which was asked for by name. Any file will do, mapped or not: the kernel sends
-    /// what `pread` would read.
+    /// what `pread` would read, and knows itself where the file ends.
     fn attempt_native(
         &self,
         file: &Source,
         wanted: Range<u64>,
-        extent: Extent,
         more: bool,
         parts: &mut Parts,
         held: Option<&Held>,
     ) -> Result<Outcome, Error> {
-        if wanted.start >= extent.size {
-            return Err(Error::Truncated { at: extent.size, wanted: wanted.start });
-        }
         let mut turn = self.turn()?;
         turn.native().map_err(|reason| self.conn.refuse(self.engine, reason))?;
-        let end = wanted.end.min(extent.size);
-        let len = usize::try_from(end - wanted.start).unwrap_or(usize::MAX);
+        let len = usize::try_from(wanted.end - wanted.start).unwrap_or(usize::MAX);
         let payload = Payload::File(file, wanted.start, len);
-        let more = more && end == wanted.end;
         let part = Part { choice: self.asked(), more, guarded: held.is_some() };
         match zerocopy::send(&self.conn, turn, payload, part, parts, held)? {
             ByReference::Done(Outcome::Refused(reason)) => {
                 Err(self.conn.refuse(self.engine, reason))
             }
-            ByReference::Done(Outcome::Fault) => self.read_after_fault(file, wanted, more, parts),
+            ByReference::Done(Outcome::Fault) => {
+                let size = file.size()?;
+                if wanted.start >= size {
+                    return Err(Error::Truncated { at: size, wanted: wanted.start });
+                }
+                self.read_after_fault(file, wanted, more, parts)
+            }
             ByReference::Done(outcome) => Ok(outcome),
             ByReference::NoRoom(limit) => {
                 let choice = Choice { engine: Engine::Copy, why: Why::Limit(limit) };
-                copy::read(&self.conn, file, wanted.start..end, more, false, choice, parts)
+                copy::read(&self.conn, file, wanted, more, false, choice, parts)
             }
         }
     }
