@@ -23,7 +23,8 @@ use rustix::net::{
 use rustix::process::Pid;
 
 use crate::engine::auto::Recent;
-use crate::engine::{Choice, Engine, Limit, Refusal, Why, native};
+use crate::engine::native::{self, Kernel};
+use crate::engine::{Choice, Engine, Limit, Refusal, Why};
 use crate::error::Error;
 use crate::holder::{Held, Holder, InFlight};
 use crate::ledger::{Done, Ledger, NotIssued};
@@ -842,10 +843,14 @@ impl Turn<'_> {
         }
         let kind = self.conn.kind;
         (*self.io.native.get_or_insert_with(|| match kind {
-            Kind::Tcp => native::available().map_err(Refusal::Native),
+            Kind::Tcp => native::kernel().map(drop).map_err(Refusal::Native),
             _ => Err(Refusal::Socket("the engine native serves TCP sockets only")),
         }))?;
-        self.unprobed()
+        match native::kernel() {
+            // With the series TCP makes no probes of what is sent by reference.
+            Ok(Kernel::Series(_)) => Ok(()),
+            _ => self.unprobed(),
+        }
     }
 
     /// Whether no MTU probe of TCP's can come between a send by reference and its notification.

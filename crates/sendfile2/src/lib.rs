@@ -132,7 +132,8 @@ pub mod errqueue {
 /// docs/patches.md says how to build one.
 pub mod patched {
     pub use crate::sys::patched::{
-        SENDFILE_SYNC, SENDFILE_ZC, SPLICE_F_ZC, Sendfile2, probe, splice,
+        MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, SENDFILE_SYNC, SENDFILE_ZC, SPLICE_F_ZC, Sendfile2,
+        probe, splice,
     };
 }
 

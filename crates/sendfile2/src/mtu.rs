@@ -4,7 +4,9 @@
 //! (`tcp_mtu_probe`, `tcp_clone_payload`), which refers to the same pages, but not to what keeps
 //! account of them (`ubuf_info`). So their notifications arrive while the probe is still on its way,
 //! or unread at the peer: what is overwritten then is what the peer receives. That holds for all
-//! that notifies in this way: `MSG_ZEROCOPY`, `IORING_OP_SEND_ZC` and the kernel module.
+//! that notifies in this way: `MSG_ZEROCOPY`, `IORING_OP_SEND_ZC` and the kernel module. A kernel with
+//! the patch series makes no probe of what is sent by reference; sendfile2(2) relies on that, and
+//! the others, which need no series, do not ask for one.
 
 use rustix::fs::{Mode, OFlags};
 

@@ -22,7 +22,7 @@ use rustix::fs::MemfdFlags;
 use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 
-use crate::engine::{Choice, Engine, Refusal};
+use crate::engine::{Choice, Engine, Refusal, native};
 use crate::error::Error;
 use crate::memlock;
 use crate::mtu::tcp_mtu_probing;
@@ -175,9 +175,12 @@ fn availability(engine: Engine) -> Availability {
         Engine::Auto => {
             Availability::Available("it takes, send by send, an engine that can serve it".into())
         }
-        Engine::Zerocopy => tried(zerocopy),
-        Engine::Uring => tried(uring),
-        Engine::Native => tried(native),
+        Engine::Zerocopy => tried("", zerocopy),
+        Engine::Uring => tried("", uring),
+        Engine::Native => match native::kernel() {
+            Ok(kernel) => tried(&format!("{kernel}: "), by_native),
+            Err(missing) => Availability::Refused(missing.to_string()),
+        },
     }
 }
 
@@ -210,8 +213,8 @@ fn uring(socket: TcpStream, deadline: Instant) -> Trial {
     Ok(Ok(uring::send_file_sync(socket, &one_byte()?, 0..1, deadline)?))
 }
 
-/// The same from the file, by the kernel module.
-fn native(socket: TcpStream, deadline: Instant) -> Trial {
+/// The same from the file, by what the kernel offers.
+fn by_native(socket: TcpStream, deadline: Instant) -> Trial {
     let mut sender = Sender::with(socket, Options::new().engine(Engine::Native))?;
     let sent = sender.send_file(&one_byte()?, 0..1, false, deadline)?;
     if sent.ticket.choice().engine != Engine::Native {
@@ -222,8 +225,8 @@ fn native(socket: TcpStream, deadline: Instant) -> Trial {
     Ok(Ok(copied))
 }
 
-/// One byte by reference over a connection of its own, and its notification.
-fn tried(trial: impl FnOnce(TcpStream, Instant) -> Trial) -> Availability {
+/// One byte by reference over a connection of its own, and its notification; `by` is what does it.
+fn tried(by: &str, trial: impl FnOnce(TcpStream, Instant) -> Trial) -> Availability {
     let (socket, mut peer) = match pair() {
         Ok(pair) => pair,
         Err(e) => {
@@ -238,14 +241,8 @@ fn tried(trial: impl FnOnce(TcpStream, Instant) -> Trial) -> Availability {
             if peer.read_exact(&mut byte).is_err() || byte != [b'?'] {
                 return Availability::Refused("the byte that was sent did not arrive".into());
             }
-            Availability::Available(
-                if copied {
-                    "tried over loopback, and notified (COPIED, which is usual on loopback)"
-                } else {
-                    "tried over loopback, and notified"
-                }
-                .into(),
-            )
+            let copied = if copied { " (COPIED, which is usual on loopback)" } else { "" };
+            Availability::Available(format!("{by}tried over loopback, and notified{copied}"))
         }
         Ok(Err(why)) => Availability::Refused(why),
         Err(Error::Refused { reason, .. }) => Availability::Refused(reason.to_string()),

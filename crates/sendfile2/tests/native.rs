@@ -1,4 +1,5 @@
-//! The engine `native`: what it alone promises. Where there is no kernel module, that is told.
+//! The engine `native`: what it alone promises, by the kernel module and by a kernel with the patch
+//! series. Where there is neither, that is told.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -7,21 +8,31 @@ use common::{assert_same, deadline, fill, pattern, read, sender, source};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use sendfile2::device::Device;
 use sendfile2::guard::GuardedFile;
+use sendfile2::patched::{self, Sendfile2};
 use sendfile2::{Choice, Engine, Error, Parcel, Refusal, Status, Why};
 
-/// With or without the module there is one answer, and everybody gives it.
+/// Whether it is there or not, there is one answer, and everybody gives it.
 #[test]
 fn where_it_is_missing_the_reason_is_told() {
     let (tx, _rx) = common::tcp();
     let file = common::file(1, 100);
     let answer = sender(tx, Engine::Native).try_send_file(&source(&file), 0..100, false);
-    match Device::open() {
-        Ok(device) => {
+    let machine = sendfile2::probe::machine();
+    let told = machine.engines.iter().find(|state| state.engine == Engine::Native).unwrap();
+    let told = told.availability.to_string();
+    match (Device::open(), Sendfile2::find()) {
+        (Ok(device), _) => {
             assert_eq!(device.query().unwrap().version, sendfile2::device::VERSION);
             answer.unwrap();
-            assert!(common::has(Engine::Native));
+            assert!(told.contains("available: the kernel module"), "{told}");
         }
-        Err(e) => {
+        (Err(_), Ok(call)) => {
+            patched::probe().unwrap();
+            answer.unwrap();
+            assert!(told.contains("available: sendfile2(2)"), "{told}");
+            assert!(told.contains(&call.number().to_string()), "{told}");
+        }
+        (Err(e), Err(_)) => {
             println!("SKIP: the engine native, where it is not missing: {}: {e}", Device::PATH);
             let error = answer.unwrap_err();
             let Error::Refused { engine: Engine::Native, reason: Refusal::Native(why) } = error
@@ -29,13 +40,7 @@ fn where_it_is_missing_the_reason_is_told() {
                 panic!("{error}");
             };
             assert!(why.to_string().contains(Device::PATH), "{why}");
-            let machine = sendfile2::probe::machine();
-            let told = machine.engines.iter().find(|state| state.engine == Engine::Native).unwrap();
-            assert!(
-                told.availability.to_string().contains(&why.to_string()),
-                "{}",
-                told.availability
-            );
+            assert!(told.contains(&why.to_string()), "{told}");
         }
     }
 }

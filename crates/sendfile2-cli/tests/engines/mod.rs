@@ -4,8 +4,8 @@
 use sendfile2::Engine;
 use sendfile2::probe::Availability;
 
-/// All engines, without `uring` where `io_uring` cannot be used, and `native` where the kernel module
-/// is not loaded: the skip is printed.
+/// All engines, without `uring` where `io_uring` cannot be used, and `native` where the kernel has
+/// nothing to offer to it: the skip is printed.
 pub fn here() -> Vec<Engine> {
     let mut engines = sendfile2::probe::machine().engines;
     engines.retain(|state| {

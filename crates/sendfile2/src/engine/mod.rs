@@ -27,9 +27,10 @@ pub enum Engine {
     /// Needs Linux 6.0, `io_uring`, and a stream socket. It has a front end of its own,
     /// [`uring::Driver`](crate::uring::Driver): a [`Sender`](crate::Sender) does not take it.
     Uring,
-    /// By the kernel module, which sends the pages of the page cache without a mapping and without
-    /// charging `RLIMIT_MEMLOCK`: released when its notification arrives. Needs the module, and a
-    /// TCP socket. It sends files; buffers go by `zerocopy`, or `copy` where that cannot serve them.
+    /// By the kernel module, or by sendfile2(2) of a kernel with the patch series, which send the
+    /// pages of the page cache without a mapping and without charging `RLIMIT_MEMLOCK`: released
+    /// when its notification arrives. Needs one of them (the module is taken where both are), and
+    /// a TCP socket. It sends files; buffers go by `zerocopy`, or `copy` where that cannot serve them.
     Native,
     /// `copy`, `zerocopy` or `native`, whichever serves the send best.
     #[default]

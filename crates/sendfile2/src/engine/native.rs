@@ -1,8 +1,11 @@
-//! `native`: the kernel module sends the file's pages from the page cache, without a mapping. Its
+//! `native`: the kernel sends the file's pages from the page cache, without a mapping. Its
 //! notification is that of a zerocopy send, so ledger, leases and tickets are the same.
+//!
+//! The kernel module does it; or, where that is not loaded, sendfile2(2) of a kernel with the patch
+//! series.
 
 use std::fmt;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
@@ -11,12 +14,13 @@ use rustix::io::Errno;
 
 use crate::source::Source;
 use crate::sys::device::{Args, Device, VERSION, flags};
+use crate::sys::patched::{self, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, SENDFILE_ZC, Sendfile2};
 
 /// Why the kernel has nothing to offer to the engine `native`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Missing {
-    /// There is no device: the module is not loaded.
+    /// There is no device: the module is not loaded. And the kernel has no sendfile2(2).
     Module,
     /// The device may not be opened by this user.
     Forbidden,
@@ -24,13 +28,19 @@ pub enum Missing {
     Version,
     /// Opening the device failed with this error number.
     Failed(i32),
+    /// The kernel says that it has sendfile2(2), and a trial did not show it.
+    Call,
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = Device::PATH;
         match self {
-            Missing::Module => write!(f, "there is no {path}: the kernel module is not loaded"),
+            Missing::Module => write!(
+                f,
+                "there is no {path}: the kernel module is not loaded; nor has this kernel the \
+                 patch series"
+            ),
             Missing::Forbidden => {
                 write!(f, "{path} may not be opened: join its group, as docs/module.md says")
             }
@@ -40,19 +50,56 @@ impl fmt::Display for Missing {
                  came with this library"
             ),
             Missing::Failed(errno) => {
-                write!(f, "{path}: {}", std::io::Error::from_raw_os_error(*errno))
+                write!(f, "{path}: {}", io::Error::from_raw_os_error(*errno))
+            }
+            Missing::Call => write!(
+                f,
+                "{} names a system call, but a send over a connection of this process with itself \
+                 gave no notification (is the interface lo up? is the call forbidden here?)",
+                Sendfile2::SYSCTL
+            ),
+        }
+    }
+}
+
+/// What the kernel offers.
+#[derive(Debug)]
+pub(crate) enum Kernel {
+    /// The device, kept open by the first who finds it.
+    Module(Device),
+    Series(Sendfile2),
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kernel::Module(_) => write!(f, "the kernel module, {}", Device::PATH),
+            Kernel::Series(call) => {
+                write!(
+                    f,
+                    "sendfile2(2) of a kernel with the patch series, number {}",
+                    call.number()
+                )
             }
         }
     }
 }
 
-/// The device, kept open by the first who finds it.
-fn device() -> Result<&'static Device, Missing> {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    if let Some(device) = DEVICE.get() {
-        return Ok(device);
+/// What the kernel offers; once found, it stays.
+pub(crate) fn kernel() -> Result<&'static Kernel, Missing> {
+    static KERNEL: OnceLock<Kernel> = OnceLock::new();
+    if let Some(kernel) = KERNEL.get() {
+        return Ok(kernel);
     }
-    let opened = Device::open().map_err(|e| match e.kind() {
+    let found = match device() {
+        Ok(device) => Kernel::Module(device),
+        Err(missing) => Kernel::Series(series(missing)?),
+    };
+    Ok(KERNEL.get_or_init(|| found))
+}
+
+fn device() -> Result<Device, Missing> {
+    Device::open().map_err(|e| match e.kind() {
         ErrorKind::NotFound => Missing::Module,
         ErrorKind::PermissionDenied => Missing::Forbidden,
         ErrorKind::Unsupported => Missing::Version,
@@ -63,13 +110,22 @@ fn device() -> Result<&'static Device, Missing> {
             Missing::Module
         }
         _ => Missing::Failed(e.raw_os_error().unwrap_or(0)),
-    })?;
-    Ok(DEVICE.get_or_init(|| opened))
+    })
 }
 
-/// Whether the kernel has what the engine needs.
-pub(crate) fn available() -> Result<(), Missing> {
-    device().map(drop)
+/// The system call, where the module is missing.
+fn series(module: Missing) -> Result<Sendfile2, Missing> {
+    let call = Sendfile2::find().map_err(|e| match e.kind() {
+        ErrorKind::NotFound => module,
+        _ => Missing::Call,
+    })?;
+    match patched::probe() {
+        Ok(()) => Ok(call),
+        Err(error) => {
+            tracing::debug!(%error, "sendfile2(2)");
+            Err(Missing::Call)
+        }
+    }
 }
 
 /// Sends from `range` of the file by reference, without blocking and without SIGPIPE. EFAULT if
@@ -81,17 +137,45 @@ pub(crate) fn send(
     more: bool,
 ) -> Result<usize, Errno> {
     // Found before, or the engine would not have been taken.
-    let device = device().map_err(|_| Errno::OPNOTSUPP)?;
-    let mut args = Args::default();
-    args.offset = i64::try_from(range.start).map_err(|_| Errno::OVERFLOW)?;
-    args.count = range.end - range.start;
-    args.flags = flags::ZC | flags::DONTWAIT | flags::NOSIGNAL | if more { flags::MORE } else { 0 };
+    let kernel = kernel().map_err(|_| Errno::OPNOTSUPP)?;
     loop {
-        match device.send(socket, file.as_fd(), &mut args) {
+        let sent = match kernel {
+            Kernel::Module(device) => by_module(device, socket, file, range, more),
+            Kernel::Series(call) => by_call(*call, socket, file, range, more),
+        };
+        match sent {
             Err(Errno::INTR) => {}
             // Truncated meanwhile, or the file's own error.
             Ok(0) | Err(Errno::IO | Errno::INVAL) => return Err(Errno::FAULT),
             result => return result,
         }
     }
+}
+
+fn by_module(
+    device: &Device,
+    socket: BorrowedFd<'_>,
+    file: &Source,
+    range: &Range<u64>,
+    more: bool,
+) -> Result<usize, Errno> {
+    let mut args = Args::default();
+    args.offset = i64::try_from(range.start).map_err(|_| Errno::OVERFLOW)?;
+    args.count = range.end - range.start;
+    args.flags = flags::ZC | flags::DONTWAIT | flags::NOSIGNAL | if more { flags::MORE } else { 0 };
+    device.send(socket, file.as_fd(), &mut args)
+}
+
+fn by_call(
+    call: Sendfile2,
+    socket: BorrowedFd<'_>,
+    file: &Source,
+    range: &Range<u64>,
+    more: bool,
+) -> Result<usize, Errno> {
+    let mut offset = range.start;
+    let count = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+    let more = if more { MSG_MORE } else { 0 };
+    let flags = SENDFILE_ZC | MSG_DONTWAIT | MSG_NOSIGNAL | more;
+    call.send(socket, file.as_fd(), Some(&mut offset), count, flags)
 }

@@ -2,23 +2,30 @@
 //!
 //! Source: `kernel/patches`, `kernel/man/sendfile2.2`.
 
-use std::ffi::c_long;
+use std::ffi::{c_int, c_long};
 use std::io::{self, Error, ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
 use super::errqueue::{self, Entry};
 use super::socket::last_error;
 
-/// One notification id of the socket for each call that returned more than 0. A call has one flag.
-pub const SENDFILE_ZC: u32 = 0x2;
-/// The call returns when the pages are released; no id.
-pub const SENDFILE_SYNC: u32 = 0x4;
+/// One notification id of the socket for each call that returned more than 0.
+pub const SENDFILE_ZC: c_int = 0x2;
+/// The call returns when the pages are released; no id. Not together with another flag.
+pub const SENDFILE_SYNC: c_int = 0x4;
+/// With [`SENDFILE_ZC`]: the call does not wait for room in the socket, as in send(2).
+pub const MSG_DONTWAIT: c_int = libc::MSG_DONTWAIT;
+/// With [`SENDFILE_ZC`]: more follows, as in send(2).
+pub const MSG_MORE: c_int = libc::MSG_MORE;
+/// With [`SENDFILE_ZC`]: no SIGPIPE, as in send(2).
+pub const MSG_NOSIGNAL: c_int = libc::MSG_NOSIGNAL;
 /// For splice(2) and `IORING_OP_SPLICE`, from a pipe to a socket: as [`SENDFILE_ZC`]. That a kernel
 /// takes the flag proves nothing: [`probe`] does.
 pub const SPLICE_F_ZC: SpliceFlags = SpliceFlags::from_bits_retain(0x10);
@@ -36,14 +43,24 @@ impl Sendfile2 {
     /// Asks the kernel. The number is never guessed: it may be another call's.
     ///
     /// # Errors
-    /// `NotFound` where the kernel has no such call.
+    /// `NotFound` where the kernel has no such call; `Unsupported` where it may not be called, as a
+    /// sandbox may have it.
     pub fn find() -> io::Result<Self> {
-        let text = std::fs::read_to_string(Self::SYSCTL)?;
-        let number = text.trim().parse().ok().filter(|number| *number > 0);
-        let number = number.ok_or_else(|| {
-            Error::new(ErrorKind::InvalidData, format!("{}: {text:?}", Self::SYSCTL))
-        })?;
-        Ok(Sendfile2 { number })
+        // Neither allocates nor is a point of thread cancellation: C programs call what calls this.
+        let file = rustix::fs::open(Self::SYSCTL, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut text = [0; 16];
+        let len = rustix::io::read(&file, &mut text);
+        super::close(file);
+        let text = std::str::from_utf8(&text[..len?]).ok();
+        let number = text.and_then(|text| text.trim().parse().ok()).filter(|number| *number > 0);
+        let call = Sendfile2 { number: number.ok_or(ErrorKind::InvalidData)? };
+        // SAFETY: as in `send`; there is neither an offset nor any descriptor.
+        let ret = unsafe { libc::syscall(call.number, -1, -1, 0_usize, 0_usize, SENDFILE_ZC) };
+        if ret == -1 && last_error() == Errno::BADF {
+            Ok(call)
+        } else {
+            Err(ErrorKind::Unsupported.into())
+        }
     }
 
     /// Its number.
@@ -55,8 +72,8 @@ impl Sendfile2 {
     /// Sends up to `count` bytes of `file` to `socket`, from `offset` on, which moves, or from the
     /// file's position, which moves; returns how many.
     ///
-    /// It waits for room unless the socket is non-blocking, and raises SIGPIPE where nobody reads,
-    /// as sendfile(2) does.
+    /// It waits for room unless the socket is non-blocking or [`MSG_DONTWAIT`] is there, and raises
+    /// SIGPIPE where nobody reads unless [`MSG_NOSIGNAL`] is there.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -67,7 +84,7 @@ impl Sendfile2 {
         file: BorrowedFd<'_>,
         offset: Option<&mut u64>,
         count: usize,
-        flags: u32,
+        flags: c_int,
     ) -> Result<usize, Errno> {
         let offset = offset.map_or(std::ptr::null_mut(), std::ptr::from_mut);
         // SAFETY: the number is that of sendfile2, says the kernel, which takes these five
