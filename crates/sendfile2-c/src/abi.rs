@@ -17,7 +17,7 @@ use sendfile2::errqueue::Foreign;
 
 use crate::file::Kept;
 use crate::queue::{Queue, Read};
-use crate::request::Request;
+use crate::request::{Notifier, Request};
 use crate::sync::State;
 use crate::{kernel, send, sync};
 
@@ -351,9 +351,20 @@ unsafe fn send_by(
         // SAFETY: as the caller's.
         return unsafe { kernel::sendfile(out_fd, in_fd, offset, count) };
     }
+    if let (How::Notify, Some(number)) = (&how, kernel::series()) {
+        // SAFETY: as the caller's.
+        match unsafe { kernel::sendfile2(number, out_fd, in_fd, offset, count, SENDFILE_ZC) } {
+            // It serves TCP only.
+            Err(Errno::OPNOTSUPP) if Notifier::is_udp(out_fd) => {}
+            // A sandbox may have been put up since.
+            Err(Errno::NOSYS) => {}
+            result => return result,
+        }
+    }
     // SAFETY: as the caller's.
     let (request, offset) = unsafe { Request::new(out_fd, in_fd, offset, count) }?;
     let sent = match how {
+        How::Sync(None) => sync::untold(&request, kept)?,
         How::Sync(told) => {
             let deadline = told.as_ref().and_then(|(deadline, _)| *deadline);
             let (sent, state) = sync::sync(&request, kept, deadline)?;

@@ -8,9 +8,11 @@
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
+use sendfile2::patched::Sendfile2;
 
 fn check(ret: i64) -> Result<usize, Errno> {
     usize::try_from(ret).map_err(|_| {
@@ -40,6 +42,36 @@ pub(crate) fn sendfile_at(out: c_int, file: c_int, at: u64, count: usize) -> Res
     let mut offset = i64::try_from(at).map_err(|_| Errno::INVAL)?;
     // SAFETY: the offset is this function's own.
     unsafe { sendfile(out, file, &raw mut offset, count) }
+}
+
+/// The number of sendfile2(2), where the kernel has the patch series. Asked for once a process; no
+/// lock is taken, as this may be a signal handler.
+pub(crate) fn series() -> Option<i64> {
+    const UNKNOWN: i64 = 0;
+    const NONE: i64 = -1;
+    static NUMBER: AtomicI64 = AtomicI64::new(UNKNOWN);
+    let mut number = NUMBER.load(Ordering::Relaxed);
+    if number == UNKNOWN {
+        number = Sendfile2::find().map_or(NONE, Sendfile2::number);
+        NUMBER.store(number, Ordering::Relaxed);
+    }
+    Some(number).filter(|number| *number != NONE)
+}
+
+/// sendfile2(2), whose number [`series`] gave.
+///
+/// # Safety
+/// As for [`sendfile`].
+pub(crate) unsafe fn sendfile2(
+    number: i64,
+    out: c_int,
+    file: c_int,
+    offset: *mut i64,
+    count: usize,
+    flags: c_int,
+) -> Result<usize, Errno> {
+    // SAFETY: as for `sendfile`; the kernel has said that this is its number.
+    check(unsafe { libc::syscall(number, out, file, offset, count, flags) })
 }
 
 /// `send(2)` from `bytes`, with just these flags: where the socket is gone, SIGPIPE comes.

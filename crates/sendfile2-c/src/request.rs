@@ -244,6 +244,14 @@ impl Notifier {
             _ => None,
         }
     }
+
+    /// Whether what a call was given is a UDP socket.
+    pub(crate) fn is_udp(out: c_int) -> bool {
+        #[allow(unsafe_code)]
+        // SAFETY: it is not -1; a number that is no descriptor is refused by the kernel.
+        let socket = unsafe { BorrowedFd::borrow_raw(out.max(0)) };
+        Notifier::of(socket) == Some(Notifier::Udp)
+    }
 }
 
 /// Whether it waits (no `O_NONBLOCK`).

@@ -6,6 +6,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 
+use crate::abi::SENDFILE_SYNC;
 use crate::file::Kept;
 use crate::kernel;
 use crate::request::{Boundaries, File, Notifier, Request, unprobed, waits};
@@ -35,7 +36,7 @@ pub(crate) fn sync(
 ) -> Result<(usize, State), Errno> {
     let boundaries = Boundaries::of(request.socket.as_raw_fd()).ok_or(Errno::INVAL)?;
     let (mut sent, mut state) = (0, State::Copied);
-    if let Some(view) = by_reference(request, kept)? {
+    if let Some(view) = view(request, kept)? {
         if let Some(done) = ring::send(request, view.bytes(), deadline) {
             (sent, state) = (done.bytes, done.state);
             match done.stop {
@@ -64,10 +65,28 @@ pub(crate) fn sync(
     }
 }
 
-/// The range, if it is to be sent by reference.
-fn by_reference(request: &Request<'_>, kept: Option<&Kept>) -> Result<Option<View>, Errno> {
+/// The same, for who is not told whether it was copied and waits for as long as it takes: a kernel
+/// with the patch series does all of it.
+pub(crate) fn untold(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize, Errno> {
+    if let Some(number) = kernel::series().filter(|_| by_reference(request)) {
+        let mut offset = i64::try_from(request.at).map_err(|_| Errno::INVAL)?;
+        let (out, file) = (request.socket.as_raw_fd(), request.file.as_raw_fd());
+        // SAFETY: the offset is this function's own.
+        #[allow(unsafe_code)]
+        let sent = unsafe {
+            kernel::sendfile2(number, out, file, &raw mut offset, request.count, SENDFILE_SYNC)
+        };
+        if sent != Err(Errno::NOSYS) {
+            return sent;
+        }
+    }
+    sync(request, kept, None).map(|(sent, _)| sent)
+}
+
+/// Whether it is to be sent by reference, where the file allows it.
+fn by_reference(request: &Request<'_>) -> bool {
     let socket = request.socket;
-    let worth_it = request.count >= WORTH_A_NOTIFICATION
+    request.count >= WORTH_A_NOTIFICATION
         && Notifier::of(socket) == Some(Notifier::Tcp)
         && waits(socket)
         // A request on the ring knows nothing of that limit.
@@ -75,8 +94,12 @@ fn by_reference(request: &Request<'_>, kept: Option<&Kept>) -> Result<Option<Vie
         // Behind a request that waits in the socket, the program's own zerocopy sends would fail.
         && kernel::zerocopy(socket) == Ok(false)
         && !sendfile2::peer_on_this_host(socket)
-        && unprobed(socket);
-    if !worth_it {
+        && unprobed(socket)
+}
+
+/// The range, if it is to be sent by reference.
+fn view(request: &Request<'_>, kept: Option<&Kept>) -> Result<Option<View>, Errno> {
+    if !by_reference(request) {
         return Ok(None);
     }
     let File::Mapped(left) = request.file()? else { return Ok(None) };

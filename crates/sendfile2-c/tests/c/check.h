@@ -41,6 +41,15 @@
 
 #define SKIP(...) (printf("SKIP: " __VA_ARGS__), printf("\n"))
 
+/* Whether sendfile2() is a system call of this kernel, as it is with the patch series. */
+static inline bool in_kernel(void)
+{
+    int before = errno;
+    bool there = access("/proc/sys/fs/sendfile2_nr", F_OK) == 0;
+    errno = before;
+    return there;
+}
+
 static const int TIMEOUT = 30000; /* milliseconds; only a hang reaches it */
 
 static inline unsigned char pattern(off_t at)

@@ -70,6 +70,11 @@ int main(void)
     limit_to(4096);
     tcp_pair(pair);
     offset = 77;
+    if (in_kernel()) { /* not charged */
+        CHECK(sendfile2(pair[0], file, &offset, 20000, SENDFILE_ZC) == 20000 && offset == 20077);
+        expect(pair[1], 77, 20000);
+        return 0;
+    }
     CHECK(sendfile2(pair[0], file, &offset, 1 << 20, SENDFILE_ZC) == -1 && errno == ENOBUFS);
     CHECK(offset == 77);
     /* Three pages: one at a time. */
