@@ -23,6 +23,13 @@ pub(crate) struct Args {
     destdir: Option<PathBuf>,
 }
 
+impl Args {
+    /// To use it from there.
+    pub(crate) fn below(prefix: PathBuf) -> Self {
+        Args { prefix, destdir: None }
+    }
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let root = crate::root()?;
     ensure!(args.prefix.is_absolute(), "--prefix must be an absolute path");
@@ -83,7 +90,7 @@ fn manual(root: &Path, built: &Path, to: &Tree) -> anyhow::Result<()> {
 }
 
 /// What Rust's standard library needs (`rustc --print native-static-libs`).
-const PRIVATE: [&str; 6] = ["-lgcc_s", "-lpthread", "-lrt", "-lm", "-ldl", "-lc"];
+pub(crate) const PRIVATE: [&str; 6] = ["-lgcc_s", "-lpthread", "-lrt", "-lm", "-ldl", "-lc"];
 
 /// Builds in release mode; the directory where it lies.
 fn build(root: &Path) -> anyhow::Result<PathBuf> {

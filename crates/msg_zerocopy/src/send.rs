@@ -82,6 +82,12 @@ impl<'a> Sender<'a> {
         rustix::net::connect(&socket, &to)
             .with_context(|| format!("cannot connect to {to}; does msg_zerocopy -r run there?"))?;
         nonblocking(&socket)?;
+        if args.verbose > 0 && args.file.is_some() {
+            match sendfile2_c::system_call() {
+                Some(number) => eprintln!("sendfile2: the system call, number {number}"),
+                None => eprintln!("sendfile2: the library, as the kernel has no such call"),
+            }
+        }
         Ok(Sender {
             args,
             socket,

@@ -46,6 +46,13 @@ pub fn send(
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// The number of the system call that `sendfile2()` is here; `None` on a kernel without the patch
+/// series, where libsendfile2 does it.
+#[must_use]
+pub fn system_call() -> Option<i64> {
+    kernel::series()
+}
+
 /// Sets `SO_ZEROCOPY`, without which `MSG_ZEROCOPY` is accepted and gives no notification.
 /// [`SENDFILE_ZC`] sets it itself.
 ///

@@ -1,6 +1,7 @@
 //! Where TCP probes the path for larger packets, it puts the data of several sends into one. What
 //! they referenced must not be released before that one is.
 
+use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::process::Command;
@@ -24,10 +25,24 @@ fn probes() -> bool {
     }
 }
 
+const CALLS: usize = 80;
+
+/// Sends as much as [`overwritten`] does in as many parts, but copied; how many probes that made.
+fn copied(mut sender: &TcpStream, receiver: TcpStream) -> u64 {
+    const ROUNDS: usize = 20;
+    sender.set_nonblocking(false).expect("O_NONBLOCK");
+    let before = probed();
+    let reader = std::thread::spawn(move || wrong(&receiver, LEN * CALLS * ROUNDS, 7));
+    for _ in 0..CALLS * ROUNDS {
+        sender.write_all(&[7; LEN]).expect("send");
+    }
+    assert_eq!(reader.join().expect("the reader"), 0);
+    probed() - before
+}
+
 /// Sends a file in many small calls, more than the congestion window has room for, and overwrites
 /// it when everything is said to be released, and before it is read.
 fn overwritten(call: Sendfile2, sender: &TcpStream, receiver: TcpStream) -> usize {
-    const CALLS: usize = 80;
     const ROUNDS: u8 = 20;
     let data = file(0, LEN);
     let (go, gone) = std::sync::mpsc::channel::<u8>();
@@ -81,9 +96,13 @@ fn nothing_is_released_that_a_probe_carries() {
     sender.set_nonblocking(true).expect("O_NONBLOCK");
     let before = probed();
     let wrong = overwritten(call, &sender, receiver);
-    println!("{} probes, {wrong} wrong bytes", probed() - before);
+    let probes = probed() - before;
+    let (sender, receiver) = Via::Loopback.connect(Some(1 << 20));
+    let control = copied(&sender, receiver);
+    println!("{probes} probes, {wrong} wrong bytes; of what is copied, {control} probes");
     std::fs::write(PROBING, "0").expect(PROBING);
     run("ip link set dev lo mtu 65536");
     run("tc qdisc del dev lo root");
-    assert_eq!(wrong, 0, "wrong bytes");
+    assert_eq!((probes, wrong), (0, 0), "(probes, wrong bytes)");
+    assert!(control > 0, "TCP makes no probes here at all: this proves nothing");
 }

@@ -30,7 +30,7 @@ pub(super) struct Args {
 }
 
 /// Where the tests find the peer.
-const PEER: &str = "10.8.0.2@/run/netns/peer";
+pub(super) const PEER: &str = "10.8.0.2@/run/netns/peer";
 
 /// The engines that send from the file's pages, and what sendfile2 calls the control.
 const ENGINES: [&str; 3] = ["zerocopy", "uring", "native"];
@@ -44,11 +44,11 @@ const COPIED: f64 = 0.1;
 const SHORT: [&str; 7] = ["death", "guard", "holds", "races", "release", "threads", "uring"];
 
 /// As large as those of loopback grow by themselves.
-const BUFFERS: &str =
+pub(super) const BUFFERS: &str =
     "for which in wmem rmem; do echo 8388608 > /proc/sys/net/core/${which}_max; done";
 
 /// The device reads the pages when it is given a packet, so only a queue makes that late.
-const DELAY: &str = "delay 1ms limit 100000";
+pub(super) const DELAY: &str = "delay 1ms limit 100000";
 
 /// What the tests of late and lost packets are run with.
 const QUEUES: [(&str, &str); 3] = [
@@ -107,7 +107,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Where the tests were compiled to put their files.
-fn scratch(tests: &[Program]) -> anyhow::Result<String> {
+pub(super) fn scratch(tests: &[Program]) -> anyhow::Result<String> {
     let first = tests.first().context("cargo built no tests")?;
     // TARGET/debug/deps/TEST
     let target = first.path.ancestors().nth(3).map(|target| target.join("tmp"));
@@ -175,7 +175,7 @@ fn steps(args: &Args, tests: &[Program], scratch: &str) -> Vec<Step> {
     steps
 }
 
-fn queue(name: &str, options: &str) -> Step {
+pub(super) fn queue(name: &str, options: &str) -> Step {
     let script = format!(
         "for at in '' '-n peer'; do d=0; [ -z \"$at\" ] || d=1; \
          tc $at qdisc replace dev eth$d root netem {options}; done; tc -s qdisc show dev eth0"
@@ -223,7 +223,7 @@ fn line(name: &str, said: &str, row: &Value) {
 }
 
 /// Why this is no zero copy, if it should be.
-fn copied(engine: &str, row: &Value) -> Option<String> {
+pub(super) fn copied(engine: &str, row: &Value) -> Option<String> {
     if !ENGINES.contains(&engine) {
         return None;
     }
@@ -239,7 +239,7 @@ fn text<'a>(row: &'a Value, field: &str) -> &'a str {
 }
 
 /// The object that a step printed.
-fn json(outcome: &Outcome, name: &str) -> anyhow::Result<Value> {
+pub(super) fn json(outcome: &Outcome, name: &str) -> anyhow::Result<Value> {
     let step = outcome.step(name)?;
     let Some(line) = step.lines.iter().rev().find(|line| line.starts_with('{')) else {
         bail!("{name} told no results");

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use sendfile2_guest::{Plan, Step};
 
 use super::kernel::{self, PATCHED};
 use super::qemu::{Machine, Network};
-use super::{NETWORK, series};
+use super::{NETWORK, nic, series};
 
 /// The patch series, on two processors, with KASAN and lockdep, over network devices
 ///
@@ -15,9 +16,12 @@ use super::{NETWORK, series};
 /// memory limit, over e1000e, and those that a device matters to over vmxnet3, too.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Do nothing where a kernel would have to be built: say that it is skipped
+    /// Where a kernel would have to be built from nothing: do nothing, and say that it is skipped
     #[arg(long)]
     cached: bool,
+    /// Only the steps whose names contain this; the results are not judged
+    #[arg(long)]
+    only: Option<String>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
@@ -26,14 +30,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let kernel = PATCHED.build()?;
     for (label, network) in [("e1000e", Network::E1000e), ("vmxnet3", Network::Vmxnet3)] {
+        let directory = tempfile::tempdir()?;
         let mut initramfs = super::initramfs()?;
         let mut steps = vec![Step::setup("network", NETWORK)];
         steps.extend(series::steps(&mut initramfs, &kernel)?);
         if network == Network::Vmxnet3 {
             steps.retain(|step| step.name == "network" || step.name == "devices");
+        } else {
+            steps.extend(series::users(&mut initramfs, directory.path())?);
+            steps.extend(over_the_device());
+        }
+        if let Some(part) = &args.only {
+            steps.retain(|step| step.must || step.name.contains(part.as_str()));
         }
         initramfs.plan(&Plan { modules: Vec::new(), steps })?;
-        let directory = tempfile::tempdir()?;
         let archive = directory.path().join("initramfs");
         initramfs.write(&archive)?;
         let outcome = Machine {
@@ -50,6 +60,31 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         }
         .run()?;
         outcome.verdict()?;
+        if network == Network::E1000e && args.only.is_none() {
+            let torture = nic::json(&outcome, "torture native")?;
+            let copied = nic::copied("native", &torture);
+            ensure!(copied.is_none(), "torture native: {}", copied.unwrap_or_default());
+        }
     }
     Ok(())
+}
+
+/// The engine `native` where nothing copies for it; and the control.
+fn over_the_device() -> Vec<Step> {
+    let mut steps = vec![Step::setup("buffers", nic::BUFFERS), nic::queue("short", nic::DELAY)];
+    for test in ["guard", "holds", "native", "release"] {
+        let program = format!("/tests/{test}");
+        let step = Step::new(format!("{test}, over the device"), series::without_a_disk(&program));
+        steps.push(step.env("SENDFILE2_TEST_PEER", nic::PEER).seconds(900));
+    }
+    let there = ["--peer-netns", "/run/netns/peer", "--connect", "10.8.0.1", "--dir", "/tmp"];
+    let command =
+        |words: &[&'static str]| [&["/usr/bin/sendfile2"], words, &there, &["--json"]].concat();
+    steps.push(Step::new("demo", command(&["demo", "--size", "2M"])).seconds(300));
+    for engine in ["sendfile", "native"] {
+        let words = ["torture", "--engine", engine, "--duration", "20s", "--clients", "10"];
+        let words = [&words[..], &["--processes", "2", "--slot-size", "64K"]].concat();
+        steps.push(Step::new(format!("torture {engine}"), command(&words)).seconds(300));
+    }
+    steps
 }
