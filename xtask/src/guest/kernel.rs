@@ -140,10 +140,18 @@ impl Recipe {
     }
 
     /// Whether it was built before, so that [`build`](Self::build) compiles no more than what has
-    /// changed since.
-    fn is_cached(&self) -> anyhow::Result<bool> {
-        let Some(source) = Source::cached()? else { return Ok(false) };
-        Ok(self.kernel(&source, self.name).image.exists())
+    /// changed since; else it is said that this is skipped.
+    pub(super) fn is_cached(&self) -> anyhow::Result<bool> {
+        let source = Source::cached()?;
+        let cached = source.is_some_and(|source| self.kernel(&source, self.name).image.exists());
+        if !cached {
+            println!(
+                "SKIP: the kernel {} was never built here, which takes minutes: cargo xtask guest \
+                 without --cached does",
+                self.name
+            );
+        }
+        Ok(cached)
     }
 
     fn patches(&self) -> anyhow::Result<Vec<Patch>> {
@@ -208,21 +216,6 @@ fn made_from(patches: &[Patch], config: &str) -> String {
         hash.update(&patch.text);
     }
     hash.finalize().to_hex().to_string()
-}
-
-/// Whether none of them must be built from nothing; else that is said.
-pub(super) fn all_cached(recipes: &[Recipe]) -> anyhow::Result<bool> {
-    for recipe in recipes {
-        if !recipe.is_cached()? {
-            println!(
-                "SKIP: the kernel {} was never built here, which takes minutes: cargo xtask guest \
-                 without --cached does",
-                recipe.name
-            );
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// What was asked for and is not so.
