@@ -32,7 +32,7 @@ pub(super) fn steps(initramfs: &mut Initramfs, kernel: &Kernel) -> anyhow::Resul
         for ordinary in [false, true] {
             let name = format!("{}{}", test.name, if ordinary { ", as a user" } else { "" });
             let step = Step::new(name, [at.as_str(), "--nocapture", "--test-threads=1"]);
-            let step = step.env(REQUIRED, "1").seconds(600);
+            let step = step.env(REQUIRED, "1").seconds(1200);
             steps.push(if ordinary { step.ordinary() } else { step });
         }
     }
