@@ -4,13 +4,14 @@
 mod common;
 
 use std::future::Future;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use common::{Flagged, assert_same, file, pattern, read, source};
@@ -341,6 +342,42 @@ fn a_runtime_that_ends_tells_those_who_wait() {
         assert!(matches!(sent, Err(Error::Wait { .. })), "{name}: {sent:?}");
         drop(rx);
     }
+}
+
+/// All that one task can do to the others of its runtime.
+#[test]
+fn a_waker_that_panics_harms_nobody_else() {
+    struct Panics(AtomicUsize);
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+            panic!("a waker that panics");
+        }
+    }
+    on_each(|| async {
+        let panics = Arc::new(Panics(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&panics));
+        let (mut bad, mut peers): (Vec<_>, Vec<_>) = (0..2)
+            .map(|_| {
+                let (tx, rx) = common::tcp();
+                let mut sender = sender(tx, Engine::Copy);
+                assert!(pin!(sender.read_u8()).poll(&mut Context::from_waker(&waker)).is_pending());
+                (sender, rx)
+            })
+            .unzip();
+        let (tx, mut rx) = common::tcp();
+        let mut good = sender(tx, Engine::Copy);
+        let reading = tokio::spawn(async move { good.read_u8().await });
+        peers.iter_mut().for_each(|peer| peer.write_all(b"1").unwrap());
+        while panics.0.load(SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        rx.write_all(b"2").unwrap();
+        assert_eq!(reading.await.unwrap().unwrap(), b'2');
+        for bad in &mut bad {
+            assert_eq!(bad.read_u8().await.unwrap(), b'1');
+        }
+    });
 }
 
 /// EPOLLERR without anything on the error queue: a UDP socket whose peer is gone.

@@ -10,6 +10,7 @@
 //! Sources: epoll(7); mio, `sys/unix/selector/epoll.rs` (`is_write_closed`); tokio,
 //! `runtime/io/scheduled_io.rs` (`clear_readiness`).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -96,7 +97,10 @@ impl Shared {
         change(&mut known);
         let awaited = known.awaited();
         drop(known);
-        awaited.into_iter().flatten().for_each(Waker::wake);
+        for waker in awaited.into_iter().flatten() {
+            // If it panics, nobody else is to miss what happened.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
     }
 
     /// The socket has events.
