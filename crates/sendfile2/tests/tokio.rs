@@ -6,7 +6,7 @@ mod common;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -378,6 +378,38 @@ fn a_waker_that_panics_harms_nobody_else() {
             assert_eq!(bad.read_u8().await.unwrap(), b'1');
         }
     });
+}
+
+/// Runs `test` on a thread of its own, and fails if it hangs.
+fn ends(test: impl FnOnce() + Send + 'static) {
+    let (ended, end) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        test();
+        ended.send(()).unwrap();
+    });
+    let hangs = end.recv_timeout(Duration::from_secs(60));
+    assert_ne!(hangs, Err(std::sync::mpsc::RecvTimeoutError::Timeout), "it hangs");
+    thread.join().unwrap();
+}
+
+/// A socket of records that was shut down for reading says EAGAIN, and that it is readable.
+#[test]
+fn reading_ends_where_it_was_shut_down() {
+    for (name, runtime) in runtimes() {
+        println!("on the {name} runtime");
+        ends(move || {
+            runtime.block_on(async {
+                let (tx, rx) = common::udp();
+                let (local, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
+                for socket in [OwnedFd::from(tx), OwnedFd::from(local)] {
+                    let mut sender = AsyncSender::from_socket(socket, Options::new()).unwrap();
+                    sender.sender().abort().unwrap();
+                    assert_eq!(sender.read(&mut [0; 10]).await.unwrap(), 0);
+                }
+                drop((rx, far));
+            });
+        });
+    }
 }
 
 /// EPOLLERR without anything on the error queue: a UDP socket whose peer is gone.

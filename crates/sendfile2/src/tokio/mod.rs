@@ -385,7 +385,13 @@ fn read(ready: &Ready, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::
                 return Poll::Ready(Ok(()));
             }
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => ready.clear(Side::Read, tick),
+            // A socket of records that was shut down does not say that this is the end.
+            Err(Errno::AGAIN) => {
+                if ready.clear(Side::Read, tick) {
+                    coop.made_progress();
+                    return Poll::Ready(Ok(()));
+                }
+            }
             Err(errno) => return Poll::Ready(Err(errno.into())),
         }
     }

@@ -183,12 +183,15 @@ impl Ready {
         }
     }
 
-    /// A call on `side` found nothing to do, or has done all there was.
-    pub(super) fn clear(&self, side: Side, tick: Tick) {
+    /// A call on `side` found nothing to do, or has done all there was. Gives whether there will
+    /// not be more: that the stream had ended was known before the call.
+    pub(super) fn clear(&self, side: Side, tick: Tick) -> bool {
         let state = &mut self.shared.lock().sides[side as usize];
-        if state.tick == tick && !state.closed {
+        let latest = state.tick == tick;
+        if latest && !state.closed {
             state.ready = false;
         }
+        latest && state.closed
     }
 }
 
