@@ -8,13 +8,14 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use common::{Flagged, assert_same, file, pattern, read, source};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::SendFlags;
 use sendfile2::guard::GuardedFile;
 use sendfile2::tokio::{AsyncSender, Progress};
@@ -410,6 +411,39 @@ fn reading_ends_where_it_was_shut_down() {
             });
         });
     }
+}
+
+/// A waker may be all that keeps a task, and that the other half of the connection.
+#[test]
+fn a_replaced_waker_may_own_the_other_half() {
+    struct Task(#[allow(dead_code, reason = "it is dropped with it")] Mutex<AsyncSender>);
+    impl std::task::Wake for Task {
+        fn wake(self: Arc<Self>) {}
+    }
+    ends(|| {
+        // Nobody else looks at what happens meanwhile.
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (tx, mut rx) = common::tcp_small_window();
+            let socket = tx.try_clone().unwrap();
+            let mut sender = sender(tx, Engine::Zerocopy);
+            fill(&mut sender, &source(&file(1, 16 << 20))).await;
+            let (mut half, sender) = sender.into_split();
+            let task = Arc::new(Task(Mutex::new(sender)));
+            let left = Arc::downgrade(&task);
+            let mut wait = |waker: Waker| {
+                pin!(half.read_u8()).poll(&mut Context::from_waker(&waker)).is_pending()
+            };
+            assert!(wait(task.into()));
+            // When the sender is dropped it has something to read, and to tell.
+            let mut notified = [PollFd::new(&socket, PollFlags::empty())];
+            while rustix::event::poll(&mut notified, Some(&Timespec::default())).unwrap() == 0 {
+                read(&mut rx, 64 << 10);
+            }
+            assert!(wait(Waker::noop().clone()));
+            assert_eq!(left.strong_count(), 0, "the waker was kept");
+        });
+    });
 }
 
 /// EPOLLERR without anything on the error queue: a UDP socket whose peer is gone.

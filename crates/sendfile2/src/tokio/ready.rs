@@ -168,9 +168,11 @@ impl Ready {
                 return Poll::Ready(Err(failed(gone)));
             }
             if !*error {
-                match &mut state.waker {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    none => *none = Some(cx.waker().clone()),
+                if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    let last = state.waker.replace(cx.waker().clone());
+                    // With it a task may go that owns the other half.
+                    drop(known);
+                    drop(last);
                 }
                 return Poll::Pending;
             }
