@@ -5,6 +5,7 @@ mod common;
 
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
@@ -275,6 +276,15 @@ fn connect_info_by_a_newtype() {
 
 const LEN: u64 = 3 << 20;
 
+/// Ends another thread's loop, also if this one panics: the test fails then, and does not hang.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Without a lease, responses of two generations are seen: the test below can fail.
 #[test]
 fn overwriting_in_place_without_leases_is_seen() {
@@ -289,22 +299,22 @@ fn overwriting_in_place_without_leases_is_seen() {
     };
     let app = Router::new().route("/", get(handler));
     let address = serve(By::Ours(Engine::Zerocopy), told(app));
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut generation = 0_u8;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 generation = generation.wrapping_add(1);
                 file.write_all_at(&vec![generation; LEN as usize], 0).unwrap();
             }
         });
+        let _stop = Stop(&stop);
         let mut client = Client::new(address);
         let mixed = (0..2000).any(|_| {
             let got = client.get("/");
             assert_eq!(got.header("x-became"), "mapped");
             got.body.iter().any(|byte| *byte != got.body[0])
         });
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
         assert!(mixed, "no response was of two generations");
     });
 }
@@ -329,7 +339,7 @@ fn overwriting_in_place_under_load() {
             }),
         );
         let address = serve(by, told(app));
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let stop = AtomicBool::new(false);
         let stop = &stop;
         let generations = std::thread::scope(|scope| {
             let readers: Vec<_> = (0..4)
@@ -351,15 +361,16 @@ fn overwriting_in_place_under_load() {
                 .collect();
             let writer = scope.spawn(move || {
                 let mut generation = 0_u8;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     generation = generation.wrapping_add(1);
                     let soon = std::time::Instant::now() + std::time::Duration::from_secs(30);
                     guard.write_at(&vec![generation; LEN as usize], 0, soon).unwrap();
                 }
             });
+            let stopping = Stop(stop);
             let seen: usize =
                 readers.into_iter().map(|reader| reader.join().unwrap()).max().unwrap();
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            drop(stopping);
             writer.join().unwrap();
             seen
         });
