@@ -11,6 +11,9 @@ use quick_cache::sync::Cache;
 
 use crate::cache::{Found, KEPT, Open, Root};
 
+/// A path has any number of spellings of any length: no file has a longer one (`PATH_MAX`).
+const LONGEST: usize = 4096;
+
 #[derive(Debug)]
 pub(crate) struct Heads {
     root: Arc<Root>,
@@ -43,14 +46,16 @@ impl Heads {
         Heads::new(Arc::clone(&self.root), encodings)
     }
 
-    /// Whether nothing but the path and the file decides on the answer.
+    /// Whether nothing but the path and the file decides on the answer, which may then be kept.
     pub(crate) fn plain<B>(&self, request: &Request<B>) -> bool {
         let decides = |name: &header::HeaderName| {
             *name == header::RANGE
                 || name.as_str().starts_with("if-")
                 || (self.encodings && *name == header::ACCEPT_ENCODING)
         };
-        request.method() == Method::GET && !request.headers().keys().any(decides)
+        request.method() == Method::GET
+            && request.uri().path().len() <= LONGEST
+            && !request.headers().keys().any(decides)
     }
 
     /// The answer to a plain request for `path`, if its file is still the one that it was.
@@ -78,6 +83,21 @@ impl Heads {
         if to.status() == StatusCode::OK {
             let (open, headers) = (Arc::downgrade(open), to.headers().clone());
             self.kept.insert(path, Arc::new(Head { path: file, open, headers }));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_every_spelling_is_kept() {
+        let heads = Heads::new(Arc::new(Root::new("/".as_ref(), true).unwrap()), false);
+        for (spelling, plain) in [("./".repeat(2000), true), ("./".repeat(2100), false)] {
+            let request = Request::get(format!("/{spelling}file")).body(()).unwrap();
+            assert_eq!(heads.plain(&request), plain, "of {} bytes", spelling.len());
         }
     }
 }
