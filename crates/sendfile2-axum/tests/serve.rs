@@ -138,6 +138,16 @@ fn index_files_directories_and_precompressed_siblings() {
 }
 
 #[test]
+fn a_range_of_an_empty_file() {
+    let dir = files();
+    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let got = client.with("GET", "/0", "range: bytes=0-0\r\n");
+    assert_eq!((got.header("content-length"), &*got.body), ("0", &b""[..]), "{}", got.status);
+    // The connection goes on.
+    assert_same(&client.get("/1").body, &pattern(1, 0..1), "what follows");
+}
+
+#[test]
 fn one_file() {
     let dir = files();
     let name = dir.path().join("odd name%2e?#ü");
