@@ -158,7 +158,7 @@ fn auto_takes_it_where_memlock_forbids_zerocopy() {
     let file = common::file(6, 200_000);
     let sent = auto.send_file(&source(&file), 0..200_000, false, deadline()).unwrap();
     let Choice { engine, why } = sent.ticket.choice();
-    assert_eq!(engine, Engine::Native);
+    assert_eq!(engine, Engine::Native, "{why}");
     assert!(matches!(why, Why::Refused(Refusal::Memlock(0))), "{why}");
     sent.ticket.wait_released(deadline()).unwrap();
     let zerocopy = auto.send_buffer(&mut Parcel::new(vec![1; 100_000]), false, deadline()).unwrap();

@@ -207,7 +207,8 @@ fn a_writer_in_the_way_of_many_clients() {
     const LEN: u64 = 256 << 10;
     let guard = GuardedFile::new(common::file(1, LEN)).unwrap();
     let (mut peers, mut senders) = (Vec::new(), Vec::new());
-    for _ in 0..300 {
+    // The emulated machine took longer than its deadline for 300.
+    for _ in 0..if common::peer().is_some() { 100 } else { 300 } {
         // Over a device that drops what it has no room for, TCP retries 300 closed windows for
         // minutes, and the writer waits for that.
         let (tx, rx) = common::tcp_small_window_on_this_host();

@@ -59,7 +59,7 @@ fn with_every_socket_full_each_peer_gets_its_bytes_in_order() {
                 let at = (n * 7 + i as u64) % SENDS * SEND;
                 assert_same(&read(&mut rx, SEND as usize), &pattern(1, at..at + SEND));
             }
-            assert_eq!(rx.read(&mut [0]).unwrap(), 0);
+            assert!(common::ends(&mut rx));
         }));
     }
     for n in 0..SENDS {
@@ -83,10 +83,13 @@ fn with_every_socket_full_each_peer_gets_its_bytes_in_order() {
     }
     // A result and a notification each; parts that waited for room may be several.
     assert!(completions > 0, "{completions}");
-    for socket in sockets {
+    for (i, socket) in sockets.into_iter().enumerate() {
         let counters = socket.counters();
         assert_eq!(counters.accepted, SEND * SENDS);
-        assert!(counters.released >= SENDS, "{counters:?}");
+        // Not of those that were copied where RLIMIT_MEMLOCK was in the way.
+        let its = tickets.iter().skip(i).step_by(SOCKETS);
+        let copies = its.filter(|ticket| ticket.choice().engine == Engine::Copy).count() as u64;
+        assert!(counters.released >= SENDS - copies, "{counters:?}, {copies} copies");
         assert_eq!(socket.in_flight(), sendfile2::InFlight::default());
         socket.close(deadline()).unwrap();
     }
@@ -205,7 +208,7 @@ fn the_lease_outlives_its_handle_the_ticket_the_socket_and_the_driver() {
     };
     assert_eq!(leases[0].peers, [peer.local_addr().unwrap()]);
     assert_same(&read(&mut peer, LEN as usize), &pattern(1, 0..LEN));
-    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "no end of the stream");
+    assert!(common::ends(&mut peer), "no end of the stream");
     guard.write_at(b"x", 5, deadline()).unwrap();
     assert_eq!(guard.in_flight(), []);
 }

@@ -173,6 +173,17 @@ pub fn sender(socket: TcpStream, engine: Engine) -> Sender {
     Sender::with(socket, Options::new().engine(engine)).unwrap()
 }
 
+/// Whether nothing more comes. (With a time limit on the socket a read is interrupted also by what
+/// `io_uring` tells its thread.)
+pub fn ends(socket: &mut impl Read) -> bool {
+    loop {
+        match socket.read(&mut [0]) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            end => return end.unwrap() == 0,
+        }
+    }
+}
+
 /// Reads exactly `len` bytes.
 pub fn read(receiver: &mut impl Read, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
