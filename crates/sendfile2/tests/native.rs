@@ -80,6 +80,22 @@ fn a_file_goes_by_native_and_a_buffer_by_zerocopy() {
     assert_eq!(sender.counters().released, 2);
 }
 
+/// The kernel knows itself where the file ends.
+#[test]
+fn a_range_beyond_the_end_is_sent_by_native_up_to_it() {
+    if !common::has(Engine::Native) {
+        return;
+    }
+    let (tx, mut rx) = common::tcp();
+    let mut sender = sender(tx, Engine::Native);
+    let source = source(&common::file(8, 100_000));
+    let sent = sender.try_send_file(&source, 99_000..u64::MAX, false).unwrap();
+    let sendfile2::Sent::Accepted { bytes, ticket } = sent else { panic!("a new socket is full") };
+    assert_eq!((bytes, ticket.choice().engine), (1000, Engine::Native));
+    assert_same(&read(&mut rx, 1000), &pattern(8, 99_000..100_000));
+    ticket.wait_released(deadline()).unwrap();
+}
+
 /// A mapped send would allocate them, so `zerocopy` reads; `native` need not.
 #[test]
 fn a_file_with_holes_on_tmpfs_is_sent_by_reference() {

@@ -173,8 +173,10 @@ fn by_call(
     range: &Range<u64>,
     more: bool,
 ) -> Result<usize, Errno> {
+    /// What one call sends at most (`MAX_RW_COUNT`), in bytes. More than an `ssize_t` holds is refused.
+    const MOST: u64 = 0x7fff_f000;
     let mut offset = range.start;
-    let count = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+    let count = usize::try_from((range.end - range.start).min(MOST)).unwrap_or(usize::MAX);
     let more = if more { MSG_MORE } else { 0 };
     let flags = SENDFILE_ZC | MSG_DONTWAIT | MSG_NOSIGNAL | more;
     call.send(socket, file.as_fd(), Some(&mut offset), count, flags)
