@@ -138,8 +138,10 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        // It is not there if adding it failed.
-        let _ = epoll::delete(&self.hub.epoll, self.conn.as_fd());
+        // It is not there if adding it failed. A fork has the same instance, and must leave it alone.
+        if self.conn.is_ours() {
+            let _ = epoll::delete(&self.hub.epoll, self.conn.as_fd());
+        }
         let told = lock(&self.hub.entries).of.remove(&self.key);
         drop(told);
     }
