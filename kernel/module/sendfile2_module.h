@@ -60,8 +60,8 @@ struct sendfile2_query {
 /*
  * Returns the bytes sent, and errors as sendfile(2) does. Besides: EINVAL for what is not a
  * socket, EOPNOTSUPP for sockets that cannot tell when they let go of pages (all but TCP, and TCP
- * with kernel TLS, in a sockmap, or where it may probe the path's MTU), ENOBUFS if net.core.optmem_max is full of notifications,
- * ETIMEDOUT if nothing was sent by the deadline.
+ * with kernel TLS, in a sockmap, or where it may probe the path's MTU), ENOBUFS if
+ * net.core.optmem_max is full of notifications, ETIMEDOUT if nothing was sent by the deadline.
  *
  * As cmd_op of an IORING_OP_URING_CMD on a ring with IORING_SETUP_SQE128 it takes the arguments
  * from the submission entry's cmd, and uses no id: its one completion, with the bytes sent,
