@@ -9,7 +9,7 @@ use serde_json::Value;
 /// A program that cargo built.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Program {
-    /// Of the binary, or of the test.
+    /// Of the binary, or of the test; with `axum-` before it if that is the crate's.
     pub(super) name: String,
     pub(super) path: PathBuf,
     /// It is made of tests.
@@ -43,7 +43,13 @@ fn read(messages: &str) -> Vec<Program> {
     messages
         .filter_map(|message| {
             let path = message.get("executable")?.as_str()?.into();
-            let name = message["target"]["name"].as_str()?.to_owned();
+            let name = message["target"]["name"].as_str()?;
+            // path+file:///crates/PACKAGE#0.1.0
+            let package = message["package_id"].as_str()?.rsplit(['/', '#']).nth(1)?;
+            let name = match package {
+                "sendfile2-axum" => format!("axum-{name}"),
+                _ => name.to_owned(),
+            };
             Some(Program { name, path, test: message["profile"]["test"].as_bool()? })
         })
         .collect()
@@ -56,10 +62,13 @@ mod tests {
     #[test]
     fn programs_are_found_in_what_cargo_says() {
         let messages = r#"
-            {"reason":"compiler-artifact","target":{"name":"lib"},"profile":{"test":false},"executable":null}
-            {"reason":"compiler-artifact","target":{"name":"guard"},"profile":{"test":true},"executable":"/t/guard-1"}
+            {"reason":"compiler-artifact","package_id":"path+file:///c/sendfile2#0.1.0","target":{"name":"lib"},"profile":{"test":false},"executable":null}
+            {"reason":"compiler-artifact","package_id":"path+file:///c/sendfile2#0.1.0","target":{"name":"guard"},"profile":{"test":true},"executable":"/t/guard-1"}
+            {"reason":"compiler-artifact","package_id":"path+file:///c/sendfile2-axum#0.1.0","target":{"name":"guard"},"profile":{"test":true},"executable":"/t/guard-2"}
             {"reason":"build-finished","success":true}"#;
-        let expected = Program { name: "guard".into(), path: "/t/guard-1".into(), test: true };
-        assert_eq!(read(messages), [expected]);
+        let program =
+            |name: &str, path: &str| Program { name: name.into(), path: path.into(), test: true };
+        let expected = [program("guard", "/t/guard-1"), program("axum-guard", "/t/guard-2")];
+        assert_eq!(read(messages), expected);
     }
 }

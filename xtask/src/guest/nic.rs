@@ -40,8 +40,9 @@ const CONTROL: &str = "sendfile";
 /// kernel, which flags the whole call; more than this share of calls is no zero copy.
 const COPIED: f64 = 0.1;
 
-/// The tests that are about releases: what a short run has.
-const SHORT: [&str; 7] = ["death", "guard", "holds", "races", "release", "threads", "uring"];
+/// The tests that are about releases, the library's and the HTTP server's: what a short run has.
+const SHORT: [&str; 9] =
+    ["content", "death", "ending", "guard", "holds", "races", "release", "threads", "uring"];
 
 /// As large as those of loopback grow by themselves.
 pub(super) const BUFFERS: &str =
@@ -68,7 +69,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     modules.push(stock::MODULE.into());
     let built = cargo::programs(&["build", "--release", "--package", "sendfile2-cli"])?;
     initramfs.program(&cargo::program(&built, "sendfile2")?.path, "/usr/bin/sendfile2")?;
-    let tests: Vec<_> = cargo::programs(&["test", "--no-run", "--package", "sendfile2"])?
+    let packages = ["--package", "sendfile2", "--package", "sendfile2-axum"];
+    let tests: Vec<_> = cargo::programs(&[&["test", "--no-run"], &packages[..]].concat())?
         .into_iter()
         // The seeds of the fuzz targets are not in the guest, and need no network.
         .filter(|program| program.test && program.name != "fuzz_corpus")
