@@ -118,6 +118,9 @@ fn busy(options: &Options) {
         read_ids(&tx, &mut ids);
         assert_eq!(ids.len(), usize::from(round % 3 == 0));
         reload(options);
+        if (round + 1) % 100 == 0 {
+            println!("{} of {} rounds", round + 1, options.rounds);
+        }
     }
     println!("{} rounds: refused {refused} times, and {beside} times at the end", options.rounds);
 }
@@ -132,5 +135,7 @@ fn hammer(socket: &TcpStream, stop: &AtomicBool) {
     while !stop.load(Ordering::SeqCst) {
         // Takes the socket's lock.
         let _ = rustix::net::sockopt::set_tcp_quickack(socket, true);
+        // The module's exit waits until every task has let another one run by its own will.
+        std::thread::yield_now();
     }
 }
