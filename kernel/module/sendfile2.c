@@ -672,6 +672,19 @@ static void sf2_cancel(struct io_uring_cmd *cmd, unsigned int issue_flags)
 		io_uring_cmd_done(cmd, -ECANCELED, 0, issue_flags);
 }
 
+/*
+ * Whether the command's entry is still the ring's, where the program may put its next one at any
+ * time: 6.12 leaves it there for the worker, unless IOSQE_ASYNC was set.
+ */
+static bool sf2_sqe_in_ring(struct io_uring_cmd *cmd)
+{
+	const struct io_ring_ctx *ctx = cmd_to_io_kiocb(cmd)->ctx;
+	const struct io_uring_sqe *first = ctx->sq_sqes;
+
+	/* An entry of 128 bytes takes two. */
+	return cmd->sqe >= first && cmd->sqe < first + 2 * ctx->sq_entries;
+}
+
 static int sf2_uring_cmd(struct io_uring_cmd *cmd, unsigned int issue_flags)
 {
 	struct sendfile2_args args;
@@ -683,7 +696,7 @@ static int sf2_uring_cmd(struct io_uring_cmd *cmd, unsigned int issue_flags)
 	}
 	if (cmd->cmd_op != SENDFILE2_IOC_SEND)
 		return -ENOTTY;
-	if (!(issue_flags & IO_URING_F_SQE128))
+	if (!(issue_flags & IO_URING_F_SQE128) || sf2_sqe_in_ring(cmd))
 		return -EINVAL;
 	/* The file may have to be read. */
 	if (issue_flags & IO_URING_F_NONBLOCK)

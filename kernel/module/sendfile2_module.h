@@ -66,7 +66,10 @@ struct sendfile2_query {
  * As cmd_op of an IORING_OP_URING_CMD on a ring with IORING_SETUP_SQE128 it takes the arguments
  * from the submission entry's cmd, and uses no id: its one completion, with the bytes sent,
  * arrives when the pages are released, and in its big_cqe[0], on a ring with IORING_SETUP_CQE32,
- * is SENDFILE2_RELEASED with or without SENDFILE2_COPIED.
+ * is SENDFILE2_RELEASED with or without SENDFILE2_COPIED. The entry must have IOSQE_ASYNC, or it
+ * fails with EINVAL: a worker of the kernel's does it, and without that flag Linux leaves the
+ * arguments in the ring, where the next entry may replace them. The worker looks the descriptors
+ * up: they must stay open, and what they are, until the completion.
  */
 #define SENDFILE2_IOC_SEND	_IOWR(0xF7, 1, struct sendfile2_args)
 

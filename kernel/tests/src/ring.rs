@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 
+use io_uring::squeue::Flags;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
@@ -24,6 +25,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("ring_no_completion_before_the_release", Run::MaySkip(|| with(no_earlier))),
     ("ring_errors_complete_at_once", Run::MaySkip(|| with(errors))),
     ("ring_a_small_entry_is_refused", Run::MaySkip(|| with(small_entry))),
+    ("ring_an_entry_that_may_be_replaced_is_refused", Run::MaySkip(|| with(replaceable))),
+    ("ring_entries_that_follow_at_once_replace_no_arguments", Run::MaySkip(|| with(replaced))),
     (
         "ring_of_a_process_that_is_killed_while_it_waits",
         Run::MaySkip(|| with(|| killed(Victim::Waits))),
@@ -54,8 +57,17 @@ fn entry(
     count: usize,
     extra: u32,
 ) -> squeue::Entry128 {
-    let command = args(count, extra).command(socket.as_fd(), file.as_fd());
-    opcode::UringCmd80::new(Fd(device.as_fd().as_raw_fd()), SEND).cmd(command).build().user_data(7)
+    command(device, SEND, args(count, extra).command(socket.as_fd(), file.as_fd()))
+}
+
+fn command(device: &Device, op: u32, command: [u8; 80]) -> squeue::Entry128 {
+    bare(device, op, command).flags(Flags::ASYNC)
+}
+
+/// Without `IOSQE_ASYNC`.
+fn bare(device: &Device, op: u32, command: [u8; 80]) -> squeue::Entry128 {
+    let on = Fd(device.as_fd().as_raw_fd());
+    opcode::UringCmd80::new(on, op).cmd(command).build().user_data(7)
 }
 
 pub(crate) fn submit(
@@ -137,12 +149,9 @@ fn errors() {
     expect(&entry(&device, &tx, &from, 10, flags::WAIT), failed(Errno::INVAL));
     expect(&entry(&device, &tx, &from, 0, 0), 0);
     let (unix, _peer) = std::os::unix::net::UnixStream::pair().expect("socketpair");
-    let command = args(10, 0).command(unix.as_fd(), from.as_fd());
-    let on = Fd(device.as_fd().as_raw_fd());
-    let unix = opcode::UringCmd80::new(on, SEND).cmd(command).build().user_data(7);
-    expect(&unix, failed(Errno::OPNOTSUPP));
-    let unknown = opcode::UringCmd80::new(on, SEND + 1).cmd(command).build().user_data(7);
-    expect(&unknown, failed(Errno::NOTTY));
+    let to_unix = args(10, 0).command(unix.as_fd(), from.as_fd());
+    expect(&command(&device, SEND, to_unix), failed(Errno::OPNOTSUPP));
+    expect(&command(&device, SEND + 1, to_unix), failed(Errno::NOTTY));
     fill(&device, tx.as_fd(), &from);
     expect(&entry(&device, &tx, &from, 10, flags::DONTWAIT), failed(Errno::AGAIN));
     tx.shutdown(std::net::Shutdown::Write).expect("shutdown");
@@ -158,6 +167,44 @@ fn small_entry() {
     ring.submit_and_wait(1).expect("a completion");
     let result = ring.completion().next().expect("a completion").result();
     assert_eq!(result, -Errno::INVAL.raw_os_error());
+}
+
+/// Linux has its arguments in the ring until a worker reads them.
+fn replaceable() {
+    let (device, mut ring, (tx, rx)) = (device(), ring(), tcp());
+    let from = file(55, 1000);
+    let received = drain(rx);
+    let arguments = args(1000, 0).command(tx.as_fd(), from.as_fd());
+    sys::submit(&mut ring, &bare(&device, SEND, arguments));
+    assert_eq!(complete(&mut ring).0, -Errno::INVAL.raw_os_error());
+    drop(tx);
+    assert_eq!(received.join().expect("reader"), [], "it has sent nothing");
+}
+
+/// Each of them is the ring's only slot, and is submitted while the one before it is only begun.
+fn replaced() {
+    const ENTRIES: usize = 200;
+    let device = device();
+    let from = file(56, ENTRIES);
+    let mut ring: sys::Ring =
+        IoUring::builder().setup_cqsize(256).build(1).expect("io_uring_setup");
+    let (tx, rx) = tcp();
+    let received = drain(rx);
+    for count in 1..=ENTRIES {
+        let entry = entry(&device, &tx, &from, count, 0).user_data(count as u64);
+        sys::submit(&mut ring, &entry);
+    }
+    let mut left = ENTRIES;
+    while left > 0 {
+        ring.submit_and_wait(1).expect("a completion");
+        for done in ring.completion() {
+            assert_eq!(u64::try_from(done.result()), Ok(done.user_data()));
+            left -= 1;
+        }
+    }
+    drop(tx);
+    let expected = ENTRIES * (ENTRIES + 1) / 2;
+    assert_eq!(received.join().expect("reader").len(), expected);
 }
 
 /// What the process does that is to be killed. It has the socket as its standard input.

@@ -143,8 +143,8 @@ pub(crate) type Ring = IoUring<squeue::Entry128, cqueue::Entry32>;
 
 /// Submits one entry, which must refer to no memory.
 pub(crate) fn submit(ring: &mut Ring, entry: &squeue::Entry128) {
-    // SAFETY: the module's arguments are in the entry itself: descriptors, which the kernel checks
-    // and keeps, and numbers.
+    // SAFETY: the module's arguments are in the entry itself: numbers, and descriptors, which the
+    // kernel checks, and the tests keep open.
     unsafe { ring.submission().push(entry) }.expect("room for one entry");
     ring.submit().expect("io_uring_enter");
 }

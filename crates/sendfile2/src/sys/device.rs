@@ -78,8 +78,10 @@ pub struct Args {
 }
 
 impl Args {
-    /// The arguments of an `IORING_OP_URING_CMD`, which says nothing in [`Args::state`]. The
-    /// descriptors must be open when the ring takes the entry; it keeps them itself from then on.
+    /// The arguments of an `IORING_OP_URING_CMD`, which says nothing in [`Args::state`]. Its entry
+    /// must have `IOSQE_ASYNC`, or fails with EINVAL. A worker of the kernel's looks the descriptors
+    /// up, some time after the ring has taken the entry: they must stay open until its completion,
+    /// or it sends from, or to, what has their numbers by then.
     #[must_use]
     pub fn command(&self, socket: BorrowedFd<'_>, file: BorrowedFd<'_>) -> [u8; 80] {
         let mut bytes = [0; 80];
