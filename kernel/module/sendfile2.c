@@ -191,6 +191,9 @@ static int sf2_begin(struct sf2_send *send)
 	int ret;
 
 	ret = sock_sendmsg(send->sock, &nothing);
+	/* What TCP_FASTOPEN_CONNECT had put off has begun, and is waited for as room is. */
+	if (ret == -EINPROGRESS && !(send->msg_flags & MSG_DONTWAIT))
+		ret = 0;
 	if (ret < 0 && ret != -EAGAIN)
 		return ret;
 	/* Of any other call the completion is no code of this module, which may be unloaded. */
@@ -545,7 +548,8 @@ static ssize_t sf2_sendfile(struct sendfile2_args *args, struct io_uring_cmd *cm
 	};
 	struct splice_desc sd = { .u.data = &send };
 	loff_t pos, out_pos, max;
-	size_t count = args->count;
+	/* As sendfile(2) refuses what is negative; more than a word holds is only much. */
+	size_t count = args->count >> 63 ? SIZE_MAX : min_t(u64, args->count, SSIZE_MAX);
 	struct file *in, *out;
 	ssize_t ret;
 
@@ -641,9 +645,12 @@ static long sf2_ioctl_send(struct sendfile2_args __user *user)
 
 	if (copy_from_user(&args, user, sizeof(args)))
 		return -EFAULT;
-	ret = sf2_sendfile(&args, NULL, 0);
-	/* As sendfile(2): also if something was sent. */
+	/* Found out before anything is sent: who has used an id must hear of it. */
 	if (put_user(args.offset, &user->offset) || put_user(args.state, &user->state))
+		return -EFAULT;
+	ret = sf2_sendfile(&args, NULL, 0);
+	if ((put_user(args.offset, &user->offset) || put_user(args.state, &user->state)) &&
+	    ret <= 0)
 		return -EFAULT;
 	return ret;
 }

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::net::SocketType;
 use sendfile2::device::{Args, flags};
 
 use crate::lab::{
@@ -22,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("sockets_that_cannot_tell_are_refused", Run::Plain(refused)),
     ("sigpipe_unless_it_is_not_wanted", Run::Plain(sigpipe)),
     ("a_reset_is_told_as_by_sendfile", Run::Plain(after_reset)),
+    ("nothing_is_sent_if_it_could_not_be_told", Run::Plain(read_only_arguments)),
 ];
 
 /// These need root.
@@ -29,6 +31,7 @@ pub(crate) const ROOT_TESTS: &[Test] = &[
     ("kernel_tls_is_refused", Run::MaySkip(tls)),
     ("a_sockmap_is_refused", Run::MaySkip(sockmap)),
     ("tcp_that_may_probe_the_paths_mtu_is_refused", Run::Plain(mtu_probing)),
+    ("a_connection_that_was_put_off_is_made", Run::Plain(put_off)),
 ];
 
 const NOBODY: i32 = 1000;
@@ -320,4 +323,38 @@ fn mtu_probing() {
     probing("0");
     refused(&probes, "a socket that does");
     assert_eq!(send(&device, &before, &from, &mut args(10, 0)), Ok(10), "one that does not");
+}
+
+/// `sendfile(2)` would have sent.
+fn read_only_arguments() {
+    let (device, from, (tx, rx)) = (device(), file(19, 100), tcp());
+    let arguments = args(10, 0).command(tx.as_fd(), from.as_fd());
+    let sent = sys::send_by_read_only(&device, &arguments);
+    assert_eq!(sent, Err(Errno::FAULT));
+    let mut ids = Vec::new();
+    read_ids(&tx, &mut ids);
+    assert_eq!(ids, [], "nobody would know of it");
+    assert_eq!(send(&device, &tx, &from, &mut args(20, 0)), Ok(20));
+    drop(tx);
+    assert_eq!(read(&rx, 20), pattern(19, 20), "the first bytes on their way");
+}
+
+/// With `TCP_FASTOPEN_CONNECT` the first send connects.
+fn put_off() {
+    const PATH: &str = "/proc/sys/net/ipv4/tcp_fastopen";
+    let before = std::fs::read(PATH).expect(PATH);
+    // As a client, and without a cookie.
+    std::fs::write(PATH, "5").expect(PATH);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let to = listener.local_addr().expect("address");
+    let (device, from) = (device(), file(20, 100));
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, SocketType::STREAM, None);
+    let socket = socket.expect("socket");
+    sys::put_connecting_off(&socket).expect("TCP_FASTOPEN_CONNECT");
+    rustix::net::connect(&socket, &to).expect("connect");
+    assert_eq!(rustix::net::getpeername(&socket).err(), Some(Errno::NOTCONN), "it was not put off");
+    assert_eq!(send(&device, &socket, &from, &mut args(100, 0)), Ok(100));
+    let (peer, _) = listener.accept().expect("accept");
+    assert_eq!(read(&peer, 100), pattern(20, 100));
+    std::fs::write(PATH, before).expect(PATH);
 }

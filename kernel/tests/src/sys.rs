@@ -6,7 +6,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use io_uring::{IoUring, cqueue, squeue};
+use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+use sendfile2::device::{self, Device};
 
 fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
@@ -33,6 +36,23 @@ fn set_option(socket: impl AsFd, level: c_int, name: c_int, value: &[u8]) -> Res
 /// `SO_ZEROCOPY`.
 pub(crate) fn enable_zerocopy(socket: impl AsFd) -> Result<(), Errno> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_ZEROCOPY, &1i32.to_ne_bytes())
+}
+
+/// `TCP_FASTOPEN_CONNECT`: connect(2) leaves it to the first send.
+pub(crate) fn put_connecting_off(socket: impl AsFd) -> Result<(), Errno> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &1i32.to_ne_bytes())
+}
+
+/// Sends by arguments in memory that cannot be written to, as `Args::command` lays them out.
+pub(crate) fn send_by_read_only(device: &Device, arguments: &[u8]) -> Result<usize, Errno> {
+    let file = rustix::fs::memfd_create("arguments", MemfdFlags::CLOEXEC)?;
+    rustix::io::write(&file, arguments)?;
+    let (len, prot, flags) = (arguments.len(), ProtFlags::READ, MapFlags::SHARED);
+    // SAFETY: it takes the place of no other memory.
+    let at = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, &file, 0) }?;
+    // SAFETY: there is a `struct sendfile2_args`; what the kernel may not write it does not.
+    let sent = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), device::SEND.into(), at) };
+    usize::try_from(check(sent)?).map_err(|_| Errno::IO)
 }
 
 /// Puts the kernel's TLS on a TCP socket.
