@@ -2,11 +2,16 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 struct Server {
     child: Child,
@@ -151,16 +156,13 @@ fn curl_gets_what_is_there_by_all_listeners() {
     }
 }
 
-#[test]
-fn tls_with_http2_and_http1() {
-    if !have("curl") || !have("openssl") {
-        return;
-    }
-    let dir = files();
-    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+/// A certificate for localhost, and its key.
+fn certificate(dir: &Path) -> (String, String) {
+    let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
         .args(["-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .arg("-keyout")
         .arg(&key)
         .arg("-out")
@@ -169,7 +171,16 @@ fn tls_with_http2_and_http1() {
         .expect("openssl runs");
     assert!(made.status.success(), "{made:?}");
     let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
-    let (cert, key) = (text(&cert), text(&key));
+    (text(&cert), text(&key))
+}
+
+#[test]
+fn tls_with_http2_and_http1() {
+    if !have("curl") || !have("openssl") {
+        return;
+    }
+    let dir = files();
+    let (cert, key) = certificate(dir.path());
     let args = ["--listen", "127.0.0.1:0", "--tls-cert", &*cert, "--tls-key", &*key];
     let server = Server::new(dir.path(), &args);
     let port = server.addresses[0].rsplit(':').next().expect("a port");
@@ -352,6 +363,82 @@ fn slow_and_stalled_clients_are_ended() {
     let _ = stalled.read_to_end(&mut got);
     assert!(got.len() < 64 << 20, "it was served all the same");
     assert!(get(&server.addresses[0], "/small").ends_with("hello\n"));
+}
+
+/// The kernel has room for more only when a third of the buffer is free, which takes these clients
+/// longer than the stall timeout.
+#[test]
+fn slow_clients_that_read_all_the_time_are_not_stalled() {
+    /// Reads `pieces`, one in a while.
+    fn read_slowly(mut stream: impl Read + Write, piece: usize, pieces: usize) {
+        stream.write_all(b"GET /huge HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
+        let mut bytes = vec![0; piece];
+        for i in 0..pieces {
+            stream.read_exact(&mut bytes).unwrap_or_else(|e| panic!("piece {i}: {e}"));
+            std::thread::sleep(Duration::from_millis(40));
+        }
+    }
+
+    let dir = files();
+    std::fs::write(dir.path().join("huge"), vec![7; 64 << 20]).expect("a file");
+    let socket = dir.path().join("socket");
+    let unix = format!("unix:{}", socket.display());
+    let args = ["--listen", "127.0.0.1:0", "--listen", &*unix, "--stall-timeout", "500ms"];
+    let server = Server::new(dir.path(), &args);
+    std::thread::scope(|scope| {
+        // More than the buffers of both sides hold.
+        scope.spawn(|| {
+            let tcp = TcpStream::connect(&server.addresses[0]).expect("it listens");
+            rustix::net::sockopt::set_socket_recv_buffer_size(&tcp, 64 << 10).expect("a size");
+            read_slowly(tcp, 32 << 10, 200);
+        });
+        scope.spawn(|| {
+            read_slowly(UnixStream::connect(&socket).expect("it listens"), 6 << 10, 200);
+        });
+    });
+}
+
+/// Of some of these answers the end is in none of the kernel's buffers, but in TLS's own, which is
+/// written when it is flushed.
+#[test]
+fn tls_clients_that_stop_reading_are_ended() {
+    if !have("openssl") {
+        return;
+    }
+    let dir = files();
+    let (cert, key) = certificate(dir.path());
+    let args = [
+        ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"],
+        ["--tls-cert", &*cert, "--tls-key", &*key],
+        ["--header-timeout", "1s", "--stall-timeout", "300ms"],
+    ];
+    let server = Server::new(dir.path(), args.as_flattened());
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&cert).expect("PEM")).expect("a certificate");
+    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let config = Arc::new(config);
+    let clients: Vec<_> = (0..64)
+        .map(|i| {
+            let tcp = TcpStream::connect(&server.addresses[0]).expect("it listens");
+            rustix::net::sockopt::set_socket_recv_buffer_size(&tcp, 8 << 10).expect("a size");
+            let name = "localhost".try_into().expect("a name");
+            let tls = ClientConnection::new(Arc::clone(&config), name).expect("a client");
+            let mut stream = StreamOwned::new(tls, tcp);
+            let (last, end) = ((i + 1) * 65_536 - 1, ["close", "keep-alive"][i % 2]);
+            write!(
+                stream,
+                "GET /large HTTP/1.1\r\nhost: x\r\nrange: bytes=0-{last}\r\nconnection: {end}\r\n\r\n"
+            )
+            .expect("it reads");
+            stream
+        })
+        .collect();
+    until("all are answered and ended", || {
+        let text = get(&server.addresses[1], "/metrics");
+        let answered = number(&text, "sendfile2_http_requests_total{status=\"206\"}");
+        answered == 64.0 && number(&text, "sendfile2_http_connections") == 0.0
+    });
+    drop(clients);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::log::{Asked, Log};
-use super::timed::Timed;
+use super::timed::{Queue, Timed};
 use super::{Args, Listening};
 use crate::output;
 
@@ -127,6 +127,7 @@ impl Server {
                 };
                 match (http, io) {
                     (Some(http), Ok(io)) => {
+                        let io = self.timed(io);
                         let files = ZeroCopyLayer::new().layer(self.dir.clone());
                         self.http(http, io, &peer, files).await;
                     }
@@ -166,11 +167,17 @@ impl Server {
         }
     }
 
+    fn timed<I: Queue + Unpin>(&self, io: I) -> Timed<I> {
+        Timed::new(io, self.idle_timeout, self.stall_timeout)
+    }
+
     /// No mapped bytes: TLS reads them.
     async fn https<I>(self: &Arc<Self>, tls: &TlsAcceptor, stream: I, peer: &str)
     where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Queue + Unpin + Send + 'static,
     {
+        // Beneath TLS, which keeps what the peer does not take, and writes it when it is flushed.
+        let stream = self.timed(stream);
         let hands = tokio::time::timeout(self.header_timeout, tls.accept(stream));
         if let Ok(Ok(stream)) = hands.await {
             self.http(&self.http, stream, peer, self.dir.clone()).await;
@@ -193,7 +200,7 @@ impl Server {
         R: HttpBody<Data = axum::body::Bytes> + Send + 'static,
         R::Error: Into<axum::BoxError>,
     {
-        let io = TokioIo::new(Timed::new(io, self.idle_timeout, self.stall_timeout));
+        let io = TokioIo::new(io);
         let peer: Arc<str> = peer.into();
         let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
             let asked = self.log.as_ref().map(|_| Asked {

@@ -6,8 +6,37 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use sendfile2_axum::Io;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep};
+
+/// What can tell how much of what was written waits in the kernel.
+///
+/// Bytes that the peer has not acknowledged (TCP); memory of what it has not read, which becomes
+/// less a whole buffer at a time (unix sockets).
+pub(super) trait Queue {
+    /// Nothing if the kernel does not tell.
+    fn queued(&self) -> Option<u64>;
+}
+
+impl Queue for Io {
+    fn queued(&self) -> Option<u64> {
+        sendfile2::unacknowledged(self.sender()).ok()
+    }
+}
+
+impl Queue for TcpStream {
+    fn queued(&self) -> Option<u64> {
+        sendfile2::unacknowledged(self).ok()
+    }
+}
+
+impl Queue for UnixStream {
+    fn queued(&self) -> Option<u64> {
+        sendfile2::unacknowledged(self).ok()
+    }
+}
 
 pub(super) struct Timed<I> {
     io: I,
@@ -15,16 +44,23 @@ pub(super) struct Timed<I> {
     stall: Duration,
     /// When something came or went last.
     moved: Instant,
-    /// The peer has not taken what is ready for it.
-    stalled: bool,
+    stalled: Option<Stalled>,
     timer: Pin<Box<Sleep>>,
 }
 
-impl<I: Unpin> Timed<I> {
+/// The peer has not taken what is ready for it.
+struct Stalled {
+    since: Instant,
+    /// What waited in the kernel then. It has room for more only when a third of its buffer is
+    /// free, for which a slow peer may need minutes; but this gets less.
+    queued: Option<u64>,
+}
+
+impl<I: Queue + Unpin> Timed<I> {
     pub(super) fn new(io: I, idle: Duration, stall: Duration) -> Self {
         let moved = Instant::now();
         let timer = Box::pin(tokio::time::sleep_until(moved + idle));
-        Timed { io, idle, stall, moved, stalled: false, timer }
+        Timed { io, idle, stall, moved, stalled: None, timer }
     }
 
     fn watch<T>(
@@ -35,27 +71,51 @@ impl<I: Unpin> Timed<I> {
     ) -> Poll<io::Result<T>> {
         if result.is_ready() {
             self.moved = Instant::now();
-            self.stalled &= !writes;
+            if writes {
+                self.stalled = None;
+            }
             return result;
         }
-        self.stalled |= writes;
-        let limit = if self.stalled { self.stall.min(self.idle) } else { self.idle };
-        let deadline = self.moved + limit;
+        if writes && self.stalled.is_none() {
+            self.stalled = Some(Stalled { since: Instant::now(), queued: self.io.queued() });
+        }
+        let mut deadline = self.deadline();
         // Set only where it would come too late; where it comes too early it is set again.
         if self.timer.deadline() > deadline {
             self.timer.as_mut().reset(deadline);
         }
         while self.timer.as_mut().poll(cx).is_ready() {
             if Instant::now() >= deadline {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                if !self.drains() {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                deadline = self.deadline();
             }
             self.timer.as_mut().reset(deadline);
         }
         Poll::Pending
     }
+
+    fn deadline(&self) -> Instant {
+        let idle = self.moved + self.idle;
+        // What comes from the peer does not say that it reads.
+        self.stalled.as_ref().map_or(idle, |stalled| idle.min(stalled.since + self.stall))
+    }
+
+    /// Whether the peer has taken something since this was looked at. It then begins anew.
+    fn drains(&mut self) -> bool {
+        let Some(stalled) = &mut self.stalled else { return false };
+        let queued = self.io.queued();
+        let less = matches!((queued, stalled.queued), (Some(now), Some(then)) if now < then);
+        if less {
+            self.moved = Instant::now();
+            *stalled = Stalled { since: self.moved, queued };
+        }
+        less
+    }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Timed<I> {
+impl<I: AsyncRead + Queue + Unpin> AsyncRead for Timed<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -66,7 +126,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Timed<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Timed<I> {
+impl<I: AsyncWrite + Queue + Unpin> AsyncWrite for Timed<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -90,6 +150,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Timed<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nothing is kept here or beneath: a socket has taken what was written.
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
