@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::ValueHint;
 use sendfile2::Engine;
+use sendfile2::probe::{self, Availability};
 use sendfile2_axum::ServeDir;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
@@ -87,10 +88,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        args.engine != Engine::Uring,
-        "a server's connections do not send by uring: give --engine auto, copy or zerocopy"
-    );
+    usable(args.engine, &args.listen)?;
     allow_descriptors();
     let dir = if args.follow_links_out { ServeDir::follow_links_out } else { ServeDir::new };
     let dir = dir(&args.dir).with_context(|| format!("cannot open {}", args.dir.display()))?;
@@ -111,6 +109,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         output::note(&format!("sendfile2: {e}"));
     }
     done
+}
+
+/// Refuses an engine by which no file could be sent: clients would get headers and nothing else.
+fn usable(engine: Engine, listen: &[Address]) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        engine != Engine::Uring,
+        "a server's connections do not send by uring: give --engine auto, copy or zerocopy"
+    );
+    if !matches!(engine, Engine::Zerocopy | Engine::Native) {
+        return Ok(());
+    }
+    for address in listen {
+        anyhow::ensure!(
+            !matches!(address, Address::Unix(_)),
+            "{address}: unix sockets do not send by {engine}: give --engine auto or copy"
+        );
+    }
+    for state in probe::machine().engines {
+        if let (true, Availability::Refused(why)) = (state.engine == engine, state.availability) {
+            anyhow::bail!("{engine} is not to be had here: {why}; give --engine auto or copy");
+        }
+    }
+    Ok(())
 }
 
 /// Each connection takes a descriptor, and each file that is kept open.

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sendfile2::Engine;
+use sendfile2::probe::Availability;
 use tempfile::TempDir;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -22,13 +24,12 @@ struct Server {
 
 impl Server {
     fn new(dir: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sendfile2"))
-            .arg("serve")
-            .arg(dir)
-            .args(args)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it starts");
+        Server::by(Command::new(env!("CARGO_BIN_EXE_sendfile2")), dir, args)
+    }
+
+    fn by(mut command: Command, dir: &Path, args: &[&str]) -> Self {
+        command.arg("serve").arg(dir).args(args).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it starts");
         let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
         let wanted = args.iter().filter(|arg| **arg == "--listen" || **arg == "--admin").count();
         let (mut addresses, mut admin) = (Vec::new(), None);
@@ -128,9 +129,12 @@ fn curl_gets_what_is_there_by_all_listeners() {
     let socket = dir.path().join("socket");
     let unix = format!("unix:{}", socket.display());
     for engine in ["auto", "copy", "zerocopy"] {
-        let listen = ["--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--listen", &*unix];
-        let engine = ["--engine", engine, "--workers", "1"];
-        let server = Server::new(dir.path(), &[&listen[..], &engine[..]].concat());
+        let mut args = vec!["--listen", "127.0.0.1:0", "--listen", "[::1]:0"];
+        if engine != "zerocopy" {
+            args.extend(["--listen", &*unix]);
+        }
+        args.extend(["--engine", engine, "--workers", "1"]);
+        let server = Server::new(dir.path(), &args);
         for address in &server.addresses[..2] {
             for version in ["--http1.1", "--http2-prior-knowledge"] {
                 let got = curl(&[version, &format!("http://{address}/large")]);
@@ -140,7 +144,7 @@ fn curl_gets_what_is_there_by_all_listeners() {
                 );
             }
         }
-        if engine[1] != "zerocopy" {
+        if engine != "zerocopy" {
             let path = socket.to_str().expect("UTF-8");
             let got = curl(&["--unix-socket", path, "http://x/large"]);
             assert!(got.status.success() && got.stdout == large, "by the unix socket");
@@ -459,6 +463,7 @@ fn a_wrong_command_line_is_told() {
     for (args, word) in [
         (&["/nonexistent"][..], "cannot open /nonexistent"),
         (&["/tmp", "--engine", "uring"], "auto, copy or zerocopy"),
+        (&["/tmp", "--engine", "zerocopy", "--listen", "unix:/tmp/s"], "auto or copy"),
         (&["/tmp", "--listen", "localhost:1:2"], "brackets"),
         (&["/tmp", "--tls-cert", "x"], "--tls-key"),
         (&["/tmp", "--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "no certificate"),
@@ -471,6 +476,56 @@ fn a_wrong_command_line_is_told() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && text.contains(word), "{args:?}: {text}");
     }
+}
+
+#[test]
+fn an_engine_that_is_not_there_is_refused_at_the_start() {
+    let there = sendfile2::probe::machine().engines.into_iter().any(|state| {
+        let available = matches!(state.availability, Availability::Available(_));
+        state.engine == Engine::Native && available
+    });
+    if there {
+        println!("SKIP: this kernel has the engine native");
+        return;
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_sendfile2"))
+        .args(["serve", "/tmp", "--listen", "127.0.0.1:0", "--engine", "native"])
+        .output()
+        .expect("it starts");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("native is not to be had"), "{text}");
+}
+
+/// Memory that may not be locked is what an engine finds missing only when it sends.
+#[test]
+fn an_answer_that_breaks_off_is_told() {
+    let ordinary = ["--user", "--map-root-user"];
+    if !Command::new("unshare").args(ordinary).arg("true").status().is_ok_and(|s| s.success()) {
+        println!("SKIP: user namespaces are forbidden");
+        return;
+    }
+    let dir = files();
+    let args = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--engine", "zerocopy"];
+    // Where the limit counts also for root.
+    let mut command = Command::new("unshare");
+    command.args(ordinary).arg(env!("CARGO_BIN_EXE_sendfile2"));
+    let mut server = Server::by(command, dir.path(), &args);
+    let pid = rustix::process::Pid::from_child(&server.child);
+    let limit = rustix::process::Rlimit { current: Some(4096), maximum: Some(4096) };
+    rustix::process::prlimit(Some(pid), rustix::process::Resource::Memlock, limit).expect("set");
+    let mut client = TcpStream::connect(&server.addresses[0]).expect("it listens");
+    client
+        .write_all(b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .expect("it reads");
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer);
+    assert!(answer.starts_with(b"HTTP/1.1 200") && answer.len() < 9_000_000, "it does not count");
+    until("it is counted", || {
+        number(&get(&server.addresses[1], "/metrics"), "sendfile2_http_broken_total") == 1.0
+    });
+    let mut line = String::new();
+    server.stderr.read_line(&mut line).expect("UTF-8");
+    assert!(line.contains("zerocopy refused"), "{line}");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use tower_service::Service;
 use super::log::{Asked, Log};
 use super::timed::{Queue, Timed};
 use super::{Args, Listening};
-use crate::output;
+use crate::output::Seldom;
 
 pub(super) struct Server {
     dir: ServeDir,
@@ -37,6 +37,7 @@ pub(super) struct Server {
     graceful: std::sync::Mutex<Option<GracefulShutdown>>,
     /// Told to connections that have not asked for anything yet.
     ending: watch::Sender<bool>,
+    trouble: Seldom,
     http: auto::Builder<TokioExecutor>,
     http1: auto::Builder<TokioExecutor>,
 }
@@ -48,6 +49,26 @@ const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+/// What is not the client's doing, where a connection ended by that.
+fn broken(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(e) = error.downcast_ref::<std::io::Error>() {
+            // It is no source of what it is in.
+            let inner = e.get_ref().and_then(|inner| inner.downcast_ref::<sendfile2::Error>());
+            if let Some(inner) = inner {
+                let ours = !matches!(inner, sendfile2::Error::Aborted);
+                return ours.then(|| inner.to_string());
+            }
+            if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) {
+                return Some(format!("the file cannot be read: {e}"));
+            }
+        }
+        next = error.source();
+    }
+    None
 }
 
 impl Server {
@@ -79,6 +100,7 @@ impl Server {
             connections,
             graceful: std::sync::Mutex::new(Some(GracefulShutdown::new())),
             ending: watch::Sender::new(false),
+            trouble: Seldom::default(),
             http1: http.clone().http1_only(),
             http,
         })
@@ -104,7 +126,7 @@ impl Server {
                 // The client was faster; or there are no descriptors, and others must end first.
                 Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
                 Err(e) => {
-                    output::note(&format!("sendfile2: cannot accept a connection: {e}"));
+                    self.trouble.note(&format!("sendfile2: cannot accept a connection: {e}"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -133,7 +155,7 @@ impl Server {
                     }
                     (None, _) => {}
                     (_, Err(e)) => {
-                        output::note(&format!("sendfile2: a connection is refused: {e}"));
+                        self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
                     }
                 }
             }
@@ -226,11 +248,12 @@ impl Server {
             let graceful = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             graceful.as_ref().map(GracefulShutdown::watcher)
         };
+        let Some(watcher) = watched else { return };
         // A client that goes away, or is too slow, is its own affair.
-        let _ = match watched {
-            Some(watcher) => watcher.watch(connection).await,
-            None => return,
-        };
+        if let Some(e) = watcher.watch(connection).await.err().and_then(|e| broken(&*e)) {
+            counter!("sendfile2_http_broken_total").increment(1);
+            self.trouble.note(&format!("sendfile2: an answer broke off: {e}"));
+        }
     }
 
     /// Ends all connections, when their requests are answered; those that are left after `grace`
