@@ -345,6 +345,29 @@ fn sigterm_lets_requests_in_progress_end() {
 }
 
 #[test]
+fn sigterm_waits_for_no_client_that_has_not_asked() {
+    if !have("openssl") {
+        return;
+    }
+    let dir = files();
+    let (cert, key) = certificate(dir.path());
+    let tls = ["--tls-cert", &*cert, "--tls-key", &*key];
+    for (tls, begun) in [(&[][..], &b""[..]), (&[], b"P"), (&tls, b""), (&tls, b"\x16\x03")] {
+        let args = [&["--listen", "127.0.0.1:0", "--max-connections", "1"], tls].concat();
+        let mut server = Server::new(dir.path(), &args);
+        let mut client = TcpStream::connect(&server.addresses[0]).expect("it listens");
+        client.write_all(begun).expect("it reads");
+        // Long enough to be accepted; what is not shows nothing.
+        std::thread::sleep(Duration::from_millis(200));
+        server.signal(rustix::process::Signal::TERM);
+        let mut said = String::new();
+        server.stderr.read_to_string(&mut said).expect("UTF-8");
+        assert!(said.contains("ending") && !said.contains("cut off"), "{said}");
+        assert!(server.child.wait().expect("it ends").success());
+    }
+}
+
+#[test]
 fn slow_and_stalled_clients_are_ended() {
     let dir = files();
     std::fs::write(dir.path().join("huge"), vec![7; 64 << 20]).expect("a file");
@@ -354,6 +377,14 @@ fn slow_and_stalled_clients_are_ended() {
     // Its headers never end.
     let answer = ask(&server.addresses[0], "GET /small HTTP/1.1\r\nhost:");
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+    // What it speaks is never clear; more comes all the time.
+    let mut unclear = TcpStream::connect(&server.addresses[0]).expect("it listens");
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r";
+    let ended = preface.iter().any(|byte| {
+        std::thread::sleep(Duration::from_millis(100));
+        unclear.write_all(&[*byte]).is_err()
+    });
+    assert!(ended, "a client that says nothing but its first words is waited for");
     // It reads nothing of what it asked for.
     let mut stalled = TcpStream::connect(&server.addresses[0]).expect("it listens");
     stalled.write_all(b"GET /huge HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");

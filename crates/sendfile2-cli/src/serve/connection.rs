@@ -1,6 +1,9 @@
 //! Connections: accepted within a limit, served, and ended.
 
 use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +13,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use metrics::{counter, gauge};
+use rustix::net::RecvFlags;
 use sendfile2::{Engine, Options};
 use sendfile2_axum::{Io, ServeDir, ZeroCopyLayer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -38,8 +42,10 @@ pub(super) struct Server {
     /// Told to connections that have not asked for anything yet.
     ending: watch::Sender<bool>,
     trouble: Seldom,
-    http: auto::Builder<TokioExecutor>,
+    /// hyper-util would find out which by itself, but by reading, after which hyper's buffer is
+    /// twice as large, and without a limit of time.
     http1: auto::Builder<TokioExecutor>,
+    http2: auto::Builder<TokioExecutor>,
 }
 
 /// What a connection of HTTP/2 begins with.
@@ -51,11 +57,52 @@ enum Accepted {
     Unix(UnixStream),
 }
 
+/// What a connection speaks.
+#[derive(Clone, Copy)]
+enum Http {
+    One,
+    Two,
+}
+
+impl Accepted {
+    /// Waits until the first bytes have said what is to be spoken, and leaves them where they are.
+    async fn spoken(&self) -> io::Result<Http> {
+        loop {
+            let ready = match self {
+                Accepted::Tcp(stream) => stream.ready(Interest::READABLE).await?,
+                Accepted::Unix(stream) => stream.ready(Interest::READABLE).await?,
+            };
+            let spoken = match self {
+                Accepted::Tcp(stream) => stream.try_io(Interest::READABLE, || look(stream)),
+                Accepted::Unix(stream) => stream.try_io(Interest::READABLE, || look(stream)),
+            };
+            match spoken {
+                // Nothing comes after what is there.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !ready.is_read_closed() => {}
+                spoken => return spoken,
+            }
+        }
+    }
+}
+
+/// Would-block until it is clear: tokio then waits for more.
+fn look(socket: impl AsFd) -> io::Result<Http> {
+    let mut first = [0; HTTP2.len()];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let (seen, _) = rustix::net::recv(socket, &mut first[..], flags)?;
+    match &first[..seen] {
+        [] => Err(io::ErrorKind::UnexpectedEof.into()),
+        HTTP2 => Ok(Http::Two),
+        seen if HTTP2.starts_with(seen) => Err(io::ErrorKind::WouldBlock.into()),
+        _ => Ok(Http::One),
+    }
+}
+
 /// What is not the client's doing, where a connection ended by that.
 fn broken(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(e) = error.downcast_ref::<std::io::Error>() {
+        if let Some(e) = error.downcast_ref::<io::Error>() {
             // It is no source of what it is in.
             let inner = e.get_ref().and_then(|inner| inner.downcast_ref::<sendfile2::Error>());
             if let Some(inner) = inner {
@@ -102,7 +149,7 @@ impl Server {
             ending: watch::Sender::new(false),
             trouble: Seldom::default(),
             http1: http.clone().http1_only(),
-            http,
+            http2: http.http2_only(),
         })
     }
 
@@ -124,7 +171,7 @@ impl Server {
                     tokio::spawn(Arc::clone(&self).connection(stream, peer, permit));
                 }
                 // The client was faster; or there are no descriptors, and others must end first.
-                Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) => {
                     self.trouble.note(&format!("sendfile2: cannot accept a connection: {e}"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -143,19 +190,20 @@ impl Server {
         let options = Options::new().engine(self.engine);
         match (&self.tls, stream) {
             (None, stream) => {
-                let (http, io) = match stream {
-                    Accepted::Tcp(stream) => (self.look(&stream).await, Io::new(stream, options)),
-                    Accepted::Unix(stream) => (Some(&self.http), Io::from_unix(stream, options)),
-                };
-                match (http, io) {
-                    (Some(http), Ok(io)) => {
-                        let io = self.timed(io);
-                        let files = ZeroCopyLayer::new().layer(self.dir.clone());
-                        self.http(http, io, &peer, files).await;
-                    }
-                    (None, _) => {}
-                    (_, Err(e)) => {
-                        self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
+                if let Some(http) = self.early(stream.spoken()).await {
+                    let io = match stream {
+                        Accepted::Tcp(stream) => Io::new(stream, options),
+                        Accepted::Unix(stream) => Io::from_unix(stream, options),
+                    };
+                    match io {
+                        Ok(io) => {
+                            let io = self.timed(io);
+                            let files = ZeroCopyLayer::new().layer(self.dir.clone());
+                            self.http(http, io, &peer, files).await;
+                        }
+                        Err(e) => {
+                            self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
+                        }
                     }
                 }
             }
@@ -172,19 +220,12 @@ impl Server {
         drop(permit);
     }
 
-    /// Waits for the first bytes, and says what is to be spoken; nothing if none came, or the end.
-    ///
-    /// hyper-util finds it out by itself, too, but by reading, after which hyper's buffer is twice
-    /// as large. So it is left only what the first bytes do not tell.
-    async fn look(&self, stream: &TcpStream) -> Option<&auto::Builder<TokioExecutor>> {
+    /// What comes before the first request, which has as long as a request's headers, and is not
+    /// waited for in the end.
+    async fn early<T>(&self, work: impl Future<Output = io::Result<T>>) -> Option<T> {
         let mut ending = self.ending.subscribe();
-        let mut first = [0; HTTP2.len()];
         tokio::select! {
-            seen = tokio::time::timeout(self.header_timeout, stream.peek(&mut first)) => {
-                let seen = seen.ok()?.ok()?;
-                let http1 = !HTTP2.starts_with(&first[..seen]);
-                Some(if http1 { &self.http1 } else { &self.http })
-            }
+            done = tokio::time::timeout(self.header_timeout, work) => done.ok()?.ok(),
             _ = ending.wait_for(|ending| *ending) => None,
         }
     }
@@ -200,19 +241,17 @@ impl Server {
     {
         // Beneath TLS, which keeps what the peer does not take, and writes it when it is flushed.
         let stream = self.timed(stream);
-        let hands = tokio::time::timeout(self.header_timeout, tls.accept(stream));
-        if let Ok(Ok(stream)) = hands.await {
-            self.http(&self.http, stream, peer, self.dir.clone()).await;
+        if let Some(stream) = self.early(tls.accept(stream)).await {
+            let http = match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Http::Two,
+                _ => Http::One,
+            };
+            self.http(http, stream, peer, self.dir.clone()).await;
         }
     }
 
-    async fn http<I, S, R>(
-        self: &Arc<Self>,
-        http: &auto::Builder<TokioExecutor>,
-        io: I,
-        peer: &str,
-        files: S,
-    ) where
+    async fn http<I, S, R>(self: &Arc<Self>, http: Http, io: I, peer: &str, files: S)
+    where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request<hyper::body::Incoming>, Response = Response<R>, Error = Infallible>
             + Clone
@@ -243,6 +282,10 @@ impl Server {
                 Ok::<_, Infallible>(response.map(Body::new))
             }
         });
+        let http = match http {
+            Http::One => &self.http1,
+            Http::Two => &self.http2,
+        };
         let connection = http.serve_connection(io, service);
         let watched = {
             let graceful = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
