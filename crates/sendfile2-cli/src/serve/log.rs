@@ -1,5 +1,6 @@
 //! The access log: one line a request, when its answer begins.
 
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, LineWriter, Write};
 use std::path::Path;
@@ -16,6 +17,14 @@ pub(super) struct Asked {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) version: Version,
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A URI may have quotes, which would end it here, and bytes that are not ASCII.
+        let uri = self.uri.to_string();
+        write!(f, "{} {} {:?}", self.method, uri.as_bytes().escape_ascii(), self.version)
+    }
 }
 
 impl Log {
@@ -35,12 +44,27 @@ impl Log {
     pub(super) fn write(&self, peer: &str, asked: &Asked, status: StatusCode, bytes: Option<u64>) {
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
         let bytes = bytes.map_or("-".into(), |bytes| bytes.to_string());
-        let Asked { method, uri, version } = asked;
         let status = status.as_u16();
-        // A URI has no quotes or control characters: its parser refuses them.
-        let line = format!("{peer} {now} \"{method} {uri} {version:?}\" {status} {bytes}\n");
+        let line = format!("{peer} {now} \"{asked}\" {status} {bytes}\n");
         let mut to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A disk that is full ends no service.
         let _ = to.write_all(line.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_forges_no_line() {
+        let asked = |uri: &[u8]| Asked {
+            method: Method::GET,
+            uri: Uri::try_from(uri).expect("a URI"),
+            version: Version::HTTP_11,
+        };
+        assert_eq!(asked(b"/a?b=%20").to_string(), "GET /a?b=%20 HTTP/1.1");
+        let forged = asked("/\" 200 1\u{85}".replace(' ', "{}").as_bytes()).to_string();
+        assert_eq!(forged, r#"GET /\"{}200{}1\xc2\x85 HTTP/1.1"#);
     }
 }
