@@ -28,6 +28,10 @@ use connection::Server;
 /// How long the end waits for releases.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How many connections may wait until they are accepted; the standard library's 128 are less than
+/// a burst of clients. The kernel takes at most net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
 /// Serve the files beneath a directory by HTTP, without a copy where that is possible
 ///
 /// HTTP/1 over plain TCP sends from the files' own pages. HTTP/2 and TLS read the files. No request
@@ -192,11 +196,13 @@ fn asynchronous(listener: net::Listener) -> anyhow::Result<Listening> {
     let made = || match &listener {
         net::Listener::Tcp(tcp) => {
             let tcp = tcp.try_clone()?;
+            rustix::net::listen(&tcp, BACKLOG)?;
             tcp.set_nonblocking(true)?;
             Ok::<_, std::io::Error>((Some(tokio::net::TcpListener::from_std(tcp)?), None))
         }
         net::Listener::Unix(unix, _) => {
             let unix = unix.try_clone()?;
+            rustix::net::listen(&unix, BACKLOG)?;
             unix.set_nonblocking(true)?;
             Ok((None, Some(tokio::net::UnixListener::from_std(unix)?)))
         }
