@@ -93,6 +93,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     usable(args.engine, &args.listen)?;
+    let listeners = args.listen.len();
+    anyhow::ensure!(
+        usize::try_from(args.max_connections.get()).unwrap_or(usize::MAX) >= listeners,
+        "each of {listeners} listeners needs a connection to accept: give --max-connections \
+         {listeners} or more"
+    );
     allow_descriptors();
     let dir = if args.follow_links_out { ServeDir::follow_links_out } else { ServeDir::new };
     let dir = dir(&args.dir).with_context(|| format!("cannot open {}", args.dir.display()))?;

@@ -496,6 +496,10 @@ fn a_wrong_command_line_is_told() {
         (&["/tmp", "--engine", "uring"], "auto, copy or zerocopy"),
         (&["/tmp", "--engine", "zerocopy", "--listen", "unix:/tmp/s"], "auto or copy"),
         (&["/tmp", "--listen", "localhost:1:2"], "brackets"),
+        (
+            &["/tmp", "--listen", ":0", "--listen", ":0", "--max-connections", "1"],
+            "--max-connections 2",
+        ),
         (&["/tmp", "--tls-cert", "x"], "--tls-key"),
         (&["/tmp", "--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "no certificate"),
     ] {
