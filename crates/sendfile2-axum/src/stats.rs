@@ -60,6 +60,8 @@ impl Drop for Sends {
             gauge!("sendfile2_in_flight_sends").decrement(many(self.0.len()));
             gauge!("sendfile2_unknown_sends").increment(many(self.0.len()));
             let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+            // Also where nobody asks for what is outstanding it does not grow for ever.
+            left.retain(|(ticket, at)| !released(ticket, *at, "sendfile2_unknown_sends"));
             left.extend(self.0.drain(..));
         }
     }
@@ -76,7 +78,8 @@ fn released(ticket: &Ticket, at: Instant, among: &'static str) -> bool {
 }
 
 /// Sends of connections that are gone, whose release is not known: the reaper drains them. Call it
-/// before the metrics are read: it counts what was released since.
+/// before the metrics are read, and once in a while: it counts what was released since, and how
+/// long ago a release was is only known to the time between two calls.
 pub fn outstanding() -> usize {
     let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
     left.retain(|(ticket, at)| !released(ticket, *at, "sendfile2_unknown_sends"));
