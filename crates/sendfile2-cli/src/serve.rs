@@ -93,13 +93,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     usable(args.engine, &args.listen)?;
+    let connections = args.max_connections.get().min(allowed(descriptors()));
     let listeners = args.listen.len();
     anyhow::ensure!(
-        usize::try_from(args.max_connections.get()).unwrap_or(usize::MAX) >= listeners,
+        usize::try_from(connections).unwrap_or(usize::MAX) >= listeners,
         "each of {listeners} listeners needs a connection to accept: give --max-connections \
          {listeners} or more"
     );
-    allow_descriptors();
     let dir = if args.follow_links_out { ServeDir::follow_links_out } else { ServeDir::new };
     let dir = dir(&args.dir).with_context(|| format!("cannot open {}", args.dir.display()))?;
     let mut runtime = match args.workers {
@@ -111,7 +111,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
     };
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
-    let done = runtime.block_on(serve(args, dir));
+    let done = runtime.block_on(serve(args, connections, dir));
     // What still reads a file is not waited for; what was sent without a copy is, since it is the
     // process that keeps an eye on it.
     runtime.shutdown_background();
@@ -144,17 +144,32 @@ fn usable(engine: Engine, listen: &[Address]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each connection takes a descriptor, and each file that is kept open.
-fn allow_descriptors() {
+/// How many descriptors there may be, at most.
+fn descriptors() -> Option<u64> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
+    let current = limit.current;
     limit.current = limit.maximum;
-    if let Err(e) = setrlimit(Resource::Nofile, limit) {
-        output::note(&format!("sendfile2: cannot raise the limit of descriptors: {e}"));
+    match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => limit.maximum,
+        Err(e) => {
+            output::note(&format!("sendfile2: cannot raise the limit of descriptors: {e}"));
+            current
+        }
     }
 }
 
-async fn serve(args: &Args, dir: ServeDir) -> anyhow::Result<()> {
+/// How many connections there may be at that many descriptors: each takes one, and so does each
+/// file that is kept open, and what else the process has.
+fn allowed(descriptors: Option<u64>) -> u32 {
+    const FILES: u64 = 1024;
+    const OTHERS: u64 = 64;
+    let Some(descriptors) = descriptors else { return u32::MAX };
+    let connections = descriptors.saturating_sub(FILES + OTHERS).max(descriptors / 2);
+    u32::try_from(connections).unwrap_or(u32::MAX)
+}
+
+async fn serve(args: &Args, connections: u32, dir: ServeDir) -> anyhow::Result<()> {
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => Some(tls(cert, key)?),
         _ => None,
@@ -165,12 +180,20 @@ async fn serve(args: &Args, dir: ServeDir) -> anyhow::Result<()> {
     if let Some(address) = &args.admin {
         admin::start(address)?;
     }
-    let server = Server::new(args, dir, tls, log);
+    let server = Server::new(args, connections, dir, tls, log);
     let mut listening = tokio::task::JoinSet::new();
     for address in &args.listen {
         let listener = address.listen()?;
         output::note(&format!("sendfile2: listening on {}", listener.address()?));
         listening.spawn(Arc::clone(&server).accept(asynchronous(listener)?));
+    }
+    // After the addresses, which others wait for.
+    if connections < args.max_connections.get() {
+        output::note(&format!(
+            "sendfile2: the limit of descriptors (ulimit -Hn) allows {connections} connections, \
+             not {}; more wait",
+            args.max_connections
+        ));
     }
     tokio::select! {
         _ = stop.recv() => {}
@@ -233,4 +256,16 @@ fn tls(cert: &std::path::Path, key: &std::path::Path) -> anyhow::Result<TlsAccep
         .context("the certificate and the key do not make a TLS server")?;
     config.alpn_protocols = vec![b"h2".into(), b"http/1.1".into()];
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::allowed;
+
+    #[test]
+    fn connections_leave_descriptors_for_files() {
+        assert_eq!(allowed(None), u32::MAX);
+        assert_eq!(allowed(Some(20_000)), 18_912);
+        assert_eq!(allowed(Some(1024)), 512);
+    }
 }

@@ -121,6 +121,7 @@ fn broken(error: &(dyn std::error::Error + 'static)) -> Option<String> {
 impl Server {
     pub(super) fn new(
         args: &Args,
+        connections: u32,
         dir: ServeDir,
         tls: Option<TlsAcceptor>,
         log: Option<Log>,
@@ -133,7 +134,6 @@ impl Server {
             // answers, for which it would keep 8 KiB more.
             .half_close(true);
         http.http2().timer(TokioTimer::new());
-        let connections = args.max_connections.get();
         Arc::new(Server {
             dir,
             engine: args.engine,
