@@ -36,7 +36,8 @@ const BACKLOG: i32 = 4096;
 ///
 /// HTTP/1 over plain TCP sends from the files' own pages. HTTP/2 and TLS read the files. No request
 /// leaves the directory, also not by a symbolic link. A directory is answered with its index.html,
-/// and never listed. SIGTERM and SIGINT end it when the requests in progress are answered.
+/// and never listed. SIGTERM and SIGINT end it when the requests in progress are answered; a second
+/// one at once.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -177,9 +178,7 @@ async fn serve(args: &Args, connections: u32, dir: ServeDir) -> anyhow::Result<(
     let mut stop = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let log = args.access_log.as_deref().map(log::Log::open).transpose()?;
-    if let Some(address) = &args.admin {
-        admin::start(address)?;
-    }
+    let admin = args.admin.as_ref().map(admin::start).transpose()?;
     let server = Server::new(args, connections, dir, tls, log);
     let mut listening = tokio::task::JoinSet::new();
     for address in &args.listen {
@@ -204,11 +203,22 @@ async fn serve(args: &Args, connections: u32, dir: ServeDir) -> anyhow::Result<(
     // From here on connections are refused.
     listening.shutdown().await;
     output::note("sendfile2: ending");
-    let left = server.finish(args.grace).await;
+    let ending = Instant::now();
+    let left = tokio::select! {
+        left = server.finish(args.grace) => left,
+        // Who says it twice does not want to wait.
+        _ = stop.recv() => server.left(),
+        _ = interrupt.recv() => server.left(),
+    };
+    if let Some(admin) = admin {
+        // Its socket's path goes with it.
+        admin.abort();
+        let _ = admin.await;
+    }
     if left > 0 {
         output::note(&format!(
             "sendfile2: {left} connections were cut off after {}",
-            units::time(args.grace)
+            units::time(ending.elapsed())
         ));
     }
     Ok(())

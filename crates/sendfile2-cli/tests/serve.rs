@@ -345,6 +345,30 @@ fn sigterm_lets_requests_in_progress_end() {
 }
 
 #[test]
+fn a_second_sigterm_ends_it_at_once_and_no_path_stays() {
+    let dir = files();
+    let path = dir.path().join("admin");
+    let admin = format!("unix:{}", path.display());
+    let args = ["--listen", "127.0.0.1:0", "--admin", &admin, "--workers", "2", "--grace", "1h"];
+    let mut server = Server::new(dir.path(), &args);
+    std::fs::write(dir.path().join("huge"), vec![7; 64 << 20]).expect("a file");
+    let mut busy = TcpStream::connect(&server.addresses[0]).expect("it listens");
+    busy.write_all(b"GET /huge HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
+    busy.read_exact(&mut [0; 1000]).expect("it answers");
+    assert!(path.exists());
+    server.signal(rustix::process::Signal::TERM);
+    let mut line = String::new();
+    server.stderr.read_line(&mut line).expect("UTF-8");
+    assert!(line.contains("ending"), "{line}");
+    server.signal(rustix::process::Signal::TERM);
+    let mut said = String::new();
+    server.stderr.read_to_string(&mut said).expect("UTF-8");
+    assert!(said.contains("1 connections were cut off"), "{said}");
+    assert!(server.child.wait().expect("it ends").success());
+    assert!(!path.exists(), "the admin's socket stays behind");
+}
+
+#[test]
 fn sigterm_waits_for_no_client_that_has_not_asked() {
     if !have("openssl") {
         return;

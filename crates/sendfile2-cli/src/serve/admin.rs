@@ -7,6 +7,7 @@ use axum::Router;
 use axum::routing::get;
 use metrics::{describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::task::JoinHandle;
 
 use super::Listening;
 use crate::net::Address;
@@ -15,8 +16,8 @@ use crate::output;
 /// Seconds, from a release that comes with the send to one that comes with the peer's retreat.
 const RELEASE: [f64; 9] = [0.000_01, 0.000_1, 0.001, 0.005, 0.02, 0.1, 0.5, 5.0, 60.0];
 
-/// Serves metrics and health at `address`, in the background.
-pub(super) fn start(address: &Address) -> anyhow::Result<()> {
+/// Serves metrics and health at `address`, until the task is aborted.
+pub(super) fn start(address: &Address) -> anyhow::Result<JoinHandle<()>> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full("sendfile2_release_seconds".into()), &RELEASE)
         .context("the histogram's buckets")?
@@ -35,14 +36,15 @@ pub(super) fn start(address: &Address) -> anyhow::Result<()> {
     let app = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/metrics", get(move || async move { render(&handle) }));
-    match super::asynchronous(listener)? {
-        Listening::Tcp(tcp) => tokio::spawn(async { axum::serve(tcp, app).await }),
+    Ok(match super::asynchronous(listener)? {
+        Listening::Tcp(tcp) => tokio::spawn(async {
+            let _ = axum::serve(tcp, app).await;
+        }),
         Listening::Unix(unix, path) => tokio::spawn(async {
             let _removed_in_the_end = path;
-            axum::serve(unix, app).await
+            let _ = axum::serve(unix, app).await;
         }),
-    };
-    Ok(())
+    })
 }
 
 fn render(handle: &PrometheusHandle) -> String {

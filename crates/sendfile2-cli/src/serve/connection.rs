@@ -159,9 +159,10 @@ impl Server {
             // It is never closed.
             let Ok(permit) = Arc::clone(&self.limit).acquire_owned().await else { return };
             let accepted = match &listener {
-                Listening::Tcp(tcp) => {
-                    tcp.accept().await.map(|(s, peer)| (Accepted::Tcp(s), peer.ip().to_string()))
-                }
+                Listening::Tcp(tcp) => tcp
+                    .accept()
+                    .await
+                    .map(|(s, peer)| (Accepted::Tcp(s), peer.ip().to_canonical().to_string())),
                 Listening::Unix(unix, _) => {
                     unix.accept().await.map(|(s, _)| (Accepted::Unix(s), "unix".to_owned()))
                 }
@@ -315,6 +316,11 @@ impl Server {
             drop(self.limit.acquire_many(self.connections).await);
         };
         let _ = tokio::time::timeout(grace, all).await;
+        self.left()
+    }
+
+    /// How many connections there are, while none is accepted.
+    pub(super) fn left(&self) -> usize {
         usize::try_from(self.connections).unwrap_or(usize::MAX) - self.limit.available_permits()
     }
 }

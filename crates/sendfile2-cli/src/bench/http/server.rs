@@ -135,6 +135,8 @@ fn ours(
 ) -> anyhow::Result<(SocketAddr, u32, Running)> {
     let mut command = netns::ourselves(&[])?;
     command.arg("serve").arg(files).args(["--listen", "127.0.0.1:0", "--workers", "1"]);
+    // More than any crowd.
+    command.args(["--max-connections", "32768"]);
     command.args(["--engine", engine.name()]).stderr(Stdio::piped());
     let mut child = spawn(&mut command, cpu)?;
     let (pid, stderr) = (child.id(), child.stderr.take().context("no standard error")?);
