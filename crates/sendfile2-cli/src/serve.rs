@@ -221,6 +221,12 @@ async fn serve(args: &Args, connections: u32, dir: ServeDir) -> anyhow::Result<(
             units::time(ending.elapsed())
         ));
     }
+    let dropped = server.finish_log().await;
+    if dropped > 0 {
+        output::note(&format!(
+            "sendfile2: {dropped} lines of the access log were dropped: its reader was too slow"
+        ));
+    }
     Ok(())
 }
 

@@ -316,9 +316,42 @@ fn metrics_health_and_the_log() {
     assert!(text.contains("sendfile2_release_seconds_bucket"), "{text}");
     assert!(text.contains("sendfile2_http_bodies_total{became=\"mapped\"}"), "{text}");
     assert!(text.contains("sendfile2_http_requests_total{status=\"404\"} 1"), "{text}");
-    let log = std::fs::read_to_string(log).expect("it is there");
-    assert!(log.contains("\"GET /large HTTP/1.1\" 200 9000000\n"), "{log}");
-    assert!(log.contains("\"GET /metrics HTTP/1.1\" 404 "), "{log}");
+    until("it is logged", || {
+        let log = std::fs::read_to_string(log).expect("it is there");
+        log.contains("\"GET /large HTTP/1.1\" 200 9000000\n")
+            && log.contains("\"GET /metrics HTTP/1.1\" 404 ")
+    });
+}
+
+/// More lines than the pipe and the server keep.
+#[test]
+fn an_access_log_that_nobody_reads_stops_nothing() {
+    let dir = files();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sendfile2"));
+    command.stdout(Stdio::piped());
+    let args = ["--listen", "127.0.0.1:0", "--access-log", "-", "--workers", "1"];
+    let mut server = Server::by(command, dir.path(), &args);
+    let request = format!("HEAD /small?{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(900));
+    let mut client = TcpStream::connect(&server.addresses[0]).expect("it listens");
+    client.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+    for _ in 0..50 {
+        client.write_all(request.repeat(100).as_bytes()).expect("it reads");
+        let mut heads = 0;
+        let mut bytes = [0; 64 << 10];
+        let mut answers = Vec::new();
+        while heads < 100 {
+            let read = client.read(&mut bytes).expect("it answers");
+            assert_ne!(read, 0, "it closed");
+            answers.extend_from_slice(&bytes[..read]);
+            heads = answers.windows(4).filter(|w| w == b"\r\n\r\n").count();
+        }
+    }
+    assert!(get(&server.addresses[0], "/small").ends_with("hello\n"));
+    server.signal(rustix::process::Signal::TERM);
+    let mut said = String::new();
+    server.stderr.read_to_string(&mut said).expect("UTF-8");
+    assert!(said.contains("lines of the access log were dropped"), "{said}");
+    assert!(server.child.wait().expect("it ends").success());
 }
 
 #[test]

@@ -319,6 +319,14 @@ impl Server {
         self.left()
     }
 
+    /// How many lines the access log could not take, when the rest is written.
+    pub(super) async fn finish_log(&self) -> u64 {
+        match &self.log {
+            Some(log) => log.finish().await,
+            None => 0,
+        }
+    }
+
     /// How many connections there are, while none is accepted.
     pub(super) fn left(&self) -> usize {
         usize::try_from(self.connections).unwrap_or(usize::MAX) - self.limit.available_permits()

@@ -2,15 +2,27 @@
 
 use std::fmt;
 use std::fs::OpenOptions;
-use std::io::{self, LineWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use axum::http::{Method, StatusCode, Uri, Version};
+use metrics::counter;
+use tokio::sync::mpsc;
 
-pub(super) struct Log(Mutex<Box<dyn Write + Send>>);
+/// Lines that wait while the one who reads them (`--access-log -`) pauses.
+const LINES: usize = 4096;
+
+/// How long the end waits for those.
+const FLUSH: Duration = Duration::from_secs(2);
+
+pub(super) struct Log {
+    /// Written by a thread of their own, so that no writing stops the server; nothing is the end.
+    lines: mpsc::Sender<Option<String>>,
+    dropped: AtomicU64,
+}
 
 /// What was asked.
 pub(super) struct Asked {
@@ -33,11 +45,14 @@ impl Log {
             Box::new(io::stdout())
         } else {
             let file = OpenOptions::new().create(true).append(true).open(path);
-            Box::new(LineWriter::new(
-                file.with_context(|| format!("cannot write to {}", path.display()))?,
-            ))
+            Box::new(file.with_context(|| format!("cannot write to {}", path.display()))?)
         };
-        Ok(Log(Mutex::new(to)))
+        let (lines, written) = mpsc::channel(LINES);
+        std::thread::Builder::new()
+            .name("access log".into())
+            .spawn(|| write_out(written, to))
+            .context("cannot start the access log's thread")?;
+        Ok(Log { lines, dropped: AtomicU64::new(0) })
     }
 
     /// `bytes` is the size of the answer's body, as far as it is known.
@@ -46,10 +61,33 @@ impl Log {
         let bytes = bytes.map_or("-".into(), |bytes| bytes.to_string());
         let status = status.as_u16();
         let line = format!("{peer} {now} \"{asked}\" {status} {bytes}\n");
-        let mut to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.lines.try_send(Some(line)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            counter!("sendfile2_log_lines_dropped_total").increment(1);
+        }
+    }
+
+    /// Waits until what there is is written, but not for ever. How many lines were dropped.
+    pub(super) async fn finish(&self) -> u64 {
+        let written = async {
+            let _ = self.lines.send(None).await;
+            self.lines.closed().await;
+        };
+        let _ = tokio::time::timeout(FLUSH, written).await;
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+fn write_out(mut lines: mpsc::Receiver<Option<String>>, to: Box<dyn Write + Send>) {
+    let mut to = BufWriter::new(to);
+    while let Some(Some(line)) = lines.blocking_recv() {
         // A disk that is full ends no service.
         let _ = to.write_all(line.as_bytes());
+        if lines.is_empty() {
+            let _ = to.flush();
+        }
     }
+    let _ = to.flush();
 }
 
 #[cfg(test)]
