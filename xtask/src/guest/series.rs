@@ -85,7 +85,7 @@ pub(super) fn users(initramfs: &mut Initramfs, installed: &Path) -> anyhow::Resu
             }
             _ => Step::new(format!("libsendfile2: {name}, as a user"), [at.as_str()]).ordinary(),
         };
-        // One of them sends 3 GiB.
+        // One of them sends 2 GiB.
         steps.push(step.env("TEST_DIR", "/tmp").seconds(1200));
     }
     let lower: Vec<u8> = (0..5000_u32)
