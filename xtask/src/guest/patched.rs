@@ -103,6 +103,8 @@ fn over_the_device() -> Vec<Step> {
     let command =
         |words: &[&'static str]| [&["/usr/bin/sendfile2"], words, &there, &["--json"]].concat();
     steps.push(Step::new("demo", command(&["demo", "--size", "2M"])).seconds(300));
+    // Longer, so that the control is seen to go wrong however slow the machine is.
+    steps.push(nic::queue("long", "delay 20ms limit 100000"));
     for engine in ["sendfile", "native"] {
         let words = ["torture", "--engine", engine, "--duration", "20s", "--clients", "10"];
         let words = [&words[..], &["--processes", "2", "--slot-size", "64K"]].concat();
