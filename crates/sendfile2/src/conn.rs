@@ -563,6 +563,11 @@ impl Conn {
 
     /// Reads completions and lets go of what they release. Returns how many messages were read.
     pub(crate) fn reap(&self) -> Result<usize, Error> {
+        self.reap_as(None)
+    }
+
+    /// As [`reap`](Self::reap), by who is registered with `key` and need not be woken.
+    fn reap_as(&self, key: Option<u64>) -> Result<usize, Error> {
         // A unix socket does not know MSG_ERRQUEUE and would hand out what its peer has sent.
         if self.kind.zerocopy().is_err() {
             return Ok(0);
@@ -641,7 +646,7 @@ impl Conn {
                 }
             }
             // Listed only now: who registers later finds the tickets changed already.
-            let wakers = lock(&self.wakers).all();
+            let wakers = lock(&self.wakers).all(key);
             for waker in wakers {
                 waker.wake();
             }
@@ -726,12 +731,12 @@ impl Conn {
     /// when the receive buffer is full), so it looks by itself now and then.
     pub(crate) fn wait_acknowledged(&self, end: u64, deadline: Instant) -> Result<bool, Error> {
         Parker::with(|parker| {
-            let _registered = Registered::new(self, parker.waker());
+            let registered = Registered::new(self, parker.waker());
             let _watch = parker.watch(self.socket.as_fd(), 0, Interest::Errors)?;
             let mut looks = Looks::new(self.stamps);
             loop {
                 // What is on the queue wakes but once. An error of the ids is not the waiter's.
-                let _ = self.reap();
+                let _ = registered.reap();
                 match self.acknowledgement(end)? {
                     Acknowledgement::Acknowledged => return Ok(true),
                     Acknowledgement::Unknowable => return Ok(false),
@@ -1094,10 +1099,10 @@ pub(crate) fn wait<T>(
     }
     let interest = if writable { Interest::Writable } else { Interest::Errors };
     Parker::with(|parker| {
-        let _registered = Registered::new(conn, parker.waker());
+        let registered = Registered::new(conn, parker.waker());
         let _watch = parker.watch(conn.socket.as_fd(), 0, interest)?;
         loop {
-            conn.reap()?;
+            registered.reap()?;
             if let Some(value) = check()? {
                 return Ok(value);
             }
@@ -1109,7 +1114,7 @@ pub(crate) fn wait<T>(
             // Who waits for a release, and finds nothing in flight, waits for another thread that
             // has read the notification and is about to say so.
             let error = writable && events.iter().any(|e| e.error);
-            if error && conn.reap()? == 0 && conn.sends_in_flight() == 0 {
+            if error && registered.reap()? == 0 && conn.sends_in_flight() == 0 {
                 if let Some(value) = check()? {
                     return Ok(value);
                 }
@@ -1132,10 +1137,10 @@ pub(crate) async fn wait_as_task<T>(
         return Ok(value);
     }
     let task = crate::park::task::Parker::new()?;
-    let _registered = Registered::new(conn, task.as_thread().waker());
+    let registered = Registered::new(conn, task.as_thread().waker());
     let _watch = task.as_thread().watch(conn.socket.as_fd(), 0, Interest::Errors)?;
     loop {
-        conn.reap()?;
+        registered.reap()?;
         if let Some(value) = check()? {
             return Ok(value);
         }
@@ -1154,6 +1159,11 @@ impl<C: std::ops::Deref<Target = Conn>> Registered<C> {
     pub(crate) fn new(conn: C, waker: Waker) -> Self {
         let key = lock(&conn.wakers).insert(waker);
         Registered { conn, key }
+    }
+
+    /// As [`Conn::reap`]; whoever is registered here looks at what has changed before it waits.
+    pub(crate) fn reap(&self) -> Result<usize, Error> {
+        self.conn.reap_as(Some(self.key))
     }
 }
 

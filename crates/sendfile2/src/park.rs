@@ -214,8 +214,9 @@ impl Wakers {
         self.list.retain(|(k, _)| *k != key);
     }
 
-    /// All of them, to be woken after unlocking.
-    pub(crate) fn all(&self) -> Vec<Waker> {
-        self.list.iter().map(|(_, w)| w.clone()).collect()
+    /// All of them, to be woken after unlocking; but not the one of who asks, if that has the key
+    /// `but`: it looks next at what has changed.
+    pub(crate) fn all(&self, but: Option<u64>) -> Vec<Waker> {
+        self.list.iter().filter(|(key, _)| Some(*key) != but).map(|(_, w)| w.clone()).collect()
     }
 }

@@ -650,7 +650,7 @@ impl Shared {
                 Late::Over { progress, failure } => progress.is_over(failure),
             }
         }
-        let wakers = lock(&self.wakers).all();
+        let wakers = lock(&self.wakers).all(None);
         for waker in wakers {
             waker.wake();
         }
