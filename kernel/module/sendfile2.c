@@ -36,8 +36,8 @@
 #define SF2_FLAGS	(SENDFILE2_ZC | SENDFILE2_POSITION | SENDFILE2_DONTWAIT | \
 			 SENDFILE2_MORE | SENDFILE2_NOSIGNAL | SENDFILE2_WAIT)
 
-/* The bytes of one notification; msg_zerocopy_realloc() extends none of more, either. */
-#define SF2_NOTE_BYTES	BIT(19)
+/* The bytes of a notification that several calls share. */
+#define SF2_NOTE_BYTES	SZ_1M
 
 /*
  * Who is told when the pages of an sf2_ubuf are free. Leaving SF2_PENDING decides it, once, by a
@@ -156,20 +156,37 @@ static void sf2_note_take_id(struct sock *sk, struct ubuf_info *note)
 }
 
 /*
+ * Whether the note of what is still to be sent can be that of the next @count bytes, too. Its ids
+ * are a range, without gaps.
+ */
+static bool sf2_note_fits(struct sock *sk, struct ubuf_info *note, size_t count)
+{
+	struct ubuf_info_msgzc *uarg = uarg_to_msgzc(note);
+
+	return note->ops == &msg_zerocopy_ubuf_ops && uarg->len < USHRT_MAX - 1 &&
+	       uarg->id + uarg->len == (u32)atomic_read(&sk->sk_zckey) &&
+	       count <= SF2_NOTE_BYTES && uarg->bytelen + count <= SF2_NOTE_BYTES;
+}
+
+/*
  * The note, and the id, of a call that is about to send its first bytes. As for send(MSG_ZEROCOPY),
- * small calls share the note of what is still to be sent before them, and so its packet. Under the
- * socket's lock, which must be held until it is known whether the id is used, or to be given back.
+ * calls share the note of what is still to be sent before them, and so its packet: small ones, and
+ * what goes on where a call has found no more room. (But msg_zerocopy_realloc() extends none beyond
+ * 512 KiB.) Under the socket's lock, which must be held until it is known whether the id is used,
+ * or to be given back.
  */
 static struct ubuf_info *sf2_note_get(struct sock *sk, size_t count)
 {
 	struct ubuf_info *tail = skb_zcopy(tcp_write_queue_tail(sk));
 
-	if (tail && (tail->ops != &msg_zerocopy_ubuf_ops ||
-		     count > SF2_NOTE_BYTES ||
-		     uarg_to_msgzc(tail)->bytelen + count > SF2_NOTE_BYTES))
-		tail = NULL;
+	if (tail && sf2_note_fits(sk, tail, count)) {
+		uarg_to_msgzc(tail)->len++;
+		atomic_inc(&sk->sk_zckey);
+		net_zcopy_get(tail);
+		return tail;
+	}
 	/* For no bytes: they are not charged to RLIMIT_MEMLOCK. */
-	return msg_zerocopy_realloc(sk, 0, tail);
+	return msg_zerocopy_realloc(sk, 0, NULL);
 }
 
 static void sf2_note_add_bytes(struct ubuf_info *note, size_t count)
@@ -319,12 +336,13 @@ static int sf2_sendmsg_locked(struct sf2_send *send, struct msghdr *msg)
 	msg->msg_ubuf = send->ubuf ?: note;
 	ret = tcp_sendmsg_locked(sk, msg, msg_data_left(msg));
 	if (note && ret > 0) {
-		sf2_note_add_bytes(note, send->count);
 		send->note = note;
 		send->ubuf = note;
 	} else if (note) {
 		msg_zerocopy_put_abort(note, true);
 	}
+	if (!send->own && ret > 0)
+		sf2_note_add_bytes(send->note, ret);
 	/* Without scatter and gather TCP has copied everything. */
 	if (ret > 0 && !(sk->sk_route_caps & NETIF_F_SG)) {
 		if (send->own)

@@ -182,7 +182,7 @@ fn many() {
     read(&rx, filled / 2);
     settle(&tx);
     let before = calls;
-    // Only so much is there, but a call that asks for more than 512 KiB shares no notification.
+    // Only so much is there, but a call that asks for 1 MiB shares nobody's notification.
     let mut last = args(1 << 20, flags::DONTWAIT);
     let limit = loop {
         last.offset = (4 << 20) - 64;
