@@ -2,7 +2,7 @@
 //! nanosecond): those of the sending thread, and those of its network device's own thread, in which
 //! the kernel learns of what was sent and acknowledged. The receiving side is not counted.
 //!
-//! Usage: guest-count NAMESPACE ADDRESS FILE; prints a line of JSON for each way and size.
+//! Usage: guest-count NAMESPACE ADDRESS FILE; prints a line of JSON for each connection.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -31,7 +31,7 @@ const COUNTED: u64 = 4 * FILE;
 
 /// Connections, with all ways in turn. Who waits for whom falls out differently on each, and stays
 /// so: one says little.
-const ROUNDS: u64 = 8;
+const ROUNDS: u64 = 24;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -46,37 +46,35 @@ fn main() -> anyhow::Result<()> {
     let (source, device) = (Source::new(file)?, Device::find()?);
     let ways = [None].into_iter().chain(Engine::ALL.into_iter().map(Some));
     let ways: Vec<_> = ways.filter(|way| *way != Some(Engine::Auto)).collect();
-    let mut counts = Vec::new();
-    for size in SIZES {
-        for way in &ways {
-            let way = way.map_or("sendfile", Engine::name).to_owned();
-            counts.push(Count { way, size, calls: 0, instructions: 0, copied: 0 });
-        }
-    }
     for _ in 0..ROUNDS {
-        for (count, engine) in counts.iter_mut().zip(ways.iter().cycle()) {
+        for (size, engine) in SIZES.into_iter().flat_map(|size| ways.iter().map(move |w| (size, w)))
+        {
             // Until what came before has ended; an idle guest's time costs nothing.
             std::thread::sleep(Duration::from_secs(10));
-            let way = Way::new(connect(namespace, address)?, *engine);
-            let mut way = way.with_context(|| count.way.clone())?;
-            let (size, calls) = (count.size, COUNTED / count.size);
+            let name = engine.map_or("sendfile", Engine::name);
+            let mut way = Way::new(connect(namespace, address)?, *engine).context(name)?;
+            let calls = COUNTED / size;
             way.send(&source, size, GROWTH / size)?;
-            let (counters, others) = (way.counters(), device.instructions()?);
+            let (counters, others, packets) =
+                (way.counters(), device.instructions()?, Device::packets()?);
             let before = instructions()?;
             way.send(&source, size, calls)?;
-            count.instructions += instructions()? - before;
-            count.instructions += device.instructions()? - others;
-            count.calls += calls;
-            count.copied += match (engine, way.counters()) {
-                (None, _) => 0,
-                (Some(Engine::Copy), _) => calls * size,
-                // Of a call that says so, all.
-                (_, after) => (after.copied - counters.copied) * size,
+            let count = Count {
+                way: name.to_owned(),
+                size,
+                calls,
+                thread: instructions()? - before,
+                device: device.instructions()? - others,
+                packets: Device::packets()? - packets,
+                copied: match (engine, way.counters()) {
+                    (None, _) => 0,
+                    (Some(Engine::Copy), _) => calls * size,
+                    // Of a call that says so, all.
+                    (_, after) => (after.copied - counters.copied) * size,
+                },
             };
+            println!("{}", serde_json::to_string(&count)?);
         }
-    }
-    for count in counts {
-        println!("{}", serde_json::to_string(&count)?);
     }
     Ok(())
 }
@@ -178,6 +176,12 @@ impl Device {
         }
         ensure!(!found.is_empty(), "eth0 has no threads of its own");
         Ok(Device(found))
+    }
+
+    /// That it was given, as the network stack cuts them.
+    fn packets() -> anyhow::Result<u64> {
+        let packets = std::fs::read_to_string("/sys/class/net/eth0/statistics/tx_packets")?;
+        packets.trim().parse().context("tx_packets")
     }
 
     fn instructions(&self) -> anyhow::Result<u64> {

@@ -89,7 +89,7 @@ impl Step {
     }
 }
 
-/// What sending so costs: what `guest-count` prints.
+/// What sending so cost on one connection: what `guest-count` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// The engine, or `sendfile`.
@@ -98,8 +98,12 @@ pub struct Count {
     pub size: u64,
     /// How many calls were counted.
     pub calls: u64,
-    /// What all of them took.
-    pub instructions: u64,
+    /// Instructions of the sending thread, for all of them.
+    pub thread: u64,
+    /// And of its device's.
+    pub device: u64,
+    /// Packets that the device was given.
+    pub packets: u64,
     /// Bytes that the sending side's kernel copied, of all.
     pub copied: u64,
 }
