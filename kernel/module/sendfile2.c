@@ -157,13 +157,13 @@ static void sf2_note_take_id(struct sock *sk, struct ubuf_info *note)
 
 /*
  * Whether the note of what is still to be sent can be that of the next @count bytes, too. Its ids
- * are a range, without gaps.
+ * are a range, without gaps; and it has one (that of a kernel with sendfile2(2) may not yet).
  */
 static bool sf2_note_fits(struct sock *sk, struct ubuf_info *note, size_t count)
 {
 	struct ubuf_info_msgzc *uarg = uarg_to_msgzc(note);
 
-	return note->ops == &msg_zerocopy_ubuf_ops && uarg->len < USHRT_MAX - 1 &&
+	return note->ops == &msg_zerocopy_ubuf_ops && uarg->len && uarg->len < USHRT_MAX - 1 &&
 	       uarg->id + uarg->len == (u32)atomic_read(&sk->sk_zckey) &&
 	       count <= SF2_NOTE_BYTES && uarg->bytelen + count <= SF2_NOTE_BYTES;
 }
@@ -336,12 +336,15 @@ static int sf2_sendmsg_locked(struct sf2_send *send, struct msghdr *msg)
 	msg->msg_ubuf = send->ubuf ?: note;
 	ret = tcp_sendmsg_locked(sk, msg, msg_data_left(msg));
 	if (note && ret > 0) {
+		/* A call that waits holds the note back until all that it asks for is sent. */
+		if (!(send->msg_flags & MSG_DONTWAIT))
+			sf2_note_add_bytes(note, send->count);
 		send->note = note;
 		send->ubuf = note;
 	} else if (note) {
 		msg_zerocopy_put_abort(note, true);
 	}
-	if (!send->own && ret > 0)
+	if (!send->own && ret > 0 && (send->msg_flags & MSG_DONTWAIT))
 		sf2_note_add_bytes(send->note, ret);
 	/* Without scatter and gather TCP has copied everything. */
 	if (ret > 0 && !(sk->sk_route_caps & NETIF_F_SG)) {

@@ -108,8 +108,8 @@ fn truncation_in_mid_send_is_an_error_and_no_signal() {
                         file.write_all_at(&expected, 0).unwrap();
                     }
                 });
+                let _stop = common::SetOnDrop(&stop);
                 truncated += (0..8).filter(|_| round() < len).count();
-                stop.store(true, Relaxed);
             });
             assert_eq!(round(), len, "{engine}: the file is whole again");
         }

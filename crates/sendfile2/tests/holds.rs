@@ -246,13 +246,13 @@ fn writers_do_not_starve_who_waits_for_a_lease() {
                 }
             });
         }
+        let _stop = common::SetOnDrop(&stop);
         for _ in 0..20 {
             while guard.writers() < 2 {
                 std::hint::spin_loop();
             }
             guard.lease(0..4096, deadline()).unwrap();
         }
-        stop.store(true, SeqCst);
     });
 }
 

@@ -135,6 +135,7 @@ fn faults_in_mid_send_use_no_ids() {
                     file.set_len(1 << 20).unwrap();
                 }
             });
+            let stop = common::SetOnDrop(&stop);
             let mut sender;
             if udp {
                 let rx = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -161,7 +162,7 @@ fn faults_in_mid_send_use_no_ids() {
                     Err(e) => panic!("{e}"),
                 }
             }
-            stop.store(true, SeqCst);
+            drop(stop);
             sender.wait_all(deadline()).unwrap();
             let released = sender.counters().released;
             let (_, next) = sender.into_socket(deadline()).unwrap();

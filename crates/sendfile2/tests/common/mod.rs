@@ -321,6 +321,15 @@ impl Veth {
     }
 }
 
+/// Tells a thread to stop, also where the test fails.
+pub struct SetOnDrop<'a>(pub &'a std::sync::atomic::AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
 impl Drop for Veth {
     fn drop(&mut self) {
         // Killed, not waited for by time: the namespace goes with it.
