@@ -94,12 +94,19 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     usable(args.engine, &args.listen)?;
-    let connections = args.max_connections.get().min(allowed(descriptors()));
+    let allowed = allowed(descriptors());
+    let connections = args.max_connections.get().min(allowed);
     let listeners = args.listen.len();
+    let room = |connections| usize::try_from(connections).unwrap_or(usize::MAX) >= listeners;
     anyhow::ensure!(
-        usize::try_from(connections).unwrap_or(usize::MAX) >= listeners,
+        room(args.max_connections.get()),
         "each of {listeners} listeners needs a connection to accept: give --max-connections \
          {listeners} or more"
+    );
+    anyhow::ensure!(
+        room(allowed),
+        "each of {listeners} listeners needs a connection to accept, and the limit of descriptors \
+         (ulimit -Hn) allows {allowed}"
     );
     let dir = if args.follow_links_out { ServeDir::follow_links_out } else { ServeDir::new };
     let dir = dir(&args.dir).with_context(|| format!("cannot open {}", args.dir.display()))?;

@@ -1,5 +1,6 @@
 //! `sendfile2 serve` as its users meet it: by curl, by Chromium, by those who watch it and end it.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -618,6 +619,34 @@ fn an_answer_that_breaks_off_is_told() {
     let mut line = String::new();
     server.stderr.read_line(&mut line).expect("UTF-8");
     assert!(line.contains("zerocopy refused"), "{line}");
+}
+
+/// The connection goes on then, and says nothing.
+#[test]
+fn a_stream_of_http2_that_breaks_off_is_counted() {
+    if !have("curl") {
+        return;
+    }
+    let dir = files();
+    let huge = File::create(dir.path().join("huge")).expect("a file");
+    huge.set_len(256 << 20).expect("a length");
+    let args = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let server = Server::new(dir.path(), &args);
+    let mut curl = Command::new("curl")
+        .args(["--silent", "--http2-prior-knowledge", "--limit-rate", "8M"])
+        .arg(format!("http://{}/huge", server.addresses[0]))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("curl runs");
+    let mut answer = curl.stdout.take().expect("piped");
+    answer.read_exact(&mut [0; 4096]).expect("it has begun");
+    huge.set_len(0).expect("a length");
+    let rest = std::io::copy(&mut answer, &mut std::io::sink()).expect("it ends");
+    assert!(rest < 256 << 20, "all of it was sent before: this proves nothing");
+    assert!(!curl.wait().expect("it ends").success());
+    until("it is counted", || {
+        number(&get(&server.addresses[1], "/metrics"), "sendfile2_http_broken_total") == 1.0
+    });
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::http::{Request, Response};
+use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -98,24 +99,14 @@ fn look(socket: impl AsFd) -> io::Result<Http> {
     }
 }
 
-/// What is not the client's doing, where a connection ended by that.
-fn broken(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(e) = error.downcast_ref::<io::Error>() {
-            // It is no source of what it is in.
-            let inner = e.get_ref().and_then(|inner| inner.downcast_ref::<sendfile2::Error>());
-            if let Some(inner) = inner {
-                let ours = !matches!(inner, sendfile2::Error::Aborted);
-                return ours.then(|| inner.to_string());
-            }
-            if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) {
-                return Some(format!("the file cannot be read: {e}"));
-            }
-        }
-        next = error.source();
-    }
-    None
+/// What was not the client's doing, where a connection ended because it could not be written to.
+fn unsendable<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a sendfile2::Error> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
+        // It is no source of what it is in.
+        let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+        let ours = inner.downcast_ref::<sendfile2::Error>()?;
+        (!matches!(ours, sendfile2::Error::Aborted)).then_some(ours)
+    })
 }
 
 impl Server {
@@ -280,7 +271,13 @@ impl Server {
                 if let (Some(log), Some(asked)) = (&server.log, &asked) {
                     log.write(&peer, asked, status, response.body().size_hint().exact());
                 }
-                Ok::<_, Infallible>(response.map(Body::new))
+                // With HTTP/2 it ends a stream, and not the connection.
+                let broken = move |error: R::Error| {
+                    let error = error.into();
+                    server.broke_off(&*error);
+                    error
+                };
+                Ok::<_, Infallible>(response.map(|body| Body::new(body.map_err(broken))))
             }
         });
         let http = match http {
@@ -294,10 +291,16 @@ impl Server {
         };
         let Some(watcher) = watched else { return };
         // A client that goes away, or is too slow, is its own affair.
-        if let Some(e) = watcher.watch(connection).await.err().and_then(|e| broken(&*e)) {
-            counter!("sendfile2_http_broken_total").increment(1);
-            self.trouble.note(&format!("sendfile2: an answer broke off: {e}"));
+        if let Some(e) =
+            watcher.watch(connection).await.err().as_deref().and_then(|e| unsendable(e))
+        {
+            self.broke_off(e);
         }
+    }
+
+    fn broke_off(&self, why: &dyn std::error::Error) {
+        counter!("sendfile2_http_broken_total").increment(1);
+        self.trouble.note(&format!("sendfile2: an answer broke off: {why}"));
     }
 
     /// Ends all connections, when their requests are answered; those that are left after `grace`
