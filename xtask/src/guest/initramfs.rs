@@ -11,11 +11,11 @@ use cpio::newc::{Builder, ModeFileType, trailer};
 use sendfile2_guest::{PLAN, Plan};
 
 /// What the tests and the steps use: found where it is, here as there.
-const TOOLS: [&str; 33] = [
+const TOOLS: [&str; 34] = [
     "sh", "ip", "tc", "unshare", "nsenter", "mount", "umount", "true", "cat", "echo", "ls",
     "sleep", "mkdir", "rm", "chmod", "touch", "stat", "sysctl", "env", "timeout", "truncate",
     "dmesg", "prlimit", "test", "setpriv", "losetup", "head", "cp", "grep", "dirname", "mktemp",
-    "mkfifo", "kill",
+    "mkfifo", "kill", "gzip",
 ];
 
 #[derive(Debug, Default)]
