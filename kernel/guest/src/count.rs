@@ -46,6 +46,7 @@ fn main() -> anyhow::Result<()> {
     let (source, device) = (Source::new(file)?, Device::find()?);
     let ways = [None].into_iter().chain(Engine::ALL.into_iter().map(Some));
     let ways: Vec<_> = ways.filter(|way| *way != Some(Engine::Auto)).collect();
+    let mut counts = Vec::new();
     for _ in 0..ROUNDS {
         for (size, engine) in SIZES.into_iter().flat_map(|size| ways.iter().map(move |w| (size, w)))
         {
@@ -59,7 +60,7 @@ fn main() -> anyhow::Result<()> {
                 (way.counters(), device.instructions()?, Device::packets()?);
             let before = instructions()?;
             way.send(&source, size, calls)?;
-            let count = Count {
+            counts.push(Count {
                 way: name.to_owned(),
                 size,
                 calls,
@@ -72,9 +73,12 @@ fn main() -> anyhow::Result<()> {
                     // Of a call that says so, all.
                     (_, after) => (after.copied - counters.copied) * size,
                 },
-            };
-            println!("{}", serde_json::to_string(&count)?);
+            });
         }
+    }
+    // Only now: when the console takes it is the host's affair.
+    for count in counts {
+        println!("{}", serde_json::to_string(&count)?);
     }
     Ok(())
 }

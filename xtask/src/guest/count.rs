@@ -13,7 +13,7 @@ use super::{NETWORK, Stock, stock};
 /// Count the instructions of each way of sending, per call and per MiB
 ///
 /// On Debian's stock kernel, over a network device: those of the sending thread and of its device,
-/// the same in every run, beside what they were (kernel/count.baseline).
+/// nearly the same in every run, beside what they were (kernel/count.baseline).
 ///
 /// Instructions underrate copying: one moves 8 bytes here, however far away they are. So what was
 /// copied is told beside them. What a way costs on a real machine, `sendfile2 bench` tells.
