@@ -220,3 +220,19 @@ impl Wakers {
         self.list.iter().filter(|(key, _)| Some(*key) != but).map(|(_, w)| w.clone()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_is_not_among_those_to_be_woken() {
+        let mut wakers = Wakers::default();
+        let (own, other) = (Parker::new().unwrap(), Parker::new().unwrap());
+        let key = wakers.insert(own.waker());
+        wakers.insert(other.waker());
+        assert_eq!(wakers.all(None).len(), 2);
+        let woken = wakers.all(Some(key));
+        assert!(woken.len() == 1 && woken[0].will_wake(&other.waker()));
+    }
+}
