@@ -3,7 +3,7 @@
 //! Input: `msg_flags` (4 bytes, little-endian), the length of the control data (2 bytes), the
 //! control data, the payload.
 
-use sendfile2::errqueue::{Entry, ExtendedError, decode};
+use sendfile2_sys::errqueue::{Entry, ExtendedError, decode};
 
 /// Decodes the input and compares with what a reader that goes by offsets makes of it.
 ///

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use libc::{loff_t, size_t, ssize_t, timespec};
 use rustix::io::Errno;
-use sendfile2::errqueue::Foreign;
+use sendfile2_sys::errqueue::Foreign;
 
 use crate::file::Kept;
 use crate::queue::{Queue, Read};

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
-use sendfile2::patched::Sendfile2;
+use sendfile2_sys::syscall::Sendfile2;
 
 fn check(ret: i64) -> Result<usize, Errno> {
     usize::try_from(ret).map_err(|_| {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
-use sendfile2::errqueue::{self, Entry};
+use sendfile2_sys::errqueue::{self, Entry};
 
 use crate::request::Notifier;
 
@@ -179,8 +179,7 @@ impl Queue {
     /// entries.
     fn read_some(&self, state: &mut State, completions: bool) -> Result<bool, Errno> {
         let mut entries = Vec::new();
-        errqueue::read(self.socket(), &mut entries)
-            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        errqueue::read(self.socket(), &mut entries)?;
         let some = !entries.is_empty();
         for entry in entries {
             match entry {
@@ -191,7 +190,7 @@ impl Queue {
                     }
                 }
                 Ok(Entry::Foreign(foreign)) => state.pending.push_back(Read::Foreign(foreign)),
-                Ok(_) | Err(_) => state.pending.push_back(Read::Broken),
+                Err(_) => state.pending.push_back(Read::Broken),
             }
         }
         Ok(some)

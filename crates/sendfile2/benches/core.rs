@@ -4,9 +4,9 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use sendfile2::errqueue;
 use sendfile2::guard::GuardedFile;
-use sendfile2::ledger::Ledger;
+use sendfile2_sys::errqueue;
+use sendfile2_sys::ledger::Ledger;
 
 fn guarded(bytes: u64) -> GuardedFile {
     let file = tempfile::tempfile().unwrap();

@@ -27,13 +27,13 @@ use crate::engine::native::{self, Kernel};
 use crate::engine::{Choice, Engine, Limit, Refusal, Why};
 use crate::error::Error;
 use crate::holder::{Held, Holder, InFlight};
-use crate::ledger::{Done, Ledger, NotIssued};
-use crate::memlock::{self, memlock};
 use crate::mtu;
 use crate::park::{Interest, Parker, Wakers};
 use crate::source::Source;
 use crate::sys::errqueue::{self, Entry, Foreign};
+use crate::sys::ledger::{Done, Ledger, NotIssued};
 use crate::sys::mapping::Region;
+use crate::sys::rlimit::{self, memlock};
 use crate::sys::socket as sys;
 use crate::ticket::{Acknowledgement, Cell, Link, Parts};
 
@@ -871,7 +871,7 @@ impl Turn<'_> {
 
     /// Bytes that one zerocopy call may ask for; 0 if the limit allows none.
     pub(crate) fn memlock_call(&mut self) -> usize {
-        *self.io.memlock.get_or_insert_with(memlock::call)
+        *self.io.memlock.get_or_insert_with(rlimit::call)
     }
 
     /// Asks for the limit anew the next time: it may have been changed.

@@ -4,9 +4,9 @@
 use std::io;
 
 use crate::engine::{Engine, Refusal};
-use crate::ledger::{NotIssued, WindowFull};
-use crate::slots::Stray;
 use crate::sys::errqueue::DecodeError;
+use crate::sys::ledger::{NotIssued, WindowFull};
+use crate::sys::op_table::Stray;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]

@@ -58,23 +58,22 @@
 //!
 //! Sources: `Documentation/networking/msg_zerocopy.rst`, sendfile(2), send(2), recv(2).
 #![cfg(target_os = "linux")]
+#![forbid(unsafe_code)]
 #![doc(test(attr(deny(warnings), allow(dead_code))))]
+
+use sendfile2_sys as sys;
 
 mod conn;
 mod engine;
 mod error;
 pub mod guard;
 mod holder;
-pub mod ledger;
-mod memlock;
 mod mtu;
 mod park;
 pub mod probe;
 pub mod reaper;
 mod sender;
-pub mod slots;
 mod source;
-mod sys;
 mod ticket;
 #[cfg(feature = "tokio")]
 pub mod tokio;
@@ -87,55 +86,11 @@ pub use holder::InFlight;
 pub use mtu::tcp_mtu_probing;
 pub use sender::{Options, Sender, Sent, Stopped, Transfer};
 pub use source::{Identity, Mapped, Source, Unmappable};
+pub use sys::errqueue::{DecodeError, ExtendedError, Foreign};
+pub use sys::ledger::{NotIssued, WindowFull};
+pub use sys::op_table::Stray;
 pub use sys::socket::unacknowledged;
 pub use ticket::{Acknowledgement, Parcel, Status, Ticket};
-
-/// The device of the kernel module, for who wants to use it without a [`Sender`].
-///
-/// What it offers, and who may open it: `docs/module.md`.
-pub mod device {
-    pub use crate::sys::device::{
-        Args, COPIED, Device, FEATURE_URING, Query, RELEASED, SEND, VERSION, flags,
-    };
-}
-
-/// Error-queue messages: reading them, their decoder, and what it gives.
-pub mod errqueue {
-    pub use crate::sys::errqueue::{
-        CODE_ZEROCOPY_COPIED, DecodeError, Entry, ExtendedError, Foreign, ORIGIN_ZEROCOPY,
-        PAYLOAD_MAX, decode,
-    };
-
-    /// Reads some messages of a socket's error queue and appends them, decoded, to `out`. Returns
-    /// whether the queue may hold more. Never blocks.
-    ///
-    /// Only for TCP and UDP sockets: a unix socket ignores `MSG_ERRQUEUE` and would hand out what
-    /// its peer has sent. On a socket that a [`Sender`](crate::Sender) owns, it would take away
-    /// what the sender waits for.
-    ///
-    /// # Errors
-    /// What recvmmsg(2) failed with; an empty queue is no error.
-    pub fn read(
-        socket: impl std::os::fd::AsFd,
-        out: &mut Vec<Result<Entry, DecodeError>>,
-    ) -> std::io::Result<bool> {
-        let mut batch = crate::sys::errqueue::Batch::new();
-        let more = crate::sys::errqueue::read(socket.as_fd(), &mut batch)?;
-        out.extend(batch);
-        Ok(more)
-    }
-}
-
-/// What a kernel with this project's patch series offers, for who wants to use it without a
-/// [`Sender`].
-///
-/// docs/patches.md says how to build one.
-pub mod patched {
-    pub use crate::sys::patched::{
-        MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, SENDFILE_SYNC, SENDFILE_ZC, SPLICE_F_ZC, Sendfile2,
-        probe, splice,
-    };
-}
 
 /// Compiles the README's examples.
 #[cfg(doctest)]

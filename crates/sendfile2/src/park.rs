@@ -40,7 +40,8 @@ impl Wake for Bell {
 /// A thread's place to wait: an epoll descriptor and a bell.
 #[derive(Debug)]
 pub(crate) struct Parker {
-    epoll: OwnedFd,
+    /// Shared with a runtime that watches it.
+    epoll: Arc<OwnedFd>,
     bell: Arc<Bell>,
     pid: Pid,
 }
@@ -86,7 +87,11 @@ impl Parker {
             .map_err(Error::wait("eventfd"))?;
         epoll::add(&epoll, &bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
             .map_err(Error::wait("epoll_ctl"))?;
-        Ok(Parker { epoll, bell: Arc::new(Bell(bell)), pid: rustix::process::getpid() })
+        Ok(Parker {
+            epoll: Arc::new(epoll),
+            bell: Arc::new(Bell(bell)),
+            pid: rustix::process::getpid(),
+        })
     }
 
     /// Runs `wait` with the calling thread's parker, which is kept for the next wait. A wait

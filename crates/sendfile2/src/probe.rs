@@ -24,10 +24,10 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::engine::{Choice, Engine, Refusal, native};
 use crate::error::Error;
-use crate::memlock;
 use crate::mtu::tcp_mtu_probing;
 use crate::sender::{Options, Sender};
 use crate::source::{Source, Unmappable};
+use crate::sys::rlimit;
 use crate::ticket::Parcel;
 use crate::uring;
 
@@ -274,11 +274,7 @@ fn limits() -> Limits {
     let memlock = getrlimit(Resource::Memlock);
     let one = |name: &str| sysctl(name)?.first().copied();
     Limits {
-        memlock: Memlock {
-            soft: memlock.current,
-            hard: memlock.maximum,
-            lifted: memlock::lifted(),
-        },
+        memlock: Memlock { soft: memlock.current, hard: memlock.maximum, lifted: rlimit::lifted() },
         optmem_max: one("net/core/optmem_max"),
         wmem_max: one("net/core/wmem_max"),
         tcp_wmem: sysctl("net/ipv4/tcp_wmem").and_then(|all| all.try_into().ok()),

@@ -8,10 +8,10 @@ use std::fs::File;
 use std::net::TcpStream;
 
 use common::{assert_same, deadline, file, overwrite, pattern, read, source};
-use sendfile2::device::Device;
-use sendfile2::patched::Sendfile2;
 use sendfile2::uring::{Driver, send_file_sync};
 use sendfile2::{Engine, Error, Parcel, Refusal, Sent, Source, Why};
+use sendfile2_sys::module::Device;
+use sendfile2_sys::syscall::Sendfile2;
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_mtu_probing";
 

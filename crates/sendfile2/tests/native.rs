@@ -6,10 +6,10 @@ mod common;
 
 use common::{assert_same, deadline, fill, pattern, read, sender, source};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use sendfile2::device::Device;
 use sendfile2::guard::GuardedFile;
-use sendfile2::patched::{self, Sendfile2};
 use sendfile2::{Choice, Engine, Error, Parcel, Refusal, Status, Why};
+use sendfile2_sys::module::Device;
+use sendfile2_sys::syscall::{self, Sendfile2};
 
 /// Whether it is there or not, there is one answer, and everybody gives it.
 #[test]
@@ -22,12 +22,12 @@ fn where_it_is_missing_the_reason_is_told() {
     let told = told.availability.to_string();
     match (Device::open(), Sendfile2::find()) {
         (Ok(device), _) => {
-            assert_eq!(device.query().unwrap().version, sendfile2::device::VERSION);
+            assert_eq!(device.query().unwrap().version, sendfile2_sys::module::VERSION);
             answer.unwrap();
             assert!(told.contains("available: the kernel module"), "{told}");
         }
         (Err(_), Ok(call)) => {
-            patched::probe().unwrap();
+            syscall::probe().unwrap();
             answer.unwrap();
             assert!(told.contains("available: sendfile2(2)"), "{told}");
             assert!(told.contains(&call.number().to_string()), "{told}");

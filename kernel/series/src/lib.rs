@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use sendfile2::errqueue::{self, Entry};
-use sendfile2::patched::{self, SENDFILE_ZC, Sendfile2};
+use sendfile2_sys::errqueue::{self, Entry};
+use sendfile2_sys::syscall::{self, SENDFILE_ZC, Sendfile2};
 
 /// Only a hang passes it, also of a debug kernel under emulation.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The system call, if this kernel has the series; else the reason is printed.
 pub fn series() -> Option<Sendfile2> {
-    match patched::probe().and_then(|()| Sendfile2::find()) {
+    match syscall::probe().and_then(|()| Sendfile2::find()) {
         Ok(call) => Some(call),
         Err(e) if std::env::var_os("SENDFILE2_SERIES").is_none() => {
             println!("SKIP: no kernel with the patch series: {e}");

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use sendfile2::patched::{SENDFILE_SYNC, Sendfile2};
+use sendfile2_sys::syscall::{SENDFILE_SYNC, Sendfile2};
 use series_tests::{Ids, Via, file, overwrite, reset, send, series, wait, wrong};
 
 const LEN: usize = 1 << 20;
@@ -31,7 +31,7 @@ fn send_all(call: Sendfile2, socket: &TcpStream, file: &File) -> usize {
     let (mut at, mut calls) = (0, 0);
     while at < LEN as u64 {
         let left = LEN - usize::try_from(at).expect("small");
-        let flags = sendfile2::patched::SENDFILE_ZC;
+        let flags = sendfile2_sys::syscall::SENDFILE_ZC;
         match call.send(socket.as_fd(), file.as_fd(), Some(&mut at), left, flags) {
             Ok(1..) => calls += 1,
             Err(Errno::AGAIN) => wait(socket.as_fd(), PollFlags::OUT, 1),

@@ -49,7 +49,7 @@ fn each_id_comes_once_while_all_calls_are_made_at_the_same_time() {
     let spliced = || {
         let mut pipe = piped(&data, 4096);
         let call = || {
-            let spliced = sendfile2::patched::splice(pipe.as_fd(), sender.as_fd(), 64, false);
+            let spliced = sendfile2_sys::syscall::splice(pipe.as_fd(), sender.as_fd(), 64, false);
             if spliced == Ok(0) {
                 pipe = piped(&data, 4096);
                 return Err(Errno::AGAIN);

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use sendfile2::patched::Sendfile2;
+use sendfile2_sys::syscall::Sendfile2;
 use series_tests::{Ids, Via, file, overwrite, send, series, wait, wrong};
 
 const PROBING: &str = "/proc/sys/net/ipv4/tcp_mtu_probing";

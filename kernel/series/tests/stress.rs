@@ -10,7 +10,7 @@ use fastrand::Rng;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
-use sendfile2::patched::{SENDFILE_SYNC, Sendfile2};
+use sendfile2_sys::syscall::{SENDFILE_SYNC, Sendfile2};
 use series_tests::{Ids, Via, drain, file, piped, reset, send, series, wait};
 
 const MSG_ZEROCOPY: SendFlags = SendFlags::from_bits_retain(0x400_0000);
@@ -32,7 +32,7 @@ fn calls(call: Sendfile2, rng: &mut Rng, socket: &TcpStream, data: &File, ids: &
             0 => rustix::net::send(socket, &vec![1; len], MSG_ZEROCOPY | SendFlags::NOSIGNAL),
             1 => {
                 let pipe = piped(data, len.min(65_536));
-                sendfile2::patched::splice(pipe.as_fd(), socket.as_fd(), len, rng.bool())
+                sendfile2_sys::syscall::splice(pipe.as_fd(), socket.as_fd(), len, rng.bool())
             }
             2 => {
                 let (socket, file) = (socket.as_fd(), data.as_fd());

@@ -7,7 +7,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
 use series_tests::{Ids, Via, file, piped, series, wrong};
 
-const SPLICE_F_ZC: u32 = sendfile2::patched::SPLICE_F_ZC.bits();
+const SPLICE_F_ZC: u32 = sendfile2_sys::syscall::SPLICE_F_ZC.bits();
 
 /// A ring, or the reason why there is none.
 fn ring() -> Option<IoUring> {

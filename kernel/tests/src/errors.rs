@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::SocketType;
-use sendfile2::device::{Args, flags};
+use sendfile2_sys::module::{Args, flags};
 
 use crate::lab::{
     args, assert_ids, device, file, pattern, read, read_ids, reset, send, tcp, tcp_small, wait_ids,
@@ -161,7 +161,7 @@ fn sendfile(to: BorrowedFd<'_>, from: BorrowedFd<'_>, at: Option<i64>, count: u6
 }
 
 fn by_device(
-    device: &sendfile2::device::Device,
+    device: &sendfile2_sys::module::Device,
     to: BorrowedFd<'_>,
     from: BorrowedFd<'_>,
     at: Option<i64>,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;
-use sendfile2::device::flags;
+use sendfile2_sys::module::flags;
 
 use crate::lab::{args, assert_ids, device, drain, file, read_ids, send, tcp, wait_ids};
 use crate::{Options, Run, Test, sys};

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use sendfile2::device::{Args, Device, flags};
-use sendfile2::errqueue::{self, Entry};
+use sendfile2_sys::errqueue::{self, Entry};
+use sendfile2_sys::module::{Args, Device, flags};
 
 use crate::sys;
 
@@ -100,7 +100,7 @@ pub(crate) fn send(
 /// waits for the peer to read.
 pub(crate) fn settle(socket: impl AsFd) {
     wait_until("nothing is on its way", || {
-        let unacknowledged = sendfile2::unacknowledged(&socket).expect("SIOCOUTQ");
+        let unacknowledged = sendfile2_sys::socket::unacknowledged(&socket).expect("SIOCOUTQ");
         unacknowledged == sys::not_sent(&socket).expect("SIOCOUTQNSD")
     });
 }

@@ -21,7 +21,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Context;
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, geteuid, setrlimit};
-use sendfile2::device::Device;
+use sendfile2_sys::module::Device;
 
 /// Tests of the kernel module; see the module's page in docs.
 #[derive(Debug, Parser)]

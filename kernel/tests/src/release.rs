@@ -51,7 +51,7 @@ fn before_it_is_read() {
 fn before() {
     let (device, (tx, rx)) = (device(), tcp_small());
     let from = file(32, SIZE);
-    let mut one = args(SIZE, sendfile2::device::flags::DONTWAIT);
+    let mut one = args(SIZE, sendfile2_sys::module::flags::DONTWAIT);
     let sent = send(&device, &tx, &from, &mut one).expect("some");
     let (_, more) = fill(&device, tx.as_fd(), &from);
     overwrite(&from, !32, SIZE);

@@ -12,7 +12,7 @@ use io_uring::squeue::Flags;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
-use sendfile2::device::{COPIED, Device, FEATURE_URING, RELEASED, SEND, flags};
+use sendfile2_sys::module::{COPIED, Device, FEATURE_URING, RELEASED, SEND, flags};
 
 use crate::lab::{
     PATIENCE, args, device, drain, file, fill, overwrite, pattern, read, read_ids, reset, stall,

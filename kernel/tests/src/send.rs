@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
-use sendfile2::device::{FEATURE_URING, VERSION, flags};
+use sendfile2_sys::module::{FEATURE_URING, VERSION, flags};
 
 use crate::lab::{
     args, assert_ids, device, drain, file, fill, pattern, read, read_ids, send, settle, stall, tcp,

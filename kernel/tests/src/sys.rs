@@ -9,7 +9,7 @@ use io_uring::{IoUring, cqueue, squeue};
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
-use sendfile2::device::{self, Device};
+use sendfile2_sys::module::{self, Device};
 
 fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
@@ -51,7 +51,7 @@ pub(crate) fn send_by_read_only(device: &Device, arguments: &[u8]) -> Result<usi
     // SAFETY: it takes the place of no other memory.
     let at = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, &file, 0) }?;
     // SAFETY: there is a `struct sendfile2_args`; what the kernel may not write it does not.
-    let sent = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), device::SEND.into(), at) };
+    let sent = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), module::SEND.into(), at) };
     usize::try_from(check(sent)?).map_err(|_| Errno::IO)
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use sendfile2::device::flags;
+use sendfile2_sys::module::flags;
 
 use crate::lab::{
     args, device, file, monotonic, read_ids, reset, send, stall, tcp_small, uses, wait_ids,

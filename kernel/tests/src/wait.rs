@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use sendfile2::device::{COPIED, Device, RELEASED, flags};
+use sendfile2_sys::module::{COPIED, Device, RELEASED, flags};
 
 use crate::lab::{
     PATIENCE, args, assert_ids, device, drain, file, fill, monotonic, overwrite, pattern, read,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use sendfile2::device::{Args, COPIED, FEATURE_URING, Query, RELEASED, SEND, VERSION, flags};
+use sendfile2_sys::module::{Args, COPIED, FEATURE_URING, Query, RELEASED, SEND, VERSION, flags};
 
 #[test]
 fn the_header_and_the_library_agree() {

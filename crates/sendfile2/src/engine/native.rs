@@ -13,8 +13,8 @@ use std::sync::OnceLock;
 use rustix::io::Errno;
 
 use crate::source::Source;
-use crate::sys::device::{Args, Device, VERSION, flags};
-use crate::sys::patched::{self, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, SENDFILE_ZC, Sendfile2};
+use crate::sys::module::{Args, Device, VERSION, flags};
+use crate::sys::syscall::{self, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, SENDFILE_ZC, Sendfile2};
 
 /// Why the kernel has nothing to offer to the engine `native`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +119,7 @@ fn series(module: Missing) -> Result<Sendfile2, Missing> {
         ErrorKind::NotFound => module,
         _ => Missing::Call,
     })?;
-    match patched::probe() {
+    match syscall::probe() {
         Ok(()) => Ok(call),
         Err(error) => {
             tracing::debug!(%error, "sendfile2(2)");

@@ -1,6 +1,6 @@
 //! How a task of tokio waits: by a thread's means, which tokio knows as one descriptor.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use ::tokio::io::unix::AsyncFd;
@@ -11,23 +11,28 @@ use crate::sys::tokio::{Registered, register};
 
 /// A task's place to wait, for one wait.
 #[derive(Debug)]
-pub(crate) struct Parker(AsyncFd<Registered<Thread>>);
+pub(crate) struct Parker {
+    thread: Thread,
+    registered: AsyncFd<Registered>,
+}
 
 impl Parker {
     pub(crate) fn new() -> Result<Self, Error> {
-        register(Thread::new()?).map(Parker).map_err(failed)
+        let thread = Thread::new()?;
+        let registered = register(Arc::clone(&thread.epoll)).map_err(failed)?;
+        Ok(Parker { thread, registered })
     }
 
     /// What is waited for is told to it as to a thread's.
     pub(crate) fn as_thread(&self) -> &Thread {
-        &self.0.get_ref().0
+        &self.thread
     }
 
     /// Sleeps until something watched happened, the bell rang, or the deadline passed.
     pub(crate) async fn park(&self, deadline: Option<Instant>) -> Result<Vec<Event>, Error> {
         let heard = async {
             loop {
-                let mut guard = self.0.readable().await.map_err(failed)?;
+                let mut guard = self.registered.readable().await.map_err(failed)?;
                 let events = self.as_thread().park(Some(Instant::now()))?;
                 if !events.is_empty() {
                     // There may be more, so that readiness is not cleared.
@@ -49,10 +54,4 @@ impl Parker {
 /// The runtime refuses a descriptor, or is going away.
 pub(crate) fn failed(cause: std::io::Error) -> Error {
     Error::Wait { op: "tokio's AsyncFd", cause }
-}
-
-impl AsFd for Thread {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
-    }
 }

@@ -67,7 +67,7 @@ impl Hub {
     }
 
     /// Tells what happens, for as long as the runtime lives.
-    async fn run(&self, epoll: AsyncFd<sys::Registered<Arc<OwnedFd>>>) {
+    async fn run(&self, epoll: AsyncFd<sys::Registered>) {
         let mut told = Vec::with_capacity(EVENTS);
         while let Ok(mut ready) = epoll.readable().await {
             match self.look(&mut told) {

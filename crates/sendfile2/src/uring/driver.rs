@@ -40,8 +40,8 @@ use crate::holder::{Held, Holder, InFlight};
 use crate::mtu;
 use crate::park::{Interest, Parker, Wakers};
 use crate::reaper::Reaper;
-use crate::slots::Stray;
 use crate::source::{Extent, Identity, Source};
+use crate::sys::op_table::Stray;
 use crate::sys::socket as sys;
 use crate::sys::uring::{Event, Memory, Queues, Request, Ring, Send, Size};
 use crate::ticket::Acknowledgement;
@@ -669,7 +669,7 @@ impl State {
     /// Reads the completions that are there.
     fn take(&mut self, late: &mut Vec<Late>) -> usize {
         let mut count = 0;
-        while let Some(event) = self.queues.next() {
+        while let Some(event) = self.queues.next_event() {
             count += 1;
             match event {
                 Ok(Event::Answered { key, result }) => {

@@ -44,7 +44,7 @@ impl Holder for Leftover {
     fn reap(&self) -> Result<usize, Error> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let mut count = 0;
-        while let Some(event) = queues.next() {
+        while let Some(event) = queues.next_event() {
             event?;
             count += 1;
         }

@@ -10,9 +10,9 @@ use crate::conn::Kind;
 use crate::engine::zerocopy::CALL;
 use crate::engine::{Engine, Refusal};
 use crate::error::Error;
-use crate::memlock;
 use crate::mtu;
 use crate::source::{Extent, Source, View};
+use crate::sys::rlimit;
 use crate::sys::uring::Memory;
 
 /// A descriptor of our own of `socket`, which must be a stream socket: sends are continued in the
@@ -31,8 +31,8 @@ pub(super) fn stream(socket: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
 /// # Errors
 /// [`Error::Refused`] if the limit allows no send at all.
 pub(super) fn limit() -> Result<u64, Error> {
-    match CALL.min(memlock::call()) {
-        0 => Err(refused(Refusal::Memlock(memlock::memlock().unwrap_or(0)))),
+    match CALL.min(rlimit::call()) {
+        0 => Err(refused(Refusal::Memlock(rlimit::memlock().unwrap_or(0)))),
         most => Ok(most as u64),
     }
 }

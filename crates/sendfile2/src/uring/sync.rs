@@ -130,7 +130,7 @@ impl Call {
 
     /// Waits until the kernel has let go of everything.
     fn release(&mut self, deadline: Instant) -> Result<(), Error> {
-        while self.queues.len() > 0 {
+        while !self.queues.is_empty() {
             self.completion(deadline)?;
         }
         Ok(())
@@ -151,7 +151,7 @@ impl Call {
     fn event(&mut self, deadline: Instant) -> Result<Option<Event<u64>>, Error> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.queues.next() {
+            match self.queues.next_event() {
                 Some(event) => return Ok(Some(event?)),
                 None if left.is_zero() && !self.queues.is_pending() => return Ok(None),
                 None => {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
-use super::mapping::Region;
+use crate::mapping::Region;
 
 /// `send(2)` from `region`, never blocking and never raising SIGPIPE.
 ///
@@ -17,7 +17,7 @@ use super::mapping::Region;
 ///
 /// Source: send(2); `Documentation/networking/msg_zerocopy.rst`.
 #[inline(always)]
-pub(crate) fn send(
+pub fn send(
     socket: BorrowedFd<'_>,
     region: Region<'_>,
     zerocopy: bool,
@@ -54,7 +54,7 @@ pub(crate) fn send(
 }
 
 /// Whether `SO_ZEROCOPY` is set (socket(7), Linux 4.14).
-pub(crate) fn zerocopy_enabled(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub fn zerocopy_enabled(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(option(socket, libc::SOL_SOCKET, libc::SO_ZEROCOPY)? != 0)
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn zerocopy_enabled(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
 /// nothing is done, if the application has asked for timestamps of its own.
 ///
 /// Source: `Documentation/networking/timestamping.rst`.
-pub(crate) fn stamp_acknowledgements(socket: BorrowedFd<'_>, on: bool) -> Result<bool, Errno> {
+pub fn stamp_acknowledgements(socket: BorrowedFd<'_>, on: bool) -> Result<bool, Errno> {
     let flags = libc::SOF_TIMESTAMPING_TX_ACK
         | libc::SOF_TIMESTAMPING_OPT_TSONLY
         | libc::SOF_TIMESTAMPING_SOFTWARE;
@@ -79,7 +79,7 @@ pub(crate) fn stamp_acknowledgements(socket: BorrowedFd<'_>, on: bool) -> Result
 /// Whether a TCP connection is over: no segment will come or go any more.
 ///
 /// Source: tcp(7), `TCP_INFO`, whose first byte is the state.
-pub(crate) fn tcp_is_over(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub fn tcp_is_over(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     /// `TCP_CLOSE` of `net/tcp_states.h`.
     const CLOSE: u8 = 7;
     let info = option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
@@ -98,7 +98,7 @@ fn option(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> Result<c_int, Er
 }
 
 /// Sets `SO_ZEROCOPY`, without which `MSG_ZEROCOPY` is accepted and ignored.
-pub(crate) fn enable_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+pub fn enable_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     set_option(socket, libc::SO_ZEROCOPY, 1)
 }
 
@@ -121,7 +121,7 @@ fn set_option(socket: BorrowedFd<'_>, name: c_int, value: c_int) -> Result<(), E
 ///
 /// 0 says that the peer's TCP has everything. It does not say that a file may be overwritten that
 /// was sent with `sendfile(2)`: a peer on this host holds the file's pages in its receive queue.
-/// For what a [`Sender`](crate::Sender) sent, ask the [`Ticket`](crate::Ticket) instead, which
+/// For what a `Sender` sent, ask its `Ticket` instead, which
 /// leaves out what was sent later.
 ///
 /// Source: tcp(7), which says "unsent"; `tcp_ioctl` counts from `snd_una` (and a FIN as one).
@@ -135,7 +135,7 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
     if ret == 0 { Ok(u64::try_from(value).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
 }
 
-pub(super) fn last_error() -> Errno {
+pub(crate) fn last_error() -> Errno {
     // errno of the failed call; rustix has no constructor that cannot fail.
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::*;
-use crate::sys::socket;
+use crate::socket;
 
 /// `ENOMSG`, the error that transmit timestamps carry.
 const ENOMSG: u32 = 42;

@@ -54,7 +54,6 @@ impl<H> Entry<H> {
 
 /// One consequence of a completion notification.
 #[derive(Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Done<H> {
     /// A send of this ledger was released; `held` is let go of by dropping it.
     Released {

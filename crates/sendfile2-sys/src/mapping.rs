@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 /// A read-only `MAP_SHARED` mapping of the file range `[start, start + len)`.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub struct Mapping {
     raw: MmapRaw,
     start: u64,
     len: u64,
@@ -22,7 +22,7 @@ pub(crate) struct Mapping {
 impl Mapping {
     /// Maps `range` of the file. `range.start` must be a multiple of the page size, and the range
     /// must not be empty.
-    pub(crate) fn new(file: BorrowedFd<'_>, range: Range<u64>) -> io::Result<Self> {
+    pub fn new(file: BorrowedFd<'_>, range: Range<u64>) -> io::Result<Self> {
         let len = usize::try_from(range.end - range.start)
             .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let raw = MmapOptions::new().offset(range.start).len(len).map_raw_read_only(&file)?;
@@ -30,12 +30,12 @@ impl Mapping {
     }
 
     /// The file range that is mapped.
-    pub(crate) fn range(&self) -> Range<u64> {
+    pub fn range(&self) -> Range<u64> {
         self.start..self.start + self.len
     }
 
     /// The part of the mapping that shows the file range `at`; `None` unless all of it is mapped.
-    pub(crate) fn region(&self, at: Range<u64>) -> Option<Region<'_>> {
+    pub fn region(&self, at: Range<u64>) -> Option<Region<'_>> {
         if at.start < self.start || at.end > self.start + self.len || at.start > at.end {
             return None;
         }
@@ -57,7 +57,7 @@ impl Region<'_> {
 
     /// Whether all its pages are in memory, as far as mincore(2) tells: of a file that the process
     /// neither owns nor may write it says that they are.
-    pub(crate) fn is_resident(self) -> bool {
+    pub fn is_resident(self) -> bool {
         let (start, len) = self.pages();
         let mut pages = vec![0_u8; len.div_ceil(rustix::param::page_size())];
         // SAFETY: the pages are mapped while the region lives, and there is a byte for each.
@@ -66,7 +66,7 @@ impl Region<'_> {
     }
 
     /// Reads its pages into memory (`MADV_POPULATE_READ`, Linux 5.14).
-    pub(crate) fn read_in(self) -> Result<(), Errno> {
+    pub fn read_in(self) -> Result<(), Errno> {
         let (start, len) = self.pages();
         // SAFETY: the pages are mapped while the region lives, and are only read.
         unsafe { rustix::mm::madvise(start, len, rustix::mm::Advice::LinuxPopulateRead) }
@@ -74,8 +74,8 @@ impl Region<'_> {
 }
 
 /// Memory that the kernel may read: part of a [`Mapping`], or a slice.
-#[derive(Clone, Copy)]
-pub(crate) struct Region<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct Region<'a> {
     ptr: *const u8,
     len: usize,
     alive: PhantomData<&'a [u8]>,
@@ -88,26 +88,36 @@ impl<'a> From<&'a [u8]> for Region<'a> {
 }
 
 impl Region<'_> {
-    pub(crate) fn len(&self) -> usize {
+    /// Its length, in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.len
     }
 
-    pub(crate) fn as_ptr(&self) -> *const u8 {
+    /// Whether it has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its first byte's address.
+    #[must_use]
+    pub fn as_ptr(&self) -> *const u8 {
         self.ptr
     }
 
     /// The first `len` bytes of it.
-    pub(crate) fn truncate(self, len: usize) -> Self {
+    pub fn truncate(self, len: usize) -> Self {
         Region { len: self.len.min(len), ..self }
     }
 }
 
 /// The size of a block device, in bytes (BLKGETSIZE64).
-pub(crate) fn block_device_size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
+pub fn block_device_size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut size: u64 = 0;
     // SAFETY: BLKGETSIZE64 writes a u64 (its name notwithstanding, the request encodes size_t).
     let ret = unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64, &raw mut size) };
-    if ret == 0 { Ok(size) } else { Err(super::socket::last_error()) }
+    if ret == 0 { Ok(size) } else { Err(crate::socket::last_error()) }
 }
 
 /// `_IOR(0x12, 114, size_t)` of `linux/fs.h`.

@@ -22,8 +22,8 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use rustix::io::Errno;
 
-use super::mapping::{Mapping, Region};
-use crate::slots::{Completion, Slots, Step, Stray};
+use crate::mapping::{Mapping, Region};
+use crate::op_table::{Completion, Slots, Step, Stray};
 
 /// `IORING_SEND_ZC_REPORT_USAGE` of `linux/io_uring.h` (Linux 6.2), which the crate keeps to
 /// itself: the notification says whether the kernel copied.
@@ -37,7 +37,7 @@ const NOBODY: u64 = u64::MAX;
 
 /// How large a ring is.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Size {
+pub struct Size {
     /// Operations that can be queued between two system calls.
     entries: u32,
     /// Room for completions. What is under way is limited to half of it, so that it never
@@ -47,16 +47,16 @@ pub(crate) struct Size {
 
 impl Size {
     /// For one send after another.
-    pub(crate) const SMALL: Size = Size { entries: 8, completions: 128 };
+    pub const SMALL: Size = Size { entries: 8, completions: 128 };
     /// For many sockets; 44 KiB.
-    pub(crate) const LARGE: Size = Size { entries: 128, completions: 2048 };
+    pub const LARGE: Size = Size { entries: 128, completions: 2048 };
 }
 
 /// The ring itself: what can be done from any thread at any time.
-pub(crate) struct Ring(IoUring);
+pub struct Ring(IoUring);
 
 /// The ring's two queues, of which there is one pair, and what the operations in them keep.
-pub(crate) struct Queues<H> {
+pub struct Queues<H> {
     ring: Arc<Ring>,
     slots: Slots<Kept<H>>,
     /// [`REPORT_USAGE`], where the kernel knows it.
@@ -76,7 +76,7 @@ struct Kept<H> {
 
 /// What a send reads from.
 #[derive(Debug, Clone)]
-pub(crate) enum Memory {
+pub enum Memory {
     /// A file range, which the mapping covers.
     Mapped(Arc<Mapping>, Range<u64>),
     /// These bytes, from the given one on.
@@ -98,17 +98,17 @@ impl Memory {
 
 /// How a send is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Send {
+pub struct Send {
     /// More follows at once.
-    pub(crate) more: bool,
+    pub more: bool,
     /// The kernel is to wait for room, and go on with the rest itself (`MSG_WAITALL`). Meanwhile it
     /// keeps the socket open, also when the process has died.
-    pub(crate) wait: bool,
+    pub wait: bool,
 }
 
 /// What the kernel is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Request {
+pub enum Request {
     /// `SEND_ZC`: from the memory itself.
     Zerocopy(Send),
     /// `SEND`: the kernel copies.
@@ -121,13 +121,30 @@ pub(crate) enum Request {
 
 /// One completion.
 #[derive(Debug)]
-pub(crate) enum Event<H> {
+pub enum Event<H> {
     /// The result of an operation, of which something is in flight still.
-    Answered { key: u64, result: Result<u32, Errno> },
+    Answered {
+        /// The key that [`Queues::push`] gave.
+        key: u64,
+        /// Bytes accepted, or the error.
+        result: Result<u32, Errno>,
+    },
     /// The kernel has let go of a send that was answered before.
-    Released { kept: H, copied: bool },
+    Released {
+        /// The caller's value.
+        kept: H,
+        /// The kernel made a private copy.
+        copied: bool,
+    },
     /// Both at once: nothing is in flight.
-    Ended { kept: H, result: Result<u32, Errno>, copied: bool },
+    Ended {
+        /// The caller's value.
+        kept: H,
+        /// Bytes accepted, or the error.
+        result: Result<u32, Errno>,
+        /// The kernel made a private copy.
+        copied: bool,
+    },
 }
 
 impl Ring {
@@ -137,7 +154,7 @@ impl Ring {
     /// # Errors
     /// What `io_uring_enter(2)` fails with. EAGAIN and EBUSY are none: it has no memory, or wants
     /// its completions read, and is to be asked again.
-    pub(crate) fn enter(&self, want: usize, timeout: Duration) -> Result<(), Errno> {
+    pub fn enter(&self, want: usize, timeout: Duration) -> Result<(), Errno> {
         let time = Timespec::from(timeout);
         let args = SubmitArgs::new().timespec(&time);
         match self.0.submitter().submit_with_args(want, &args) {
@@ -172,7 +189,7 @@ impl<H> Queues<H> {
     ///
     /// # Errors
     /// What `io_uring_setup(2)` fails with; `Ok(None)` if the ring has no `SEND_ZC`.
-    pub(crate) fn open(size: Size) -> Result<Option<Self>, Errno> {
+    pub fn open(size: Size) -> Result<Option<Self>, Errno> {
         let uring = IoUring::builder()
             .setup_submit_all()
             .setup_cqsize(size.completions)
@@ -190,13 +207,14 @@ impl<H> Queues<H> {
         Ok(probe.is_supported(opcode::SendZc::CODE).then(queues))
     }
 
-    pub(crate) fn ring(&self) -> &Arc<Ring> {
+    /// The ring that the queues belong to.
+    pub fn ring(&self) -> &Arc<Ring> {
         &self.ring
     }
 
     /// Queues an operation on `socket`, to be submitted by the next [`enter`](Ring::enter); gives
     /// `kept` back if there is no room until then.
-    pub(crate) fn push(
+    pub fn push(
         &mut self,
         request: Request,
         socket: &Arc<OwnedFd>,
@@ -242,20 +260,20 @@ impl<H> Queues<H> {
 
     /// After EINVAL for a zerocopy send: asks no more whether the kernel copied, which Linux before
     /// 6.2 does not know. `false` if that was not asked already.
-    pub(crate) fn forget_usage(&mut self) -> bool {
+    pub fn forget_usage(&mut self) -> bool {
         std::mem::take(&mut self.zc_flags) != 0
     }
 
     /// Queues a request to end the operation `key` early, if it still waits; `false` if there is
     /// no room.
-    pub(crate) fn cancel(&mut self, key: u64) -> bool {
+    pub fn cancel(&mut self, key: u64) -> bool {
         let entry = opcode::AsyncCancel::new(key).build().user_data(NOBODY);
         // SAFETY: the entry names no memory and no descriptor.
         unsafe { self.add(&entry) }
     }
 
     /// Queues `n` completions of nothing, which wake who waits for completions.
-    pub(crate) fn no_ops(&mut self, n: usize) {
+    pub fn no_ops(&mut self, n: usize) {
         let entry = opcode::Nop::new().build().user_data(NOBODY);
         for _ in 0..n {
             // SAFETY: the entry names no memory and no descriptor.
@@ -274,7 +292,7 @@ impl<H> Queues<H> {
     }
 
     /// Whether something is queued that was not submitted.
-    pub(crate) fn is_pending(&mut self) -> bool {
+    pub fn is_pending(&mut self) -> bool {
         // SAFETY: as above.
         let queue = unsafe { self.ring.0.submission_shared() };
         // The kernel has completions that found no room: entering fetches them.
@@ -285,7 +303,7 @@ impl<H> Queues<H> {
     ///
     /// # Errors
     /// [`Stray`], for which nothing is let go of.
-    pub(crate) fn next(&mut self) -> Option<Result<Event<H>, Stray>> {
+    pub fn next_event(&mut self) -> Option<Result<Event<H>, Stray>> {
         loop {
             // SAFETY: there is one `Queues` of a ring, and it is borrowed mutably: no other
             // CompletionQueue exists. It is dropped at once, which tells the kernel.
@@ -329,23 +347,30 @@ impl<H> Queues<H> {
     }
 
     /// How many completions were taken since this was asked last.
-    pub(crate) fn taken(&mut self) -> usize {
+    pub fn taken(&mut self) -> usize {
         std::mem::take(&mut self.taken)
     }
 
     /// What the caller keeps with the operation `key`.
-    pub(crate) fn kept(&mut self, key: u64) -> Option<&mut H> {
+    pub fn kept(&mut self, key: u64) -> Option<&mut H> {
         self.slots.get_mut(key).map(|kept| &mut kept.for_caller)
     }
 
     /// What the caller keeps with all operations under way.
-    pub(crate) fn all_kept(&self) -> impl Iterator<Item = &H> {
+    pub fn all_kept(&self) -> impl Iterator<Item = &H> {
         self.slots.iter().map(|kept| &kept.for_caller)
     }
 
     /// Operations under way.
-    pub(crate) fn len(&self) -> usize {
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Whether no operation is under way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
     }
 }
 

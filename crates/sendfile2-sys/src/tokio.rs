@@ -8,35 +8,36 @@ use ::tokio::io::unix::AsyncFd;
 use ::tokio::io::{Interest, ReadBuf};
 use rustix::net::RecvFlags;
 
-use crate::park::Parker;
-
-/// What keeps one epoll descriptor open for as long as it lives.
-pub(crate) trait Epoll: AsFd {}
-
-impl Epoll for Arc<OwnedFd> {}
-impl Epoll for Parker {}
-
-/// It by its descriptor, for tokio.
+/// A descriptor that a runtime watches, which stays open for as long.
 #[derive(Debug)]
-pub(crate) struct Registered<T>(pub(crate) T);
+pub struct Registered(Arc<OwnedFd>);
 
-impl<T: Epoll> AsRawFd for Registered<T> {
+impl AsRawFd for Registered {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
     }
 }
 
-/// Registers `epoll` with the runtime, for becoming readable. Panics outside of one.
-pub(crate) fn register<T: Epoll>(epoll: T) -> io::Result<AsyncFd<Registered<T>>> {
-    // SAFETY: the descriptor is open and the same for as long as `epoll` lives (the trait says so,
-    // which is private), and that is until the AsyncFd is dropped, which deregisters it first.
+/// Registers `epoll` with the runtime, for becoming readable.
+///
+/// # Errors
+/// What `epoll_ctl(2)` fails with.
+///
+/// # Panics
+/// Outside of a runtime with its I/O enabled.
+pub fn register(epoll: Arc<OwnedFd>) -> io::Result<AsyncFd<Registered>> {
+    // SAFETY: the descriptor is open and the same for as long as the `Arc` lives, and that is until
+    // the AsyncFd is dropped, which deregisters it first.
     unsafe { AsyncFd::register_with_interest(Registered(epoll), Interest::READABLE) }
         .map_err(Into::into)
 }
 
 /// Receives into what is left of `buf`, without blocking and without filling it with zeroes first:
 /// a connection that is idle does not keep more memory than was written.
-pub(crate) fn recv(socket: impl AsFd, buf: &mut ReadBuf<'_>) -> rustix::io::Result<usize> {
+///
+/// # Errors
+/// What `recv(2)` fails with; EAGAIN where nothing is there.
+pub fn recv(socket: impl AsFd, buf: &mut ReadBuf<'_>) -> rustix::io::Result<usize> {
     // SAFETY: the kernel only writes to it, so that nothing of it becomes uninitialised.
     let room = unsafe { buf.unfilled_mut() };
     let ((filled, _), _) = rustix::net::recv(socket, room, RecvFlags::DONTWAIT)?;

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::opcode;
 
-use super::socket::last_error;
+use crate::socket::last_error;
 
 /// What a call asks for.
 pub mod flags {

@@ -13,8 +13,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
-use super::errqueue::{self, Entry};
-use super::socket::last_error;
+use crate::errqueue::{self, Entry};
+use crate::socket::last_error;
 
 /// One notification id of the socket for each call that returned more than 0.
 pub const SENDFILE_ZC: c_int = 0x2;
@@ -50,7 +50,7 @@ impl Sendfile2 {
         let file = rustix::fs::open(Self::SYSCTL, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let mut text = [0; 16];
         let len = rustix::io::read(&file, &mut text);
-        super::close(file);
+        crate::close(file);
         let text = std::str::from_utf8(&text[..len?]).ok();
         let number = text.and_then(|text| text.trim().parse().ok()).filter(|number| *number > 0);
         let call = Sendfile2 { number: number.ok_or(ErrorKind::InvalidData)? };

@@ -5,7 +5,7 @@ use rustix::thread::CapabilitySet;
 
 /// The limit in bytes, as the kernel applies it to this thread's zerocopy sends; `None` if there
 /// is none (`mm_account_pinned_pages`).
-pub(crate) fn memlock() -> Option<u64> {
+pub fn memlock() -> Option<u64> {
     getrlimit(Resource::Memlock).current.filter(|_| !lifted())
 }
 
@@ -13,7 +13,7 @@ pub(crate) fn memlock() -> Option<u64> {
 ///
 /// The kernel charges a call `(len >> PAGE_SHIFT) + 2` pages (`mm_account_pinned_pages`, and
 /// `io_notif_account_mem` likewise).
-pub(crate) fn call() -> usize {
+pub fn call() -> usize {
     let page = rustix::param::page_size();
     memlock().map_or(usize::MAX, |limit| {
         let pages = usize::try_from(limit).unwrap_or(usize::MAX) / page;
@@ -23,7 +23,7 @@ pub(crate) fn call() -> usize {
 
 /// Whether `CAP_IPC_LOCK` lifts the limit. The kernel asks for it in the first user namespace: the
 /// root of a container that has a namespace of its own has it in vain.
-pub(crate) fn lifted() -> bool {
+pub fn lifted() -> bool {
     rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
         && in_first_user_namespace()

@@ -37,7 +37,6 @@ pub const CODE_ZEROCOPY_COPIED: u8 = 1;
 
 /// One message of the error queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Entry {
     /// A zerocopy completion: the ids `lo..=hi` are released.
     Completion {
@@ -69,7 +68,7 @@ pub struct Foreign {
 impl Foreign {
     /// Whether it says that bytes were acknowledged: `SO_EE_ORIGIN_TIMESTAMPING` with
     /// `SCM_TSTAMP_ACK` of `linux/errqueue.h`.
-    pub(crate) fn is_acknowledgement(&self) -> bool {
+    pub fn is_acknowledgement(&self) -> bool {
         const ORIGIN_TIMESTAMPING: u8 = 4;
         const ACK: u32 = 2;
         self.error.is_some_and(|error| error.origin == ORIGIN_TIMESTAMPING && error.info == ACK)
@@ -184,7 +183,7 @@ const CONTROL: usize = 512;
 pub const PAYLOAD_MAX: usize = 2048;
 
 /// What one system call read, decoded.
-pub(crate) type Batch = SmallVec<[Result<Entry, DecodeError>; BATCH]>;
+pub type Batch = SmallVec<[Result<Entry, DecodeError>; BATCH]>;
 
 #[repr(C, align(8))]
 struct Buffers {
@@ -192,12 +191,18 @@ struct Buffers {
     payload: [[MaybeUninit<u8>; PAYLOAD_MAX]; BATCH],
 }
 
-/// Reads up to a batch of messages from the error queue and appends them, decoded, to `out`.
+/// Reads up to a batch of messages from a socket's error queue and appends them, decoded, to `out`.
 /// Returns whether the queue may hold more. Never blocks.
+///
+/// Only for TCP and UDP sockets: a unix socket ignores `MSG_ERRQUEUE` and would hand out what its
+/// peer has sent. From a socket of a sender it takes away what the sender waits for.
 ///
 /// # Errors
 /// What `recvmmsg(2)` failed with; an empty queue is no error.
-pub(crate) fn read(socket: BorrowedFd<'_>, out: &mut Batch) -> Result<bool, Errno> {
+pub fn read(
+    socket: BorrowedFd<'_>,
+    out: &mut impl Extend<Result<Entry, DecodeError>>,
+) -> Result<bool, Errno> {
     // Left uninitialised: a batch is ten kilobytes, and mostly none of it is used.
     let mut buffers = MaybeUninit::<Buffers>::uninit();
     // SAFETY: Buffers consists of MaybeUninit only, so it needs no initialisation.
@@ -229,14 +234,14 @@ pub(crate) fn read(socket: BorrowedFd<'_>, out: &mut Batch) -> Result<bool, Errn
         };
         match usize::try_from(ret) {
             Ok(got) => break got.min(BATCH),
-            Err(_) => match super::socket::last_error() {
+            Err(_) => match crate::socket::last_error() {
                 Errno::INTR => {}
                 Errno::AGAIN => return Ok(false),
                 error => return Err(error),
             },
         }
     };
-    for (i, message) in messages.iter().enumerate().take(got) {
+    out.extend(messages.iter().enumerate().take(got).map(|(i, message)| {
         let header = &message.msg_hdr;
         let control = header.msg_controllen.min(CONTROL);
         let payload = (message.msg_len as usize).min(PAYLOAD_MAX);
@@ -247,8 +252,8 @@ pub(crate) fn read(socket: BorrowedFd<'_>, out: &mut Batch) -> Result<bool, Errn
         // SAFETY: the kernel wrote msg_len bytes of payload; bounded likewise.
         let payload =
             unsafe { std::slice::from_raw_parts(buffers.payload[i].as_ptr().cast(), payload) };
-        out.push(decode(control, payload, header.msg_flags));
-    }
+        decode(control, payload, header.msg_flags)
+    }));
     Ok(got == BATCH)
 }
 

@@ -1,0 +1,36 @@
+//! The system calls and kernel structures that [sendfile2] rests on, one concept a module.
+//!
+//! This is the only crate of the library that holds `unsafe`. Everything it exports is safe: sizes
+//! and addresses are checked here, not by the callers. What rustix already offers safely (epoll,
+//! `pread`, socket options, `connect_unspec`) is used from there and not repeated.
+//!
+//! Two modules are pure and do no I/O, since what they keep must outlive the kernel's use of it:
+//! [`ledger`] maps the notification ids of a socket to what its sends hold, [`op_table`] the
+//! operations of a ring.
+//!
+//! It is made for sendfile2, its C library and its tests. Its interface changes whenever they need
+//! that; programs use sendfile2.
+//!
+//! [sendfile2]: https://docs.rs/sendfile2
+#![cfg(target_os = "linux")]
+#![allow(unsafe_code)]
+
+pub mod errqueue;
+pub mod ledger;
+pub mod mapping;
+pub mod module;
+pub mod op_table;
+pub mod rlimit;
+pub mod socket;
+pub mod syscall;
+#[cfg(feature = "tokio")]
+pub mod tokio;
+#[cfg(feature = "uring")]
+pub mod uring;
+
+/// Closes a descriptor without a point of thread cancellation, which the standard library's way
+/// is: a thread of a C program must not be unwound through Rust.
+pub fn close(file: std::os::fd::OwnedFd) {
+    // SAFETY: the descriptor was owned, and nobody has it any more.
+    unsafe { rustix::io::close(std::os::fd::IntoRawFd::into_raw_fd(file)) }
+}
