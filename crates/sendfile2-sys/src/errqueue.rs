@@ -177,6 +177,12 @@ pub fn decode(control: &[u8], payload: &[u8], msg_flags: i32) -> Result<Entry, D
 /// queue with one entry costs one call and not two.
 const BATCH: usize = 4;
 const BATCH_COUNT: libc::c_uint = 4;
+
+#[cfg(target_env = "musl")]
+type Flags = libc::c_uint;
+#[cfg(not(target_env = "musl"))]
+type Flags = libc::c_int;
+const FLAGS: Flags = (libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) as Flags;
 /// Room for an extended error with its offender's address beside timestamps and packet info.
 const CONTROL: usize = 512;
 /// The longest payload of a [`Foreign`] entry that is kept whole, in bytes.
@@ -218,7 +224,8 @@ pub fn read(
         header.msg_iov = &raw mut iovecs[i];
         header.msg_iovlen = 1;
         header.msg_control = buffers.control[i].as_mut_ptr().cast();
-        header.msg_controllen = CONTROL;
+        // musl's type for it has 32 bits.
+        header.msg_controllen = CONTROL as _;
     }
     let got = loop {
         // SAFETY: each header points at an iovec, a payload and a control buffer of the lengths
@@ -228,7 +235,7 @@ pub fn read(
                 socket.as_raw_fd(),
                 messages.as_mut_ptr(),
                 BATCH_COUNT,
-                libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,
+                FLAGS,
                 std::ptr::null_mut(),
             )
         };
@@ -243,7 +250,8 @@ pub fn read(
     };
     out.extend(messages.iter().enumerate().take(got).map(|(i, message)| {
         let header = &message.msg_hdr;
-        let control = header.msg_controllen.min(CONTROL);
+        #[allow(clippy::unnecessary_cast, reason = "as above")]
+        let control = (header.msg_controllen as usize).min(CONTROL);
         let payload = (message.msg_len as usize).min(PAYLOAD_MAX);
         // SAFETY: the kernel wrote the first msg_controllen bytes of the control buffer; the
         // length is bounded by the buffer's.

@@ -134,7 +134,7 @@ impl Device {
         let mut query = Query::default();
         // SAFETY: this request writes one `struct sendfile2_query`, as which it is laid out; the
         // size is part of the request's number.
-        let ret = unsafe { libc::ioctl(self.0.as_raw_fd(), QUERY.into(), &raw mut query) };
+        let ret = unsafe { libc::ioctl(self.0.as_raw_fd(), request(QUERY), &raw mut query) };
         if ret == 0 { Ok(query) } else { Err(last_error()) }
     }
 
@@ -155,9 +155,16 @@ impl Device {
         // SAFETY: this request reads and writes one `struct sendfile2_args`, as which it is laid
         // out. The file's pages are the kernel's; no memory of this process is referred to.
         let sent =
-            unsafe { libc::ioctl(self.0.as_raw_fd(), SEND.into(), std::ptr::from_mut(args)) };
+            unsafe { libc::ioctl(self.0.as_raw_fd(), request(SEND), std::ptr::from_mut(args)) };
         usize::try_from(sent).map_err(|_| last_error())
     }
+}
+
+/// Returns a request's number in the type of libc's `ioctl`, which has a sign for musl.
+#[must_use]
+#[allow(clippy::cast_lossless, reason = "only where that type is wider")]
+pub const fn request(number: u32) -> libc::Ioctl {
+    number as libc::Ioctl
 }
 
 impl AsFd for Device {

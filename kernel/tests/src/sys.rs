@@ -51,7 +51,8 @@ pub(crate) fn send_by_read_only(device: &Device, arguments: &[u8]) -> Result<usi
     // SAFETY: it takes the place of no other memory.
     let at = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, &file, 0) }?;
     // SAFETY: there is a `struct sendfile2_args`; what the kernel may not write it does not.
-    let sent = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), module::SEND.into(), at) };
+    let sent =
+        unsafe { libc::ioctl(device.as_fd().as_raw_fd(), module::request(module::SEND), at) };
     usize::try_from(check(sent)?).map_err(|_| Errno::IO)
 }
 
@@ -62,7 +63,7 @@ pub(crate) fn enable_tls(socket: impl AsFd) -> Result<(), Errno> {
 
 /// Bytes that TCP has not yet given to the network (`SIOCOUTQNSD`).
 pub(crate) fn not_sent(socket: impl AsFd) -> Result<u64, Errno> {
-    const SIOCOUTQNSD: libc::c_ulong = 0x894B;
+    const SIOCOUTQNSD: libc::Ioctl = 0x894B;
     let mut value: c_int = 0;
     // SAFETY: this request writes one int.
     check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCOUTQNSD, &raw mut value) })?;
