@@ -1,9 +1,12 @@
 //! Chores that cargo has no command for.
 #![forbid(unsafe_code)]
 
+mod ci;
 mod guest;
 mod header;
 mod install;
+mod layers;
+mod rust;
 
 use std::path::{Path, PathBuf};
 
@@ -14,15 +17,19 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "xtask", bin_name = "cargo xtask")]
 enum Chore {
+    Ci(ci::Args),
     Install(install::Args),
     Header(header::Args),
+    Layers(layers::Args),
     Guest(guest::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Chore::parse() {
+        Chore::Ci(args) => ci::run(&args),
         Chore::Install(args) => install::run(&args),
         Chore::Header(args) => header::run(&args),
+        Chore::Layers(args) => layers::run(&args),
         Chore::Guest(args) => guest::run(&args),
     }
 }

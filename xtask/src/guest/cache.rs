@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 
 /// `$XDG_CACHE_HOME/sendfile2`.
-pub(super) fn directory() -> anyhow::Result<PathBuf> {
+pub(crate) fn directory() -> anyhow::Result<PathBuf> {
     let cache = match std::env::var_os("XDG_CACHE_HOME") {
         Some(cache) if Path::new(&cache).is_absolute() => PathBuf::from(cache),
         _ => {
@@ -23,7 +23,7 @@ pub(super) fn directory() -> anyhow::Result<PathBuf> {
 }
 
 /// The newest package of those whose name begins and ends so, unpacked.
-pub(super) fn newest(begins: &str, ends: &str) -> anyhow::Result<Package> {
+pub(crate) fn newest(begins: &str, ends: &str) -> anyhow::Result<Package> {
     let debs = debs()?;
     let mut names = offered(begins, ends)?;
     names.extend(kept(&debs)?.into_iter().map(|deb| deb.name));
@@ -39,13 +39,13 @@ pub(super) fn newest(begins: &str, ends: &str) -> anyhow::Result<Package> {
 }
 
 /// A package by its name, in the version that the archive offers; unpacked.
-pub(super) fn package(name: &str) -> anyhow::Result<Package> {
+pub(crate) fn package(name: &str) -> anyhow::Result<Package> {
     let deb = download(name)?;
     unpack(&deb)
 }
 
 /// A package by its name, only downloaded: its file.
-pub(super) fn download(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn download(name: &str) -> anyhow::Result<PathBuf> {
     let debs = debs()?;
     let file = match file_name(name) {
         Ok(file) => file,
@@ -75,7 +75,7 @@ pub(super) fn download(name: &str) -> anyhow::Result<PathBuf> {
 
 /// Packages that belong together, unpacked into one directory of this name; `mend` is told where
 /// they are, and where they will be.
-pub(super) fn together(
+pub(crate) fn together(
     name: &str,
     packages: &[String],
     mend: impl FnOnce(&Path, &Path) -> anyhow::Result<()>,
@@ -98,13 +98,13 @@ pub(super) fn together(
 
 /// A package that is unpacked.
 #[derive(Debug)]
-pub(super) struct Package {
+pub(crate) struct Package {
     /// Where its files are, as if below `/`.
-    pub(super) root: PathBuf,
+    pub(crate) root: PathBuf,
     /// Its name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Its version.
-    pub(super) version: String,
+    pub(crate) version: String,
 }
 
 fn unpack(deb: &Path) -> anyhow::Result<Package> {
@@ -120,7 +120,7 @@ fn unpack(deb: &Path) -> anyhow::Result<Package> {
 }
 
 /// Makes a directory of the cache: all of it, or nothing.
-pub(super) fn make(
+pub(crate) fn make(
     at: &Path,
     fill: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
@@ -208,7 +208,7 @@ const APT: &str = "packages are downloaded by Debian's apt-get, which needs the 
 const DPKG: &str = "packages are unpacked by Debian's dpkg-deb";
 
 /// Runs a command that shows what it does; `hint` says what it is needed for.
-pub(super) fn run(command: &mut Command, hint: &str) -> anyhow::Result<()> {
+pub(crate) fn run(command: &mut Command, hint: &str) -> anyhow::Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let status = match command.stdin(Stdio::null()).status() {
         Ok(status) => status,

@@ -4,7 +4,7 @@
 //! that a wrong implementation looks right there. In a guest a network device sends from the pages
 //! of the file itself.
 
-mod cache;
+pub(crate) mod cache;
 mod cargo;
 mod console;
 mod count;

@@ -49,7 +49,7 @@ fn zerocopy(lo: u32, hi: u32, code: u8) -> ExtendedError {
 
 /// Port unreachable.
 fn icmp() -> ExtendedError {
-    let errno = libc::ECONNREFUSED.cast_unsigned();
+    let errno = libc::ECONNREFUSED.unsigned_abs();
     ExtendedError { errno, origin: ORIGIN_ICMP, kind: 3, code: 3, info: 0, data: 0 }
 }
 
@@ -169,7 +169,7 @@ fn a_transmit_timestamp_is_foreign() {
 
 #[test]
 fn an_error_of_zerocopy_origin_releases_nothing() {
-    let error = ExtendedError { errno: libc::ENOBUFS.cast_unsigned(), ..zerocopy(1, 2, 0) };
+    let error = ExtendedError { errno: libc::ENOBUFS.unsigned_abs(), ..zerocopy(1, 2, 0) };
     assert_eq!(foreign(&ipv4(error), &[], 0).error, Some(error));
 }
 
@@ -208,7 +208,7 @@ fn cut_control_data_is_an_error_even_if_a_completion_is_in_it() {
 fn a_length_that_does_not_fit_is_an_error() {
     let data = bytes_of(zerocopy(1, 2, 0), 0);
     let left = HEADER + data.len();
-    for len in [0, 1, HEADER - 1, left + 1, left + ALIGN, isize::MAX.cast_unsigned(), usize::MAX] {
+    for len in [0, 1, HEADER - 1, left + 1, left + ALIGN, isize::MAX.unsigned_abs(), usize::MAX] {
         let control = control_of(len, IPV4, &data);
         assert_eq!(decode(&control, &[], 0), Err(DecodeError::BadLength { len, left }), "{len}");
     }

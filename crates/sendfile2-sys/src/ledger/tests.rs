@@ -503,8 +503,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(back, span, copied)| Op::Complete { back, span, copied }),
         1 => Just(Op::Repeat),
         1 => (-5i32..5, -200i32..5).prop_map(|(hi, span)| Op::Wild {
-            lo: hi.wrapping_sub(span).cast_unsigned(),
-            hi: hi.cast_unsigned(),
+            lo: u32::from_ne_bytes(hi.wrapping_sub(span).to_ne_bytes()),
+            hi: u32::from_ne_bytes(hi.to_ne_bytes()),
         }),
     ]
 }
@@ -567,7 +567,7 @@ proptest! {
                     continue;
                 }
                 Op::Complete { back, span, copied } => {
-                    let lo = model.next_id().wrapping_sub(back.cast_unsigned());
+                    let lo = model.next_id().wrapping_sub(u32::from_ne_bytes(back.to_ne_bytes()));
                     last = (lo, lo.wrapping_add(span), copied);
                 }
                 Op::Repeat => {}
