@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use super::{Exclusive, GuardedFile, Lease, Lessee, Queued, Ranges, span};
+use super::writer::Queued;
+use super::{Exclusive, GuardedFile, Lease, Lessee, Ranges, span};
 use crate::error::Error;
 use crate::park::task::{Parker, failed};
 
