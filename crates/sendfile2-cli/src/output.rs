@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
-use sendfile2::{Error, Source};
+use anyhow::Context;
+use sendfile2::Source;
 
 /// Writes `text` to standard output, without its colours where they are not wanted (no terminal,
 /// `NO_COLOR`). A reader that went away (`| head -1`) has seen enough: that is no error.
@@ -18,10 +18,22 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// An error and its causes, in one line. A cause that the message before it ends with is not
+/// repeated: those of the library tell theirs.
+pub(crate) fn whole(error: &anyhow::Error) -> String {
+    let mut whole = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !whole.ends_with(&cause) {
+            whole = format!("{whole}: {cause}");
+        }
+    }
+    whole
+}
+
 /// Says on standard error what went wrong, in one line.
 pub(crate) fn complain(error: &anyhow::Error) {
     // Where standard error is closed there is nobody to tell.
-    let _ = writeln!(io::stderr().lock(), "sendfile2: {error:#}");
+    let _ = writeln!(io::stderr().lock(), "sendfile2: {}", whole(error));
 }
 
 /// Says something on standard error that is no failure.
@@ -53,10 +65,20 @@ pub(crate) fn width() -> usize {
 
 /// Opens a file to send from.
 pub(crate) fn open(path: &Path) -> anyhow::Result<Source> {
-    Source::open(path).map_err(|e| match e {
-        Error::File { op: "open", cause, .. } => {
-            anyhow!("cannot open {}: {cause}", path.display())
-        }
-        e => anyhow!("{}: {e}", path.display()),
-    })
+    Ok(Source::open(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let missing = anyhow::Error::from(Source::open("/nonexistent").unwrap_err());
+        let told = "cannot open /nonexistent: No such file or directory (os error 2)";
+        assert_eq!(whole(&missing), told);
+        assert_eq!(whole(&missing.context("the demo")), format!("the demo: {told}"));
+        let other = anyhow::anyhow!("inner").context("outer");
+        assert_eq!(whole(&other), "outer: inner");
+    }
 }

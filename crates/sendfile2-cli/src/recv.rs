@@ -127,7 +127,7 @@ fn receive(
         blake3: hasher.finalize().to_string(),
         micros: units::as_micros(started.elapsed()),
         file: args.output.as_ref().map(|file| file.display().to_string()),
-        error: error.as_ref().map(|e| format!("{e:#}")),
+        error: error.as_ref().map(output::whole),
     };
     Ok((report, error))
 }
@@ -137,11 +137,12 @@ fn partial(error: &anyhow::Error, sink: &Sink, received: u64, written: u64) -> a
     let received = units::bytes(received);
     match sink {
         Sink::File { path, .. } => anyhow!(
-            "{error:#}; {received} were received, and {} holds the first {written} bytes of an \
+            "{}; {received} were received, and {} holds the first {written} bytes of an \
              unknown whole",
+            output::whole(error),
             path.display()
         ),
-        _ => anyhow!("{error:#}; {received} were received of an unknown whole"),
+        _ => anyhow!("{}; {received} were received of an unknown whole", output::whole(error)),
     }
 }
 

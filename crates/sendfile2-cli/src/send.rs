@@ -399,7 +399,7 @@ impl<'a> Transfer<'a> {
         let aborted = self.carrier.abort();
         // What was in flight is let go of in a moment, if not a queueing discipline has it.
         let drained = self.carrier.wait_all(Instant::now() + AFTERMATH);
-        let mut text = if by_peer { GONE.to_owned() } else { format!("{error:#}") };
+        let mut text = if by_peer { GONE.to_owned() } else { output::whole(error) };
         // The figures are those from before the abort.
         let _ = write!(
             text,

@@ -58,7 +58,10 @@ pub enum Step<T> {
 
 /// A completion of no operation that is under way. Nothing is handed back for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the kernel completed an operation that is not under way (user data {key:#x})")]
+#[error(
+    "the kernel completed an operation that is not under way (user data {key:#x}): something else \
+     submits to this ring, or this is a fault of the library; what is in flight stays held"
+)]
 pub struct Stray {
     /// Its user data.
     pub key: u64,

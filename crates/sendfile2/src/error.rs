@@ -1,7 +1,9 @@
 //! The error types. A fault of the file, of the socket and of a kernel limit are told apart, and
 //! would-block is not among them: it is a value.
 
+use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::engine::{Engine, Refusal};
 use crate::sys::errqueue::DecodeError;
@@ -12,9 +14,18 @@ use crate::sys::op_table::Stray;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The file cannot be a source at all.
-    #[error("cannot send from this file: {0}")]
-    NotASource(&'static str),
+    /// The file cannot be a source, or cannot be guarded, at all.
+    #[error("{0}")]
+    NotASource(Unsuitable),
+    /// Opening the file failed.
+    #[error("cannot open {}: {cause}", path.display())]
+    Open {
+        /// What was to be opened.
+        path: PathBuf,
+        /// What it failed with.
+        #[source]
+        cause: io::Error,
+    },
     /// The file ends at byte `at`, before or at the first byte that was to be sent. Nothing of
     /// this call was sent.
     #[error("the file ends at byte {at}: there is nothing to send from byte {wanted} on")]
@@ -24,7 +35,7 @@ pub enum Error {
         /// The file offset of the first byte that was wanted.
         wanted: u64,
     },
-    /// Reading or asking the file failed: a disk error, for example.
+    /// Reading, writing or asking the file failed: a disk error, or a full disk, for example.
     #[error("{op} of the file failed at byte {offset}: {cause}")]
     File {
         /// The system call.
@@ -32,6 +43,7 @@ pub enum Error {
         /// The file offset, in bytes.
         offset: u64,
         /// What it failed with.
+        #[source]
         cause: io::Error,
     },
     /// The socket failed: reset by the peer, not connected, shut down.
@@ -40,6 +52,7 @@ pub enum Error {
         /// The system call, or what was asked of the socket.
         op: &'static str,
         /// What it failed with.
+        #[source]
         cause: io::Error,
     },
     /// The engine that was asked for cannot serve this socket or this file. Nothing was sent.
@@ -52,7 +65,10 @@ pub enum Error {
     },
     /// The connection was aborted by this side. What was in flight stays held until its
     /// notifications arrive.
-    #[error("the connection was aborted by this side")]
+    #[error(
+        "the connection was aborted by this side (by an abort, by a writer that would not wait \
+         longer, or at a time limit): connect anew"
+    )]
     Aborted,
     /// The deadline passed first. What was in flight is still in flight, and still held.
     #[error("the deadline passed: {0}")]
@@ -74,7 +90,10 @@ pub enum Error {
     )]
     NextIdUnknown,
     /// A range that the lease, or the exclusive range, does not cover.
-    #[error("bytes {}..{} are not covered by what was granted", range.start, range.end)]
+    #[error(
+        "bytes {}..{} are not covered by what was granted: lease, or queue for, all of them first",
+        range.start, range.end
+    )]
     NotLeased {
         /// The range, in bytes of the file.
         range: std::ops::Range<u64>,
@@ -111,15 +130,46 @@ pub enum Error {
         /// The system call.
         op: &'static str,
         /// What it failed with.
+        #[source]
         cause: io::Error,
     },
 }
 
+/// Why a file can be neither sent from nor guarded, in its message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsuitable {
+    path: Option<PathBuf>,
+    why: &'static str,
+}
+
+impl Unsuitable {
+    /// What the file was opened by, where this library opened it.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+}
+
+impl fmt::Display for Unsuitable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "cannot use {}: {}", path.display(), self.why),
+            None => write!(f, "cannot use this file: {}", self.why),
+        }
+    }
+}
+
 impl From<Error> for io::Error {
-    /// The operating system's error where that is all there is to say; else one that contains this.
+    /// The operating system's error where that is all there is to say; else one that contains
+    /// this, of the kind of the operating system's error beneath, if there is one.
     fn from(error: Error) -> Self {
         match error {
             Error::Socket { cause, .. } => cause,
+            Error::Open { .. } | Error::File { .. } | Error::Wait { .. } => {
+                let kind = error.io_error().map_or(io::ErrorKind::Other, io::Error::kind);
+                io::Error::new(kind, error)
+            }
+            Error::NotASource(_) => io::Error::new(io::ErrorKind::InvalidInput, error),
             Error::Deadline(_) => io::Error::new(io::ErrorKind::TimedOut, error),
             Error::Aborted => io::Error::new(io::ErrorKind::ConnectionAborted, error),
             Error::Truncated { .. } => io::Error::new(io::ErrorKind::UnexpectedEof, error),
@@ -141,13 +191,29 @@ impl Error {
         move |e| Error::Wait { op, cause: e.into() }
     }
 
+    pub(crate) fn unsuitable(why: &'static str) -> Error {
+        Error::NotASource(Unsuitable { path: None, why })
+    }
+
+    /// Says which file could not be opened, or used.
+    pub(crate) fn of(self, path: &Path) -> Error {
+        match self {
+            Error::File { cause, .. } => Error::Open { path: path.into(), cause },
+            Error::NotASource(unsuitable) => {
+                Error::NotASource(Unsuitable { path: Some(path.into()), ..unsuitable })
+            }
+            error => error,
+        }
+    }
+
     /// The operating system's error beneath, where there is one.
     #[must_use]
     pub fn io_error(&self) -> Option<&io::Error> {
         match self {
-            Error::File { cause, .. } | Error::Socket { cause, .. } | Error::Wait { cause, .. } => {
-                Some(cause)
-            }
+            Error::Open { cause, .. }
+            | Error::File { cause, .. }
+            | Error::Socket { cause, .. }
+            | Error::Wait { cause, .. } => Some(cause),
             _ => None,
         }
     }

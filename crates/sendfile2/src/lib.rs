@@ -81,7 +81,7 @@ pub mod uring;
 
 pub use conn::{Counters, Notice, peer_on_this_host};
 pub use engine::{Choice, Engine, Limit, Missing, Refusal, UnknownEngine, Why};
-pub use error::Error;
+pub use error::{Error, Unsuitable};
 pub use holder::InFlight;
 pub use mtu::tcp_mtu_probing;
 pub use sender::{Options, Sender, Sent, Stopped, Transfer};

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::sys::mapping::{Mapping, Region};
@@ -62,10 +63,15 @@ impl fmt::Display for Unmappable {
                     Some(name) => write!(f, "its filesystem ({name})")?,
                     None => write!(f, "its filesystem (type {magic:#x})")?,
                 }
-                f.write_str(" is not one whose mappings are known to agree with pread")
+                f.write_str(
+                    " is not one whose mappings are known to agree with pread (engine copy reads it)",
+                )
             }
             Unmappable::Sparse => {
-                f.write_str("it has holes on tmpfs, and a send from a mapping would allocate them")
+                f.write_str(
+                    "it has holes on tmpfs, and a send from a mapping would allocate them (engine copy \
+                     reads it; fallocate(1) fills them)",
+                )
             }
             Unmappable::Failed(errno) => {
                 write!(f, "mmap failed: {}", std::io::Error::from_raw_os_error(*errno))
@@ -102,27 +108,27 @@ impl Nature {
     fn of(file: BorrowedFd<'_>) -> Result<Self, Error> {
         let flags = rustix::fs::fcntl_getfl(file).map_err(Error::file("fcntl", 0))?;
         if flags.contains(OFlags::PATH) {
-            return Err(Error::NotASource("the descriptor is O_PATH: open the file for reading"));
+            return Err(Error::unsuitable("the descriptor is O_PATH: open the file for reading"));
         }
         // O_RDONLY is 0, so the mode is compared and not tested by bits.
         let mode = flags & OFlags::RWMODE;
         if mode == OFlags::WRONLY {
-            return Err(Error::NotASource("it is open for writing only: open it for reading too"));
+            return Err(Error::unsuitable("it is open for writing only: open it for reading too"));
         }
         if flags.contains(OFlags::DIRECT) {
-            return Err(Error::NotASource("it is open with O_DIRECT: open it without"));
+            return Err(Error::unsuitable("it is open with O_DIRECT: open it without"));
         }
         let stat = rustix::fs::fstat(file).map_err(Error::file("fstat", 0))?;
         let block_device = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => false,
             FileType::BlockDevice => true,
-            FileType::Directory => return Err(Error::NotASource("it is a directory")),
-            FileType::Fifo => return Err(Error::NotASource("it is a pipe: copy from it instead")),
-            FileType::Socket => return Err(Error::NotASource("it is a socket")),
+            FileType::Directory => return Err(Error::unsuitable("it is a directory")),
+            FileType::Fifo => return Err(Error::unsuitable("it is a pipe: copy from it instead")),
+            FileType::Socket => return Err(Error::unsuitable("it is a socket")),
             FileType::CharacterDevice => {
-                return Err(Error::NotASource("it is a character device, which has no pages"));
+                return Err(Error::unsuitable("it is a character device, which has no pages"));
             }
-            _ => return Err(Error::NotASource("it is no regular file, memfd or block device")),
+            _ => return Err(Error::unsuitable("it is no regular file, memfd or block device")),
         };
         let magic = rustix::fs::fstatfs(file).map_err(Error::file("fstatfs", 0))?.f_type;
         #[expect(clippy::cast_sign_loss, reason = "a magic number; 32 bits of it count")]
@@ -247,16 +253,17 @@ impl Source {
     /// Opens the file at `path`, read-only.
     ///
     /// # Errors
-    /// What `open(2)` fails with, and as [`new`](Self::new).
+    /// [`Error::Open`], and as [`new`](Self::new); they name the path.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let file = rustix::fs::open(
-            path.as_ref(),
+            path,
             // O_NONBLOCK: the open of a FIFO must not wait for a writer, only to be refused.
             OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
             rustix::fs::Mode::empty(),
-        )
-        .map_err(Error::file("open", 0))?;
-        Source::new(file)
+        );
+        let source = file.map_err(Error::file("open", 0)).and_then(Source::new);
+        source.map_err(|e| e.of(path))
     }
 
     /// Takes an open file: a regular file, a memfd, or a block device, readable.
@@ -344,7 +351,11 @@ impl Source {
                 let end = range.end.min(mapping.range().end);
                 Ok(View::Mapped(mapping, range.start..end))
             }
-            Err(e) => Ok(View::Read(Unmappable::Failed(e.raw_os_error().unwrap_or(0)), range)),
+            Err(e) => {
+                // One without a number: longer than this machine's addresses reach.
+                let errno = e.raw_os_error().unwrap_or(Errno::NOMEM.raw_os_error());
+                Ok(View::Read(Unmappable::Failed(errno), range))
+            }
         }
     }
 

@@ -100,7 +100,7 @@ impl Bed {
             Path::Veth => match Net::veth() {
                 Ok(net) => net,
                 Err(error) => {
-                    self.skip([Skipped { what: path.to_string(), why: format!("{error:#}") }]);
+                    self.skip([Skipped { what: path.to_string(), why: output::whole(&error) }]);
                     return Ok(None);
                 }
             },

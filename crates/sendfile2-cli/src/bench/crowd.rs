@@ -144,7 +144,7 @@ pub(super) fn clients(role: &Crowd, orders: &mut impl BufRead) -> anyhow::Result
                     outcome.complete += 1;
                     outcome.wrong_bytes += wrong;
                 }
-                Err(error) => drop(outcome.failure.get_or_insert(format!("{error:#}"))),
+                Err(error) => drop(outcome.failure.get_or_insert(crate::output::whole(&error))),
             }
         }
         outcome.seconds = start.elapsed().as_secs_f64();

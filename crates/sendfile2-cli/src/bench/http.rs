@@ -77,7 +77,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             Ok(server) => servers.push(server),
             Err(error) if which == Which::Ours => return Err(error.context(which.to_string())),
             Err(error) => {
-                bed.skip([Skipped { what: which.to_string(), why: format!("{error:#}") }]);
+                bed.skip([Skipped { what: which.to_string(), why: crate::output::whole(&error) }]);
             }
         }
     }

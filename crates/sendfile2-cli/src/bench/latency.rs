@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             let refused = refused.with_context(|| setting.clone())?;
             bed.skip(refused.into_iter().map(|(way, error)| Skipped {
                 what: format!("{way}, {setting}"),
-                why: format!("{error:#}"),
+                why: crate::output::whole(&error),
             }));
             rows.extend(all.iter().flat_map(|times| times.rows(*path, size)));
             left -= 1;

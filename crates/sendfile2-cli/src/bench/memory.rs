@@ -46,7 +46,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         match process.hear() {
             Ok(row) => rows.push(row),
             Err(error) => {
-                bed.skip([Skipped { what: format!("{what:?}"), why: format!("{error:#}") }]);
+                bed.skip([Skipped {
+                    what: format!("{what:?}"),
+                    why: crate::output::whole(&error),
+                }]);
             }
         }
     }

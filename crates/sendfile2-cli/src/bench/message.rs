@@ -159,7 +159,7 @@ pub(super) fn say<T: Serialize>(what: &Answer<T>) {
 
 /// Says what came of an order.
 pub(super) fn answer<T: Serialize>(result: anyhow::Result<T>) {
-    say(&result.map_err(|error| format!("{error:#}")));
+    say(&result.map_err(|error| crate::output::whole(&error)));
 }
 
 /// Reads one order; `None` when the parent is gone.

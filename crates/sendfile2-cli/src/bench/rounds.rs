@@ -125,7 +125,7 @@ pub(super) fn measure(
         }
         // What is left of its connections is in the way of the others.
         ways.retain(|other| *other != way);
-        refused.push((way, format!("{error:#}")));
+        refused.push((way, crate::output::whole(&error)));
     };
     let left = limits.deadline.saturating_duration_since(start);
     let count = u32::try_from(ways.len())?;

@@ -190,7 +190,7 @@ impl Server {
             }
             let ring = has_ring.then(|| {
                 let leased = matches!(way, Way::Leased(_));
-                Ring::new(for_ring, leased).map_err(|error| format!("{error:#}"))
+                Ring::new(for_ring, leased).map_err(|error| crate::output::whole(&error))
             });
             self.groups.push(Group { way: *way, lines, ring, poll, sends: 0, at: 0 });
         }

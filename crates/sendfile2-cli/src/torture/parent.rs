@@ -151,7 +151,9 @@ impl<'a> Parent<'a> {
         let mut possible = Vec::new();
         for fault in &self.args.faults.0 {
             let why_not = match fault {
-                Fault::Memlock => netns::possible(&self.limited()).err().map(|e| format!("{e:#}")),
+                Fault::Memlock => {
+                    netns::possible(&self.limited()).err().map(|e| crate::output::whole(&e))
+                }
                 Fault::Optmem if !self.net.own => Some(
                     "net.core.optmem_max would have to be set for this network namespace, which \
                      others use"

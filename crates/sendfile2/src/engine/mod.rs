@@ -106,7 +106,8 @@ impl fmt::Display for Refusal {
         match self {
             Refusal::Socket(why) => f.write_str(why),
             Refusal::NotSupported => f.write_str(
-                "the kernel refuses zerocopy sends on this socket (kernel TLS or a sockmap?)",
+                "the kernel refuses zerocopy sends on this socket (kernel TLS or a sockmap?): take copy \
+                 or auto",
             ),
             Refusal::Memlock(limit) => write!(
                 f,
@@ -121,11 +122,13 @@ impl fmt::Display for Refusal {
             ),
             Refusal::MtuProbing(None) => f.write_str(
                 "net.ipv4.tcp_mtu_probing cannot be read (is /proc mounted?); if it is not 0, the \
-                 kernel says that file pages are released while it still sends them",
+                 kernel says that file pages are released while it still sends them; mount /proc, or \
+                 take copy or auto",
             ),
             Refusal::IdsUnsure => f.write_str(
                 "a send failed (a datagram was dropped on its way out, or the application panicked), \
-                 and nobody can say whether that used a notification id",
+                 and nobody can say whether that used a notification id: take copy or auto, or a new \
+                 socket",
             ),
             Refusal::File(why) => write!(f, "the file is not sent from a mapping: {why}"),
             Refusal::IoUring(why) => write!(f, "{why}"),
@@ -211,6 +214,9 @@ pub enum Limit {
 
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ENOBUFS: RLIMIT_MEMLOCK or net.core.optmem_max is used up")
+        f.write_str(
+            "ENOBUFS: RLIMIT_MEMLOCK (ulimit -l) or net.core.optmem_max is used up: raise it, or send \
+             when more is released",
+        )
     }
 }

@@ -38,8 +38,8 @@ impl fmt::Display for Missing {
         match self {
             Missing::Module => write!(
                 f,
-                "there is no {path}: the kernel module is not loaded; nor has this kernel the \
-                 patch series"
+                "there is no {path}: the kernel module is not loaded (docs/module.md); nor has this \
+                 kernel the patch series (docs/patches.md)"
             ),
             Missing::Forbidden => {
                 write!(f, "{path} may not be opened: join its group, as docs/module.md says")
@@ -50,7 +50,7 @@ impl fmt::Display for Missing {
                  came with this library"
             ),
             Missing::Failed(errno) => {
-                write!(f, "{path}: {}", io::Error::from_raw_os_error(*errno))
+                write!(f, "opening {path} failed: {}", io::Error::from_raw_os_error(*errno))
             }
             Missing::Call => write!(
                 f,
@@ -109,7 +109,7 @@ fn device() -> Result<Device, Missing> {
         {
             Missing::Module
         }
-        _ => Missing::Failed(e.raw_os_error().unwrap_or(0)),
+        _ => Missing::Failed(e.raw_os_error().unwrap_or(Errno::IO.raw_os_error())),
     })
 }
 

@@ -210,12 +210,13 @@ impl GuardedFile {
     /// Opens the file at `path` for reading and writing; it must exist.
     ///
     /// # Errors
-    /// What `open(2)` fails with, and as [`new`](Self::new).
+    /// [`Error::Open`], and as [`new`](Self::new); they name the path.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = rustix::fs::open(path.as_ref(), flags, rustix::fs::Mode::empty())
-            .map_err(Error::file("open", 0))?;
-        GuardedFile::new(file)
+        let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
+        let guarded = file.map_err(Error::file("open", 0)).and_then(GuardedFile::new);
+        guarded.map_err(|e| e.of(path))
     }
 
     /// Guards an open file: a regular file, a memfd, or a block device, open for reading and
@@ -228,10 +229,10 @@ impl GuardedFile {
         let file = file.into();
         let flags = rustix::fs::fcntl_getfl(&file).map_err(Error::file("fcntl", 0))?;
         if flags & OFlags::RWMODE == OFlags::RDONLY {
-            return Err(Error::NotASource("it is open for reading only: open it for writing too"));
+            return Err(Error::unsuitable("it is open for reading only: open it for writing too"));
         }
         if flags.contains(OFlags::APPEND) {
-            return Err(Error::NotASource("it is open with O_APPEND, which ignores offsets"));
+            return Err(Error::unsuitable("it is open with O_APPEND, which ignores offsets"));
         }
         let source = Source::new(file)?;
         let identity = source.identity();

@@ -45,9 +45,11 @@ impl fmt::Display for Unavailable {
             }
             Unavailable::Missing => {
                 "there is no io_uring (ENOSYS): the kernel was built without it, or a seccomp \
-                 filter hides it"
+                 filter hides it; take copy or zerocopy"
             }
-            Unavailable::Old => "the kernel's io_uring has no SEND_ZC, which came with Linux 6.0",
+            Unavailable::Old => {
+                "the kernel's io_uring has no SEND_ZC, which came with Linux 6.0: take copy or zerocopy"
+            }
             Unavailable::Memlock => {
                 "there is no memory for a ring (ENOMEM): RLIMIT_MEMLOCK, which the rings and \
                  zerocopy sends of this user share, is used up; raise it (ulimit -l, LimitMEMLOCK=)"
