@@ -139,7 +139,7 @@ pub enum Error {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsuitable {
     path: Option<PathBuf>,
-    why: &'static str,
+    pub(crate) why: &'static str,
 }
 
 impl Unsuitable {

@@ -7,16 +7,21 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::IoSlice;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use rustix::fs::{FileType, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::Error;
 use crate::sys::mapping::{Mapping, Region};
+
+/// Lets a write go to its offset though the open file has `O_APPEND` (Linux 6.9). rustix has no
+/// name for it.
+const RWF_NOAPPEND: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x20);
 
 /// A file is mapped in windows of this many bytes; a smaller file as one.
 const WINDOW: u64 = 1 << 30;
@@ -133,7 +138,7 @@ impl Nature {
         let magic = rustix::fs::fstatfs(file).map_err(Error::file("fstatfs", 0))?.f_type;
         #[expect(clippy::cast_sign_loss, reason = "a magic number; 32 bits of it count")]
         let magic = (magic as u64) & 0xffff_ffff;
-        let unmappable = if block_device || COHERENT.iter().any(|(known, _)| *known == magic) {
+        let unmappable = if block_device || coherent(magic) {
             None
         } else if magic == OVERLAYFS {
             // A descriptor opened for writing has been copied up already.
@@ -147,6 +152,12 @@ impl Nature {
             Identity { dev: stat.st_dev, ino: stat.st_ino }
         };
         Ok(Nature { identity, block_device, filesystem: magic, unmappable })
+    }
+
+    /// Whether it is a block device, or on one of the known filesystems that keep pages of their
+    /// own.
+    fn is_coherent(&self) -> bool {
+        self.block_device || coherent(self.filesystem)
     }
 
     #[inline(always)]
@@ -416,12 +427,61 @@ impl Source {
 
     /// Reads at `offset`; 0 at the end of the file.
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
-        loop {
-            match rustix::io::pread(&self.0.file, &mut *buffer, offset) {
-                Err(rustix::io::Errno::INTR) => {}
-                result => return result.map_err(Error::file("pread", offset)),
+        rustix::io::retry_on_intr(|| rustix::io::pread(&self.0.file, &mut *buffer, offset))
+            .map_err(|e| self.failed("pread", offset, e))
+    }
+
+    /// Writes at `offset`, maybe a part. Whoever shares the open file can set `O_APPEND`, with
+    /// which pwrite(2) appends: then it writes there all the same, or not at all.
+    pub(crate) fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, Error> {
+        self.allowed(offset, data.len() as u64)?;
+        let Inner { file, nature, .. } = &*self.0;
+        // Overlayfs (tried on 6.18), and perhaps others that pass a write on to another file, do
+        // not pass this on with it.
+        let written = if nature.is_coherent() {
+            let slice = [IoSlice::new(data)];
+            let noappend = || rustix::io::pwritev2(file, &slice, offset, RWF_NOAPPEND);
+            rustix::io::retry_on_intr(noappend)
+        } else {
+            Err(Errno::OPNOTSUPP)
+        };
+        let written = match written {
+            // Or a kernel before 6.9, or a seccomp filter's answer.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                let flags = rustix::fs::fcntl_getfl(file).map_err(Error::file("fcntl", offset))?;
+                if flags.contains(OFlags::APPEND) {
+                    return Err(Error::unsuitable(
+                        "O_APPEND was set on it meanwhile, which ignores offsets: clear it (fcntl \
+                         F_SETFL)",
+                    ));
+                }
+                rustix::io::retry_on_intr(|| rustix::io::pwrite(file, data, offset))
             }
+            written => written,
+        };
+        written.map_err(|e| self.failed("pwrite", offset, e))
+    }
+
+    /// Refuses what would reach behind `RLIMIT_FSIZE`, for which the kernel kills the process
+    /// (SIGXFSZ).
+    pub(crate) fn allowed(&self, offset: u64, len: u64) -> Result<(), Error> {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+        match limit {
+            Some(limit) if !self.0.nature.block_device && offset.saturating_add(len) > limit => {
+                Err(Error::file("RLIMIT_FSIZE: writing", limit.max(offset))(Errno::FBIG))
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// What the call `op` failed with. `O_DIRECT` wants aligned addresses; it was not there when
+    /// the file was taken.
+    fn failed(&self, op: &'static str, offset: u64, errno: Errno) -> Error {
+        let flags = rustix::fs::fcntl_getfl(&self.0.file);
+        if errno == Errno::INVAL && flags.is_ok_and(|flags| flags.contains(OFlags::DIRECT)) {
+            return Error::unsuitable("O_DIRECT was set on it meanwhile: clear it (fcntl F_SETFL)");
+        }
+        Error::file(op, offset)(errno)
     }
 }
 
@@ -466,6 +526,10 @@ const COHERENT: [(u64, &str); 13] = [
     (0x9660, "iso9660"),
     (0x1501_3346, "udf"),
 ];
+
+fn coherent(magic: u64) -> bool {
+    COHERENT.iter().any(|(known, _)| *known == magic)
+}
 
 /// Others that people meet, for their names only.
 const OTHERS: [(u64, &str); 12] = [

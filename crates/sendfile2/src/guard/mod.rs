@@ -224,7 +224,8 @@ impl GuardedFile {
     ///
     /// # Errors
     /// [`Error::NotASource`] for anything else, for a read-only descriptor, and for one with
-    /// `O_APPEND` (where `pwrite(2)` appends whatever the offset); [`Error::File`].
+    /// `O_APPEND` (where `pwrite(2)` appends whatever the offset; for what is set later see
+    /// [`Exclusive::write_at`]); [`Error::File`].
     pub fn new(file: impl Into<OwnedFd>) -> Result<Self, Error> {
         let file = file.into();
         let flags = rustix::fs::fcntl_getfl(&file).map_err(Error::file("fcntl", 0))?;
@@ -322,7 +323,9 @@ impl GuardedFile {
     ///
     /// # Errors
     /// [`Error::Deadline`]; [`Error::OwnLease`] if this thread's own lease is in the way;
-    /// [`Error::File`] if writing fails, maybe after a part; [`Error::Wait`].
+    /// [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`], maybe after a part was
+    /// written (by [`write_with`](Self::write_with) it can be mended before anybody sees it);
+    /// [`Error::Wait`].
     pub fn write_at(&self, data: &[u8], offset: u64, deadline: Instant) -> Result<(), Error> {
         self.write_with(span(offset, data)?, deadline, |range| range.write_at(data, offset))
     }
@@ -405,7 +408,10 @@ impl GuardedFile {
             if self.0.source.size()?.min(len) < from {
                 continue;
             }
-            return rustix::fs::ftruncate(self, len)
+            if self.0.source.size()? < len {
+                self.0.source.allowed(len, 0)?;
+            }
+            return rustix::io::retry_on_intr(|| rustix::fs::ftruncate(self, len))
                 .map_err(Error::file("ftruncate", len))
                 .inspect(|()| writer.count());
         }
@@ -425,7 +431,7 @@ impl GuardedFile {
         let wide = start / FOLIO * FOLIO..end.checked_next_multiple_of(FOLIO).unwrap_or(u64::MAX);
         let writer = self.acquire(wide, deadline, false)?;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(self, flags, start, end - start)
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(self, flags, start, end - start))
             .map_err(Error::file("fallocate", start))
             .inspect(|()| writer.count())
     }

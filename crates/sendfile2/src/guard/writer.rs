@@ -60,7 +60,17 @@ impl Exclusive {
     /// Writes all of `data` at `offset` of the file, which must be within the range.
     ///
     /// # Errors
-    /// [`Error::NotLeased`] if it is not within; [`Error::File`], maybe after a part was written.
+    /// [`Error::NotLeased`] if it is not within.
+    ///
+    /// [`Error::File`], maybe after a part was written: all before the offset that it names. With
+    /// EFBIG, and nothing written, where the data would end behind `RLIMIT_FSIZE`: the kernel would
+    /// write what fits, and then kill the process (SIGXFSZ).
+    ///
+    /// [`Error::NotASource`] if `O_APPEND` was set on the open file meanwhile (fcntl(2), by anybody
+    /// who shares it) and the kernel cannot be told to ignore that: before Linux 6.9
+    /// (`RWF_NOAPPEND`), and on overlayfs and filesystems that are not known. There the flags are
+    /// looked at before each write; what is set in that very moment is not seen, and the data is
+    /// appended. The same holds for a limit that is lowered in that moment.
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
         let span = span(offset, data)?;
         if !data.is_empty() && (span.start < self.range.start || span.end > self.range.end) {
@@ -69,11 +79,9 @@ impl Exclusive {
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
-            match rustix::io::pwrite(&self.file, &data[done..], at) {
-                Ok(0) => return Err(Error::file("pwrite", at)(rustix::io::Errno::NOSPC)),
-                Ok(n) => done += n,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(Error::file("pwrite", at)(e)),
+            match self.file.source().write_at(&data[done..], at)? {
+                0 => return Err(Error::file("pwrite", at)(rustix::io::Errno::NOSPC)),
+                n => done += n,
             }
         }
         self.count();

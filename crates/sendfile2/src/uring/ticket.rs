@@ -40,6 +40,7 @@ pub(super) enum Failure {
     File { op: &'static str, offset: u64, errno: Errno },
     Truncated { at: u64, wanted: u64 },
     Refused(Refusal),
+    Unsuitable(&'static str),
 }
 
 impl From<&Error> for Failure {
@@ -52,6 +53,7 @@ impl From<&Error> for Failure {
             }
             Error::Truncated { at, wanted } => Failure::Truncated { at: *at, wanted: *wanted },
             Error::Refused { reason, .. } => Failure::Refused(*reason),
+            Error::NotASource(unsuitable) => Failure::Unsuitable(unsuitable.why),
             // Those are all that preparing a part fails with.
             _ => Failure::Aborted,
         }
@@ -65,6 +67,7 @@ impl From<Failure> for Error {
             Failure::Socket { op, errno } => Error::socket(op)(errno),
             Failure::File { op, offset, errno } => Error::file(op, offset)(errno),
             Failure::Truncated { at, wanted } => Error::Truncated { at, wanted },
+            Failure::Unsuitable(why) => Error::unsuitable(why),
             Failure::Refused(reason) => Error::Refused { engine: Engine::Uring, reason },
         }
     }
