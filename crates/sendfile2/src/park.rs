@@ -187,6 +187,12 @@ impl Parker {
     }
 }
 
+impl AsFd for Parker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
 /// A descriptor being watched; dropping it ends that.
 #[derive(Debug)]
 pub(crate) struct Watch<'a> {

@@ -110,6 +110,8 @@ fn no_descriptors_left_at_any_wait() {
         assert!(matches!(error, Err(Error::Wait { .. })), "{error:?}");
         let error = scope.spawn(|| guard.write_at_abort(b"x", 0, Instant::now())).join().unwrap();
         assert!(matches!(error, Err(Error::Wait { .. })), "{error:?}");
+        let error = guard.queue_writer(0..1);
+        assert!(matches!(error, Err(Error::Wait { .. })), "{error:?}");
         let error = scope.spawn(|| ticket.wait_released(deadline())).join().unwrap();
         assert!(matches!(error, Err(Error::Wait { .. })), "{error:?}");
         let (error, sender) = sender.into_socket(deadline()).unwrap_err();

@@ -26,6 +26,9 @@
 //! # }
 //! ```
 //!
+//! A program that polls queues a writer ([`GuardedFile::queue_writer`]) and watches its descriptor:
+//! all that the waiting forms do can be done so.
+//!
 //! # What remains the application's problem
 //! The table knows what goes through a `GuardedFile` of this process. It does not know of writers
 //! that bypass it (another descriptor, an `mmap`, a disk's partition or a file's filesystem beside
@@ -54,7 +57,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::OFlags;
 use smallvec::SmallVec;
 
 use crate::error::Error;
@@ -62,7 +65,7 @@ use crate::holder::Holder;
 use crate::park::Parker;
 use crate::source::{Extent, Identity, Source};
 use table::Table;
-pub use writer::Exclusive;
+pub use writer::{Exclusive, QueuedWriter, folios};
 use writer::{InTheWay, reap};
 
 /// The largest folio (page-cache unit) that truncating or punching may zero parts of.
@@ -330,10 +333,12 @@ impl GuardedFile {
         self.write_with(span(offset, data)?, deadline, |range| range.write_at(data, offset))
     }
 
-    /// As [`write_at`](Self::write_at), but never waits.
+    /// As [`write_at`](Self::write_at), but never waits, and takes no place in the queue: beside
+    /// leases that overlap one another it may never come to its turn.
+    /// [`queue_writer`](Self::queue_writer) does.
     ///
     /// # Errors
-    /// [`Error::File`].
+    /// [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`].
     pub fn try_write_at(&self, data: &[u8], offset: u64) -> Result<TryWrite, Error> {
         let range = span(offset, data)?;
         match self.0.shared.table.try_writer(&range) {
@@ -403,17 +408,11 @@ impl GuardedFile {
     pub fn set_len(&self, len: u64, deadline: Instant) -> Result<(), Error> {
         loop {
             let from = self.0.source.size()?.min(len);
-            let writer = self.acquire(from..u64::MAX, deadline, false)?;
-            // Another one may have shrunk it meanwhile; growing it touches nothing below.
-            if self.0.source.size()?.min(len) < from {
-                continue;
+            match self.acquire(from..u64::MAX, deadline, false)?.set_len(len) {
+                // Another one has shrunk it meanwhile.
+                Err(Error::NotLeased { .. }) => {}
+                set => return set,
             }
-            if self.0.source.size()? < len {
-                self.0.source.allowed(len, 0)?;
-            }
-            return rustix::io::retry_on_intr(|| rustix::fs::ftruncate(self, len))
-                .map_err(Error::file("ftruncate", len))
-                .inspect(|()| writer.count());
         }
     }
 
@@ -424,16 +423,10 @@ impl GuardedFile {
     /// # Errors
     /// As [`write_at`](Self::write_at); [`Error::File`] where the filesystem cannot punch.
     pub fn punch_hole(&self, range: Range<u64>, deadline: Instant) -> Result<(), Error> {
-        let Range { start, end } = range;
-        if start >= end {
+        if range.is_empty() {
             return Ok(());
         }
-        let wide = start / FOLIO * FOLIO..end.checked_next_multiple_of(FOLIO).unwrap_or(u64::MAX);
-        let writer = self.acquire(wide, deadline, false)?;
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        rustix::io::retry_on_intr(|| rustix::fs::fallocate(self, flags, start, end - start))
-            .map_err(Error::file("fallocate", start))
-            .inspect(|()| writer.count())
+        self.acquire(folios(range.clone()), deadline, false)?.punch_hole(range)
     }
 
     /// The source of the file, for sends without a lease. Nothing protects those from writers.

@@ -1,13 +1,17 @@
 //! Writers: how a range is waited for, and what may be done with it then.
 
+use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::{GuardedFile, Inner, span};
+use rustix::fs::FallocateFlags;
+
+use super::{FOLIO, GuardedFile, Inner, Leased, span};
 use crate::error::Error;
 use crate::holder::Holder;
 use crate::park::{Event, Parker};
@@ -19,6 +23,20 @@ const AFTER_ABORT: Duration = Duration::from_secs(30);
 impl GuardedFile {
     pub(super) fn writer(&self, range: Range<u64>, key: u64) -> Exclusive {
         Exclusive { file: self.clone(), range, key }
+    }
+
+    /// Queues a writer of `range`, and returns at once: from here on no overlapping lease is
+    /// granted, until it is dropped. For programs that poll; those that wait have
+    /// [`write_at`](Self::write_at) and its siblings, which are made of the same.
+    ///
+    /// The whole of it is [`QueuedWriter::try_acquire`]: what it gives is for
+    /// [`write_at`](Exclusive::write_at), [`set_len`](Exclusive::set_len) and
+    /// [`punch_hole`](Exclusive::punch_hole).
+    ///
+    /// # Errors
+    /// [`Error::Wait`] if there are no descriptors left.
+    pub fn queue_writer(&self, range: Range<u64>) -> Result<QueuedWriter, Error> {
+        Ok(QueuedWriter(Queued::new(self, range, Parker::new()?, None, false)))
     }
 
     /// Waits for `range`. With `abort`, the connections in the way are aborted at the deadline.
@@ -41,6 +59,14 @@ impl GuardedFile {
             }
         })
     }
+}
+
+/// The folios (the page cache's units, up to 2 MiB, aligned) that `range` touches: the range that a
+/// writer must have to [punch a hole](Exclusive::punch_hole) there.
+#[must_use]
+pub fn folios(range: Range<u64>) -> Range<u64> {
+    let end = range.end.checked_next_multiple_of(FOLIO).unwrap_or(u64::MAX);
+    range.start / FOLIO * FOLIO..end
 }
 
 /// A range that nobody else sends or writes, until this is dropped.
@@ -73,8 +99,8 @@ impl Exclusive {
     /// appended. The same holds for a limit that is lowered in that moment.
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
         let span = span(offset, data)?;
-        if !data.is_empty() && (span.start < self.range.start || span.end > self.range.end) {
-            return Err(Error::NotLeased { range: span });
+        if !data.is_empty() {
+            self.covers(&span)?;
         }
         let mut done = 0;
         while done < data.len() {
@@ -88,35 +114,163 @@ impl Exclusive {
         Ok(())
     }
 
-    pub(super) fn count(&self) {
+    /// Sets the size of the file. The range must cover the bytes that this changes: all from the
+    /// smaller of both sizes on, to [`u64::MAX`]. (The kernel zeroes the rest of the folio that the
+    /// new end is in: a sender in flight would send NULs.)
+    ///
+    /// # Errors
+    /// [`Error::NotLeased`] with the bytes that this changes, if they are not within the range;
+    /// [`Error::File`], with EFBIG behind `RLIMIT_FSIZE`.
+    pub fn set_len(&self, len: u64) -> Result<(), Error> {
+        let source = self.file.source();
+        let size = source.size()?;
+        self.covers(&(size.min(len)..u64::MAX))?;
+        if size < len {
+            source.allowed(len, 0)?;
+        }
+        rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&self.file, len))
+            .map_err(Error::file("ftruncate", len))?;
+        self.count();
+        Ok(())
+    }
+
+    /// Punches a hole: the bytes of `hole` become zeroes and their space is freed. The range must
+    /// cover its [`folios`], since the kernel may split and zero them.
+    ///
+    /// # Errors
+    /// [`Error::NotLeased`] with the folios, if they are not within the range; [`Error::File`]
+    /// where the filesystem cannot punch.
+    pub fn punch_hole(&self, hole: Range<u64>) -> Result<(), Error> {
+        if hole.is_empty() {
+            return Ok(());
+        }
+        self.covers(&folios(hole.clone()))?;
+        let Range { start, end } = hole;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, start, end - start))
+            .map_err(Error::file("fallocate", start))?;
+        self.count();
+        Ok(())
+    }
+
+    fn covers(&self, range: &Range<u64>) -> Result<(), Error> {
+        if range.start < self.range.start || range.end > self.range.end {
+            return Err(Error::NotLeased { range: range.clone() });
+        }
+        Ok(())
+    }
+
+    fn count(&self) {
         self.file.0.shared.writes.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A writer in the queue that is polled: a place that it keeps until it is dropped, so that no
+/// lease and no later writer overtakes it.
+///
+/// Its descriptor ([`AsFd`]) is readable when [`try_acquire`](Self::try_acquire) may come to
+/// something else than before; it is for poll(2), epoll (level- or edge-triggered), or tokio's
+/// `AsyncFd`, and must not be read. It costs two descriptors (an epoll instance and an eventfd).
+///
+/// ```no_run
+/// # use std::os::fd::{AsFd, BorrowedFd};
+/// # fn readable(_: BorrowedFd<'_>) {}
+/// # fn main() -> Result<(), sendfile2::Error> {
+/// let slab = sendfile2::guard::GuardedFile::open("slab")?;
+/// let mut queued = slab.queue_writer(0..4096)?;
+/// loop {
+///     match queued.try_acquire()? {
+///         Some(range) => break range.write_at(&[0; 4096], 0)?,
+///         None => readable(queued.as_fd()), // the event loop's affair
+///     }
+///     // … and when it has taken too long: queued.abort_blockers()?
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct QueuedWriter(Queued<Parker>);
+
+impl QueuedWriter {
+    /// The range, from when on it is free, and until this is dropped. Reads the completions that
+    /// there are, and never waits.
+    ///
+    /// A lease that is in this very thread's hands is no error here: drop it.
+    ///
+    /// # Errors
+    /// [`Error::Wait`] if another connection cannot be watched. The place in the queue is kept.
+    pub fn try_acquire(&mut self) -> Result<Option<&Exclusive>, Error> {
+        Ok(self.look()?.then_some(&self.0.writer))
+    }
+
+    /// Aborts the connections that keep the range: those on which it is in flight, and those that
+    /// have sent under a lease that is still in hand, of which more may follow. Returns how many
+    /// they were. It frees nothing by itself: their completions do, which are to be waited for.
+    ///
+    /// # Errors
+    /// As [`try_acquire`](Self::try_acquire).
+    pub fn abort_blockers(&mut self) -> Result<usize, Error> {
+        Ok(if self.look()? { 0 } else { self.0.abort_blockers() })
+    }
+
+    /// The leases that are in the way; none of them if another writer is, or nobody.
+    #[must_use]
+    pub fn blocked_by(&self) -> Vec<Leased> {
+        let Exclusive { file, range, key } = &self.0.writer;
+        let (leases, _) = file.0.shared.table.blockers(*key);
+        leases.iter().filter_map(Weak::upgrade).flat_map(|lease| lease.describe(range)).collect()
+    }
+
+    fn look(&mut self) -> Result<bool, Error> {
+        // All that there is, so that the next event is an edge.
+        loop {
+            let events = self.0.watched.parker.park(Some(Instant::now()))?;
+            if events.is_empty() {
+                return self.0.look(false);
+            }
+            self.0.heard(&events);
+        }
+    }
+}
+
+impl AsFd for QueuedWriter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.watched.parker.as_fd()
+    }
+}
+
+impl fmt::Debug for QueuedWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueuedWriter").field("range", &self.0.writer.range).finish_non_exhaustive()
     }
 }
 
 /// A writer in the queue, where it stays until it is dropped, whatever happens. Who waits, and how,
 /// is its owner's affair.
-pub(super) struct Queued<'a> {
+pub(super) struct Queued<P: Borrow<Parker>> {
     pub(super) writer: Exclusive,
     began: Instant,
     pub(super) deadline: Option<Instant>,
     /// At the deadline, the connections in the way are to be aborted.
     abort: bool,
-    watched: Watched<'a>,
+    watched: Watched<P>,
     in_the_way: InTheWay,
     /// There may be another connection to watch.
     changed: bool,
 }
 
-impl<'a> Queued<'a> {
+impl<P: Borrow<Parker>> Queued<P> {
     pub(super) fn new(
         file: &GuardedFile,
         range: Range<u64>,
-        parker: &'a Parker,
+        parker: P,
         deadline: Option<Instant>,
         abort: bool,
     ) -> Self {
-        let key = file.0.shared.table.queue_writer(range.clone(), Some(parker.waker()));
-        file.0.shared.waits.fetch_add(1, Ordering::Relaxed);
+        let shared = &file.0.shared;
+        let key = shared.table.queue_writer(range.clone(), Some(parker.borrow().waker()));
+        if !shared.table.is_active(key) {
+            shared.waits.fetch_add(1, Ordering::Relaxed);
+        }
         Queued {
             writer: file.writer(range, key),
             began: Instant::now(),
@@ -153,26 +307,41 @@ impl<'a> Queued<'a> {
             self.in_the_way = InTheWay::of(&leases);
             // A lease that ends now must not end later because of us.
             drop(leases);
-            self.watched.add(self.in_the_way.known())?;
+            // What cannot be watched now is to be tried again.
+            self.watched.add(self.in_the_way.known()).inspect_err(|_| self.changed = true)?;
             if self.is_active() {
                 return Ok(true);
             }
         }
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             if !std::mem::take(&mut self.abort) {
-                return Err(Error::Deadline("leases are in the way of the writer"));
+                let (leases, _) = shared.table.blockers(self.writer.key);
+                return Err(Error::Deadline(if leases.is_empty() {
+                    "another writer is in the way of the writer"
+                } else {
+                    "leases are in the way of the writer (GuardedFile::in_flight tells on which \
+                     connections)"
+                }));
             }
             self.deadline = Some(Instant::now() + AFTER_ABORT);
-            for holder in self.in_the_way.holders() {
-                tracing::debug!(range = ?self.writer.range, peer = ?holder.peer(), "aborted for a writer");
-                shared.aborts.fetch_add(1, Ordering::Relaxed);
-                if let Err(e) = holder.abort() {
-                    tracing::error!("aborting for a writer: {e}");
-                }
-                reap(&holder);
-            }
+            self.abort_blockers();
         }
         Ok(self.is_active())
+    }
+
+    /// Aborts the connections that keep the range, and says how many they were. Who that is has
+    /// been looked at before; since the writer is in the queue, no lease was added.
+    fn abort_blockers(&self) -> usize {
+        let holders = self.in_the_way.holders();
+        for holder in &holders {
+            tracing::debug!(range = ?self.writer.range, peer = ?holder.peer(), "aborted for a writer");
+            self.writer.file.0.shared.aborts.fetch_add(1, Ordering::Relaxed);
+            if let Err(e) = holder.abort() {
+                tracing::error!("aborting for a writer: {e}");
+            }
+            reap(holder);
+        }
+        holders.len()
     }
 
     pub(super) fn heard(&mut self, events: &[Event]) {
@@ -234,24 +403,26 @@ impl InTheWay {
 
 /// The connections that a waiting writer watches. It does not keep them: one that is drained may
 /// be closed by its sender meanwhile, and then its peer is to see the end.
-struct Watched<'a> {
-    parker: &'a Parker,
+struct Watched<P: Borrow<Parker>> {
+    parker: P,
     /// Each keeps its place, which is its key.
     holders: Vec<Weak<dyn Holder>>,
     known: HashSet<usize>,
 }
 
-impl<'a> Watched<'a> {
-    fn new(parker: &'a Parker) -> Self {
+impl<P: Borrow<Parker>> Watched<P> {
+    fn new(parker: P) -> Self {
         Watched { parker, holders: Vec::new(), known: HashSet::new() }
     }
 
     /// Watches those that it does not watch yet, and reaps them.
     fn add(&mut self, holders: Vec<Arc<dyn Holder>>) -> Result<(), Error> {
         for holder in holders {
-            if self.known.insert(Arc::as_ptr(&holder).addr()) {
+            let address = Arc::as_ptr(&holder).addr();
+            if !self.known.contains(&address) {
                 let key = self.holders.len() as u64;
-                self.parker.add(holder.as_fd(), key, holder.readiness())?;
+                self.parker.borrow().add(holder.as_fd(), key, holder.readiness())?;
+                self.known.insert(address);
                 self.holders.push(Arc::downgrade(&holder));
                 holder.flush();
                 // Reaped after being watched: what comes later wakes.
@@ -269,10 +440,10 @@ impl<'a> Watched<'a> {
     }
 }
 
-impl Drop for Watched<'_> {
+impl<P: Borrow<Parker>> Drop for Watched<P> {
     fn drop(&mut self) {
         for holder in self.holders.iter().filter_map(Weak::upgrade) {
-            self.parker.remove(holder.as_fd());
+            self.parker.borrow().remove(holder.as_fd());
         }
     }
 }

@@ -124,6 +124,118 @@ mod behaviour {
     }
 }
 
+#[cfg(not(loom))]
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::task::Wake as StdWake;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl StdWake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Lease(Range<u64>),
+        End(usize),
+        Queue(Range<u64>),
+        Try(Range<u64>),
+        Remove(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let range = || (0..30u64, 1..10u64).prop_map(|(start, len)| start..start + len);
+        prop_oneof![
+            range().prop_map(Op::Lease),
+            (0..6usize).prop_map(Op::End),
+            range().prop_map(Op::Queue),
+            range().prop_map(Op::Try),
+            (0..6usize).prop_map(Op::Remove),
+        ]
+    }
+
+    /// A writer as the naive model knows it.
+    struct Known {
+        key: u64,
+        range: Range<u64>,
+        was_active: bool,
+        woken: Arc<Count>,
+    }
+
+    proptest! {
+        /// After each step the table says of every writer, polled in any order, what two plain
+        /// lists say, and whoever became active meanwhile has been woken, once.
+        #[test]
+        fn like_two_lists(ops in prop::collection::vec(op(), 1..60)) {
+            let table: Table<u64> = Table::new();
+            let mut leases: Vec<(u64, [Range<u64>; 1])> = Vec::new();
+            let mut writers: Vec<Known> = Vec::new();
+            for op in ops {
+                match op {
+                    Op::Lease(range) => {
+                        let free = !writers.iter().any(|w| overlap(&w.range, &range));
+                        let (key, ranges) = (fresh(), [range]);
+                        prop_assert_eq!(table.try_lease(&ranges, key, &key), free);
+                        if free {
+                            leases.push((key, ranges));
+                        }
+                    }
+                    Op::End(i) if i < leases.len() => {
+                        let (key, ranges) = leases.remove(i);
+                        table.end_lease(&ranges, key).wake();
+                    }
+                    Op::Queue(range) => {
+                        let woken = Arc::<Count>::default();
+                        let waker = Waker::from(Arc::clone(&woken));
+                        let key = table.queue_writer(range.clone(), Some(waker));
+                        let was_active = table.is_active(key);
+                        writers.push(Known { key, range, was_active, woken });
+                    }
+                    Op::Try(range) => {
+                        let free = !leases.iter().any(|(_, l)| overlap(&l[0], &range))
+                            && !writers.iter().any(|w| overlap(&w.range, &range));
+                        let tried = table.try_writer(&range);
+                        prop_assert_eq!(tried.is_ok(), free);
+                        if let Ok(key) = tried {
+                            let woken = Arc::default();
+                            writers.push(Known { key, range, was_active: true, woken });
+                        }
+                    }
+                    Op::Remove(i) if i < writers.len() => {
+                        // Active or not: who gives up goes the same way.
+                        table.remove_writer(writers.remove(i).key).wake();
+                    }
+                    Op::End(_) | Op::Remove(_) => {}
+                }
+                for (i, writer) in writers.iter().enumerate() {
+                    let mut in_the_way: Vec<u64> = leases
+                        .iter()
+                        .filter(|(_, l)| overlap(&l[0], &writer.range))
+                        .map(|(key, _)| *key)
+                        .collect();
+                    let earlier = writers[..i].iter().any(|w| overlap(&w.range, &writer.range));
+                    let active = in_the_way.is_empty() && !earlier;
+                    prop_assert_eq!(table.is_active(writer.key), active);
+                    let (mut told, told_earlier) = table.blockers(writer.key);
+                    told.sort_unstable();
+                    in_the_way.sort_unstable();
+                    prop_assert_eq!((told, told_earlier), (in_the_way, earlier));
+                    let woken = usize::from(active && !writer.was_active);
+                    prop_assert_eq!(writer.woken.0.load(SeqCst), woken);
+                }
+                prop_assert_eq!(table.writers(), writers.len());
+            }
+        }
+    }
+}
+
 /// `RUSTFLAGS="--cfg loom" cargo test --release -p sendfile2 --lib guard::table`: all
 /// interleavings of these threads with up to three preemptions. A lost wake-up shows as a
 /// deadlock.
@@ -273,6 +385,63 @@ mod model {
             assert!(file.table.is_active(key));
             reader.join().unwrap();
             file.table.remove_writer(key).wake();
+        });
+    }
+
+    /// As a queued writer that is polled and then dropped.
+    #[test]
+    fn a_writer_that_gives_up_loses_no_wake_up() {
+        check(|| {
+            let file = File::new();
+            let ranges = [0..1];
+            let held = fresh();
+            assert!(file.table.try_lease(&ranges, held, &()));
+            let polled = file.table.queue_writer(0..2, Some(Waker::from(Bell::new())));
+            let next = thread::spawn({
+                let file = Arc::clone(&file);
+                move || file.write(1..3)
+            });
+            let gives_up = thread::spawn({
+                let file = Arc::clone(&file);
+                move || {
+                    if file.table.is_active(polled) {
+                        file.mark(&(0..2), |b| b.1 = true);
+                        file.mark(&(0..2), |b| b.1 = false);
+                    }
+                    file.table.remove_writer(polled).wake();
+                }
+            });
+            file.table.end_lease(&ranges, held).wake();
+            gives_up.join().unwrap();
+            next.join().unwrap();
+            assert!(file.read(0..3), "a writer was left behind");
+        });
+    }
+
+    /// Who only tries takes nothing from who is queued.
+    #[test]
+    fn a_try_beside_a_queued_writer() {
+        check(|| {
+            let file = File::new();
+            let writer = thread::spawn({
+                let file = Arc::clone(&file);
+                move || file.write(0..2)
+            });
+            let reader = thread::spawn({
+                let file = Arc::clone(&file);
+                move || file.read(1..3)
+            });
+            if let Ok(key) = file.table.try_writer(&(1..2)) {
+                file.mark(&(1..2), |b| {
+                    assert!(!b.1, "two writers overlap");
+                    b.1 = true;
+                });
+                file.mark(&(1..2), |b| b.1 = false);
+                file.table.remove_writer(key).wake();
+            }
+            writer.join().unwrap();
+            reader.join().unwrap();
+            assert_eq!(file.table.writers(), 0);
         });
     }
 }
