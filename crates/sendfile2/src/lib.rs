@@ -54,7 +54,8 @@
 //! # Fork
 //! A forked child must not use the senders of its parent. If it drops them, nothing happens to the
 //! connection; notifications are the parent's. Senders made in the child have a reaper of their
-//! own.
+//! own. While a child has their sockets, the death of the parent resets no connection
+//! ([`Options::reset_on_death`]).
 //!
 //! Sources: `Documentation/networking/msg_zerocopy.rst`, sendfile(2), send(2), recv(2).
 #![cfg(target_os = "linux")]

@@ -74,6 +74,10 @@ impl Options {
     /// program that overwrites the file at once changes what the peer receives. With it (`SO_LINGER
     /// {1, 0}`, restored when drained) a program that exits in a hurry cuts its peers short. Sends
     /// under a lease do this always. TCP only. Segments already in a queueing discipline remain.
+    ///
+    /// It resets nothing while another process has the socket, too, by fork(2), by an exec without
+    /// `CLOEXEC`, or over a unix socket: the kernel closes a socket with its last descriptor, and
+    /// goes on sending until then. Overwrite the file only when those processes are gone.
     #[must_use]
     pub fn reset_on_death(mut self, reset: bool) -> Self {
         self.reset_on_death = reset;
@@ -248,8 +252,8 @@ impl Sender {
 
     /// As [`try_send_file`](Self::try_send_file), from a range under `lease`: it stays leased until
     /// the kernel has released it, whatever happens to the lease's handles, the ticket and this
-    /// sender. While it is in flight, the death of the process resets the connection (see
-    /// [`Options::reset_on_death`]).
+    /// sender. While it is in flight, the death of the process resets the connection, unless another
+    /// process has the socket, too (see [`Options::reset_on_death`]).
     ///
     /// # Errors
     /// As [`try_send_file`](Self::try_send_file), and [`Error::NotLeased`].

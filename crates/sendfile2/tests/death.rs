@@ -16,11 +16,18 @@ const LEN: u64 = 4 << 20;
 /// In the child: sends the file that its environment names to the address it names, by zerocopy,
 /// as far as the socket takes it; says how far, and does as it is told on standard input.
 fn send_in_child(reset_on_death: bool) {
+    send_in_child_held(reset_on_death, false);
+}
+
+fn send_in_child_held(reset_on_death: bool, held: bool) {
     let socket = TcpStream::connect(std::env::var("ADDRESS").unwrap()).unwrap();
     let options = Options::new().engine(Engine::Zerocopy).reset_on_death(reset_on_death);
     let mut sender = Sender::with(socket, options).unwrap();
     let source = Source::open(std::env::var("FILE").unwrap()).unwrap();
     let (_, sent) = fill(&mut sender, &source);
+    if held {
+        let_another_process_hold(&sender);
+    }
     println!("SENT {sent}");
     let mut order = String::new();
     std::io::stdin().read_line(&mut order).unwrap();
@@ -31,7 +38,7 @@ fn send_in_child(reset_on_death: bool) {
 }
 
 /// The same by a ring, under a lease.
-fn send_by_ring_in_child() {
+fn send_by_ring_in_child(held: bool) {
     let socket = TcpStream::connect(std::env::var("ADDRESS").unwrap()).unwrap();
     let guard = sendfile2::guard::GuardedFile::open(std::env::var("FILE").unwrap()).unwrap();
     let mut driver = sendfile2::uring::Driver::new().unwrap();
@@ -47,8 +54,20 @@ fn send_by_ring_in_child() {
     }
     let accepted = socket.counters().accepted;
     assert!(accepted > 0 && socket.queued() > 0, "nothing is stuck");
+    if held {
+        let_another_process_hold(&socket);
+    }
     println!("SENT {accepted}");
     std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+/// In the child: a program of its own keeps the socket, as a forked worker or a helper that was
+/// started with it would. It ends when the test closes the child's standard input.
+#[expect(clippy::zombie_processes, reason = "the child is killed before it, and init waits")]
+fn let_another_process_hold(socket: &impl AsFd) {
+    let held = socket.as_fd().try_clone_to_owned().unwrap();
+    let mut cat = std::process::Command::new("cat");
+    cat.stdin(Stdio::inherit()).stdout(Stdio::null()).stderr(held).spawn().unwrap();
 }
 
 struct Victim {
@@ -93,6 +112,18 @@ impl Victim {
         let end = self.peer.read_to_end(&mut got);
         (got, end)
     }
+
+    /// The same, where another process holds the socket until the peer has received everything.
+    fn killed_and_overwritten_while_held(mut self) -> Vec<u8> {
+        // Child::wait would close it.
+        let holder = self.child.stdin.take();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        overwrite(self.file.as_file(), &pattern(!1, 0..LEN));
+        let got = common::read(&mut self.peer, self.sent as usize);
+        drop(holder);
+        got
+    }
 }
 
 #[test]
@@ -111,7 +142,7 @@ fn with_reset_on_death_the_peer_sees_a_reset_and_no_wrong_byte() {
 fn what_a_ring_sends_under_a_lease_dies_with_the_process() {
     let name = "what_a_ring_sends_under_a_lease_dies_with_the_process";
     if common::role().is_some() {
-        return send_by_ring_in_child();
+        return send_by_ring_in_child(false);
     }
     if !common::has_uring() {
         return;
@@ -130,6 +161,34 @@ fn control_without_it_the_peer_sees_wrong_bytes() {
     }
     let (got, _) = victim(name, "child").killed_and_overwritten();
     assert!(wrong(&got, &pattern(1, 0..got.len() as u64)) > 0, "death looks harmless here");
+}
+
+/// A documented limit, and no promise: a death resets nothing while another process has the socket,
+/// too, since the kernel closes it only with the last descriptor.
+#[test]
+fn limit_while_another_process_holds_the_socket_a_death_resets_nothing() {
+    let name = "limit_while_another_process_holds_the_socket_a_death_resets_nothing";
+    if common::role().is_some() {
+        return send_in_child_held(true, true);
+    }
+    let got = victim(name, "child").killed_and_overwritten_while_held();
+    let wrong = wrong(&got, &pattern(1, 0..got.len() as u64));
+    println!("{wrong} of {} bytes are wrong", got.len());
+    assert!(wrong > 0, "the documentation says that this is not safe, and it looks safe here");
+}
+
+/// The same by a ring, under a lease.
+#[test]
+fn limit_neither_does_it_what_a_ring_sends_under_a_lease() {
+    let name = "limit_neither_does_it_what_a_ring_sends_under_a_lease";
+    if common::role().is_some() {
+        return send_by_ring_in_child(true);
+    }
+    if !common::has_uring() {
+        return;
+    }
+    let got = victim(name, "child").killed_and_overwritten_while_held();
+    assert!(wrong(&got, &pattern(1, 0..got.len() as u64)) > 0, "it looks safe here");
 }
 
 fn closes_and_exits(name: &str) {

@@ -364,7 +364,8 @@ impl Socket {
 
     /// As [`send_file`](Self::send_file), from a range under `lease`: it stays leased until the
     /// kernel has released it, whatever happens to the lease's handles, the ticket, this socket and
-    /// the driver. While it is in flight, the death of the process resets the connection.
+    /// the driver. While it is in flight, the death of the process resets the connection, unless
+    /// another process has the socket, too (see [`Options::reset_on_death`](crate::Options::reset_on_death)).
     ///
     /// # Errors
     /// As [`send_file`](Self::send_file); [`Error::NotLeased`]; [`Error::File`].
