@@ -2,23 +2,19 @@
 #![forbid(unsafe_code)]
 
 mod bench;
-mod carrier;
 mod demo;
 mod generate;
-mod net;
-mod netns;
-mod output;
 mod probe;
 mod recv;
-mod scratch;
 mod send;
 mod serve;
 mod torture;
-mod units;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+// The modules below have them by `crate::`.
+use sendfile2_command::{connection, net, netns, output, scratch, units};
 
 /// Send files without a copy, and know when they may be overwritten.
 ///
@@ -73,7 +69,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            output::complain(&error);
+            output::report_error(&error);
             ExitCode::FAILURE
         }
     }

@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
         match broken {
             Some(error) if args.once => return Err(error),
-            Some(error) => output::complain(&error),
+            Some(error) => output::report_error(&error),
             None if args.once => return Ok(()),
             None => {}
         }

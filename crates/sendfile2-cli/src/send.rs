@@ -22,7 +22,7 @@ use sendfile2::{
 };
 use serde::Serialize;
 
-use crate::carrier::{Carrier, Ticket};
+use crate::connection::{Connection, Ticket};
 use crate::net::{self, Address};
 use crate::{output, units};
 
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let clock = Clock::new(args.deadline);
     let socket = args.destination.connect(args.deadline.unwrap_or(STALL))?;
-    let carrier = Carrier::new(socket, args.engine, args.wait == Wait::Acknowledged)?;
+    let carrier = Connection::new(socket, args.engine, args.wait == Wait::Acknowledged)?;
 
     let mut transfer = Transfer::new(&source, carrier, range, clock)?;
     let result = transfer.run(args.wait);
@@ -212,7 +212,7 @@ impl Clock {
 /// A file on its way.
 struct Transfer<'a> {
     source: &'a Source,
-    carrier: Carrier,
+    carrier: Connection,
     range: Range<u64>,
     clock: Clock,
     started: Instant,
@@ -240,7 +240,7 @@ struct Until {
 impl<'a> Transfer<'a> {
     fn new(
         source: &'a Source,
-        carrier: Carrier,
+        carrier: Connection,
         range: Range<u64>,
         clock: Clock,
     ) -> anyhow::Result<Self> {

@@ -11,7 +11,7 @@ use sendfile2::{Choice, Engine, Error, Sent};
 
 use super::PATIENCE;
 use super::peer::{self, wait_acknowledged};
-use crate::carrier::{self, Ticket};
+use crate::connection::{Connection, Ticket};
 use crate::scratch::{Scratch, len, pieces};
 
 /// A way of sending, and of knowing when the file may be overwritten.
@@ -119,7 +119,7 @@ impl Way {
         let mut carrier = match self {
             Way::PlainReturn => Carrier::Plain { socket, acked: false },
             Way::PlainAcked => Carrier::Plain { socket, acked: true },
-            Way::Library(engine) => match carrier::Carrier::new(socket, engine, false) {
+            Way::Library(engine) => match Connection::new(socket, engine, false) {
                 Ok(carrier) => Carrier::Library { carrier, choices: Vec::new() },
                 Err(Error::Refused { reason, .. }) => {
                     return Ok(Outcome::Refused(reason.to_string()));
@@ -182,7 +182,7 @@ fn refusal(error: &anyhow::Error) -> Option<String> {
 /// What carries the bytes.
 enum Carrier {
     Plain { socket: TcpStream, acked: bool },
-    Library { carrier: carrier::Carrier, choices: Vec<(Choice, u64)> },
+    Library { carrier: Connection, choices: Vec<(Choice, u64)> },
 }
 
 /// A piece that was sent.

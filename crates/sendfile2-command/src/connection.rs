@@ -1,4 +1,4 @@
-//! A connection, by whichever front end of the library serves its engine.
+//! A connection that sends, by whichever front end of the library serves its engine.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,52 +11,60 @@ use sendfile2::{
     Status,
 };
 
-/// What a ring is asked for at a time, so that progress shows itself.
+/// The bytes that a ring is given at a time, so that progress shows itself.
 const PIECE: u64 = 1 << 20;
 
 /// A connection that sends a file.
-pub(crate) enum Carrier {
+#[derive(Debug)]
+pub enum Connection {
+    /// A socket of its own.
     Sender(Sender),
+    /// A socket of a ring.
     Ring {
+        /// The ring's driver.
         driver: Driver,
+        /// The socket on it.
         socket: Socket,
-        /// What is queued and not accepted yet.
+        /// The send that is queued and not accepted yet.
         queued: Option<uring::Ticket>,
     },
 }
 
 /// A send that was accepted.
-#[derive(Clone)]
-pub(crate) enum Ticket {
+#[derive(Debug, Clone)]
+pub enum Ticket {
+    /// By a [`Sender`].
     Sender(sendfile2::Ticket),
+    /// By a ring.
     Ring(uring::Ticket),
 }
 
-impl Carrier {
-    /// With `acknowledgements`, who waits for them is told by the kernel, where that is possible.
-    pub(crate) fn new(
+impl Connection {
+    /// Takes over a connected socket, to send by `engine`. With `acknowledgements`, the kernel wakes
+    /// those who wait for them, where that is possible.
+    pub fn new(
         socket: impl Into<OwnedFd>,
         engine: Engine,
         acknowledgements: bool,
     ) -> Result<Self, Error> {
         if engine != Engine::Uring {
             let options = Options::new().engine(engine).acknowledgements(acknowledgements);
-            return Ok(Carrier::Sender(Sender::with(socket, options)?));
+            return Ok(Connection::Sender(Sender::with(socket, options)?));
         }
         let driver = Driver::new()?;
         let socket = driver.add(socket)?;
-        Ok(Carrier::Ring { driver, socket, queued: None })
+        Ok(Connection::Ring { driver, socket, queued: None })
     }
 
     /// Sends from `range` of the file as far as the kernel takes it now. After would-block it is to
     /// be called again with the same start, as a ring goes on by itself.
-    pub(crate) fn try_send_file(
+    pub fn try_send_file(
         &mut self,
         file: &Source,
         range: Range<u64>,
     ) -> Result<Sent<Ticket>, Error> {
         let (driver, socket, queued) = match self {
-            Carrier::Sender(sender) => {
+            Connection::Sender(sender) => {
                 return Ok(match sender.try_send_file(file, range, false)? {
                     Sent::Accepted { bytes, ticket } => {
                         Sent::Accepted { bytes, ticket: Ticket::Sender(ticket) }
@@ -65,7 +73,7 @@ impl Carrier {
                     Sent::Limit(limit) => Sent::Limit(limit),
                 });
             }
-            Carrier::Ring { driver, socket, queued } => (driver, socket, queued),
+            Connection::Ring { driver, socket, queued } => (driver, socket, queued),
         };
         let ticket = match queued.take() {
             Some(ticket) => ticket,
@@ -92,11 +100,11 @@ impl Carrier {
     }
 
     /// Sleeps until there is room, or a completion, or `tick` is over.
-    pub(crate) fn wait_for_room(&self, tick: Duration) -> anyhow::Result<()> {
+    pub fn wait_for_room(&self, tick: Duration) -> anyhow::Result<()> {
         let tick = Timespec::try_from(tick)?;
         let mut watched = match self {
-            Carrier::Sender(sender) => [PollFd::new(sender, PollFlags::OUT)],
-            Carrier::Ring { driver, .. } => [PollFd::new(driver, PollFlags::IN)],
+            Connection::Sender(sender) => [PollFd::new(sender, PollFlags::OUT)],
+            Connection::Ring { driver, .. } => [PollFd::new(driver, PollFlags::IN)],
         };
         match poll(&mut watched, Some(&tick)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -104,111 +112,123 @@ impl Carrier {
         }
     }
 
-    pub(crate) fn reap(&self) -> Result<usize, Error> {
+    /// Reads the notifications that there are; returns how many.
+    pub fn reap(&self) -> Result<usize, Error> {
         match self {
-            Carrier::Sender(sender) => sender.reap(),
-            Carrier::Ring { driver, .. } => driver.reap(),
+            Connection::Sender(sender) => sender.reap(),
+            Connection::Ring { driver, .. } => driver.reap(),
         }
     }
 
-    pub(crate) fn counters(&self) -> Counters {
+    /// The counters of the connection.
+    pub fn counters(&self) -> Counters {
         match self {
-            Carrier::Sender(sender) => sender.counters(),
-            Carrier::Ring { socket, .. } => socket.counters(),
+            Connection::Sender(sender) => sender.counters(),
+            Connection::Ring { socket, .. } => socket.counters(),
         }
     }
 
-    pub(crate) fn in_flight(&self) -> InFlight {
+    /// The sends that are not released yet.
+    pub fn in_flight(&self) -> InFlight {
         match self {
-            Carrier::Sender(sender) => sender.in_flight(),
-            Carrier::Ring { socket, .. } => socket.in_flight(),
+            Connection::Sender(sender) => sender.in_flight(),
+            Connection::Ring { socket, .. } => socket.in_flight(),
         }
     }
 
-    pub(crate) fn wait_all(&self, deadline: Instant) -> Result<(), Error> {
+    /// Waits until everything that was sent is released.
+    pub fn wait_all(&self, deadline: Instant) -> Result<(), Error> {
         match self {
-            Carrier::Sender(sender) => sender.wait_all(deadline),
-            Carrier::Ring { socket, .. } => socket.wait_all(deadline),
+            Connection::Sender(sender) => sender.wait_all(deadline),
+            Connection::Ring { socket, .. } => socket.wait_all(deadline),
         }
     }
 
-    pub(crate) fn abort(&self) -> Result<(), Error> {
+    /// Resets the connection.
+    pub fn abort(&self) -> Result<(), Error> {
         match self {
-            Carrier::Sender(sender) => sender.abort(),
-            Carrier::Ring { socket, .. } => socket.abort(),
+            Connection::Sender(sender) => sender.abort(),
+            Connection::Ring { socket, .. } => socket.abort(),
         }
     }
 
     /// Ends the stream.
-    pub(crate) fn shutdown(&mut self) -> Result<(), Error> {
+    pub fn shutdown(&mut self) -> Result<(), Error> {
         match self {
-            Carrier::Sender(sender) => sender.shutdown(),
-            Carrier::Ring { socket, .. } => {
+            Connection::Sender(sender) => sender.shutdown(),
+            Connection::Ring { socket, .. } => {
                 socket.shutdown();
                 Ok(())
             }
         }
     }
 
-    pub(crate) fn close(self, deadline: Instant) -> Result<(), Error> {
+    /// Ends the stream, waits for what is in flight, and closes the socket.
+    pub fn close(self, deadline: Instant) -> Result<(), Error> {
         match self {
-            Carrier::Sender(sender) => sender.close(deadline),
-            Carrier::Ring { socket, .. } => socket.close(deadline),
+            Connection::Sender(sender) => sender.close(deadline),
+            Connection::Ring { socket, .. } => socket.close(deadline),
         }
     }
 
     /// The peer's address, where it has one of the internet.
-    pub(crate) fn peer(&self) -> Option<std::net::SocketAddr> {
+    pub fn peer(&self) -> Option<std::net::SocketAddr> {
         rustix::net::getpeername(self).ok().flatten().and_then(|peer| peer.try_into().ok())
     }
 }
 
-impl AsFd for Carrier {
+impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Carrier::Sender(sender) => sender.as_fd(),
-            Carrier::Ring { socket, .. } => socket.as_fd(),
+            Connection::Sender(sender) => sender.as_fd(),
+            Connection::Ring { socket, .. } => socket.as_fd(),
         }
     }
 }
 
 impl Ticket {
-    pub(crate) fn bytes(&self) -> u64 {
+    /// The bytes that were accepted.
+    pub fn bytes(&self) -> u64 {
         match self {
             Ticket::Sender(ticket) => ticket.bytes(),
             Ticket::Ring(ticket) => ticket.bytes(),
         }
     }
 
-    pub(crate) fn choice(&self) -> Choice {
+    /// The engine that was taken, and why.
+    pub fn choice(&self) -> Choice {
         match self {
             Ticket::Sender(ticket) => ticket.choice(),
             Ticket::Ring(ticket) => ticket.choice(),
         }
     }
 
-    pub(crate) fn status(&self) -> Status {
+    /// The state of the send now.
+    pub fn status(&self) -> Status {
         match self {
             Ticket::Sender(ticket) => ticket.status(),
             Ticket::Ring(ticket) => ticket.status(),
         }
     }
 
-    pub(crate) fn acknowledgement(&self) -> Result<Acknowledgement, Error> {
+    /// Whether the peer's TCP has acknowledged the send, as far as that is known.
+    pub fn acknowledgement(&self) -> Result<Acknowledgement, Error> {
         match self {
             Ticket::Sender(ticket) => ticket.acknowledgement(),
             Ticket::Ring(ticket) => ticket.acknowledgement(),
         }
     }
 
-    pub(crate) fn wait_released(&self, deadline: Instant) -> Result<bool, Error> {
+    /// Waits until the kernel has released the range.
+    pub fn wait_released(&self, deadline: Instant) -> Result<bool, Error> {
         match self {
             Ticket::Sender(ticket) => ticket.wait_released(deadline),
             Ticket::Ring(ticket) => ticket.wait_released(deadline),
         }
     }
 
-    pub(crate) fn wait_acknowledged(&self, deadline: Instant) -> Result<bool, Error> {
+    /// Waits until the peer's TCP has acknowledged the bytes.
+    pub fn wait_acknowledged(&self, deadline: Instant) -> Result<bool, Error> {
         match self {
             Ticket::Sender(ticket) => ticket.wait_acknowledged(deadline),
             Ticket::Ring(ticket) => ticket.wait_acknowledged(deadline),

@@ -7,8 +7,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use procfs::FromRead;
-use procfs::process::MountInfos;
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 use rustix::io::Errno;
 use sendfile2::Source;
@@ -19,25 +17,33 @@ const CHUNK: u64 = 1 << 20;
 
 /// A file without a name, so that it is gone with the process, however that ends.
 #[derive(Debug)]
-pub(crate) struct Scratch {
-    pub(crate) file: File,
-    pub(crate) source: Source,
-    pub(crate) size: u64,
-    pub(crate) directory: PathBuf,
-    pub(crate) filesystem: String,
-    /// What the file holds now.
-    pub(crate) generation: Generation,
+pub struct Scratch {
+    /// The file, open for reading and writing.
+    pub file: File,
+    /// The same, to send from.
+    pub source: Source,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The directory in which it was made.
+    pub directory: PathBuf,
+    /// The type of that directory's filesystem.
+    pub filesystem: String,
+    /// The content that the file holds now.
+    pub generation: Generation,
 }
 
-/// Which of two contents: they differ in every byte.
+/// One of two contents, which differ in every byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Generation {
+pub enum Generation {
+    /// The content that a file is made with.
     A,
+    /// The content that it is overwritten with.
     B,
 }
 
 impl Generation {
-    pub(crate) fn other(self) -> Self {
+    /// The other one of the two.
+    pub fn other(self) -> Self {
         match self {
             Generation::A => Generation::B,
             Generation::B => Generation::A,
@@ -46,7 +52,7 @@ impl Generation {
 
     /// Fills `buffer` with what this content has at `offset`: noise that depends on the position,
     /// so that a byte in the wrong place is a wrong byte, too.
-    pub(crate) fn fill(self, buffer: &mut [u8], offset: u64) {
+    pub fn fill(self, buffer: &mut [u8], offset: u64) {
         let flip = if self == Generation::A { 0 } else { u64::MAX };
         let mut word = offset / 8;
         let mut skip = usize::from(offset.to_le_bytes()[0] % 8);
@@ -73,7 +79,7 @@ fn splitmix(n: u64) -> u64 {
 impl Scratch {
     /// Makes a file of `size` bytes in `directory`; without one, where a file is a file: on a disk,
     /// in the current directory if that is possible.
-    pub(crate) fn new(directory: Option<&Path>, size: u64) -> anyhow::Result<Self> {
+    pub fn new(directory: Option<&Path>, size: u64) -> anyhow::Result<Self> {
         let (file, directory) = place(directory)?;
         let source = Source::new(file.try_clone()?)?;
         let filesystem = filesystem(&file)?;
@@ -90,28 +96,30 @@ impl Scratch {
     }
 
     /// Overwrites the file in place, as any other program would: the page cache changes at once.
-    pub(crate) fn overwrite(&self, content: &[u8], at: u64) -> anyhow::Result<()> {
+    pub fn overwrite(&self, content: &[u8], at: u64) -> anyhow::Result<()> {
         self.file.write_all_at(content, at).context("cannot overwrite the file")
     }
 }
 
-/// Files of known content in a directory that is gone in the end.
+/// Files of known content, in a directory that is removed with this value.
 #[derive(Debug)]
-pub(crate) struct Files(TempDir);
+pub struct Files(TempDir);
 
 impl Files {
-    pub(crate) fn new(directory: &Path) -> anyhow::Result<Self> {
+    /// Makes a directory for them in `directory`.
+    pub fn new(directory: &Path) -> anyhow::Result<Self> {
         let made = tempfile::tempdir_in(directory);
         made.map(Files)
             .with_context(|| format!("cannot make a directory in {}", directory.display()))
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// The directory that they are in.
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// Makes a file of `size` bytes, named by that.
-    pub(crate) fn add(&self, size: u64) -> anyhow::Result<()> {
+    /// Makes a file of `size` bytes, whose name is its size.
+    pub fn add(&self, size: u64) -> anyhow::Result<()> {
         let path = self.path().join(size.to_string());
         let made = File::create(&path).and_then(|file| write(&file, size));
         made.with_context(|| {
@@ -136,18 +144,18 @@ fn write(file: &File, size: u64) -> io::Result<()> {
 }
 
 /// `0..size` in pieces of `piece` bytes; the last may be shorter.
-pub(crate) fn pieces(size: u64, piece: u64) -> impl Iterator<Item = Range<u64>> {
+pub fn pieces(size: u64, piece: u64) -> impl Iterator<Item = Range<u64>> {
     (0..size.div_ceil(piece)).map(move |i| i * piece..((i + 1) * piece).min(size))
 }
 
 /// The length of a piece, which is small.
-pub(crate) fn len(piece: &Range<u64>) -> usize {
+pub fn len(piece: &Range<u64>) -> usize {
     usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX)
 }
 
-/// An empty file without a name in `directory`; without one, where a file is a file: on a disk, in
-/// the current directory if that is possible. Also says where that is.
-pub(crate) fn place(directory: Option<&Path>) -> anyhow::Result<(File, PathBuf)> {
+/// Makes an empty file without a name, and returns it and its directory: `directory`; without one,
+/// where a file is a file: on a disk, in the current directory if that is possible.
+pub fn place(directory: Option<&Path>) -> anyhow::Result<(File, PathBuf)> {
     match directory {
         Some(directory) => Ok((create(directory)?, full(directory))),
         None => choose(),
@@ -197,17 +205,24 @@ fn in_memory(file: &File) -> anyhow::Result<bool> {
 }
 
 /// The type of the filesystem that `file` is on, as mount(8) names it.
-pub(crate) fn filesystem(file: &File) -> anyhow::Result<String> {
+pub fn filesystem(file: &File) -> anyhow::Result<String> {
     let id = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
-    let mounts = MountInfos::from_file("/proc/self/mountinfo");
-    let mount = mounts.ok().and_then(|mounts| {
-        mounts.0.into_iter().find(|mount| u64::try_from(mount.mnt_id).is_ok_and(|m| m == id))
-    });
-    Ok(match mount {
-        Some(mount) => mount.fs_type,
+    // The name of a mount point may be no UTF-8.
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    Ok(match mounted_type(&String::from_utf8_lossy(&mounts), id) {
+        Some(name) => name.to_owned(),
         // No /proc, or a kernel before 5.8.
         None => format!("type {:#x}", rustix::fs::fstatfs(file)?.f_type),
     })
+}
+
+/// The filesystem type of the mount `id` in the text of `/proc/self/mountinfo`.
+fn mounted_type(mounts: &str, id: u64) -> Option<&str> {
+    let mount = mounts
+        .lines()
+        .find(|line| line.split(' ').next().and_then(|first| first.parse().ok()) == Some(id))?;
+    // Some optional fields, then a separator. Spaces within a field are escaped.
+    mount.split(' ').skip_while(|field| *field != "-").nth(1)
 }
 
 #[cfg(test)]
@@ -231,6 +246,16 @@ mod tests {
             Generation::A.fill(&mut part, start as u64);
             assert_eq!(part, whole[start..start + 10], "from {start}");
         }
+    }
+
+    #[test]
+    fn the_type_of_a_mount_is_found_behind_optional_fields() {
+        let mounts = "22 1 0:20 / / rw,relatime - overlay overlay rw\n\
+                      36 22 98:0 / /a\\040b rw shared:7 master:1 - ext4 /dev/root rw\n";
+        assert_eq!(mounted_type(mounts, 22), Some("overlay"));
+        assert_eq!(mounted_type(mounts, 36), Some("ext4"));
+        assert_eq!(mounted_type(mounts, 2), None);
+        assert_eq!(mounted_type("", 22), None);
     }
 
     #[test]

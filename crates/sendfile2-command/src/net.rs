@@ -14,12 +14,15 @@ use anyhow::{Context, bail};
 
 /// `HOST:PORT`, or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Address {
+pub enum Address {
     /// An empty host is any address of this host.
     Internet {
+        /// A name, or an IP address without brackets.
         host: String,
+        /// A TCP port.
         port: u16,
     },
+    /// The path of a unix socket.
     Unix(PathBuf),
 }
 
@@ -60,8 +63,8 @@ impl fmt::Display for Address {
     }
 }
 
-/// An address that can be connected to.
-pub(crate) fn destination(text: &str) -> Result<Address, String> {
+/// Reads an address that can be connected to.
+pub fn destination(text: &str) -> Result<Address, String> {
     match text.parse()? {
         Address::Internet { host, .. } if host.is_empty() => {
             Err("the host is missing: give HOST:PORT, or unix:PATH".into())
@@ -73,7 +76,7 @@ pub(crate) fn destination(text: &str) -> Result<Address, String> {
 
 impl Address {
     /// Connects, trying each address that the name has, within `patience` in all.
-    pub(crate) fn connect(&self, patience: Duration) -> anyhow::Result<OwnedFd> {
+    pub fn connect(&self, patience: Duration) -> anyhow::Result<OwnedFd> {
         let hint = "is the receiver running (sendfile2 recv)?";
         match self {
             Address::Unix(path) => match UnixStream::connect(path) {
@@ -109,7 +112,7 @@ impl Address {
     }
 
     /// Listens.
-    pub(crate) fn listen(&self) -> anyhow::Result<Listener> {
+    pub fn listen(&self) -> anyhow::Result<Listener> {
         match self {
             Address::Unix(path) => {
                 remove_stale(path);
@@ -166,24 +169,26 @@ fn remove_stale(path: &Path) {
     }
 }
 
-/// What accepts connections.
+/// A socket that accepts connections.
 #[derive(Debug)]
-pub(crate) enum Listener {
+pub enum Listener {
+    /// A listener for TCP.
     Tcp(TcpListener),
+    /// A listener on a unix socket, and its path, which is removed in the end.
     Unix(UnixListener, PathBuf),
 }
 
 impl Listener {
-    /// Where it listens.
-    pub(crate) fn address(&self) -> io::Result<Address> {
+    /// The address that it listens at.
+    pub fn address(&self) -> io::Result<Address> {
         Ok(match self {
             Listener::Tcp(listener) => listener.local_addr()?.into(),
             Listener::Unix(_, path) => Address::Unix(path.clone()),
         })
     }
 
-    /// The next connection, and from where it comes.
-    pub(crate) fn accept(&self) -> io::Result<(Stream, String)> {
+    /// Waits for the next connection; also returns where it comes from.
+    pub fn accept(&self) -> io::Result<(Stream, String)> {
         Ok(match self {
             Listener::Tcp(listener) => {
                 let (stream, from) = listener.accept()?;
@@ -207,8 +212,10 @@ impl Drop for Listener {
 
 /// A connection that was accepted.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub enum Stream {
+    /// A TCP connection.
     Tcp(TcpStream),
+    /// A connection over a unix socket.
     Unix(UnixStream),
 }
 

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 /// Reads a size: bytes, or with a suffix K, M, G (powers of 1024), also as KiB or KB.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     parse_size::Config::new().with_binary().parse_size(text).map_err(|e| {
         format!("{e}: give a number of bytes, or one with K, M or G, such as 64K or 8M")
     })
 }
 
 /// Reads bytes a second: a size, maybe with "/s" behind it.
-pub(crate) fn rate(text: &str) -> Result<u64, String> {
+pub fn rate(text: &str) -> Result<u64, String> {
     match size(text.strip_suffix("/s").unwrap_or(text))? {
         0 => Err("must be at least 1 byte a second".into()),
         rate => Ok(rate),
@@ -18,7 +18,7 @@ pub(crate) fn rate(text: &str) -> Result<u64, String> {
 }
 
 /// Reads a time, such as 30s or 1m30s.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be more than nothing".into()),
         // So far away that clocks can still count it.
@@ -30,30 +30,30 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A time as people read it: `30s`.
-pub(crate) fn time(time: Duration) -> String {
+/// Formats a time as people read it: `30s`.
+pub fn time(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 
-/// The microseconds of a time.
-pub(crate) fn as_micros(time: Duration) -> u64 {
+/// Returns a time in microseconds.
+pub fn as_micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A size in the largest unit that keeps it readable: `8 MiB`, `1.5 GiB`, `100 B`.
-pub(crate) fn bytes(n: u64) -> String {
+/// Formats a size in the largest unit that keeps it readable: `8 MiB`, `1.5 GiB`, `100 B`.
+pub fn bytes(n: u64) -> String {
     let text = indicatif::BinaryBytes(n).to_string();
     // "8.00 MiB" is exactly 8 MiB, and said so.
     text.replace(".00 ", " ")
 }
 
-/// A number of streams: `1 stream`, `32 streams`.
-pub(crate) fn streams(n: u32) -> String {
+/// Formats a number of streams: `1 stream`, `32 streams`.
+pub fn streams(n: u32) -> String {
     if n == 1 { "1 stream".into() } else { format!("{n} streams") }
 }
 
-/// A time given in microseconds, with three digits at most.
-pub(crate) fn micros(n: u64) -> String {
+/// Formats a time given in microseconds, with three digits at most.
+pub fn micros(n: u64) -> String {
     match n {
         0..1_000 => format!("{n} µs"),
         1_000..1_000_000 => decimals(n, 1_000, "ms"),

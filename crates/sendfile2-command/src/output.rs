@@ -10,7 +10,7 @@ use sendfile2::Source;
 
 /// Writes `text` to standard output, without its colours where they are not wanted (no terminal,
 /// `NO_COLOR`). A reader that went away (`| head -1`) has seen enough: that is no error.
-pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = anstream::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -18,9 +18,10 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// An error and its causes, in one line. A cause that the message before it ends with is not
+/// Returns an error and its causes, in one line. A cause that the message before it ends with is not
 /// repeated: those of the library tell theirs.
-pub(crate) fn whole(error: &anyhow::Error) -> String {
+#[must_use]
+pub fn whole(error: &anyhow::Error) -> String {
     let mut whole = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !whole.ends_with(&cause) {
@@ -30,23 +31,24 @@ pub(crate) fn whole(error: &anyhow::Error) -> String {
     whole
 }
 
-/// Says on standard error what went wrong, in one line.
-pub(crate) fn complain(error: &anyhow::Error) {
-    // Where standard error is closed there is nobody to tell.
+/// Reports an error on standard error, in one line.
+pub fn report_error(error: &anyhow::Error) {
+    // Where standard error is closed nobody can be told.
     let _ = writeln!(io::stderr().lock(), "sendfile2: {}", whole(error));
 }
 
-/// Says something on standard error that is no failure.
-pub(crate) fn note(text: &str) {
+/// Prints a line on standard error that is no failure.
+pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Notes of what may happen thousands of times: one a second at most is said.
+/// Notes of what may happen thousands of times: at most one a second is printed.
 #[derive(Debug, Default)]
-pub(crate) struct Seldom(Mutex<Option<Instant>>);
+pub struct Seldom(Mutex<Option<Instant>>);
 
 impl Seldom {
-    pub(crate) fn note(&self, text: &str) {
+    /// Prints a note, unless there was one within the last second.
+    pub fn note(&self, text: &str) {
         {
             let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
@@ -58,13 +60,13 @@ impl Seldom {
     }
 }
 
-/// Columns that prose may take: those of the terminal, but no more than can be read well.
-pub(crate) fn width() -> usize {
+/// The columns that prose may take: those of the terminal, but no more than can be read well.
+pub fn width() -> usize {
     textwrap::termwidth().clamp(40, 100)
 }
 
 /// Opens a file to send from.
-pub(crate) fn open(path: &Path) -> anyhow::Result<Source> {
+pub fn open(path: &Path) -> anyhow::Result<Source> {
     Ok(Source::open(path)?)
 }
 

@@ -1,4 +1,4 @@
-//! Where the server and the clients are: on loopback, or in network namespaces of their own.
+//! Places for the server and the clients: loopback, or network namespaces of their own.
 //!
 //! Namespaces are made with unshare(1) and ip(8), in a user namespace where the user is not root,
 //! and end with the processes that hold them, which end with this one.
@@ -10,12 +10,11 @@ use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
-use clap::CommandFactory;
 use clap::error::ErrorKind;
 
-/// What `--peer-netns` names.
+/// A value of `--peer-netns`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Peer {
+pub enum Peer {
     /// Make one, and one for the server, joined by a veth pair.
     New,
     /// The network namespace of a process.
@@ -40,9 +39,9 @@ impl FromStr for Peer {
     }
 }
 
-/// Where the receiving side is, if it is not on loopback.
+/// The place of the receiving side, if that is not loopback.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Place {
+pub struct Place {
     /// Put the receiving side into another network namespace: "new", the number of a process in it,
     /// or a path
     #[arg(long, value_name = "NETNS")]
@@ -54,7 +53,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// The places that were asked for, if any were.
-    pub(crate) fn net(&self) -> anyhow::Result<Option<Net>> {
+    pub fn net(&self) -> anyhow::Result<Option<Net>> {
         let net = match (&self.peer_netns, self.connect) {
             (None, _) => return Ok(None),
             (Some(Peer::New), _) => Net::veth(),
@@ -65,7 +64,7 @@ impl Place {
 
     /// A namespace that exists, for a thread of this process to enter, and the address of the
     /// sending side as seen from there.
-    pub(crate) fn namespace(&self) -> anyhow::Result<Option<(File, IpAddr)>> {
+    pub fn namespace(&self) -> anyhow::Result<Option<(File, IpAddr)>> {
         let path = match &self.peer_netns {
             None => return Ok(None),
             Some(Peer::New) => bail!("--peer-netns: this needs a namespace that exists"),
@@ -81,27 +80,31 @@ impl Place {
 /// clap cannot say "unless it is new".
 fn missing() -> ! {
     let message = "--peer-netns with a namespace that exists needs --connect ADDRESS: where the \
-                   sending side is, as seen from there";
-    crate::Cli::command().error(ErrorKind::MissingRequiredArgument, message).exit()
+                   sending side is, as seen from there\n";
+    clap::Error::raw(ErrorKind::MissingRequiredArgument, message).exit()
 }
 
-/// The places, and how to run a command in each.
+/// The places of both sides, and how to run a command in each.
 #[derive(Debug)]
-pub(crate) struct Net {
-    pub(crate) server: Vec<String>,
-    pub(crate) clients: Vec<String>,
-    pub(crate) listen: IpAddr,
-    pub(crate) connect: IpAddr,
+pub struct Net {
+    /// The words before a command that run it at the server's place.
+    pub server: Vec<String>,
+    /// The words before a command that run it at the clients' place.
+    pub clients: Vec<String>,
+    /// The address that the server listens at.
+    pub listen: IpAddr,
+    /// The address by which clients reach it.
+    pub connect: IpAddr,
     /// The server's namespace was made for it: its settings may be changed.
-    pub(crate) own: bool,
-    /// What is told in the report.
-    pub(crate) name: &'static str,
+    pub own: bool,
+    /// The name of the path between the two, for reports.
+    pub name: &'static str,
     _anchors: Vec<Anchor>,
 }
 
 impl Net {
     /// Loopback, as it is here.
-    pub(crate) fn loopback() -> Self {
+    pub fn loopback() -> Self {
         let localhost = Ipv4Addr::LOCALHOST.into();
         Net {
             server: Vec::new(),
@@ -115,7 +118,7 @@ impl Net {
     }
 
     /// Loopback in a namespace made for it.
-    pub(crate) fn own_loopback() -> anyhow::Result<Self> {
+    pub fn own_loopback() -> anyhow::Result<Self> {
         let anchor = Anchor::new(&[])?;
         let inside = anchor.enter();
         Ok(Net {
@@ -128,7 +131,7 @@ impl Net {
     }
 
     /// Two namespaces made for this, joined by a veth pair.
-    pub(crate) fn veth() -> anyhow::Result<Self> {
+    pub fn veth() -> anyhow::Result<Self> {
         let here = Anchor::new(&[])?;
         let there = Anchor::new(&here.enter())?;
         let pid = there.pid();
@@ -153,7 +156,7 @@ impl Net {
     }
 
     /// The clients in a namespace that exists, from which the server is reached at `connect`.
-    pub(crate) fn existing(peer: &Peer, connect: IpAddr) -> anyhow::Result<Self> {
+    pub fn existing(peer: &Peer, connect: IpAddr) -> anyhow::Result<Self> {
         let target = match peer {
             Peer::New => return Net::veth(),
             Peer::Process(pid) => format!("--net=/proc/{pid}/ns/net"),
@@ -192,7 +195,8 @@ fn in_first_namespace() -> bool {
     }
 }
 
-pub(crate) fn is_root() -> bool {
+/// Whether the process is root's, in its own user namespace.
+pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
@@ -252,8 +256,8 @@ impl Drop for Anchor {
     }
 }
 
-/// This program, to be run within the place that `wrapper` leads to.
-pub(crate) fn ourselves(wrapper: &[String]) -> anyhow::Result<Command> {
+/// A command that runs this program within the place that `wrapper` leads to.
+pub fn ourselves(wrapper: &[String]) -> anyhow::Result<Command> {
     let program = std::env::current_exe().context("cannot find this program")?;
     Ok(match wrapper {
         [] => Command::new(program),
@@ -271,8 +275,8 @@ fn sh(wrapper: &[String], script: &str) -> anyhow::Result<()> {
     run(&words)
 }
 
-/// Whether `wrapper` can run a command; an error says why not.
-pub(crate) fn possible(wrapper: &[String]) -> anyhow::Result<()> {
+/// Checks that `wrapper` can run a command; the error is why not.
+pub fn possible(wrapper: &[String]) -> anyhow::Result<()> {
     let mut words = wrapper.to_vec();
     words.push("true".into());
     run(&words)
