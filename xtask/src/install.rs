@@ -21,19 +21,29 @@ pub(crate) struct Args {
     /// Put before the prefix while installing, for packages
     #[arg(long)]
     destdir: Option<PathBuf>,
+    /// Only the libraries, the header, the pkg-config file and the pages that are written by hand
+    #[arg(long)]
+    only_libraries: bool,
 }
 
+/// The programs of the command `sendfile2`, each of a package.
+const COMMAND: [(&str, &str); 3] = [
+    ("sendfile2", "sendfile2-cli"),
+    ("sendfile2-server", "sendfile2-server"),
+    ("sendfile2-bench", "sendfile2-bench"),
+];
+
 impl Args {
-    /// To use it from there.
-    pub(crate) fn below(prefix: PathBuf) -> Self {
-        Args { prefix, destdir: None }
+    /// Only the libraries, to use them from there.
+    pub(crate) fn libraries(prefix: PathBuf) -> Self {
+        Args { prefix, destdir: None, only_libraries: true }
     }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let root = crate::root()?;
     ensure!(args.prefix.is_absolute(), "--prefix must be an absolute path");
-    let built = build(&root)?;
+    let built = build(&root, args.only_libraries)?;
     let to = Tree::new(args)?;
     let room = root.join("crates/sendfile2-c");
 
@@ -48,8 +58,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let shim = root.join("crates/sendfile2-preload/libsendfile2_preload.map");
     let at = to.path("lib")?.join("libsendfile2_preload.so");
     link(&built.join("libsendfile2_preload.a"), &shim, None, &at)?;
-    for command in ["sendfile2", "msg_zerocopy"] {
-        to.file(&built.join(command), &format!("bin/{command}"), 0o755)?;
+    if !args.only_libraries {
+        for command in COMMAND.map(|(command, _)| command).into_iter().chain(["msg_zerocopy"]) {
+            to.file(&built.join(command), &format!("bin/{command}"), 0o755)?;
+        }
+        let pages = to.path("share/man/man1")?;
+        run_command(Command::new(built.join("sendfile2")).arg("man").arg(pages))?;
     }
     let prefix = args.prefix.display();
     let description = format!(
@@ -63,14 +77,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         PRIVATE.join(" ")
     );
     to.text(&description, "lib/pkgconfig/sendfile2.pc")?;
-    manual(&root, &built, &to)?;
+    manual(&root, &to)?;
     println!("installed below {}", to.0.display());
     Ok(())
 }
 
-/// The manual pages: those that are written, a link for each function, those that the command
-/// makes of its help.
-fn manual(root: &Path, built: &Path, to: &Tree) -> anyhow::Result<()> {
+/// The manual pages that are written by hand, and a link for each function.
+fn manual(root: &Path, to: &Tree) -> anyhow::Result<()> {
     for page in [
         "crates/sendfile2-c/man/sendfile2.3",
         "crates/sendfile2-c/man/sendfile2.7",
@@ -85,23 +98,28 @@ fn manual(root: &Path, built: &Path, to: &Tree) -> anyhow::Result<()> {
     for function in functions.filter(|name| name.starts_with("sendfile2_")) {
         to.symlink("sendfile2.3", &format!("share/man/man3/{function}.3"))?;
     }
-    let commands = to.path("share/man/man1")?;
-    run_command(Command::new(built.join("sendfile2")).arg("man").arg(commands))
+    Ok(())
 }
 
 /// What Rust's standard library needs (`rustc --print native-static-libs`).
 pub(crate) const PRIVATE: [&str; 6] = ["-lgcc_s", "-lpthread", "-lrt", "-lm", "-ldl", "-lc"];
 
 /// Builds in release mode; the directory where it lies.
-fn build(root: &Path) -> anyhow::Result<PathBuf> {
+fn build(root: &Path, only_libraries: bool) -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run_command(
-        Command::new(&cargo)
-            .current_dir(root)
-            .args(["build", "--release", "--locked", "--quiet"])
-            .args(["--package", "sendfile2-c", "--package", "sendfile2-preload"])
-            .args(["--package", "sendfile2-cli", "--package", "msg_zerocopy"]),
-    )?;
+    let mut command = Command::new(&cargo);
+    command.current_dir(root).args(["build", "--release", "--locked", "--quiet"]).args([
+        "--package",
+        "sendfile2-c",
+        "--package",
+        "sendfile2-preload",
+    ]);
+    if !only_libraries {
+        for package in COMMAND.map(|(_, package)| package).into_iter().chain(["msg_zerocopy"]) {
+            command.args(["--package", package]);
+        }
+    }
+    run_command(&mut command)?;
     let metadata = Command::new(&cargo)
         .current_dir(root)
         .args(["metadata", "--format-version", "1", "--no-deps"])

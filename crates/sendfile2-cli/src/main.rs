@@ -1,20 +1,19 @@
 //! The command `sendfile2`.
 #![forbid(unsafe_code)]
 
-mod bench;
 mod demo;
 mod generate;
 mod probe;
 mod recv;
 mod send;
-mod serve;
 mod torture;
 
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 // The modules below have them by `crate::`.
-use sendfile2_command::{connection, net, netns, output, scratch, units};
+use sendfile2_command::{args, connection, net, netns, output, program, scratch, units};
 
 /// Send files without a copy, and know when they may be overwritten.
 ///
@@ -39,15 +38,16 @@ Examples:
   sendfile2 bench engines --quick     what each way of sending costs
   sendfile2 help demo                 what a command does
 
-Exit status: 0 if all went well, 1 if something failed, 2 if the command line was wrong.";
+Exit status: 0 if all went well, 1 if something failed, 2 if the command line was wrong or names a
+command whose program is not installed.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
-    Bench(bench::Args),
+    Bench(args::bench::Args),
     Probe(probe::Args),
     Send(send::Args),
-    Serve(serve::Args),
+    Serve(args::serve::Args),
     Recv(recv::Args),
     Torture(torture::Args),
     Completions(generate::Completions),
@@ -57,20 +57,28 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(_) => return execute("sendfile2-bench", 2),
         Command::Probe(args) => probe::run(&args),
         Command::Send(args) => send::run(&args),
-        Command::Serve(args) => serve::run(&args),
+        Command::Serve(_) => return execute("sendfile2-server", 1),
         Command::Recv(args) => recv::run(&args),
         Command::Torture(args) => torture::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::report_error(&error);
-            ExitCode::FAILURE
+    output::exit_code(done)
+}
+
+/// Becomes the program `name`, with this one's arguments from number `first` on. Returns only where
+/// that is impossible, with the status of a command that there is not.
+fn execute(name: &'static str, first: usize) -> ExitCode {
+    let error = match program::command(name) {
+        Ok(mut program) => {
+            let error = program.args(std::env::args_os().skip(first)).exec();
+            anyhow::Error::new(error).context(format!("cannot run {name}"))
         }
-    }
+        Err(missing) => missing.into(),
+    };
+    output::report_error(&error);
+    ExitCode::from(2)
 }

@@ -1,5 +1,6 @@
 //! The command as its users meet it.
 
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -162,12 +163,112 @@ fn no_command_and_an_unknown_one_are_usage_errors() {
     assert_eq!(run(&["dance"]).status.code(), Some(2));
 }
 
+/// The command in a directory of its own, without the programs that it runs.
+fn alone(directory: &Path) -> Command {
+    let program = directory.join("sendfile2");
+    std::fs::hard_link(env!("CARGO_BIN_EXE_sendfile2"), &program).expect("the same filesystem");
+    let mut command = Command::new(program);
+    command.env("PATH", "/nowhere");
+    command
+}
+
+#[test]
+fn serve_and_bench_become_the_programs_beside_the_command() {
+    // The shell in place of each program: its first argument is a script in the current directory.
+    // (What has just been written cannot be executed while another thread forks.)
+    const SCRIPT: &str = "echo $$; printf '%s\\n' \"$0\" \"$@\"; exit 7";
+    for (name, args, passed) in [
+        ("sendfile2-server", ["serve", "a b", "--listen", ":0"], "serve\na b\n--listen\n:0\n"),
+        ("sendfile2-bench", ["bench", "engines", "--time", "1m"], "engines\n--time\n1m\n"),
+    ] {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let mut command = alone(directory.path());
+        std::os::unix::fs::symlink("/bin/sh", directory.path().join(name)).expect("a link");
+        let script = passed.lines().next().expect("a word");
+        std::fs::write(directory.path().join(script), SCRIPT).expect("a file");
+        command.current_dir(&directory);
+        let child = command.args(args).stdout(Stdio::piped()).spawn().expect("it starts");
+        let id = child.id();
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(stdout(&output), format!("{id}\n{passed}"), "the same process: it gets signals");
+        assert_eq!(output.status.code(), Some(7), "{output:?}");
+    }
+}
+
+#[test]
+fn a_program_that_is_missing_is_named_with_the_ways_to_get_it() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let program = alone(directory.path()).get_program().to_owned();
+    for (name, args) in
+        [("sendfile2-server", &["serve", "/tmp"][..]), ("sendfile2-bench", &["bench", "memory"])]
+    {
+        let output =
+            Command::new(&program).args(args).env("PATH", "/nowhere").output().expect("it starts");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = complaint(&output);
+        let build = format!("cargo build --release -p {name}");
+        for word in [name, &build, &format!("cargo install {name}")] {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+        // What the command line may be is known all the same.
+        let output = Command::new(&program).args(args).arg("--dance").output().expect("it starts");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(&format!("Usage: sendfile2 {}", args[0])), "{text}");
+    }
+}
+
+/// The packages that a package's program is made of.
+fn packages(package: &str) -> Vec<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--package", package])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{output:?}");
+    let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    stdout(&output).lines().map(name).collect()
+}
+
+#[test]
+fn the_command_is_built_without_what_only_the_server_and_the_benchmarks_need() {
+    const OTHERS: [&str; 14] = [
+        "axum",
+        "h2",
+        "hyper",
+        "metrics-exporter-prometheus",
+        "perf-event",
+        "plotters",
+        "procfs",
+        "ring",
+        "rustls",
+        "sendfile2-axum",
+        "tokio",
+        "tokio-rustls",
+        "tower",
+        "tower-http",
+    ];
+    let own = packages("sendfile2-cli");
+    assert!(own.iter().any(|package| package == "clap"), "{own:?}");
+    let of_others: Vec<_> =
+        OTHERS.iter().filter(|name| own.iter().any(|own| own == *name)).collect();
+    assert!(of_others.is_empty(), "cargo run -- demo would build {of_others:?}");
+    // None is misspelt.
+    let programs = [packages("sendfile2-server"), packages("sendfile2-bench")].concat();
+    let unknown: Vec<_> =
+        OTHERS.iter().filter(|name| !programs.iter().any(|p| p == *name)).collect();
+    assert!(unknown.is_empty(), "no program needs {unknown:?}");
+}
+
 #[test]
 fn completions_are_generated_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = run(&["completions", shell]);
         assert!(output.status.success(), "{shell}");
-        assert!(stdout(&output).contains("demo"), "{shell}");
+        for word in ["demo", "--max-connections", "crowd", "--peer-netns"] {
+            let word = if shell == "fish" { word.trim_start_matches("--") } else { word };
+            assert!(stdout(&output).contains(word), "{shell}: {word}");
+        }
     }
 }
 
@@ -205,6 +306,8 @@ fn man_pages_are_generated_for_every_command() {
     assert_eq!(pages, commands.split_whitespace().collect::<Vec<_>>());
     let page = std::fs::read_to_string(directory.join("sendfile2-demo.1")).expect("readable");
     assert!(page.contains(".TH") && page.contains("\\-\\-size"), "{page}");
+    let page = std::fs::read_to_string(directory.join("sendfile2-serve.1")).expect("readable");
+    assert!(page.contains("\\-\\-tls\\-cert"), "{page}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,17 @@ pub fn whole(error: &anyhow::Error) -> String {
 pub fn report_error(error: &anyhow::Error) {
     // Where standard error is closed nobody can be told.
     let _ = writeln!(io::stderr().lock(), "sendfile2: {}", whole(error));
+}
+
+/// Reports the error, if there is one, and returns the exit status of a program that ends so.
+pub fn exit_code(done: anyhow::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report_error(&error);
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Prints a line on standard error that is no failure.

@@ -36,6 +36,10 @@ pub(super) const PEER: &str = "10.8.0.2@/run/netns/peer";
 const ENGINES: [&str; 3] = ["zerocopy", "uring", "native"];
 const CONTROL: &str = "sendfile";
 
+/// The program that all is run by, and the one that it runs for a benchmark; each of a package.
+const COMMAND: (&str, &str) = ("sendfile2", "sendfile2-cli");
+const BENCH: (&str, &str) = ("sendfile2-bench", "sendfile2-bench");
+
 /// A packet of which a part is acknowledged before the device has given it back is copied by the
 /// kernel, which flags the whole call; more than this share of calls is no zero copy.
 const COPIED: f64 = 0.1;
@@ -67,8 +71,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let mut modules = initramfs.modules(&stock.modules, &[&modules[..], &["tls"]].concat())?;
     stock::module(&stock, &mut initramfs)?;
     modules.push(stock::MODULE.into());
-    let built = cargo::programs(&["build", "--release", "--package", "sendfile2-cli"])?;
-    initramfs.program(&cargo::program(&built, "sendfile2")?.path, "/usr/bin/sendfile2")?;
+    // A short run has no benchmark.
+    let commands = if args.short { &[COMMAND][..] } else { &[COMMAND, BENCH] };
+    for (command, package) in commands {
+        let built = cargo::programs(&["build", "--release", "--package", package])?;
+        let program = &cargo::program(&built, command)?.path;
+        initramfs.program(program, &format!("/usr/bin/{command}"))?;
+    }
     let packages = ["--package", "sendfile2", "--package", "sendfile2-axum"];
     let tests: Vec<_> = cargo::programs(&[&["test", "--no-run"], &packages[..]].concat())?
         .into_iter()

@@ -39,8 +39,8 @@ pub(super) fn steps(initramfs: &mut Initramfs, kernel: &Kernel) -> anyhow::Resul
     Ok(steps)
 }
 
-/// Puts what uses the series into the initramfs: the library's tests, libsendfile2's, and the
-/// commands, all of which are installed below a directory. Returns how to run them: without a
+/// Puts what uses the series into the initramfs: the library's tests, the commands, and the tests of
+/// libsendfile2, which is installed below a directory. Returns how to run them: without a
 /// device, as an ordinary user where they may be.
 pub(super) fn users(initramfs: &mut Initramfs, installed: &Path) -> anyhow::Result<Vec<Step>> {
     let tests = cargo::programs(&["test", "--no-run", "--package", "sendfile2"])?;
@@ -58,9 +58,12 @@ pub(super) fn users(initramfs: &mut Initramfs, installed: &Path) -> anyhow::Resu
         steps.push(step.ordinary().env("RUST_TEST_THREADS", "2").seconds(900));
     }
 
-    crate::install::run(&crate::install::Args::below(installed.to_owned()))?;
+    crate::install::run(&crate::install::Args::libraries(installed.to_owned()))?;
+    let packages = ["--package", "sendfile2-cli", "--package", "msg_zerocopy"];
+    let built = cargo::programs(&[&["build", "--release"], &packages[..]].concat())?;
     for command in ["sendfile2", "msg_zerocopy"] {
-        initramfs.program(&installed.join("bin").join(command), &format!("/usr/bin/{command}"))?;
+        let program = &cargo::program(&built, command)?.path;
+        initramfs.program(program, &format!("/usr/bin/{command}"))?;
     }
     let probe = "sendfile2 probe\nsendfile2 probe | grep -q 'native  *available: sendfile2(2)'";
     steps.push(Step::setup("probe", probe));

@@ -24,7 +24,7 @@ pub fn prefix() -> &'static Path {
         let name = exe.file_stem().unwrap().to_str().unwrap();
         let name = name.rsplit_once('-').map_or(name, |(name, _)| name);
         let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join("installed").join(name);
-        let output = xtask(&["install", "--prefix", prefix.to_str().unwrap()]);
+        let output = xtask(&["install", "--only-libraries", "--prefix", prefix.to_str().unwrap()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         prefix
     })

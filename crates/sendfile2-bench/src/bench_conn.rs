@@ -1,0 +1,253 @@
+//! A connection on which one way of sending is measured: what one call does.
+
+use std::io;
+use std::net::TcpStream;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, ensure};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, sockopt};
+use rustix::pipe::SpliceFlags;
+use sendfile2::guard::Lease;
+use sendfile2::{Engine, Options, Sender, Sent};
+
+use super::sender::Files;
+use crate::method::Method;
+use crate::scratch::len;
+
+/// What a pipe or a buffer holds at most: more does not fit an unprivileged user's pipe, and no
+/// program reads more at a time.
+const BETWEEN: u64 = 1 << 20;
+
+/// A connection.
+pub(super) struct BenchConn {
+    carrier: Carrier,
+    /// What is still to be sent of what it was given.
+    part: Range<u64>,
+    /// Each call says that more follows.
+    more: bool,
+}
+
+/// What carries the bytes.
+enum Carrier {
+    Library {
+        sender: Sender,
+        /// Plain copies that it chose to make.
+        plain: u64,
+        leased: bool,
+        lease: Option<Lease>,
+    },
+    Sendfile(TcpStream),
+    Splice {
+        socket: TcpStream,
+        pipe: (OwnedFd, OwnedFd),
+        filled: usize,
+    },
+    ReadWrite {
+        socket: TcpStream,
+        buffer: Vec<u8>,
+        filled: Range<usize>,
+    },
+}
+
+/// What a call came to.
+pub(super) enum Step {
+    Sent(u64),
+    /// Nothing is possible before the socket reports something.
+    Blocked,
+}
+
+impl BenchConn {
+    pub(super) fn new(method: Method, socket: TcpStream) -> anyhow::Result<Self> {
+        socket.set_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        let library = |socket: TcpStream, engine: Engine, leased| -> anyhow::Result<Carrier> {
+            let sender = Sender::with(socket, Options::new().engine(engine))?;
+            Ok(Carrier::Library { sender, plain: 0, leased, lease: None })
+        };
+        let carrier = match method {
+            Method::Library(engine) => library(socket, engine, false)?,
+            Method::Leased(engine) => library(socket, engine, true)?,
+            Method::Sendfile => Carrier::Sendfile(socket),
+            Method::Splice => {
+                let pipe = rustix::pipe::pipe().context("pipe")?;
+                Carrier::Splice { socket, pipe, filled: 0 }
+            }
+            Method::ReadWrite => Carrier::ReadWrite { socket, buffer: Vec::new(), filled: 0..0 },
+        };
+        Ok(BenchConn { carrier, part: 0..0, more: false })
+    }
+
+    /// Gives it a range to send, when it has sent the last one.
+    pub(super) fn give(&mut self, part: Range<u64>) -> anyhow::Result<()> {
+        let between = part.end - part.start;
+        self.part = part;
+        match &mut self.carrier {
+            Carrier::Splice { pipe, .. } => {
+                let wanted = usize::try_from(between.min(BETWEEN))?;
+                if rustix::pipe::fcntl_getpipe_size(&pipe.0)? < wanted {
+                    // A limit on pipes leaves it as it is.
+                    match rustix::pipe::fcntl_setpipe_size(&pipe.0, wanted) {
+                        Ok(_) | Err(Errno::PERM) => {}
+                        Err(e) => return Err(e).context("F_SETPIPE_SZ"),
+                    }
+                }
+            }
+            Carrier::ReadWrite { buffer, .. } => {
+                let wanted = usize::try_from(between.min(BETWEEN))?;
+                if buffer.len() < wanted {
+                    buffer.resize(wanted, 0);
+                }
+            }
+            Carrier::Library { .. } | Carrier::Sendfile(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Says that more follows with each call from here on, or no longer.
+    pub(super) fn set_more(&mut self, more: bool) -> anyhow::Result<()> {
+        match &mut self.carrier {
+            // An empty send that does not say so ends it.
+            Carrier::Library { sender, .. } if !more => drop(sender.try_send(&[], false)?),
+            Carrier::Library { .. } => {}
+            Carrier::Sendfile(socket)
+            | Carrier::Splice { socket, .. }
+            | Carrier::ReadWrite { socket, .. } => sockopt::set_tcp_cork(socket, more)?,
+        }
+        self.more = more;
+        Ok(())
+    }
+
+    /// Whether there is nothing left of what it was given.
+    pub(super) fn is_done(&self) -> bool {
+        self.part.is_empty()
+    }
+
+    /// One call that sends, as much of the part as the kernel takes.
+    pub(super) fn step(&mut self, files: &Files) -> anyhow::Result<Step> {
+        let part = self.part.clone();
+        let taken = match &mut self.carrier {
+            Carrier::Library { sender, plain, leased, lease } => {
+                let sent = if *leased {
+                    // Nobody writes, so it is granted at once.
+                    let granted = match lease.take() {
+                        None => files.guard()?.try_lease(part.clone()).context("no lease")?,
+                        Some(lease) => lease,
+                    };
+                    sender.try_send_lease(lease.insert(granted), part.clone(), self.more)?
+                } else {
+                    sender.try_send_file(files.source()?, part.clone(), self.more)?
+                };
+                match sent {
+                    Sent::Accepted { bytes, ticket } => {
+                        *plain += u64::from(ticket.choice().engine == Engine::Copy);
+                        if part.start + bytes as u64 == part.end {
+                            *lease = None;
+                        }
+                        Some(bytes)
+                    }
+                    Sent::WouldBlock | Sent::Limit(_) => None,
+                }
+            }
+            Carrier::Sendfile(socket) => {
+                let mut at = part.start;
+                let sent = rustix::fs::sendfile(&*socket, files.plain(), Some(&mut at), len(&part));
+                accepted(sent).context("sendfile")?
+            }
+            Carrier::Splice { socket, pipe, filled } => {
+                if *filled == 0 {
+                    let (mut at, to) = (part.start, &pipe.1);
+                    *filled = rustix::pipe::splice(
+                        files.plain(),
+                        Some(&mut at),
+                        to,
+                        None,
+                        len(&part),
+                        SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
+                    )
+                    .context("splice from the file")?;
+                    ensure!(*filled > 0, "the file is shorter than it was written");
+                }
+                let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+                let sent = rustix::pipe::splice(&pipe.0, None, &*socket, None, *filled, flags);
+                let sent = accepted(sent).context("splice to the socket")?;
+                *filled -= sent.unwrap_or(0);
+                sent
+            }
+            Carrier::ReadWrite { socket, buffer, filled } => {
+                if filled.start == filled.end {
+                    let wanted = len(&part).min(buffer.len());
+                    files.plain().read_exact_at(&mut buffer[..wanted], part.start)?;
+                    *filled = 0..wanted;
+                }
+                let sent =
+                    rustix::net::send(&*socket, &buffer[filled.clone()], SendFlags::NOSIGNAL);
+                let sent = accepted(sent).context("send")?;
+                filled.start += sent.unwrap_or(0);
+                sent
+            }
+        };
+        Ok(match taken {
+            Some(bytes) => {
+                self.part.start += bytes as u64;
+                Step::Sent(bytes as u64)
+            }
+            None => Step::Blocked,
+        })
+    }
+
+    /// Reads the notifications that there are.
+    pub(super) fn reap(&self) -> anyhow::Result<()> {
+        if let Carrier::Library { sender, .. } = &self.carrier {
+            sender.reap()?;
+        }
+        Ok(())
+    }
+
+    /// Whether everything that was sent is released, as far as this way says so.
+    pub(super) fn is_released(&self) -> bool {
+        match &self.carrier {
+            Carrier::Library { sender, .. } => sender.in_flight().sends == 0,
+            _ => true,
+        }
+    }
+
+    /// Calls so far after which the kernel had copied the bytes; nothing where it does not say.
+    pub(super) fn copies(&self, sends: u64) -> Option<u64> {
+        match &self.carrier {
+            Carrier::Library { sender, plain, .. } => Some(plain + sender.counters().copied),
+            Carrier::ReadWrite { .. } => Some(sends),
+            Carrier::Sendfile(_) | Carrier::Splice { .. } => None,
+        }
+    }
+
+    /// The library's sender, where it has one.
+    pub(super) fn sender(&mut self) -> Option<&mut Sender> {
+        match &mut self.carrier {
+            Carrier::Library { sender, .. } => Some(sender),
+            _ => None,
+        }
+    }
+}
+
+impl AsFd for BenchConn {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.carrier {
+            Carrier::Library { sender, .. } => sender.as_fd(),
+            Carrier::Sendfile(socket)
+            | Carrier::Splice { socket, .. }
+            | Carrier::ReadWrite { socket, .. } => socket.as_fd(),
+        }
+    }
+}
+
+fn accepted(sent: rustix::io::Result<usize>) -> io::Result<Option<usize>> {
+    match sent {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(n) => Ok(Some(n)),
+        Err(Errno::AGAIN) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}

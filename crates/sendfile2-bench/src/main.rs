@@ -1,0 +1,102 @@
+//! The program `sendfile2-bench`, which `sendfile2 bench` runs: what each way of sending costs, so
+//! that strangers can repeat it.
+#![forbid(unsafe_code)]
+
+mod bench_conn;
+mod clock;
+mod compare;
+mod crowd;
+mod engines;
+mod guard;
+mod http;
+mod latency;
+mod machine;
+mod memory;
+mod message;
+mod poll;
+mod process;
+mod receiver;
+mod report;
+mod result;
+mod ring;
+mod rounds;
+mod sender;
+mod stats;
+mod table;
+mod test_bed;
+
+use std::io::BufRead;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use sendfile2_command::args::bench as args;
+// The modules below have them by `crate::`.
+use sendfile2_command::{method, netns, output, program, scratch, units};
+
+use message::Role;
+
+/// Measure what each way of sending costs, and compare results
+#[derive(Debug, Parser)]
+#[command(
+    name = "sendfile2-bench",
+    bin_name = "sendfile2 bench",
+    version,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Bench(args::Command),
+    /// Run as a child of a benchmark, which says on standard input as what
+    #[command(hide = true)]
+    Role,
+}
+
+fn main() -> ExitCode {
+    let done = match &Cli::parse().command {
+        Command::Bench(command) => run(command),
+        Command::Role => child(),
+    };
+    output::exit_code(done)
+}
+
+fn run(command: &args::Command) -> anyhow::Result<()> {
+    match command {
+        args::Command::Engines(args) => engines::run(args).context("bench engines"),
+        args::Command::Latency(args) => latency::run(args).context("bench latency"),
+        args::Command::Guard(args) => guard::run(args).context("bench guard"),
+        args::Command::Memory(args) => memory::run(args).context("bench memory"),
+        args::Command::Http(args) => http::run(args).context("bench http"),
+        args::Command::Crowd(args) => crowd::run(args).context("bench crowd"),
+        args::Command::Compare(args) => compare::run(args).context("bench compare"),
+        args::Command::Report(args) => report::run(args).context("bench report"),
+    }
+}
+
+/// What a process does that this program started itself.
+fn child() -> anyhow::Result<()> {
+    let mut input = std::io::stdin().lock();
+    let mut role = String::new();
+    input.read_line(&mut role)?;
+    let role = serde_json::from_str(&role).context("sendfile2-bench role is for its own use")?;
+    let done = match role {
+        Role::Sender(role) => sender::run(&role, &mut input),
+        Role::Receiver { cpu } => receiver::run(cpu, &mut input),
+        Role::ServeDir { files, cpu } => http::serve_dir(&files, cpu, &mut input),
+        Role::Crowd(role) => crowd::clients(&role, &mut input),
+        Role::Memory(what) => {
+            message::answer(memory::measure(what));
+            Ok(())
+        }
+    };
+    if let Err(error) = done {
+        message::answer::<()>(Err(error));
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! `sendfile2 bench memory`.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+use anyhow::{Context, ensure};
+use procfs::process::Process as Proc;
+use rustix::net::sockopt;
+use rustix::process::{Resource, Rlimit};
+use sendfile2::guard::GuardedFile;
+use sendfile2::{Engine, Options, Sender, Sent, Source};
+use serde::{Deserialize, Serialize};
+
+use super::message::Role;
+use super::process::Process;
+use super::result::{MemoryRow, Rows, Skipped};
+use super::test_bed::TestBed;
+use crate::args;
+
+/// What a process of its own makes many of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum What {
+    Connections,
+    Sends,
+    Leases,
+}
+
+pub(super) fn run(args: &args::Memory) -> anyhow::Result<()> {
+    let mut bed = TestBed::new(&args.common, 1 << 20)?;
+    let mut rows = Vec::new();
+    for what in [What::Connections, What::Sends, What::Leases] {
+        let mut process = Process::start(&[], &Role::Memory(what))?;
+        match process.hear() {
+            Ok(row) => rows.push(row),
+            Err(error) => {
+                bed.skip([Skipped {
+                    what: format!("{what:?}"),
+                    why: crate::output::whole(&error),
+                }]);
+            }
+        }
+    }
+    bed.finish(Rows::Memory(rows), &args.common)
+}
+
+/// Makes many, and says what one of them takes.
+pub(super) fn measure(what: What) -> anyhow::Result<MemoryRow> {
+    match what {
+        What::Connections => connections(),
+        What::Sends => sends(),
+        What::Leases => leases(),
+    }
+}
+
+/// Anonymous memory of this process, in bytes: counted page by page, which statm no longer is.
+fn anonymous() -> anyhow::Result<u64> {
+    let rollup = Proc::myself()?.smaps_rollup().context("/proc/self/smaps_rollup")?;
+    let maps = rollup.memory_map_rollup;
+    let map = maps.0.first().context("/proc/self/smaps_rollup is empty")?;
+    map.extension.map.get("Anonymous").copied().context("no Anonymous in smaps_rollup")
+}
+
+fn row(what: &str, before: u64, number: usize) -> anyhow::Result<MemoryRow> {
+    ensure!(number > 0, "none was made");
+    let grown = anonymous()?.saturating_sub(before);
+    #[expect(clippy::cast_precision_loss, reason = "some megabytes")]
+    let bytes = grown as f64 / number as f64;
+    Ok(MemoryRow { what: what.into(), bytes, number: number as u64 })
+}
+
+/// Two sockets that are connected; the second one receives.
+fn pairs(number: usize) -> anyhow::Result<(Vec<TcpStream>, Vec<TcpStream>)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    // So that little leaves the sender.
+    sockopt::set_socket_recv_buffer_size(&listener, 4096)?;
+    let (mut senders, mut receivers) = (Vec::new(), Vec::new());
+    for _ in 0..number {
+        senders.push(TcpStream::connect(listener.local_addr()?)?);
+        receivers.push(listener.accept()?.0);
+    }
+    Ok((senders, receivers))
+}
+
+/// As many descriptors as are allowed, so that there can be many connections.
+fn descriptors() -> usize {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let limit = match rustix::process::setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised,
+        Err(_) => limit,
+    };
+    limit.current.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
+}
+
+fn connections() -> anyhow::Result<MemoryRow> {
+    let number = 4000.min(descriptors().saturating_sub(64) / 2);
+    let (mut sockets, receivers) = pairs(number)?;
+    // The first one also starts what all share.
+    let mut senders = Vec::with_capacity(number);
+    senders.extend(sockets.pop().map(Sender::new).transpose()?);
+    let before = anonymous()?;
+    for socket in sockets {
+        senders.push(Sender::new(socket)?);
+    }
+    let row = row("connection, idle", before, senders.len() - 1);
+    drop((senders, receivers));
+    row
+}
+
+fn sends() -> anyhow::Result<MemoryRow> {
+    const PIECE: u64 = 4096;
+    const EACH: usize = 1000;
+    let file = tempfile::tempfile().context("cannot make a file")?;
+    std::io::Write::write_all(&mut &file, &[1; 1 << 20])?;
+    let source = Source::new(file)?;
+    let (sockets, receivers) = pairs(64)?;
+    let mut senders = Vec::new();
+    for socket in sockets {
+        sockopt::set_socket_send_buffer_size(&socket, 4 << 20)?;
+        let mut sender = Sender::with(socket, Options::new().engine(Engine::Zerocopy))?;
+        // Until the receiver has what it takes.
+        for _ in 0..4 {
+            sender.try_send_file(&source, 0..PIECE, false)?;
+        }
+        senders.push(sender);
+    }
+    let mut tickets = Vec::with_capacity(senders.len() * EACH);
+    let in_flight = |senders: &[Sender]| -> usize {
+        senders.iter().map(|sender| sender.in_flight().sends).sum()
+    };
+    let (before, first) = (anonymous()?, in_flight(&senders));
+    for sender in &mut senders {
+        for _ in 0..EACH {
+            match sender.try_send_file(&source, 0..PIECE, false)? {
+                Sent::Accepted { ticket, .. } => tickets.push(ticket),
+                Sent::WouldBlock | Sent::Limit(_) => break,
+            }
+        }
+    }
+    let made = in_flight(&senders).saturating_sub(first);
+    let row = row("send in flight, with its ticket", before, made);
+    drop((senders, receivers));
+    row
+}
+
+fn leases() -> anyhow::Result<MemoryRow> {
+    const NUMBER: usize = 100_000;
+    const SLOT: u64 = 4096;
+    let file = tempfile::tempfile().context("cannot make a file")?;
+    file.set_len(2 * SLOT * NUMBER as u64)?;
+    let guard = GuardedFile::new(file)?;
+    let mut leases = Vec::with_capacity(NUMBER);
+    let before = anonymous()?;
+    for i in 0..NUMBER as u64 {
+        // Not side by side, in case that neighbours share something.
+        leases.push(guard.try_lease(2 * i * SLOT..(2 * i + 1) * SLOT).context("no lease")?);
+    }
+    let row = row("lease", before, leases.len());
+    drop(leases);
+    row
+}

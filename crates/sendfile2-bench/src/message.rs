@@ -1,0 +1,172 @@
+//! What the processes of a benchmark say to each other, as JSON lines: the parent writes a
+//! [`Role`] and then orders to a child's standard input, the child answers each on its standard
+//! output.
+
+use std::io::{BufRead, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::memory::What;
+use crate::method::Method;
+
+/// What a child process is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Role {
+    Sender(SenderRole),
+    Receiver {
+        cpu: Option<usize>,
+    },
+    /// tower-http's server of a directory. First answer: its address.
+    ServeDir {
+        files: PathBuf,
+        cpu: Option<usize>,
+    },
+    /// Many slow clients. Answers: `()` when all are connected, and after any order [`Crowded`].
+    Crowd(Crowd),
+    /// Says what its own memory has grown by.
+    Memory(What),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SenderRole {
+    /// The number of the inherited descriptor of the file.
+    pub(super) file: i32,
+    pub(super) listen: IpAddr,
+    /// The processor to stay on.
+    pub(super) cpu: Option<usize>,
+}
+
+/// Clients that read a file at a steady rate, all at once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Crowd {
+    pub(super) address: SocketAddr,
+    pub(super) connections: usize,
+    /// Of the file, which is named by it.
+    pub(super) size: u64,
+    /// Bytes a second of each.
+    pub(super) rate: u64,
+    pub(super) cpu: Option<usize>,
+}
+
+/// What became of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Crowded {
+    /// Got the whole file.
+    pub(super) complete: usize,
+    pub(super) wrong_bytes: u64,
+    /// What went wrong first.
+    pub(super) failure: Option<String>,
+    /// From the first request to the last byte.
+    pub(super) seconds: f64,
+}
+
+/// What a child answers; the error is the whole chain of causes.
+pub(super) type Answer<T> = Result<T, String>;
+
+/// The sender's first answer: where it listens, and what its network is set to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Hello {
+    pub(super) address: SocketAddr,
+    pub(super) congestion_control: Option<String>,
+    pub(super) tcp_wmem: Option<String>,
+    pub(super) tcp_rmem: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum SenderOrder {
+    /// Take that many connections for each of these ways. Answer: `()`.
+    Accept { methods: Vec<Method>, streams: usize },
+    /// Answer: [`Sent`].
+    Send { method: Method, job: Job, patience: Duration },
+    /// Send the same number of bytes again and again, each time after the last was released and
+    /// acknowledged. Answer: [`Delays`].
+    Delay { method: Method, bytes: u64, times: u32, patience: Duration },
+}
+
+/// What is to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Job {
+    /// In all, over all streams.
+    pub(super) bytes: u64,
+    /// Bytes that each call is given.
+    pub(super) chunk: u64,
+    /// The part of the file that is sent again and again.
+    pub(super) size: u64,
+    /// Drop the file from the page cache first.
+    pub(super) cold: bool,
+    /// Say with each call that more follows, but for the end.
+    pub(super) more: bool,
+}
+
+/// What the sender did; it ends when everything is released.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Sent {
+    /// On the clock `CLOCK_MONOTONIC`, in nanoseconds.
+    pub(super) start: u64,
+    pub(super) end: u64,
+    /// Nanoseconds of CPU.
+    pub(super) cpu: u64,
+    /// Calls that sent something.
+    pub(super) sends: u64,
+    /// Of these, calls after which the kernel had a copy of the bytes, as far as it says so;
+    /// nothing for ways in which it does not.
+    pub(super) copies: Option<u64>,
+    /// Times that it gave up the processor, and times that it was taken from it.
+    pub(super) switches: u64,
+    pub(super) preemptions: u64,
+    /// Instructions of the sending thread outside the kernel, where they can be counted.
+    pub(super) instructions: Option<u64>,
+}
+
+/// Nanoseconds from when the last byte was handed over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Delays {
+    /// Nothing for ways that never say.
+    pub(super) released: Option<Vec<u64>>,
+    pub(super) acknowledged: Vec<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum ReceiverOrder {
+    /// Make that many connections, in place of those there are. Answer: `()`.
+    Connect { address: SocketAddr, streams: usize },
+    /// Read so many bytes, from whichever connection. Answers: `()` at once, and [`Received`].
+    Expect { bytes: u64, patience: Duration },
+}
+
+/// What the receiver did, until the last byte was read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Received {
+    pub(super) end: u64,
+    pub(super) cpu: u64,
+}
+
+/// Says a line to the parent. Without a parent there is nothing left to do.
+pub(super) fn say<T: Serialize>(what: &Answer<T>) {
+    let written = serde_json::to_string(what).is_ok_and(|mut text| {
+        text.push('\n');
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    });
+    if !written {
+        std::process::exit(1);
+    }
+}
+
+/// Says what came of an order.
+pub(super) fn answer<T: Serialize>(result: anyhow::Result<T>) {
+    say(&result.map_err(|error| crate::output::whole(&error)));
+}
+
+/// Reads one order; `None` when the parent is gone.
+pub(super) fn listen<T: DeserializeOwned>(input: &mut impl BufRead) -> Option<T> {
+    let mut line = String::new();
+    match input.read_line(&mut line) {
+        Ok(0) | Err(_) => None,
+        Ok(_) => serde_json::from_str(&line).ok(),
+    }
+}

@@ -1,0 +1,159 @@
+//! The child processes, as the parent sees them.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::machine::Processors;
+use super::message::{
+    Answer, Delays, Hello, Job, Received, ReceiverOrder, Role, SenderOrder, SenderRole, Sent,
+};
+use crate::method::Method;
+use crate::netns::{self, Net};
+
+/// A child process. It is killed when this is dropped, and ends by itself when the parent does.
+#[derive(Debug)]
+pub(super) struct Process {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Process {
+    /// Runs this program in a role, within the place that `wrapper` leads to.
+    pub(super) fn start(wrapper: &[String], role: &Role) -> anyhow::Result<Self> {
+        let mut child = netns::ourselves(wrapper)?
+            .arg("role")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start a process of the benchmark")?;
+        let orders = child.stdin.take().context("no input")?;
+        let answers = BufReader::new(child.stdout.take().context("no output")?);
+        let mut process = Process { child, orders, answers };
+        process.say(role)?;
+        Ok(process)
+    }
+
+    /// Its process id.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(super) fn say<T: Serialize>(&mut self, what: &T) -> anyhow::Result<()> {
+        let mut text = serde_json::to_string(what)?;
+        text.push('\n');
+        self.orders.write_all(text.as_bytes()).context("a process of the benchmark is gone")
+    }
+
+    pub(super) fn hear<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        let answer: Answer<T> =
+            serde_json::from_str(&line).context("a process of the benchmark is gone")?;
+        answer.map_err(|said| anyhow!(said))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A sender and a receiver, each a process, and what joins them.
+#[derive(Debug)]
+pub(super) struct Pair {
+    sender: Process,
+    receiver: Process,
+    connect: SocketAddr,
+    pub(super) hello: Hello,
+    /// Its namespaces last as long as this.
+    _net: Net,
+}
+
+/// One measurement.
+#[derive(Debug)]
+pub(super) struct Sample {
+    pub(super) bytes: u64,
+    /// From the first call until everything was both received and released; in nanoseconds.
+    pub(super) elapsed: u64,
+    /// Nanoseconds of CPU of the receiver.
+    pub(super) receiver_cpu: u64,
+    pub(super) sent: Sent,
+}
+
+impl Pair {
+    pub(super) fn start(net: Net, file: &File, cpus: Processors) -> anyhow::Result<Self> {
+        let role = Role::Sender(SenderRole {
+            file: file.as_raw_fd(),
+            listen: net.listen,
+            cpu: cpus.sender,
+        });
+        let mut sender = Process::start(&net.server, &role)?;
+        let hello: Hello = sender.hear().context("the sender")?;
+        let receiver = Process::start(&net.clients, &Role::Receiver { cpu: cpus.receiver })?;
+        let connect = SocketAddr::new(net.connect, hello.address.port());
+        Ok(Pair { sender, receiver, connect, hello, _net: net })
+    }
+
+    /// Makes `streams` new connections for each way, in place of those that there are.
+    pub(super) fn connect(&mut self, methods: &[Method], streams: usize) -> anyhow::Result<()> {
+        let order =
+            ReceiverOrder::Connect { address: self.connect, streams: methods.len() * streams };
+        self.sender.say(&SenderOrder::Accept { methods: methods.to_vec(), streams })?;
+        self.receiver.say(&order)?;
+        self.receiver.hear::<()>().context("the receiver")?;
+        self.sender.hear().context("the sender")
+    }
+
+    pub(super) fn send(
+        &mut self,
+        method: Method,
+        job: Job,
+        patience: Duration,
+    ) -> anyhow::Result<Sample> {
+        let order = SenderOrder::Send { method, job, patience };
+        let (sent, received): (Sent, Received) = self.transfer(&order, job.bytes, patience)?;
+        Ok(Sample {
+            bytes: job.bytes,
+            elapsed: sent.end.max(received.end).saturating_sub(sent.start).max(1),
+            receiver_cpu: received.cpu,
+            sent,
+        })
+    }
+
+    pub(super) fn delay(
+        &mut self,
+        method: Method,
+        bytes: u64,
+        times: u32,
+        patience: Duration,
+    ) -> anyhow::Result<Delays> {
+        let order = SenderOrder::Delay { method, bytes, times, patience };
+        Ok(self.transfer(&order, bytes * u64::from(times), patience)?.0)
+    }
+
+    fn transfer<T: DeserializeOwned>(
+        &mut self,
+        order: &SenderOrder,
+        bytes: u64,
+        patience: Duration,
+    ) -> anyhow::Result<(T, Received)> {
+        self.receiver.say(&ReceiverOrder::Expect { bytes, patience })?;
+        self.receiver.hear::<()>().context("the receiver")?;
+        self.sender.say(order)?;
+        let sent = self.sender.hear().context("the sender");
+        let received = self.receiver.hear().context("the receiver");
+        // Where both failed, the sender knows why.
+        Ok((sent?, received?))
+    }
+}

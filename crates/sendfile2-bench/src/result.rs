@@ -1,0 +1,270 @@
+//! What a benchmark found, as it is printed and saved.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use super::machine::Machine;
+use super::message::Hello;
+use super::rounds::Measured;
+
+/// The format of saved results. Fields may be added to it.
+const VERSION: u32 = 1;
+
+/// A result that may be of any benchmark.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Saved {
+    pub(super) version: u32,
+    #[serde(flatten)]
+    pub(super) rows: Rows,
+    pub(super) machine: Machine,
+    pub(super) paths: Vec<PathRow>,
+    /// What could not be measured, and why.
+    pub(super) skipped: Vec<Skipped>,
+    pub(super) warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "bench", content = "rows", rename_all = "lowercase")]
+pub(super) enum Rows {
+    Engines(Vec<Row>),
+    Guard(Vec<GuardRow>),
+    Latency(Vec<LatencyRow>),
+    Memory(Vec<MemoryRow>),
+    Http(Vec<HttpRow>),
+    Crowd(Vec<CrowdRow>),
+}
+
+/// A path that was measured, and what its network is set to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct PathRow {
+    pub(super) path: String,
+    pub(super) congestion_control: Option<String>,
+    pub(super) tcp_wmem: Option<String>,
+    pub(super) tcp_rmem: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Skipped {
+    pub(super) what: String,
+    pub(super) why: String,
+}
+
+/// One way of sending in one setting: medians over the rounds. GB are 10⁹ bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Row {
+    pub(super) path: String,
+    pub(super) streams: u32,
+    pub(super) engine: String,
+    /// Whether the sender knows when the file may be overwritten.
+    pub(super) safe: bool,
+    pub(super) chunk: u64,
+    pub(super) size: u64,
+    pub(super) cold: bool,
+    /// Each call said that more follows.
+    pub(super) more: bool,
+    pub(super) gb_per_s: f64,
+    pub(super) sender_cpu_s_per_gb: f64,
+    pub(super) receiver_cpu_s_per_gb: f64,
+    pub(super) total_cpu_s_per_gb: f64,
+    /// To what `reference` did in the same round.
+    pub(super) throughput_ratio: f64,
+    pub(super) sender_cpu_ratio: f64,
+    pub(super) total_cpu_ratio: f64,
+    pub(super) reference: String,
+    /// Of the sends that succeeded, those whose bytes the kernel copied: plain copies, and
+    /// zerocopy sends whose notification said COPIED. Nothing where the kernel does not say.
+    pub(super) copied_share: Option<f64>,
+    /// What the throughput is of that of a copy loop in memory.
+    pub(super) memory_copy_share: f64,
+    pub(super) rounds: usize,
+    /// 95 % confidence intervals of the medians.
+    pub(super) ci: Intervals,
+    pub(super) bytes_per_send: f64,
+    /// Of the sender, beyond those of the processor: how often it slept, and was made to.
+    pub(super) switches_per_send: f64,
+    pub(super) preemptions_per_send: f64,
+    /// Nothing where the processor's counters are not to be had (`perf_event_open(2)`), as in most
+    /// virtual machines; docs/costs.md says what else counts them.
+    pub(super) user_instructions_per_send: Option<f64>,
+}
+
+/// Intervals; nothing if there were too few rounds for one.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Intervals {
+    pub(super) gb_per_s: Option<[f64; 2]>,
+    pub(super) sender_cpu_s_per_gb: Option<[f64; 2]>,
+    pub(super) total_cpu_s_per_gb: Option<[f64; 2]>,
+    pub(super) throughput_ratio: Option<[f64; 2]>,
+    pub(super) sender_cpu_ratio: Option<[f64; 2]>,
+    pub(super) total_cpu_ratio: Option<[f64; 2]>,
+}
+
+/// What the guard costs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct GuardRow {
+    pub(super) what: String,
+    /// Of CPU, in nanoseconds: for sends the sender's.
+    pub(super) nanoseconds: f64,
+    pub(super) ci: Option<[f64; 2]>,
+    /// To the same without a lease; only for sends.
+    pub(super) ratio: Option<f64>,
+    pub(super) ratio_ci: Option<[f64; 2]>,
+    pub(super) rounds: usize,
+}
+
+/// How long a send took from when its last byte was handed over, in microseconds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct LatencyRow {
+    pub(super) path: String,
+    pub(super) engine: String,
+    pub(super) safe: bool,
+    pub(super) size: u64,
+    /// "released" or "acknowledged".
+    pub(super) until: String,
+    pub(super) sends: u64,
+    pub(super) p50: f64,
+    pub(super) p90: f64,
+    pub(super) p99: f64,
+    #[serde(rename = "p99.9")]
+    pub(super) p999: f64,
+    pub(super) max: f64,
+    /// Percentiles and their times, as a curve.
+    pub(super) curve: Vec<[f64; 2]>,
+}
+
+/// What something takes of this process's memory.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct MemoryRow {
+    pub(super) what: String,
+    pub(super) bytes: f64,
+    /// How many there were at a time.
+    pub(super) number: u64,
+}
+
+/// A median of the rounds, and that of its ratio to nginx in the same round, where that ran.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Figure {
+    pub(super) value: f64,
+    pub(super) ci: Option<[f64; 2]>,
+    pub(super) ratio: Option<f64>,
+    pub(super) ratio_ci: Option<[f64; 2]>,
+}
+
+/// What serving files of a size costs a server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct HttpRow {
+    pub(super) server: String,
+    pub(super) size: u64,
+    pub(super) connections: u32,
+    pub(super) requests_per_s: Figure,
+    pub(super) gb_per_s: Figure,
+    pub(super) server_cpu_s_per_gb: Figure,
+    /// Of the server and its client.
+    pub(super) total_cpu_s_per_gb: Figure,
+    pub(super) rounds: usize,
+}
+
+/// What many slow clients cost.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct CrowdRow {
+    pub(super) engine: String,
+    pub(super) connections: usize,
+    pub(super) size: u64,
+    pub(super) rate: u64,
+    /// Clients that got the whole file.
+    pub(super) complete: usize,
+    pub(super) wrong_bytes: u64,
+    pub(super) seconds: f64,
+    /// What the server had more of in memory, at most, than before them; for each.
+    pub(super) resident_bytes_per_connection: f64,
+    /// The same when they were connected, and had not asked yet.
+    pub(super) resident_bytes_per_idle_connection: f64,
+    /// Of one processor, while they read.
+    pub(super) server_cpu_share: f64,
+}
+
+impl Saved {
+    pub(super) fn new(
+        rows: Rows,
+        machine: Machine,
+        paths: Vec<PathRow>,
+        skipped: Vec<Skipped>,
+    ) -> Self {
+        let warnings = machine.warnings();
+        Saved { version: VERSION, rows, machine, paths, skipped, warnings }
+    }
+
+    /// The command that makes such results.
+    pub(super) fn bench(&self) -> &'static str {
+        match self.rows {
+            Rows::Engines(_) => "engines",
+            Rows::Guard(_) => "guard",
+            Rows::Latency(_) => "latency",
+            Rows::Memory(_) => "memory",
+            Rows::Http(_) => "http",
+            Rows::Crowd(_) => "crowd",
+        }
+    }
+
+    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let saved: Saved = serde_json::from_reader(BufReader::new(file)).with_context(|| {
+            format!(
+                "{} is not a result of sendfile2 bench (make one with --save FILE)",
+                path.display()
+            )
+        })?;
+        if saved.version != VERSION {
+            bail!(
+                "{} has format {}, this program reads format {VERSION}: measure again",
+                path.display(),
+                saved.version
+            );
+        }
+        Ok(saved)
+    }
+
+    pub(super) fn save(&self, path: Option<&Path>) -> anyhow::Result<()> {
+        let Some(path) = path else { return Ok(()) };
+        let text = serde_json::to_string_pretty(self)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl Rows {
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Rows::Engines(rows) => rows.is_empty(),
+            Rows::Guard(rows) => rows.is_empty(),
+            Rows::Latency(rows) => rows.is_empty(),
+            Rows::Memory(rows) => rows.is_empty(),
+            Rows::Http(rows) => rows.is_empty(),
+            Rows::Crowd(rows) => rows.is_empty(),
+        }
+    }
+}
+
+impl Skipped {
+    /// The ways that did not work in a setting.
+    pub(super) fn refused(measured: &Measured) -> impl Iterator<Item = Skipped> + '_ {
+        measured.refused.iter().map(|(method, why)| Skipped {
+            what: format!("{method}, {}", measured.setting),
+            why: why.clone(),
+        })
+    }
+}
+
+impl PathRow {
+    pub(super) fn new(path: &str, hello: &Hello) -> Self {
+        PathRow {
+            path: path.into(),
+            congestion_control: hello.congestion_control.clone(),
+            tcp_wmem: hello.tcp_wmem.clone(),
+            tcp_rmem: hello.tcp_rmem.clone(),
+        }
+    }
+}

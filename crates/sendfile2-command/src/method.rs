@@ -1,0 +1,117 @@
+//! The methods of sending.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use sendfile2::Engine;
+use serde::{Deserialize, Serialize};
+
+/// A method of sending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Method {
+    /// An engine of the library.
+    Library(Engine),
+    /// The same under a lease, taken for each call.
+    Leased(Engine),
+    /// `sendfile(2)`, to which the others are compared.
+    Sendfile,
+    /// `splice(2)` into a pipe, and from there into the socket.
+    Splice,
+    /// `pread(2)` and `send(2)`.
+    ReadWrite,
+}
+
+/// The suffix of an engine's name.
+const LEASED: &str = "+lease";
+
+impl Method {
+    /// The methods that need no lease: those that there were before this library first.
+    pub fn all() -> impl Iterator<Item = Method> {
+        [Method::Sendfile, Method::Splice, Method::ReadWrite]
+            .into_iter()
+            .chain(Engine::ALL.into_iter().map(Method::Library))
+    }
+
+    /// Its name on the command line and in results.
+    pub fn name(self) -> String {
+        let lease = if let Method::Leased(_) = self { LEASED } else { "" };
+        format!("{}{lease}", self.base())
+    }
+
+    fn base(self) -> &'static str {
+        match self {
+            Method::Library(engine) | Method::Leased(engine) => engine.name(),
+            Method::Sendfile => "sendfile",
+            Method::Splice => "splice",
+            Method::ReadWrite => "read+write",
+        }
+    }
+
+    /// Whether the sender knows when the file may be overwritten.
+    pub fn is_safe(self) -> bool {
+        !matches!(self, Method::Sendfile | Method::Splice)
+    }
+
+    /// The library's engine, if it is one.
+    pub fn engine(self) -> Option<Engine> {
+        match self {
+            Method::Library(engine) | Method::Leased(engine) => Some(engine),
+            Method::Sendfile | Method::Splice | Method::ReadWrite => None,
+        }
+    }
+
+    /// Reads its name from the command line.
+    pub fn parser() -> impl TypedValueParser<Value = Self> {
+        PossibleValuesParser::new(Method::all().map(Method::base)).try_map(Method::try_from)
+    }
+}
+
+impl FromStr for Method {
+    type Err = sendfile2::UnknownEngine;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        if let Some(method) = Method::all().find(|method| method.name() == name) {
+            return Ok(method);
+        }
+        match name.strip_suffix(LEASED) {
+            Some(engine) => engine.parse().map(Method::Leased),
+            None => name.parse().map(Method::Library),
+        }
+    }
+}
+
+impl TryFrom<String> for Method {
+    type Error = sendfile2::UnknownEngine;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        name.parse()
+    }
+}
+
+impl From<Method> for String {
+    fn from(method: Method) -> Self {
+        method.name()
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        let leased = Engine::ALL.into_iter().map(Method::Leased);
+        for method in Method::all().chain(leased) {
+            assert_eq!(method.name().parse(), Ok(method));
+        }
+        assert!("+lease".parse::<Method>().is_err() && "mail".parse::<Method>().is_err());
+    }
+}

@@ -1,0 +1,338 @@
+//! Connections: accepted within a limit, served, and ended.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use axum::http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use metrics::{counter, gauge};
+use rustix::net::RecvFlags;
+use sendfile2::{Engine, Options};
+use sendfile2_axum::{Io, ServeDir, ZeroCopyLayer};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::Listening;
+use super::log::{Asked, Log};
+use super::timeouts::{Queue, Timed};
+use crate::args::serve::Args;
+use crate::output::Seldom;
+
+pub(super) struct Server {
+    dir: ServeDir,
+    engine: Engine,
+    tls: Option<TlsAcceptor>,
+    log: Option<Log>,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    stall_timeout: Duration,
+    limit: Arc<Semaphore>,
+    connections: u32,
+    graceful: std::sync::Mutex<Option<GracefulShutdown>>,
+    /// Told to connections that have not asked for anything yet.
+    ending: watch::Sender<bool>,
+    trouble: Seldom,
+    /// hyper-util would find out which by itself, but by reading, after which hyper's buffer is
+    /// twice as large, and without a limit of time.
+    http1: auto::Builder<TokioExecutor>,
+    http2: auto::Builder<TokioExecutor>,
+}
+
+/// What a connection of HTTP/2 begins with.
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What was accepted, and from whom.
+enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// What a connection speaks.
+#[derive(Clone, Copy)]
+enum Http {
+    One,
+    Two,
+}
+
+impl Accepted {
+    /// Waits until the first bytes have said what is to be spoken, and leaves them where they are.
+    async fn spoken(&self) -> io::Result<Http> {
+        loop {
+            let ready = match self {
+                Accepted::Tcp(stream) => stream.ready(Interest::READABLE).await?,
+                Accepted::Unix(stream) => stream.ready(Interest::READABLE).await?,
+            };
+            let spoken = match self {
+                Accepted::Tcp(stream) => stream.try_io(Interest::READABLE, || look(stream)),
+                Accepted::Unix(stream) => stream.try_io(Interest::READABLE, || look(stream)),
+            };
+            match spoken {
+                // Nothing comes after what is there.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !ready.is_read_closed() => {}
+                spoken => return spoken,
+            }
+        }
+    }
+}
+
+/// Would-block until it is clear: tokio then waits for more.
+fn look(socket: impl AsFd) -> io::Result<Http> {
+    let mut first = [0; HTTP2.len()];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let (seen, _) = rustix::net::recv(socket, &mut first[..], flags)?;
+    match &first[..seen] {
+        [] => Err(io::ErrorKind::UnexpectedEof.into()),
+        HTTP2 => Ok(Http::Two),
+        seen if HTTP2.starts_with(seen) => Err(io::ErrorKind::WouldBlock.into()),
+        _ => Ok(Http::One),
+    }
+}
+
+/// What was not the client's doing, where a connection ended because it could not be written to.
+fn unsendable<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a sendfile2::Error> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
+        // It is no source of what it is in.
+        let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+        let ours = inner.downcast_ref::<sendfile2::Error>()?;
+        (!matches!(ours, sendfile2::Error::Aborted)).then_some(ours)
+    })
+}
+
+impl Server {
+    pub(super) fn new(
+        args: &Args,
+        connections: u32,
+        dir: ServeDir,
+        tls: Option<TlsAcceptor>,
+        log: Option<Log>,
+    ) -> Arc<Self> {
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(args.header_timeout)
+            // A client may end its side when it has asked. And hyper then reads nothing while it
+            // answers, for which it would keep 8 KiB more.
+            .half_close(true);
+        http.http2().timer(TokioTimer::new());
+        Arc::new(Server {
+            dir,
+            engine: args.engine,
+            tls,
+            log,
+            header_timeout: args.header_timeout,
+            idle_timeout: args.idle_timeout,
+            stall_timeout: args.stall_timeout,
+            // A u32 fits on every machine that this is for.
+            limit: Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(usize::MAX))),
+            connections,
+            graceful: std::sync::Mutex::new(Some(GracefulShutdown::new())),
+            ending: watch::Sender::new(false),
+            trouble: Seldom::default(),
+            http1: http.clone().http1_only(),
+            http2: http.http2_only(),
+        })
+    }
+
+    /// Accepts for ever.
+    pub(super) async fn accept(self: Arc<Self>, listener: Listening) {
+        loop {
+            // It is never closed.
+            let Ok(permit) = Arc::clone(&self.limit).acquire_owned().await else { return };
+            let accepted = match &listener {
+                Listening::Tcp(tcp) => tcp
+                    .accept()
+                    .await
+                    .map(|(s, peer)| (Accepted::Tcp(s), peer.ip().to_canonical().to_string())),
+                Listening::Unix(unix, _) => {
+                    unix.accept().await.map(|(s, _)| (Accepted::Unix(s), "unix".to_owned()))
+                }
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    tokio::spawn(Arc::clone(&self).connection(stream, peer, permit));
+                }
+                // The client was faster; or there are no descriptors, and others must end first.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(e) => {
+                    self.trouble.note(&format!("sendfile2: cannot accept a connection: {e}"));
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: Accepted,
+        peer: String,
+        permit: OwnedSemaphorePermit,
+    ) {
+        gauge!("sendfile2_http_connections").increment(1);
+        let options = Options::new().engine(self.engine);
+        match (&self.tls, stream) {
+            (None, stream) => {
+                if let Some(http) = self.early(stream.spoken()).await {
+                    let io = match stream {
+                        Accepted::Tcp(stream) => Io::new(stream, options),
+                        Accepted::Unix(stream) => Io::from_unix(stream, options),
+                    };
+                    match io {
+                        Ok(io) => {
+                            let io = self.timed(io);
+                            let files = ZeroCopyLayer::new().layer(self.dir.clone());
+                            self.http(http, io, &peer, files).await;
+                        }
+                        Err(e) => {
+                            self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
+                        }
+                    }
+                }
+            }
+            // In boxes, so that connections without TLS are smaller.
+            (Some(tls), Accepted::Tcp(stream)) => {
+                let _ = stream.set_nodelay(true);
+                Box::pin(self.https(tls, stream, &peer)).await;
+            }
+            (Some(tls), Accepted::Unix(stream)) => {
+                Box::pin(self.https(tls, stream, &peer)).await;
+            }
+        }
+        gauge!("sendfile2_http_connections").decrement(1);
+        drop(permit);
+    }
+
+    /// What comes before the first request, which has as long as a request's headers, and is not
+    /// waited for in the end.
+    async fn early<T>(&self, work: impl Future<Output = io::Result<T>>) -> Option<T> {
+        let mut ending = self.ending.subscribe();
+        tokio::select! {
+            done = tokio::time::timeout(self.header_timeout, work) => done.ok()?.ok(),
+            _ = ending.wait_for(|ending| *ending) => None,
+        }
+    }
+
+    fn timed<I: Queue + Unpin>(&self, io: I) -> Timed<I> {
+        Timed::new(io, self.idle_timeout, self.stall_timeout)
+    }
+
+    /// No mapped bytes: TLS reads them.
+    async fn https<I>(self: &Arc<Self>, tls: &TlsAcceptor, stream: I, peer: &str)
+    where
+        I: AsyncRead + AsyncWrite + Queue + Unpin + Send + 'static,
+    {
+        // Beneath TLS, which keeps what the peer does not take, and writes it when it is flushed.
+        let stream = self.timed(stream);
+        if let Some(stream) = self.early(tls.accept(stream)).await {
+            let http = match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Http::Two,
+                _ => Http::One,
+            };
+            self.http(http, stream, peer, self.dir.clone()).await;
+        }
+    }
+
+    async fn http<I, S, R>(self: &Arc<Self>, http: Http, io: I, peer: &str, files: S)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<hyper::body::Incoming>, Response = Response<R>, Error = Infallible>
+            + Clone
+            + Send
+            + 'static,
+        S::Future: Send + 'static,
+        R: HttpBody<Data = axum::body::Bytes> + Send + 'static,
+        R::Error: Into<axum::BoxError>,
+    {
+        let io = TokioIo::new(io);
+        let peer: Arc<str> = peer.into();
+        let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
+            let asked = self.log.as_ref().map(|_| Asked {
+                method: request.method().clone(),
+                uri: request.uri().clone(),
+                version: request.version(),
+            });
+            let (server, peer) = (Arc::clone(self), Arc::clone(&peer));
+            let answer = files.clone().call(request);
+            async move {
+                let response = answer.await?;
+                let status = response.status();
+                let code = status.as_str().to_owned();
+                counter!("sendfile2_http_requests_total", "status" => code).increment(1);
+                if let (Some(log), Some(asked)) = (&server.log, &asked) {
+                    log.write(&peer, asked, status, response.body().size_hint().exact());
+                }
+                // With HTTP/2 it ends a stream, and not the connection.
+                let broken = move |error: R::Error| {
+                    let error = error.into();
+                    server.broke_off(&*error);
+                    error
+                };
+                Ok::<_, Infallible>(response.map(|body| Body::new(body.map_err(broken))))
+            }
+        });
+        let http = match http {
+            Http::One => &self.http1,
+            Http::Two => &self.http2,
+        };
+        let connection = http.serve_connection(io, service);
+        let watched = {
+            let graceful = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            graceful.as_ref().map(GracefulShutdown::watcher)
+        };
+        let Some(watcher) = watched else { return };
+        // A client that goes away, or is too slow, is its own affair.
+        if let Some(e) =
+            watcher.watch(connection).await.err().as_deref().and_then(|e| unsendable(e))
+        {
+            self.broke_off(e);
+        }
+    }
+
+    fn broke_off(&self, why: &dyn std::error::Error) {
+        counter!("sendfile2_http_broken_total").increment(1);
+        self.trouble.note(&format!("sendfile2: an answer broke off: {why}"));
+    }
+
+    /// Ends all connections, when their requests are answered; those that are left after `grace`
+    /// are counted.
+    pub(super) async fn finish(&self, grace: Duration) -> usize {
+        let graceful = {
+            let mut slot = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            slot.take()
+        };
+        self.ending.send_replace(true);
+        let all = async {
+            if let Some(graceful) = graceful {
+                graceful.shutdown().await;
+            }
+            // Those that had not asked yet, and those that were just being accepted.
+            drop(self.limit.acquire_many(self.connections).await);
+        };
+        let _ = tokio::time::timeout(grace, all).await;
+        self.left()
+    }
+
+    /// How many lines the access log could not take, when the rest is written.
+    pub(super) async fn finish_log(&self) -> u64 {
+        match &self.log {
+            Some(log) => log.finish().await,
+            None => 0,
+        }
+    }
+
+    /// How many connections there are, while none is accepted.
+    pub(super) fn left(&self) -> usize {
+        usize::try_from(self.connections).unwrap_or(usize::MAX) - self.limit.available_permits()
+    }
+}
