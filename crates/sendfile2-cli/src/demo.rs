@@ -1,8 +1,8 @@
 //! `sendfile2 demo`: what the receiver gets when a file is overwritten while it is being sent.
 
+mod case;
 mod peer;
 mod report;
-mod way;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::netns::Place;
 use crate::scratch::Scratch;
 use crate::{output, units};
+use case::Case;
 use report::Report;
-use way::Way;
 
 /// No single wait is longer than this.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,17 +63,17 @@ fn size(text: &str) -> Result<u64, String> {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut file = Scratch::new(args.dir.as_deref(), args.size).context("demo")?;
     // Shown on standard error, where that is a terminal.
-    let progress = ProgressBar::new(Way::all().count() as u64 * args.size).with_style(
+    let progress = ProgressBar::new(Case::all().count() as u64 * args.size).with_style(
         ProgressStyle::with_template("{bar:40} {binary_bytes}/{binary_total_bytes}  {msg}")?,
     );
     let place = args.place.namespace().context("demo")?;
     let mut outcomes = Vec::new();
-    for way in Way::all() {
-        progress.set_message(way.to_string());
-        let outcome = way
+    for case in Case::all() {
+        progress.set_message(case.to_string());
+        let outcome = case
             .measure(&mut file, place.as_ref(), &progress)
-            .with_context(|| format!("demo: {way}"))?;
-        outcomes.push((way, outcome));
+            .with_context(|| format!("demo: {case}"))?;
+        outcomes.push((case, outcome));
         progress.set_position(outcomes.len() as u64 * args.size);
     }
     progress.finish_and_clear();

@@ -9,7 +9,6 @@ mod parent;
 mod process;
 mod report;
 mod server;
-mod way;
 mod wire;
 mod writer;
 
@@ -19,15 +18,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueHint;
+use clap::builder::TypedValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::method::Method;
 use crate::netns::{Net, Place};
 use crate::{output, scratch, units};
 use block::BLOCK;
 use fault::{Fault, Faults};
 use message::{Layout, Line, Role};
 use parent::Parent;
-use way::Way;
 
 /// Overwrite a file all the time while hundreds of clients receive it, and check every block
 ///
@@ -54,8 +54,8 @@ Examples:
   sendfile2 torture --json | jq '{wrong_blocks, unknown_left}'")]
 pub(crate) struct Args {
     /// How the responses are sent
-    #[arg(long, default_value = "auto", value_parser = Way::parser())]
-    engine: Way,
+    #[arg(long, default_value = "auto", value_parser = methods())]
+    engine: Method,
     /// Clients at a time
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=5000))]
     clients: u32,
@@ -93,6 +93,11 @@ pub(crate) struct Args {
     /// Run as a child of a torture, which says on standard input as what
     #[arg(long, hide = true)]
     role: bool,
+}
+
+/// The engines, and plain `sendfile(2)`.
+fn methods() -> impl TypedValueParser<Value = Method> {
+    Method::parser(Method::engines().chain([Method::Sendfile]))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -27,11 +27,14 @@ pub enum Method {
 const LEASED: &str = "+lease";
 
 impl Method {
-    /// The methods that need no lease: those that there were before this library first.
+    /// The library's engines.
+    pub fn engines() -> impl Iterator<Item = Method> {
+        Engine::ALL.into_iter().map(Method::Library)
+    }
+
+    /// All but those under a lease: what there was before this library first.
     pub fn all() -> impl Iterator<Item = Method> {
-        [Method::Sendfile, Method::Splice, Method::ReadWrite]
-            .into_iter()
-            .chain(Engine::ALL.into_iter().map(Method::Library))
+        [Method::Sendfile, Method::Splice, Method::ReadWrite].into_iter().chain(Method::engines())
     }
 
     /// Its name on the command line and in results.
@@ -62,9 +65,9 @@ impl Method {
         }
     }
 
-    /// Reads its name from the command line.
-    pub fn parser() -> impl TypedValueParser<Value = Self> {
-        PossibleValuesParser::new(Method::all().map(Method::base)).try_map(Method::try_from)
+    /// Reads one of `methods` from the command line, by its name.
+    pub fn parser(methods: impl IntoIterator<Item = Self>) -> impl TypedValueParser<Value = Self> {
+        PossibleValuesParser::new(methods.into_iter().map(Method::base)).try_map(Method::try_from)
     }
 }
 

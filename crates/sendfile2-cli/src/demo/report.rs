@@ -9,7 +9,7 @@ use comfy_table::{
 use sendfile2::Choice;
 use serde::Serialize;
 
-use super::way::{Outcome, Pieces, Way};
+use super::case::{Case, Outcome, Pieces};
 use crate::scratch::Scratch;
 use crate::units;
 
@@ -32,7 +32,7 @@ pub(super) struct Report {
     elsewhere: bool,
 }
 
-/// One way of sending. The names of the fields are those of the JSON.
+/// The row of a case. The names of the fields are those of the JSON.
 #[derive(Debug, Serialize)]
 struct Row {
     way: &'static str,
@@ -75,10 +75,10 @@ struct Taken {
 }
 
 impl Row {
-    fn new(way: Way, outcome: Outcome, size: u64) -> Self {
+    fn new(case: Case, outcome: Outcome, size: u64) -> Self {
         let empty = Row {
-            way: way.name(),
-            overwritten_at: way.overwritten_at(),
+            way: case.name(),
+            overwritten_at: case.overwritten_at(),
             bytes: 0,
             wrong_bytes: 0,
             safe: None,
@@ -91,8 +91,8 @@ impl Row {
             engine_taken: None,
             choices: Vec::new(),
             refused: None,
-            when: way.when(),
-            control: way.is_control(),
+            when: case.when(),
+            control: case.is_control(),
         };
         match outcome {
             Outcome::Refused(reason) => Row { refused: Some(reason), ..empty },
@@ -178,7 +178,7 @@ fn percent(share: f64) -> String {
 }
 
 impl Report {
-    pub(super) fn new(outcomes: Vec<(Way, Outcome)>, file: &Scratch, elsewhere: bool) -> Self {
+    pub(super) fn new(outcomes: Vec<(Case, Outcome)>, file: &Scratch, elsewhere: bool) -> Self {
         let pieces = outcomes.iter().find_map(|(_, outcome)| match outcome {
             Outcome::Sent(measured) => Some(measured.pieces),
             Outcome::Refused(_) => None,
@@ -186,7 +186,7 @@ impl Report {
         Report {
             rows: outcomes
                 .into_iter()
-                .map(|(way, outcome)| Row::new(way, outcome, file.size))
+                .map(|(case, outcome)| Row::new(case, outcome, file.size))
                 .collect(),
             size: file.size,
             piece_bytes: pieces.map(|pieces| pieces.bytes),
@@ -363,10 +363,10 @@ impl fmt::Display for Report {
 mod tests {
     use sendfile2::Engine;
 
-    use super::super::way::{Measured, Times};
+    use super::super::case::{Measured, Times};
     use super::*;
 
-    fn row(way: Way, wrong_bytes: u64) -> Row {
+    fn row(case: Case, wrong_bytes: u64) -> Row {
         let times = Times { median: 1, longest: 2 };
         let measured = Measured {
             pieces: Pieces { number: 1, bytes: 100 },
@@ -376,7 +376,7 @@ mod tests {
             zerocopy: None,
             choices: Vec::new(),
         };
-        Row::new(way, Outcome::Sent(measured), 100)
+        Row::new(case, Outcome::Sent(measured), 100)
     }
 
     fn verdict(rows: Vec<Row>) -> Result<(), String> {
@@ -395,16 +395,16 @@ mod tests {
 
     #[test]
     fn wrong_bytes_of_the_control_only_are_a_success() {
-        let rows = vec![row(Way::PlainReturn, 1), row(Way::Library(Engine::Copy), 0)];
+        let rows = vec![row(Case::CONTROL, 1), row(Case::engine(Engine::Copy), 0)];
         assert_eq!(verdict(rows), Ok(()));
     }
 
     #[test]
     fn one_wrong_byte_of_an_engine_is_a_failure_that_names_it() {
         let rows = vec![
-            row(Way::PlainReturn, 100),
-            row(Way::Library(Engine::Copy), 0),
-            row(Way::Library(Engine::Zerocopy), 1),
+            row(Case::CONTROL, 100),
+            row(Case::engine(Engine::Copy), 0),
+            row(Case::engine(Engine::Zerocopy), 1),
         ];
         let said = verdict(rows).expect_err("unsafe");
         assert!(said.contains("(zerocopy)"), "{said}");
@@ -412,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_control_without_wrong_bytes_proves_nothing() {
-        let rows = vec![row(Way::PlainReturn, 0), row(Way::Library(Engine::Copy), 0)];
+        let rows = vec![row(Case::CONTROL, 0), row(Case::engine(Engine::Copy), 0)];
         let said = verdict(rows).expect_err("no proof");
         assert!(said.contains("proves nothing"), "{said}");
     }
@@ -420,9 +420,9 @@ mod tests {
     #[test]
     fn what_is_refused_is_neither_safe_nor_unsafe() {
         let refused =
-            Row::new(Way::Library(Engine::Zerocopy), Outcome::Refused("because".into()), 100);
+            Row::new(Case::engine(Engine::Zerocopy), Outcome::Refused("because".into()), 100);
         assert_eq!((refused.safe, refused.bytes), (None, 0));
-        assert_eq!(verdict(vec![row(Way::PlainReturn, 100), refused]), Ok(()));
+        assert_eq!(verdict(vec![row(Case::CONTROL, 100), refused]), Ok(()));
     }
 
     #[test]

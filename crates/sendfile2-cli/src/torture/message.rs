@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::block::Wrong;
-use super::way::Way;
+use crate::method::Method;
 
 /// How often children report.
 pub(super) const EVERY: Duration = Duration::from_millis(250);
@@ -59,7 +59,7 @@ pub(super) struct ServerRole {
     pub(super) file: i32,
     pub(super) layout: Layout,
     pub(super) listen: SocketAddr,
-    pub(super) way: Way,
+    pub(super) method: Method,
     pub(super) writers: u32,
     /// How many clients to expect.
     pub(super) clients: u32,

@@ -207,7 +207,7 @@ impl<'a> Parent<'a> {
             file: self.file.as_raw_fd(),
             layout: self.layout,
             listen: self.address,
-            way: self.args.engine,
+            method: self.args.engine,
             writers: self.args.writers,
             clients: self.args.clients,
             life: self.lives,

@@ -210,8 +210,8 @@ impl Totals {
         let (rss_first_mb, rss_last_mb) = self.memory();
         let at = |percentile| self.writer_micros.value_at_percentile(percentile);
         Report {
-            engine: args.engine.name(),
-            control: args.engine.is_control(),
+            engine: args.engine.to_string(),
+            control: args.engine.engine().is_none(),
             clients: args.clients,
             writers: args.writers,
             processes: args.processes,
@@ -272,7 +272,7 @@ fn hundredths(n: f64) -> f64 {
 /// The names of the fields are those of the JSON.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    engine: &'static str,
+    engine: String,
     #[serde(skip)]
     control: bool,
     clients: u32,
@@ -384,7 +384,7 @@ impl Report {
         };
         let Percentiles { p50, p90, p99, max } = self.writer_wait_micros;
         let mut rows = vec![
-            ("Engine", self.engine.into()),
+            ("Engine", self.engine.clone()),
             ("Network", self.network.into()),
             ("Clients", format!("{} in {} processes", self.clients, self.processes)),
             ("Writers", self.writers.to_string()),

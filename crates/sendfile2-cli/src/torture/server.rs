@@ -20,7 +20,6 @@ use sendfile2::{Choice, Engine, Error, Options, Sender, Sent, reaper};
 
 use super::block::{BLOCK, Label, fill_blocks, mix};
 use super::message::{self, EVERY, Layout, Line, Order, ServerRole, ServerTally};
-use super::way::Way;
 use super::wire::{self, Announced, Part, REQUEST};
 use super::writer;
 
@@ -39,7 +38,8 @@ const EXHAUSTED: Duration = Duration::from_secs(1);
 /// What the threads of the server share.
 pub(super) struct Shared {
     pub(super) layout: Layout,
-    pub(super) way: Way,
+    /// None for the control, plain `sendfile(2)`.
+    engine: Option<Engine>,
     pub(super) guard: GuardedFile,
     pub(super) writers_stop: AtomicBool,
     /// Rings that connections share, for the engine `uring`; others have one of their own.
@@ -57,18 +57,18 @@ pub(super) struct Shared {
 }
 
 pub(super) fn run(role: &ServerRole, orders: &mut impl BufRead) -> anyhow::Result<()> {
-    let ServerRole { layout, way, .. } = *role;
+    let ServerRole { layout, method, .. } = *role;
     allow_descriptors(role.clients)?;
     let path = format!("/proc/self/fd/{}", role.file);
     let file = File::options().read(true).write(true).open(path)?;
     let shared = Arc::new(Shared {
         layout,
-        way,
+        engine: method.engine(),
         guard: GuardedFile::new(file.try_clone()?)?,
         file,
         writers_stop: AtomicBool::new(false),
-        rings: match way {
-            Way::Library(Engine::Uring) => {
+        rings: match method.engine() {
+            Some(Engine::Uring) => {
                 // Fewer, where a limit allows no more.
                 (0..SHARED_RINGS).map_while(|_| Driver::new().ok()).collect()
             }
@@ -220,6 +220,11 @@ impl From<std::io::Error> for End {
 }
 
 impl Shared {
+    /// Whether responses are sent by plain `sendfile(2)`.
+    pub(super) fn is_control(&self) -> bool {
+        self.engine.is_none()
+    }
+
     pub(super) fn slot_len(&self) -> usize {
         self.layout.slot_size as usize
     }
@@ -460,8 +465,8 @@ impl Carrier {
         // How often a thread that waits for a request looks whether the server stops.
         socket.set_read_timeout(Some(EVERY))?;
         socket.set_nodelay(true)?;
-        match server.way {
-            Way::Library(Engine::Uring) => {
+        match server.engine {
+            Some(Engine::Uring) => {
                 // Whether its ring is shared or not, who sends waits for tickets only.
                 let own;
                 let ring = match server.rings.get(rng.usize(0..2 * SHARED_RINGS)) {
@@ -479,13 +484,13 @@ impl Carrier {
                 socket.set_linger(Duration::from_secs(2));
                 Ok(Carrier::Ring(socket))
             }
-            Way::Library(engine) => {
+            Some(engine) => {
                 let options = Options::new().engine(engine).linger(Duration::from_secs(2));
                 Sender::with(socket, options)
                     .map(Carrier::Library)
                     .map_err(|e| End::Unexpected(format!("a new connection: {e}")))
             }
-            Way::Sendfile => {
+            None => {
                 socket.set_write_timeout(Some(EVERY))?;
                 Ok(Carrier::Plain(socket, server.file.try_clone()?))
             }

@@ -64,11 +64,11 @@ fn overwrite(
         15..30 => fill_slowly(shared, rng, slot, buffer),
         // Nobody but the server's own threads can end the leases of the control: the kernel
         // knows nothing of them.
-        30..40 if !shared.way.is_control() => {
+        30..40 if !shared.is_control() => {
             guard.write_at_abort(buffer, at, soon(rng)).map_err(stuck)
         }
         _ => match guard.write_at(buffer, at, soon(rng)) {
-            Err(Error::Deadline(_)) if !shared.way.is_control() => {
+            Err(Error::Deadline(_)) if !shared.is_control() => {
                 shared.tally().deadlines += 1;
                 guard.write_at_abort(buffer, at, Instant::now()).map_err(stuck)
             }

@@ -99,7 +99,7 @@ Examples:
   sendfile2 bench engines --quick --json | jq '.rows[] | {path, streams, engine, chunk, total_cpu_ratio}'")]
 pub struct Engines {
     /// Ways to compare; sendfile is always among them [default: all]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Method::parser())]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Method::parser(Method::all()))]
     pub engine: Vec<Method>,
     /// Where the receiver is: "lo", at the other end of loopback, or "veth", of a veth pair made for it
     #[arg(
@@ -151,7 +151,7 @@ Examples:
   sendfile2 bench latency --json | jq '.rows[] | {path, engine, size, until, p99}'")]
 pub struct Latency {
     /// Ways to measure [default: all]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Method::parser())]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Method::parser(Method::all()))]
     pub engine: Vec<Method>,
     /// Where the receiver is: "lo", at the other end of loopback, or "veth", of a veth pair made for it
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "lo,veth")]

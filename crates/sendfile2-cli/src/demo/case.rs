@@ -1,4 +1,4 @@
-//! The ways of sending, and one round after another with each.
+//! The cases, and one piece after another with each.
 
 use std::fmt;
 use std::net::TcpStream;
@@ -12,20 +12,28 @@ use sendfile2::{Choice, Engine, Error, Sent};
 use super::PATIENCE;
 use super::peer::{self, wait_acknowledged};
 use crate::connection::{Connection, Ticket};
+use crate::method::Method;
 use crate::scratch::{Scratch, len, pieces};
 
-/// A way of sending, and of knowing when the file may be overwritten.
+/// A method of sending, and the moment at which the file is overwritten.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Way {
-    /// Plain `sendfile(2)`; the file is overwritten when the call has returned.
-    PlainReturn,
-    /// Plain `sendfile(2)`; the file is overwritten when the peer's TCP has acknowledged all.
-    PlainAcked,
-    /// An engine of the library; the file is overwritten when it says *released*.
-    Library(Engine),
+pub(super) struct Case {
+    method: Method,
+    overwrite: Overwrite,
 }
 
-/// What came of it.
+/// The moment at which a piece of the file is overwritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Overwrite {
+    /// `sendfile(2)` has returned.
+    Returned,
+    /// The peer's TCP has acknowledged everything.
+    Acknowledged,
+    /// The library says *released*.
+    Released,
+}
+
+/// The outcome of a case.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Sent(Measured),
@@ -70,44 +78,50 @@ impl Times {
     }
 }
 
-impl Way {
+impl Case {
+    /// The control: plain `sendfile(2)`, and the file is overwritten when it has returned.
+    pub(super) const CONTROL: Case =
+        Case { method: Method::Sendfile, overwrite: Overwrite::Returned };
+
+    /// An engine of the library.
+    pub(super) fn engine(engine: Engine) -> Self {
+        Case { method: Method::Library(engine), overwrite: Overwrite::Released }
+    }
+
     /// All that this library knows: the controls first.
-    pub(super) fn all() -> impl Iterator<Item = Way> {
-        [Way::PlainReturn, Way::PlainAcked]
-            .into_iter()
-            .chain(Engine::ALL.into_iter().map(Way::Library))
+    pub(super) fn all() -> impl Iterator<Item = Case> {
+        let acknowledged = Case { overwrite: Overwrite::Acknowledged, ..Case::CONTROL };
+        let engines = Engine::ALL.into_iter().map(Case::engine);
+        [Case::CONTROL, acknowledged].into_iter().chain(engines)
     }
 
     pub(super) fn name(self) -> &'static str {
-        match self {
-            Way::PlainReturn | Way::PlainAcked => "sendfile(2)",
-            Way::Library(engine) => engine.name(),
-        }
+        self.method.engine().map_or("sendfile(2)", Engine::name)
     }
 
-    /// When the file is overwritten.
+    /// The moment at which the file is overwritten, as in the JSON.
     pub(super) fn overwritten_at(self) -> &'static str {
-        match self {
-            Way::PlainReturn => "return",
-            Way::PlainAcked => "acked",
-            Way::Library(_) => "released",
+        match self.overwrite {
+            Overwrite::Returned => "return",
+            Overwrite::Acknowledged => "acked",
+            Overwrite::Released => "released",
         }
     }
 
     /// The same, in words that follow "overwritten when".
     pub(super) fn when(self) -> &'static str {
-        match self {
-            Way::PlainReturn => "returned",
-            Way::PlainAcked => "ACKed",
-            Way::Library(_) => "released",
+        match self.overwrite {
+            Overwrite::Returned => "returned",
+            Overwrite::Acknowledged => "ACKed",
+            Overwrite::Released => "released",
         }
     }
 
     pub(super) fn is_control(self) -> bool {
-        !matches!(self, Way::Library(_))
+        self.method.engine().is_none()
     }
 
-    /// Sends the whole file piece by piece, overwriting each piece when this way allows it, and
+    /// Sends the whole file piece by piece, overwriting each piece when this case allows it, and
     /// lets the receiver read the piece only then.
     pub(super) fn measure(
         self,
@@ -116,11 +130,10 @@ impl Way {
         progress: &ProgressBar,
     ) -> anyhow::Result<Outcome> {
         let (socket, peer, size) = peer::connect(file.size, place)?;
-        let mut carrier = match self {
-            Way::PlainReturn => Carrier::Plain { socket, acked: false },
-            Way::PlainAcked => Carrier::Plain { socket, acked: true },
-            Way::Library(engine) => match Connection::new(socket, engine, false) {
-                Ok(carrier) => Carrier::Library { carrier, choices: Vec::new() },
+        let mut conn = match self.method.engine() {
+            None => Conn::Plain { socket, acked: self.overwrite == Overwrite::Acknowledged },
+            Some(engine) => match Connection::new(socket, engine, false) {
+                Ok(connection) => Conn::Library { connection, choices: Vec::new() },
                 Err(Error::Refused { reason, .. }) => {
                     return Ok(Outcome::Refused(reason.to_string()));
                 }
@@ -135,14 +148,14 @@ impl Way {
             // Ready beforehand, so that the writer loses no time.
             content.resize(len(&piece), 0);
             new.fill(&mut content, piece.start);
-            let sent = match carrier.send(file, piece.clone()) {
+            let sent = match conn.send(file, piece.clone()) {
                 Err(error) if number == 0 => match refusal(&error) {
                     Some(reason) => return Ok(Outcome::Refused(reason)),
                     None => return Err(error),
                 },
                 sent => sent?,
             };
-            carrier.wait_until_free(&sent.tickets)?;
+            conn.wait_until_free(&sent.tickets)?;
             let now = Instant::now();
             file.overwrite(&content, piece.start)?;
             free.push(now - sent.first);
@@ -152,7 +165,7 @@ impl Way {
             wrong_bytes += peer.count_wrong(piece, old)?;
         }
         file.generation = new;
-        let (zerocopy, choices) = carrier.end()?;
+        let (zerocopy, choices) = conn.end()?;
         peer.end()?;
         Ok(Outcome::Sent(Measured {
             pieces: Pieces { number, bytes: size },
@@ -165,7 +178,7 @@ impl Way {
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, overwritten when {}", self.name(), self.when())
     }
@@ -179,10 +192,10 @@ fn refusal(error: &anyhow::Error) -> Option<String> {
     }
 }
 
-/// What carries the bytes.
-enum Carrier {
+/// The connection of a case.
+enum Conn {
     Plain { socket: TcpStream, acked: bool },
-    Library { carrier: Connection, choices: Vec<(Choice, u64)> },
+    Library { connection: Connection, choices: Vec<(Choice, u64)> },
 }
 
 /// A piece that was sent.
@@ -194,7 +207,7 @@ struct Piece {
     tickets: Vec<Ticket>,
 }
 
-impl Carrier {
+impl Conn {
     fn send(&mut self, file: &Scratch, piece: Range<u64>) -> anyhow::Result<Piece> {
         let deadline = Instant::now() + PATIENCE;
         let mut tickets = Vec::new();
@@ -202,15 +215,15 @@ impl Carrier {
         let mut at = piece.start;
         while at < piece.end {
             let sent = match self {
-                Carrier::Plain { socket, .. } => {
+                Conn::Plain { socket, .. } => {
                     let count = len(&(at..piece.end));
                     let n = rustix::fs::sendfile(&socket, &file.source, Some(&mut { at }), count)
                         .context("sendfile(2) failed")?;
                     ensure!(n > 0, "sendfile(2) found the file shorter than it was written");
                     n
                 }
-                Carrier::Library { carrier, choices } => {
-                    match carrier.try_send_file(&file.source, at..piece.end)? {
+                Conn::Library { connection, choices } => {
+                    match connection.try_send_file(&file.source, at..piece.end)? {
                         Sent::Accepted { bytes, ticket } => {
                             count(choices, ticket.choice());
                             tickets.push(ticket);
@@ -224,7 +237,7 @@ impl Carrier {
                                 "the kernel did not accept a piece within {} s",
                                 PATIENCE.as_secs()
                             );
-                            carrier.wait_all(deadline)?;
+                            connection.wait_all(deadline)?;
                             std::thread::sleep(Duration::from_millis(1));
                             0
                         }
@@ -242,12 +255,12 @@ impl Carrier {
 
     fn wait_until_free(&self, tickets: &[Ticket]) -> anyhow::Result<()> {
         match self {
-            Carrier::Plain { acked: false, .. } => {}
-            Carrier::Plain { socket, acked: true } => {
+            Conn::Plain { acked: false, .. } => {}
+            Conn::Plain { socket, acked: true } => {
                 let acked = wait_acknowledged(socket, PATIENCE)?;
                 ensure!(acked, "the peer did not acknowledge within {} s", PATIENCE.as_secs());
             }
-            Carrier::Library { .. } => {
+            Conn::Library { .. } => {
                 let deadline = Instant::now() + PATIENCE;
                 for ticket in tickets {
                     ticket.wait_released(deadline)?;
@@ -262,13 +275,13 @@ impl Carrier {
     #[expect(clippy::type_complexity, reason = "used once")]
     fn end(self) -> anyhow::Result<(Option<(u64, u64)>, Vec<(Choice, u64)>)> {
         match self {
-            Carrier::Plain { socket, .. } => {
+            Conn::Plain { socket, .. } => {
                 socket.shutdown(std::net::Shutdown::Write)?;
                 Ok((None, Vec::new()))
             }
-            Carrier::Library { carrier, choices } => {
-                let counters = carrier.counters();
-                carrier.close(Instant::now() + PATIENCE)?;
+            Conn::Library { connection, choices } => {
+                let counters = connection.counters();
+                connection.close(Instant::now() + PATIENCE)?;
                 let zerocopy =
                     (counters.released > 0).then_some((counters.released, counters.copied));
                 Ok((zerocopy, choices))
