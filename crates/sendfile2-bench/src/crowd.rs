@@ -1,7 +1,6 @@
 //! `sendfile2 bench crowd`.
 
 use std::cell::RefCell;
-use std::io::BufRead;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use super::process::Process;
 use super::result::{CrowdRow, Rows};
 use super::test_bed::TestBed;
 use crate::args::{self, HttpServer};
+use crate::child;
 use crate::scratch::{Files, Generation};
 
 pub(super) fn run(args: &args::Crowd) -> anyhow::Result<()> {
@@ -34,11 +34,11 @@ pub(super) fn run(args: &args::Crowd) -> anyhow::Result<()> {
     };
     let before = server.resident()?;
     let mut clients = Process::start(&[], &Role::Crowd(role))?;
-    clients.hear::<()>().context("the clients")?;
+    clients.recv::<()>().context("the clients")?;
     let (idle, cpu, start) = (server.resident()?, server.cpu()?, Instant::now());
-    clients.say(&())?;
+    clients.send(&())?;
     let (done, peak) = std::thread::scope(|scope| {
-        let done = scope.spawn(|| clients.hear::<Crowded>().context("the clients"));
+        let done = scope.spawn(|| clients.recv::<Crowded>().context("the clients"));
         let mut peak = idle;
         while !done.is_finished() {
             peak = peak.max(server.resident()?);
@@ -85,7 +85,7 @@ fn descriptors(wanted: u64) -> anyhow::Result<()> {
 }
 
 /// The clients, as a child of the benchmark.
-pub(super) fn clients(role: &Crowd, orders: &mut impl BufRead) -> anyhow::Result<()> {
+pub(super) fn clients(role: &Crowd) -> anyhow::Result<()> {
     clock::pin(role.cpu)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let all = tokio::task::LocalSet::new();
@@ -94,7 +94,7 @@ pub(super) fn clients(role: &Crowd, orders: &mut impl BufRead) -> anyhow::Result
     let shared = Rc::new(Shared { expected, buffer: RefCell::new(vec![0; 64 << 10]) });
     let streams = runtime.block_on(connect(role))?;
     message::answer(Ok(()));
-    if orders.read_line(&mut String::new())? == 0 {
+    if child::recv::<()>().is_none() {
         return Ok(());
     }
     let start = Instant::now();

@@ -25,14 +25,13 @@ mod stats;
 mod table;
 mod test_bed;
 
-use std::io::BufRead;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use sendfile2_command::args::bench as args;
 // The modules below have them by `crate::`.
-use sendfile2_command::{method, netns, output, program, scratch, units};
+use sendfile2_command::{child, method, netns, output, program, scratch, units};
 
 use message::Role;
 
@@ -61,7 +60,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match &Cli::parse().command {
         Command::Bench(command) => run(command),
-        Command::Role => child(),
+        Command::Role => run_role(),
     };
     output::exit_code(done)
 }
@@ -79,17 +78,14 @@ fn run(command: &args::Command) -> anyhow::Result<()> {
     }
 }
 
-/// What a process does that this program started itself.
-fn child() -> anyhow::Result<()> {
-    let mut input = std::io::stdin().lock();
-    let mut role = String::new();
-    input.read_line(&mut role)?;
-    let role = serde_json::from_str(&role).context("sendfile2-bench role is for its own use")?;
+/// The work of a process that this program started itself.
+fn run_role() -> anyhow::Result<()> {
+    let role = child::recv().context("sendfile2-bench role is for its own use")?;
     let done = match role {
-        Role::Sender(role) => sender::run(&role, &mut input),
-        Role::Receiver { cpu } => receiver::run(cpu, &mut input),
-        Role::ServeDir { files, cpu } => http::serve_dir(&files, cpu, &mut input),
-        Role::Crowd(role) => crowd::clients(&role, &mut input),
+        Role::Sender(role) => sender::run(&role),
+        Role::Receiver { cpu } => receiver::run(cpu),
+        Role::ServeDir { files, cpu } => http::serve_dir(&files, cpu),
+        Role::Crowd(role) => crowd::clients(&role),
         Role::Memory(what) => {
             message::answer(memory::measure(what));
             Ok(())

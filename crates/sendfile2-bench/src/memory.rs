@@ -29,7 +29,7 @@ pub(super) fn run(args: &args::Memory) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for what in [What::Connections, What::Sends, What::Leases] {
         let mut process = Process::start(&[], &Role::Memory(what))?;
-        match process.hear() {
+        match process.recv() {
             Ok(row) => rows.push(row),
             Err(error) => {
                 bed.skip([Skipped {

@@ -1,19 +1,17 @@
-//! What the processes of a benchmark say to each other, as JSON lines: the parent writes a
-//! [`Role`] and then orders to a child's standard input, the child answers each on its standard
-//! output.
+//! The messages between the processes of a benchmark: a [`Role`], and then orders, each of which is
+//! answered.
 
-use std::io::{BufRead, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::memory::What;
+use crate::child;
 use crate::method::Method;
 
-/// What a child process is.
+/// The role of a child process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Role {
     Sender(SenderRole),
@@ -64,7 +62,7 @@ pub(super) struct Crowded {
     pub(super) seconds: f64,
 }
 
-/// What a child answers; the error is the whole chain of causes.
+/// An answer of a child; the error is the whole chain of causes.
 pub(super) type Answer<T> = Result<T, String>;
 
 /// The sender's first answer: where it listens, and what its network is set to.
@@ -145,28 +143,7 @@ pub(super) struct Received {
     pub(super) cpu: u64,
 }
 
-/// Says a line to the parent. Without a parent there is nothing left to do.
-pub(super) fn say<T: Serialize>(what: &Answer<T>) {
-    let written = serde_json::to_string(what).is_ok_and(|mut text| {
-        text.push('\n');
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
-    });
-    if !written {
-        std::process::exit(1);
-    }
-}
-
-/// Says what came of an order.
+/// Sends the answer to an order.
 pub(super) fn answer<T: Serialize>(result: anyhow::Result<T>) {
-    say(&result.map_err(|error| crate::output::whole(&error)));
-}
-
-/// Reads one order; `None` when the parent is gone.
-pub(super) fn listen<T: DeserializeOwned>(input: &mut impl BufRead) -> Option<T> {
-    let mut line = String::new();
-    match input.read_line(&mut line) {
-        Ok(0) | Err(_) => None,
-        Ok(_) => serde_json::from_str(&line).ok(),
-    }
+    child::send(&result.map_err(|error| crate::output::whole(&error)));
 }

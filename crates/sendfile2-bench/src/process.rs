@@ -1,10 +1,8 @@
-//! The child processes, as the parent sees them.
+//! The child processes of a benchmark, as its parent sees them.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -15,57 +13,39 @@ use super::machine::Processors;
 use super::message::{
     Answer, Delays, Hello, Job, Received, ReceiverOrder, Role, SenderOrder, SenderRole, Sent,
 };
+use crate::child::{Child, Replies};
 use crate::method::Method;
-use crate::netns::{self, Net};
+use crate::netns::Net;
 
-/// A child process. It is killed when this is dropped, and ends by itself when the parent does.
+/// A child process that answers each order.
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    replies: Replies,
 }
 
 impl Process {
     /// Runs this program in a role, within the place that `wrapper` leads to.
     pub(super) fn start(wrapper: &[String], role: &Role) -> anyhow::Result<Self> {
-        let mut child = netns::ourselves(wrapper)?
-            .arg("role")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start a process of the benchmark")?;
-        let orders = child.stdin.take().context("no input")?;
-        let answers = BufReader::new(child.stdout.take().context("no output")?);
-        let mut process = Process { child, orders, answers };
-        process.say(role)?;
-        Ok(process)
+        let (child, replies) =
+            Child::start(wrapper, &["role"], role).context("a process of the benchmark")?;
+        Ok(Process { child, replies })
     }
 
-    /// Its process id.
+    /// The process id.
     pub(super) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub(super) fn say<T: Serialize>(&mut self, what: &T) -> anyhow::Result<()> {
-        let mut text = serde_json::to_string(what)?;
-        text.push('\n');
-        self.orders.write_all(text.as_bytes()).context("a process of the benchmark is gone")
+    /// Sends an order.
+    pub(super) fn send<T: Serialize>(&mut self, order: &T) -> anyhow::Result<()> {
+        self.child.send(order)
     }
 
-    pub(super) fn hear<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        let answer: Answer<T> =
-            serde_json::from_str(&line).context("a process of the benchmark is gone")?;
-        answer.map_err(|said| anyhow!(said))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Waits for an answer.
+    pub(super) fn recv<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
+        let answer: Option<Answer<T>> = self.replies.recv()?;
+        answer.context("a process of the benchmark is gone")?.map_err(|said| anyhow!(said))
     }
 }
 
@@ -99,7 +79,7 @@ impl Pair {
             cpu: cpus.sender,
         });
         let mut sender = Process::start(&net.server, &role)?;
-        let hello: Hello = sender.hear().context("the sender")?;
+        let hello: Hello = sender.recv().context("the sender")?;
         let receiver = Process::start(&net.clients, &Role::Receiver { cpu: cpus.receiver })?;
         let connect = SocketAddr::new(net.connect, hello.address.port());
         Ok(Pair { sender, receiver, connect, hello, _net: net })
@@ -109,10 +89,10 @@ impl Pair {
     pub(super) fn connect(&mut self, methods: &[Method], streams: usize) -> anyhow::Result<()> {
         let order =
             ReceiverOrder::Connect { address: self.connect, streams: methods.len() * streams };
-        self.sender.say(&SenderOrder::Accept { methods: methods.to_vec(), streams })?;
-        self.receiver.say(&order)?;
-        self.receiver.hear::<()>().context("the receiver")?;
-        self.sender.hear().context("the sender")
+        self.sender.send(&SenderOrder::Accept { methods: methods.to_vec(), streams })?;
+        self.receiver.send(&order)?;
+        self.receiver.recv::<()>().context("the receiver")?;
+        self.sender.recv().context("the sender")
     }
 
     pub(super) fn send(
@@ -148,11 +128,11 @@ impl Pair {
         bytes: u64,
         patience: Duration,
     ) -> anyhow::Result<(T, Received)> {
-        self.receiver.say(&ReceiverOrder::Expect { bytes, patience })?;
-        self.receiver.hear::<()>().context("the receiver")?;
-        self.sender.say(order)?;
-        let sent = self.sender.hear().context("the sender");
-        let received = self.receiver.hear().context("the receiver");
+        self.receiver.send(&ReceiverOrder::Expect { bytes, patience })?;
+        self.receiver.recv::<()>().context("the receiver")?;
+        self.sender.send(order)?;
+        let sent = self.sender.recv().context("the sender");
+        let received = self.receiver.recv().context("the receiver");
         // Where both failed, the sender knows why.
         Ok((sent?, received?))
     }

@@ -1,6 +1,6 @@
 //! The process that receives: it reads whatever arrives into a buffer, as a client would.
 
-use std::io::{BufRead, ErrorKind, Read};
+use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -10,15 +10,16 @@ use rustix::event::epoll::EventFlags;
 use super::clock;
 use super::message::{self, Received, ReceiverOrder};
 use super::poll::Poll;
+use crate::child;
 
 /// What one read can take.
 const BUFFER: usize = 1 << 20;
 
 /// Serves the parent until it goes away.
-pub(super) fn run(cpu: Option<usize>, input: &mut impl BufRead) -> anyhow::Result<()> {
+pub(super) fn run(cpu: Option<usize>) -> anyhow::Result<()> {
     clock::pin(cpu).context("cannot stay on one processor")?;
     let mut client = Client { streams: Vec::new(), poll: Poll::new()?, buffer: vec![0; BUFFER] };
-    while let Some(order) = message::listen(input) {
+    while let Some(order) = child::recv() {
         match order {
             ReceiverOrder::Connect { address, streams } => {
                 message::answer(client.connect(address, streams));

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufRead, IoSliceMut};
+use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -23,13 +23,14 @@ use super::clock;
 use super::message::{self, Delays, Hello, Job, SenderOrder, SenderRole, Sent};
 use super::poll::Poll;
 use super::ring::Ring;
+use crate::child;
 use crate::method::Method;
 
 /// Serves the parent until it goes away.
-pub(super) fn run(role: &SenderRole, input: &mut impl BufRead) -> anyhow::Result<()> {
+pub(super) fn run(role: &SenderRole) -> anyhow::Result<()> {
     let mut server = Server::new(role)?;
-    message::say(&Ok(server.hello()?));
-    while let Some(order) = message::listen(input) {
+    message::answer(server.hello());
+    while let Some(order) = child::recv() {
         match order {
             SenderOrder::Accept { methods, streams } => {
                 message::answer(server.accept(&methods, streams));

@@ -13,7 +13,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 // The modules below have them by `crate::`.
-use sendfile2_command::{args, connection, method, net, netns, output, program, scratch, units};
+use sendfile2_command::{
+    args, child, connection, method, net, netns, output, program, scratch, units,
+};
 
 /// Send files without a copy, and know when they may be overwritten.
 ///

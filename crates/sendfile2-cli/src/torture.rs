@@ -12,7 +12,6 @@ mod server;
 mod wire;
 mod writer;
 
-use std::io::BufRead;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use clap::ValueHint;
 use clap::builder::TypedValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::child;
 use crate::method::Method;
 use crate::netns::{Net, Place};
 use crate::{output, scratch, units};
@@ -139,7 +139,7 @@ impl Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.role {
-        return child();
+        return run_role();
     }
     let net = args.net()?;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..=u64::from(u32::MAX)));
@@ -164,18 +164,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     report.verdict()
 }
 
-/// What a process does that this program started itself.
-fn child() -> anyhow::Result<()> {
+/// The work of a process that this program started itself.
+fn run_role() -> anyhow::Result<()> {
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        message::say(&Line::Unexpected(panic.to_string()));
+        child::send(&Line::Unexpected(panic.to_string()));
         told(panic);
     }));
-    let mut input = std::io::stdin().lock();
-    let mut role = String::new();
-    input.read_line(&mut role)?;
-    match serde_json::from_str(&role).context("torture: --role is for the torture's own use")? {
-        Role::Server(role) => server::run(&role, &mut input),
-        Role::Clients(role) => client::run(role, &mut input),
+    match child::recv().context("torture: --role is for the torture's own use")? {
+        Role::Server(role) => server::run(&role),
+        Role::Clients(role) => client::run(role),
     }
 }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod child;
 pub mod connection;
 pub mod method;
 pub mod net;

@@ -14,6 +14,7 @@ use super::super::message::{self, Role};
 use super::super::process::Process;
 use super::spawn;
 use crate::args::HttpServer;
+use crate::child;
 use crate::program;
 
 /// A server that runs. It is killed when this is dropped.
@@ -54,7 +55,7 @@ impl Server {
             HttpServer::ServeDir => {
                 let role = Role::ServeDir { files: files.to_owned(), cpu };
                 let mut process = Process::start(&[], &role)?;
-                let address = process.hear()?;
+                let address = process.recv()?;
                 (address, process.id(), Running::Role { _process: process })
             }
         };
@@ -160,11 +161,7 @@ fn program(name: &str) -> PathBuf {
 }
 
 /// tower-http's server, as a child of the benchmark: the `ServeDir` that axum's users take.
-pub(crate) fn serve_dir(
-    files: &Path,
-    cpu: Option<usize>,
-    orders: &mut impl BufRead,
-) -> anyhow::Result<()> {
+pub(crate) fn serve_dir(files: &Path, cpu: Option<usize>) -> anyhow::Result<()> {
     use axum::serve::ListenerExt;
     clock::pin(cpu)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -175,7 +172,7 @@ pub(crate) fn serve_dir(
     std::thread::scope(|scope| {
         // Blocked in reading what never comes, until the parent is gone.
         scope.spawn(|| runtime.block_on(async { axum::serve(listener, app).await }));
-        let _ = orders.read_line(&mut String::new());
+        let _ = child::recv::<()>();
         std::process::exit(0);
     })
 }

@@ -1,7 +1,7 @@
 //! The clients: threads that fetch random ranges of random slots, each in its own manner, and check
 //! every block.
 
-use std::io::{BufRead, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,8 +13,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::block::{Checker, Wrong, mix};
-use super::message::{self, ClientsRole, ClientsTally, EVERY, Line};
+use super::message::{ClientsRole, ClientsTally, EVERY, Line, Order};
 use super::wire::{self, Announced, HEADER, Part};
+use crate::child;
 
 const STACK: usize = 256 << 10;
 
@@ -61,7 +62,7 @@ struct Shared {
     tally: Mutex<ClientsTally>,
 }
 
-pub(super) fn run(role: ClientsRole, orders: &mut impl BufRead) -> anyhow::Result<()> {
+pub(super) fn run(role: ClientsRole) -> anyhow::Result<()> {
     let (clients, seed) = (role.clients, role.seed);
     let shared = Arc::new(Shared {
         role,
@@ -90,7 +91,7 @@ pub(super) fn run(role: ClientsRole, orders: &mut impl BufRead) -> anyhow::Resul
             reporter.report();
         }
     }))?;
-    if message::listen(orders).is_none() {
+    if child::recv::<Order>().is_none() {
         // The parent is gone.
         std::process::exit(1);
     }
@@ -108,7 +109,7 @@ type Ended = ControlFlow<()>;
 
 impl Shared {
     fn report(&self) {
-        message::say(&Line::Clients(std::mem::take(&mut *self.tally())));
+        child::send(&Line::Clients(std::mem::take(&mut *self.tally())));
     }
 
     fn tally(&self) -> MutexGuard<'_, ClientsTally> {
@@ -208,7 +209,7 @@ impl Shared {
         let announced = match wire::parse_header(&header) {
             Ok(announced) => announced,
             Err(e) => {
-                message::say(&Line::Unexpected(format!("a header cannot be read: {e}")));
+                child::send(&Line::Unexpected(format!("a header cannot be read: {e}")));
                 return Ended::Break(());
             }
         };
@@ -282,7 +283,7 @@ impl Shared {
         for wrong in wrong {
             static TOLD: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
             if TOLD.fetch_add(1, Ordering::Relaxed) < SAMPLES {
-                message::say(&Line::Wrong(wrong.clone()));
+                child::send(&Line::Wrong(wrong.clone()));
             } else {
                 tally.wrong += 1;
             }

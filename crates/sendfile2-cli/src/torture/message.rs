@@ -1,11 +1,10 @@
-//! What the processes of the torture say to each other, as JSON lines: the parent writes a
-//! [`Role`] and then orders to a child's standard input, the child answers on its standard output.
+//! The messages between the processes of the torture: a [`Role`], and then orders; the children send
+//! lines.
 //!
 //! Children count from one line to the next, and not from their start, so that little is lost when
 //! one is killed.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::method::Method;
 /// How often children report.
 pub(super) const EVERY: Duration = Duration::from_millis(250);
 
-/// What a child process is.
+/// The role of a child process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Role {
     Server(ServerRole),
@@ -76,7 +75,7 @@ pub(super) struct ClientsRole {
     pub(super) seed: u64,
 }
 
-/// What the parent tells a child that runs.
+/// An order of the parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Order {
     /// Use up all descriptors for a while.
@@ -87,7 +86,7 @@ pub(super) enum Order {
     Stop,
 }
 
-/// What a child says.
+/// A reply of a child.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Line {
     /// The server listens here.
@@ -111,7 +110,7 @@ pub(super) enum Line {
     },
 }
 
-/// What a server did since its last line.
+/// The deeds of a server since its last line.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct ServerTally {
     /// Now, in bytes.
@@ -137,7 +136,7 @@ pub(super) struct ServerTally {
     pub(super) writer_micros: Vec<(u64, u64)>,
 }
 
-/// What clients did since their last line.
+/// The deeds of clients since their last line.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct ClientsTally {
     pub(super) connections: u64,
@@ -153,23 +152,4 @@ pub(super) struct ClientsTally {
     pub(super) timeouts: u64,
     pub(super) bytes: u64,
     pub(super) wrong: u64,
-}
-
-/// Says a line to the parent. Without a parent there is nothing left to do.
-pub(super) fn say(line: &Line) {
-    let Ok(mut text) = serde_json::to_string(line) else { return };
-    text.push('\n');
-    let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(1);
-    }
-}
-
-/// Reads one order; `None` when the parent is gone.
-pub(super) fn listen(input: &mut impl BufRead) -> Option<Order> {
-    let mut line = String::new();
-    match input.read_line(&mut line) {
-        Ok(0) | Err(_) => None,
-        Ok(_) => serde_json::from_str(&line).ok(),
-    }
 }

@@ -261,13 +261,13 @@ impl<'a> Parent<'a> {
                     bail!("all client processes have ended");
                 }
                 let victim = self.rng.usize(0..self.clients.len());
-                self.clients[victim].kill();
+                self.clients[victim].child.kill();
                 self.totals.fault(Fault::ClientKill.name());
                 self.clients[victim] = self.client_process(u32::try_from(victim)?)?;
             }
             Action::KillServer => {
                 if let Some(mut server) = self.server.take() {
-                    server.kill();
+                    server.child.kill();
                 }
                 self.totals.fault(Fault::ServerKill.name());
                 // It overwrites everything before it does anything else.
@@ -305,14 +305,14 @@ impl<'a> Parent<'a> {
         }
         let left = until.saturating_duration_since(Instant::now());
         match self.events.recv_timeout(left) {
-            Ok(Event::Said(id, line)) => self.heard(id, line),
+            Ok(Event::Sent(id, line)) => self.received(id, line),
             Ok(Event::Gone(id)) => self.gone(id)?,
             Err(_) => {}
         }
         Ok(())
     }
 
-    fn heard(&mut self, id: Id, line: Line) {
+    fn received(&mut self, id: Id, line: Line) {
         let current = self.server.as_ref().is_some_and(|server| server.id == id);
         match line {
             Line::Listening(address) if current => {
@@ -335,7 +335,7 @@ impl<'a> Parent<'a> {
     fn gone(&mut self, id: Id) -> anyhow::Result<()> {
         if self.server.as_ref().is_some_and(|server| server.id == id) {
             if let Some(server) = &mut self.server {
-                server.wait(Instant::now() + CLIENTS);
+                server.child.wait(Instant::now() + CLIENTS);
             }
             self.server = None;
             match self.state {
@@ -348,7 +348,7 @@ impl<'a> Parent<'a> {
             if self.state != Server::Stopped {
                 bail!("a process of clients ended by itself");
             }
-            self.clients[at].wait(Instant::now() + CLIENTS);
+            self.clients[at].child.wait(Instant::now() + CLIENTS);
             self.clients.remove(at);
         }
         Ok(())

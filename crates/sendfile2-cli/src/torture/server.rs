@@ -1,7 +1,7 @@
 //! The serving process: one thread for each connection, and the writers.
 
 use std::fs::File;
-use std::io::{BufRead, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,9 +19,10 @@ use sendfile2::uring::{Driver, Socket};
 use sendfile2::{Choice, Engine, Error, Options, Sender, Sent, reaper};
 
 use super::block::{BLOCK, Label, fill_blocks, mix};
-use super::message::{self, EVERY, Layout, Line, Order, ServerRole, ServerTally};
+use super::message::{EVERY, Layout, Line, Order, ServerRole, ServerTally};
 use super::wire::{self, Announced, Part, REQUEST};
 use super::writer;
+use crate::child;
 
 /// Stacks are small: there are hundreds of them.
 const STACK: usize = 256 << 10;
@@ -56,7 +57,7 @@ pub(super) struct Shared {
     micros: Mutex<Histogram<u64>>,
 }
 
-pub(super) fn run(role: &ServerRole, orders: &mut impl BufRead) -> anyhow::Result<()> {
+pub(super) fn run(role: &ServerRole) -> anyhow::Result<()> {
     let ServerRole { layout, method, .. } = *role;
     allow_descriptors(role.clients)?;
     let path = format!("/proc/self/fd/{}", role.file);
@@ -87,7 +88,7 @@ pub(super) fn run(role: &ServerRole, orders: &mut impl BufRead) -> anyhow::Resul
     shared.overwrite_all()?;
     let listener = bind(role)?;
     listener.set_nonblocking(true)?;
-    message::say(&Line::Listening(listener.local_addr()?));
+    child::send(&Line::Listening(listener.local_addr()?));
 
     let seed = mix(role.seed ^ u64::from(role.life));
     for number in 0..role.writers {
@@ -105,7 +106,7 @@ pub(super) fn run(role: &ServerRole, orders: &mut impl BufRead) -> anyhow::Resul
         }
     })?;
     loop {
-        match message::listen(orders) {
+        match child::recv() {
             // The parent is gone.
             None => std::process::exit(1),
             Some(Order::Emfile) => {
@@ -114,8 +115,8 @@ pub(super) fn run(role: &ServerRole, orders: &mut impl BufRead) -> anyhow::Resul
             }
             Some(Order::Optmem(bytes)) => {
                 match std::fs::write("/proc/sys/net/core/optmem_max", bytes.to_string()) {
-                    Ok(()) => message::say(&Line::Fault("optmem".into())),
-                    Err(e) => message::say(&Line::NoFault {
+                    Ok(()) => child::send(&Line::Fault("optmem".into())),
+                    Err(e) => child::send(&Line::NoFault {
                         name: "optmem".into(),
                         why: format!("cannot set net.core.optmem_max: {e}"),
                     }),
@@ -134,7 +135,7 @@ pub(super) fn run(role: &ServerRole, orders: &mut impl BufRead) -> anyhow::Resul
     shared.writers_stop.store(true, Ordering::Relaxed);
     let left = shared.left(deadline);
     shared.report();
-    message::say(&Line::Left { unknown: left });
+    child::send(&Line::Left { unknown: left });
     Ok(())
 }
 
@@ -245,7 +246,7 @@ impl Shared {
 
     #[expect(clippy::unused_self, reason = "reads as what it is")]
     pub(super) fn unexpected(&self, what: &str) {
-        message::say(&Line::Unexpected(what.into()));
+        child::send(&Line::Unexpected(what.into()));
     }
 
     /// Whether descriptors may be missing.
@@ -276,7 +277,7 @@ impl Shared {
         tally.aborts = counters.aborts - last.aborts;
         tally.waits = counters.waits - last.waits;
         tally.rss = rss();
-        message::say(&Line::Server(tally));
+        child::send(&Line::Server(tally));
     }
 
     fn exhaust(&self) {
@@ -289,10 +290,10 @@ impl Shared {
             }
         };
         if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) {
-            message::say(&Line::Fault("emfile".into()));
+            child::send(&Line::Fault("emfile".into()));
         } else {
             let why = format!("descriptors ended by {error}");
-            message::say(&Line::NoFault { name: "emfile".into(), why });
+            child::send(&Line::NoFault { name: "emfile".into(), why });
         }
         // Whatever is closed meanwhile is used up, too.
         let until = Instant::now() + EXHAUSTED;
