@@ -18,8 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Show what this machine allows, engine by engine, and why
 ///
 /// What is shown is tried and not guessed from versions: zerocopy by one byte over a connection of
-/// its own on loopback. Given a destination, it connects (and sends nothing), and shows what the
-/// engine auto would take for sends of which size. Given a file, whether it is mapped or read.
+/// its own on loopback. Given a destination, it connects (sends nothing, and resets the connection),
+/// and shows what the engine auto would take for sends of which size. Given a file, whether it is mapped or read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -28,7 +28,7 @@ Examples:
   sendfile2 probe --file disk.img        and how that file would be sent
   sendfile2 probe --json | jq '.engines[] | {engine, state}'")]
 pub(crate) struct Args {
-    /// A destination to connect to, or unix:PATH
+    /// A destination to connect to, or unix:PATH, or unix:@NAME (an abstract socket)
     #[arg(value_name = "HOST:PORT", value_parser = net::destination)]
     destination: Option<Address>,
     /// A file that is to be sent

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use clap::ValueHint;
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::fs::{FileType, OFlags};
 use serde::Serialize;
 
 use crate::net::{Address, Stream};
@@ -24,7 +25,9 @@ const READ: usize = 256 << 10;
 /// the peer has ended it. Without -o what arrives is counted, digested and discarded. With -o each
 /// connection replaces what the one before it left in the file.
 ///
-/// The end of a TCP stream does not say whether it was all: compare the digest with the sender's.
+/// A connection that is reset, as by a sendfile2 send that fails or is killed, is INCOMPLETE, and an
+/// error. But the end of a stream does not say whether it was all: other senders that are killed,
+/// and all over a unix socket, end it as if it was. Compare the digest with the sender's.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,7 +38,7 @@ Examples:
   sendfile2 recv unix:/run/log.sock --json | jq .blake3")]
 pub(crate) struct Args {
     /// Where to listen: HOST:PORT, :PORT for every address of this host (port 0 for any that is
-    /// free), or unix:PATH
+    /// free), unix:PATH, or unix:@NAME (an abstract socket)
     listen: Address,
     /// Write to this file; - is standard output
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -98,15 +101,21 @@ fn receive(
     let mut buffer = vec![0; READ];
     let (mut bytes, mut written) = (0, 0);
     let started = Instant::now();
-    let mut error = sink.begin().err();
+    let (mut begun, mut error) = (false, None);
     while error.is_none() {
         let most = bucket.as_ref().map_or(READ, Bucket::piece);
         match stream.read(&mut buffer[..most]) {
-            Ok(0) => break,
             Ok(n) => {
+                // What the file holds stays until there is something to replace it.
+                let ready = if begun { Ok(()) } else { sink.begin() };
+                begun = true;
                 bytes += n as u64;
                 hasher.update(&buffer[..n]);
-                match sink.write(&buffer[..n]) {
+                let end = n == 0;
+                let done =
+                    ready.and_then(|()| if end { sink.end() } else { sink.write(&buffer[..n]) });
+                match done {
+                    Ok(()) if end => break,
                     Ok(()) => written = bytes,
                     Err(e) => error = Some(e),
                 }
@@ -120,7 +129,7 @@ fn receive(
         }
     }
     progress.finish_and_clear();
-    let error = error.map(|e| partial(&e, sink, bytes, written));
+    let error = error.map(|e| partial(&e, sink, begun, bytes, written));
     let report = Report {
         from,
         bytes,
@@ -133,15 +142,32 @@ fn receive(
 }
 
 /// Says what there is of what was to come.
-fn partial(error: &anyhow::Error, sink: &Sink, received: u64, written: u64) -> anyhow::Error {
+fn partial(
+    error: &anyhow::Error,
+    sink: &Sink,
+    begun: bool,
+    received: u64,
+    written: u64,
+) -> anyhow::Error {
     let received = units::bytes(received);
     match sink {
-        Sink::File { path, .. } => anyhow!(
-            "{}; {received} were received, and {} holds the first {written} bytes of an \
-             unknown whole",
-            output::whole(error),
-            path.display()
-        ),
+        Sink::File { path, .. } if !begun => {
+            anyhow!(
+                "{}; nothing was received, and {} is as it was",
+                output::whole(error),
+                path.display()
+            )
+        }
+        Sink::File { file, path } => {
+            // A write that failed may have written a part.
+            let written = file.metadata().ok().filter(|m| m.is_file()).map_or(written, |m| m.len());
+            anyhow!(
+                "{}; {received} were received, and {} holds the first {written} bytes of an \
+                 unknown whole",
+                output::whole(error),
+                path.display()
+            )
+        }
         _ => anyhow!("{}; {received} were received of an unknown whole", output::whole(error)),
     }
 }
@@ -159,6 +185,7 @@ impl Sink {
         Ok(match output {
             None => Sink::Nowhere,
             Some(path) if path.as_os_str() == "-" => {
+                ensure!(!is_closed(io::stdout().as_fd()), "standard output is closed");
                 // Not through std's buffer, which flushes at each line.
                 let out = io::stdout().as_fd().try_clone_to_owned();
                 Sink::StandardOutput(out.context("cannot write to standard output")?.into())
@@ -193,6 +220,16 @@ impl Sink {
         Ok(())
     }
 
+    /// The end of what a connection brought. What a filesystem put off may fail only now.
+    fn end(&mut self) -> anyhow::Result<()> {
+        match self {
+            Sink::File { file, path } if file.metadata().is_ok_and(|m| m.is_file()) => {
+                file.sync_data().map_err(|e| anyhow!("cannot write to {}: {e}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         match self {
             Sink::Nowhere => Ok(()),
@@ -204,6 +241,17 @@ impl Sink {
                 .map_err(|e| anyhow!("cannot write to {}: {e}", path.display())),
         }
     }
+}
+
+/// Whether a standard stream was closed when the program started: Rust's runtime then puts the null
+/// device in its place, open for both, where who wants it opens it for writing.
+fn is_closed(out: BorrowedFd<'_>) -> bool {
+    let null = rustix::fs::fstat(out).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && stat.st_rdev == rustix::fs::makedev(1, 3)
+    });
+    let mode = rustix::fs::fcntl_getfl(out).map(|flags| flags & OFlags::RWMODE);
+    null && mode == Ok(OFlags::RDWR)
 }
 
 /// A token bucket, as the time at which it is level again.

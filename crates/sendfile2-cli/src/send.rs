@@ -16,7 +16,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ValueEnum, ValueHint};
 use indicatif::{ProgressBar, ProgressStyle};
-use rustix::net::{AddressFamily, SocketType};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use sendfile2::{
     Acknowledgement, Choice, Engine, Error, Refusal, Sender, Sent, Source, Status, probe, uring,
 };
@@ -45,7 +45,11 @@ const GONE: &str = "the peer closed the connection before it had everything";
 /// read from the file where it was sent: compare it with the receiver's.
 ///
 /// Exits 0 if everything was sent and what --wait says has happened, and 1 if not; then the
-/// connection is reset, so that the peer does not take a part for the whole.
+/// connection is reset, so that the peer does not take a part for the whole. So it is if this
+/// command is killed before. Only TCP has resets: over a unix socket the receiver sees an ordinary
+/// end, and only its digest tells.
+///
+/// Without --length the file is sent to its end, also if it grows meanwhile.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -59,7 +63,7 @@ pub(crate) struct Args {
     /// The file: a regular file or a block device
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     file: PathBuf,
-    /// Where it is sent to, or unix:PATH
+    /// Where it is sent to, or unix:PATH, or unix:@NAME (an abstract socket)
     #[arg(value_name = "HOST:PORT", value_parser = net::destination)]
     destination: Address,
     /// The way the bytes travel
@@ -101,7 +105,7 @@ enum Wait {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let source = output::open(&args.file)?;
-    let range = range(args, source.size()?)?;
+    let range = range(args, true_size(&source, args)?)?;
     // Before there is a connection, since the peer would see one without content.
     if matches!(args.engine, Engine::Zerocopy | Engine::Uring | Engine::Native) {
         if let Some(reason) = refusal(&source, args.engine, &args.destination)? {
@@ -109,14 +113,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             bail!("{refused}; nothing was sent");
         }
     }
-    if args.wait == Wait::Acknowledged && matches!(args.destination, Address::Unix(_)) {
+    if args.wait == Wait::Acknowledged && args.destination.is_unix() {
         bail!("a unix socket acknowledges nothing: use --wait released");
     }
     let clock = Clock::new(args.deadline);
     let socket = args.destination.connect(args.deadline.unwrap_or(STALL))?;
     let carrier = Connection::new(socket, args.engine, args.wait == Wait::Acknowledged)?;
 
-    let mut transfer = Transfer::new(&source, carrier, range, clock)?;
+    let mut transfer = Transfer::new(&source, carrier, range, args.length.is_none(), clock)?;
     let result = transfer.run(args.wait);
     transfer.progress.finish_and_clear();
     let error = result.err().map(|error| transfer.give_up(&error));
@@ -150,13 +154,35 @@ fn refusal(
             Err(error) => return Err(error.into()),
         }
     }
-    let family = match destination {
-        Address::Unix(_) => AddressFamily::UNIX,
-        Address::Internet { .. } => AddressFamily::INET,
-    };
+    let family = if destination.is_unix() { AddressFamily::UNIX } else { AddressFamily::INET };
     let socket = rustix::net::socket(family, SocketType::STREAM, None).context("socket(2)")?;
     let found = probe::destination(&Sender::new(socket)?);
     Ok(if engine == Engine::Native { found.native_refused } else { found.zerocopy_refused })
+}
+
+/// The size of the file, if that is where it ends: files of proc and sysfs are made while they are
+/// read, and say that they have 0 bytes, or 4096. A part of them would pass for the whole.
+fn true_size(source: &Source, args: &Args) -> anyhow::Result<u64> {
+    let file = File::from(source.as_fd().try_clone_to_owned()?);
+    let name = args.file.display();
+    let has = |at| loop {
+        match file.read_at(&mut [0], at) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            read => return read.map(|n| n == 1).with_context(|| format!("cannot read {name}")),
+        }
+    };
+    loop {
+        let size = source.size()?;
+        if size.checked_sub(1).map_or(Ok(true), has)? && !has(size)? {
+            return Ok(size);
+        }
+        // Maybe it was written to just now.
+        ensure!(
+            source.size()? != size,
+            "{name} does not end where it says ({size} bytes), as files of proc and sysfs do not: \
+             send a copy of it (cat {name} > copy); nothing was sent"
+        );
+    }
 }
 
 /// What is to be sent, if the file has it.
@@ -214,6 +240,8 @@ struct Transfer<'a> {
     source: &'a Source,
     carrier: Connection,
     range: Range<u64>,
+    /// Wherever the end of the file is, when everything before it is sent.
+    to_the_end: bool,
     clock: Clock,
     started: Instant,
     digest: Digest,
@@ -242,6 +270,7 @@ impl<'a> Transfer<'a> {
         source: &'a Source,
         carrier: Connection,
         range: Range<u64>,
+        to_the_end: bool,
         clock: Clock,
     ) -> anyhow::Result<Self> {
         // Shown on standard error, where that is a terminal.
@@ -258,6 +287,7 @@ impl<'a> Transfer<'a> {
             source,
             carrier,
             range,
+            to_the_end,
             clock,
             started: Instant::now(),
             progress,
@@ -292,12 +322,21 @@ impl<'a> Transfer<'a> {
             }
             self.look()?;
         }
-        Ok(())
+        net::outlive(&self.carrier).context("cannot let the connection end in order: SO_LINGER")
+    }
+
+    /// Whether there is nothing more to send.
+    fn all_is_sent(&mut self) -> anyhow::Result<bool> {
+        if self.sent == self.total() && self.to_the_end {
+            self.range.end = self.range.end.max(self.source.size()?);
+            self.progress.set_length(self.total());
+        }
+        Ok(self.sent == self.total())
     }
 
     fn send(&mut self) -> anyhow::Result<()> {
         let mut looked = Instant::now();
-        while self.sent < self.total() {
+        while !self.all_is_sent()? {
             let at = self.range.start + self.sent..self.range.end;
             match self.carrier.try_send_file(self.source, at)? {
                 Sent::Accepted { bytes, ticket } => {
@@ -396,6 +435,7 @@ impl<'a> Transfer<'a> {
         let by_peer = error.downcast_ref::<Error>().and_then(Error::io_error).is_some_and(|e| {
             matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
         });
+        let domain = sockopt::socket_domain(&self.carrier);
         let aborted = self.carrier.abort();
         // What was in flight is let go of in a moment, if not a queueing discipline has it.
         let drained = self.carrier.wait_all(Instant::now() + AFTERMATH);
@@ -413,6 +453,9 @@ impl<'a> Transfer<'a> {
         }
         text += match aborted {
             Ok(()) if by_peer || text.starts_with(GONE) => "",
+            Ok(()) if domain == Ok(AddressFamily::UNIX) => {
+                "; a unix socket cannot be reset: the receiver may take this for the whole"
+            }
             Ok(()) => "; the connection was reset",
             Err(_) => "; the connection could not be reset",
         };

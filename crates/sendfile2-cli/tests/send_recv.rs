@@ -87,10 +87,18 @@ impl Receiver {
     }
 
     fn end(mut self) -> Output {
-        let mut rest = Vec::new();
-        self.stderr.read_to_end(&mut rest).expect("read");
-        let output = self.child.wait_with_output().expect("it ends");
-        Output { stderr: rest, ..output }
+        // Both at once: it may wait for a reader of either.
+        let passed_on = self.child.stdout.take().map(|mut stdout| {
+            std::thread::spawn(move || {
+                let mut all = Vec::new();
+                stdout.read_to_end(&mut all).expect("read");
+                all
+            })
+        });
+        let mut stderr = Vec::new();
+        self.stderr.read_to_end(&mut stderr).expect("read");
+        let stdout = passed_on.map_or_else(Vec::new, |thread| thread.join().expect("read"));
+        Output { status: self.child.wait().expect("it ends"), stdout, stderr }
     }
 }
 
@@ -317,6 +325,162 @@ fn a_connection_that_breaks_leaves_a_partial_file_and_says_so() {
     assert!(object(&received)["error"].is_string());
 }
 
+/// More than the sockets and the pipe of a receiver that is held up hold.
+const MUCH: usize = 16 << 20;
+
+/// A sender that has not sent everything and cannot, as its receiver is held up: nobody reads what
+/// that passes on to its standard output.
+fn held_up(content: &Content, listen: &str, args: &[&str]) -> (Child, Receiver) {
+    let mut receiver = Receiver::start(listen, &["--once", "-o", "-"]);
+    let send = ["send", &content.path(), &receiver.address];
+    let sending = sendfile2(&[&send, args].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let passed_on = receiver.child.stdout.as_mut().expect("piped");
+    passed_on.read_exact(&mut [0]).expect("the first byte");
+    (sending, receiver)
+}
+
+/// What a `recv -o -` that failed passed on, its report and its complaint.
+fn failed(output: &Output) -> (usize, Value, String) {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stderr.clone()).expect("UTF-8");
+    let (report, complaint) = text.split_once('\n').expect("two lines");
+    let report = serde_json::from_str(report).expect("JSON");
+    // With the byte that was read before.
+    (output.stdout.len() + 1, report, complaint.into())
+}
+
+#[test]
+fn a_sender_that_is_killed_is_no_end_for_its_receiver() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let content = Content::new(MUCH);
+    for engine in engines::here() {
+        for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::KILL] {
+            let args = ["--engine", engine.name(), "--wait", "none"];
+            let (mut sending, receiver) = held_up(&content, "127.0.0.1:0", &args);
+            kill_process(Pid::from_child(&sending), signal).expect("killed");
+            let ended = sending.wait().expect("it ends");
+            assert!(!ended.success(), "{engine}, {signal:?}: {ended:?}");
+            let (passed_on, report, complaint) = failed(&receiver.end());
+            assert!(complaint.contains("Connection reset"), "{engine}, {signal:?}: {complaint}");
+            assert!(complaint.contains("of an unknown whole"), "{complaint}");
+            assert!(passed_on < content.bytes.len());
+            assert_eq!(report["bytes"], passed_on, "{engine}, {signal:?}");
+            assert!(report["error"].is_string(), "{report}");
+        }
+    }
+}
+
+/// The control, and what is documented: without a reset a part passes for the whole.
+#[test]
+fn control_a_sender_that_is_killed_over_a_unix_socket_is_taken_for_an_end() {
+    let content = Content::new(MUCH);
+    let socket = format!("unix:{}", content.beside("socket"));
+    let (mut sending, receiver) = held_up(&content, &socket, &[]);
+    sending.kill().expect("killed");
+    sending.wait().expect("it ends");
+    let received = receiver.end();
+    assert!(received.status.success());
+    assert!(received.stdout.len() < content.bytes.len() - 1);
+}
+
+#[test]
+fn over_a_unix_socket_a_failure_says_that_it_cannot_be_told() {
+    let content = Content::new(MUCH);
+    let path = content.beside("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).expect("bound");
+    let args = ["send", &content.path(), &format!("unix:{path}"), "--deadline", "500ms"];
+    let text = complaint(&run(&args));
+    assert!(text.contains("a unix socket cannot be reset"), "{text}");
+}
+
+#[test]
+fn what_was_sent_arrives_when_nobody_waits_for_it() {
+    // More than what the receiver takes without being read, less than what the sockets hold.
+    let content = Content::new(300_000);
+    for engine in engines::here() {
+        let args = ["--engine", engine.name(), "--wait", "none"];
+        let (sending, receiver) = held_up(&content, "127.0.0.1:0", &args);
+        let sent = sending.wait_with_output().expect("it ends");
+        assert!(sent.status.success(), "{engine}: {sent:?}");
+        let received = receiver.end();
+        assert!(received.status.success(), "{engine}");
+        assert!(received.stdout == content.bytes[1..], "{engine}");
+    }
+}
+
+#[test]
+fn a_connection_without_content_that_is_reset_leaves_the_file_as_it_was() {
+    let content = Content::new(1000);
+    let receiver = Receiver::start("127.0.0.1:0", &["--once", "-o", &content.path()]);
+    assert!(run(&["probe", &receiver.address]).status.success());
+    let text = complaint(&receiver.end());
+    assert!(text.contains("as it was") && text.contains(&content.path()), "{text}");
+    assert!(std::fs::read(content.path()).expect("there") == content.bytes);
+}
+
+#[test]
+fn files_that_do_not_tell_their_size_are_refused_before_anybody_is_connected_to() {
+    let sysfs = ["/sys/devices/system/cpu/online", "/sys/kernel/mm/transparent_hugepage/enabled"];
+    let sysfs = sysfs.into_iter().find(|path| Path::new(path).exists());
+    if sysfs.is_none() {
+        println!("SKIP: sysfs: it is not mounted here");
+    }
+    for file in sysfs.into_iter().chain(["/proc/version"]) {
+        for length in [&[][..], &["--length", "1"]] {
+            // Nobody listens there.
+            let text = complaint(&run(&[&["send", file, "127.0.0.1:1"], length].concat()));
+            assert!(text.contains(file) && text.contains("nothing was sent"), "{text}");
+            assert!(text.contains("does not end where it says"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_grows_is_sent_to_its_end() {
+    let content = Content::new(MUCH);
+    let (sending, receiver) = held_up(&content, "127.0.0.1:0", &["--json"]);
+    let file = std::fs::OpenOptions::new().append(true).open(content.path());
+    file.expect("open").write_all(b"and more").expect("written");
+    let received = receiver.end();
+    assert_eq!(object(&sending.wait_with_output().expect("it ends"))["bytes"], MUCH + 8);
+    assert!(received.stdout[..content.bytes.len() - 1] == content.bytes[1..]);
+    assert!(received.stdout.ends_with(b"and more"), "the end of the file");
+}
+
+#[test]
+fn abstract_unix_sockets_have_names_and_no_files() {
+    let content = Content::new(100_000);
+    let name = format!("@sendfile2-test-{}", std::process::id());
+    let socket = format!("unix:{name}");
+    let receiver = Receiver::start(&socket, &["--once"]);
+    assert_eq!(receiver.address, socket);
+    assert!(!Path::new(&name).exists());
+    let probed = object(&run(&["probe", &socket, "--json"]));
+    assert_eq!(probed["destination"]["address"], socket, "{probed}");
+    // That was its one connection.
+    assert_eq!(object(&receiver.end())["bytes"], 0);
+
+    let receiver = Receiver::start(&socket, &["--once"]);
+    assert!(run(&["send", &content.path(), &socket]).status.success());
+    assert_eq!(object(&receiver.end())["blake3"], blake3(&content.bytes));
+    let text = complaint(&run(&["send", &content.path(), &socket]));
+    assert!(text.contains(&socket) && text.contains("refused"), "{text}");
+}
+
+#[test]
+fn standard_output_that_is_closed_is_no_place_for_what_is_received() {
+    let closed = Command::new("sh")
+        .args(["-c", "exec \"$0\" recv 127.0.0.1:0 --once -o - >&-"])
+        .arg(env!("CARGO_BIN_EXE_sendfile2"))
+        .output()
+        .expect("sh starts");
+    assert!(complaint(&closed).contains("standard output is closed"));
+}
+
 #[test]
 fn standard_output_gets_the_content_and_nothing_else() {
     let content = Content::new(50_000);
@@ -367,8 +531,9 @@ fn probe_of_a_destination_on_this_host_says_that_auto_copies_and_why() {
     assert!(largest["to_bytes"].is_null(), "{report}");
     assert_eq!(report["file"]["size"], 1000);
     assert!(report["file"]["filesystem"].is_string(), "{report}");
-    let (_, mut seen) = (listener.local_addr(), listener.accept().expect("accepted").0);
-    assert_eq!(seen.read(&mut [0; 1]).expect("its end"), 0, "nothing was sent");
+    let (mut seen, _) = listener.accept().expect("accepted");
+    let end = seen.read(&mut [0; 1]).expect_err("nothing was sent, and that is no empty file");
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 /// The command under a limit on locked memory, without the capability that lifts it; `None` where

@@ -2,17 +2,22 @@
 
 use std::fmt;
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{self as unix, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::net::sockopt;
+use socket2::{Domain, Socket, Type};
 
-/// `HOST:PORT`, or `unix:PATH`.
+use crate::output;
+
+/// `HOST:PORT`, `unix:PATH`, or `unix:@NAME`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// An empty host is any address of this host.
@@ -24,6 +29,8 @@ pub enum Address {
     },
     /// The path of a unix socket.
     Unix(PathBuf),
+    /// A name in the namespace of abstract unix sockets, which no filesystem has.
+    Abstract(String),
 }
 
 impl FromStr for Address {
@@ -34,16 +41,37 @@ impl FromStr for Address {
             if path.is_empty() {
                 return Err("give the socket's path: unix:/run/it.sock".into());
             }
-            return Ok(Address::Unix(path.into()));
+            return match path.strip_prefix('@') {
+                None => Ok(Address::Unix(path.into())),
+                Some("") => Err("give the abstract socket's name: unix:@name".into()),
+                Some(name) => Ok(Address::Abstract(name.into())),
+            };
+        }
+        if text.starts_with('[') && text.ends_with(']') {
+            return Err(format!("the port is missing: give {text}:PORT, such as {text}:9000"));
         }
         let Some((host, port)) = text.rsplit_once(':') else {
             return Err("the port is missing: give HOST:PORT, or unix:PATH".into());
         };
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        if bare.is_none() && text.parse::<Ipv6Addr>().is_ok() {
+            // Of "::1:80" nobody can say what its end is.
+            return Err(format!(
+                "put an IPv6 address in brackets, and a port behind them: [{text}]:9000, or \
+                 [{host}]:{port} if {port} is the port"
+            ));
+        }
+        if port.is_empty() {
+            return Err(format!("the port is missing: give {text}PORT, such as {text}9000"));
+        }
         let port = port
             .parse()
             .map_err(|_| format!("{port:?} is no port: give a number from 0 to 65535"))?;
-        let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        let host = match bare {
             Some(host) => host,
+            None if host.contains(['[', ']']) => {
+                return Err("brackets belong around an IPv6 address: [::1]:9000".into());
+            }
             None if host.contains(':') => {
                 return Err(format!("put an IPv6 address in brackets: [{host}]:{port}"));
             }
@@ -59,6 +87,7 @@ impl fmt::Display for Address {
             Address::Internet { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Internet { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Abstract(name) => write!(f, "unix:@{name}"),
         }
     }
 }
@@ -75,11 +104,23 @@ pub fn destination(text: &str) -> Result<Address, String> {
 }
 
 impl Address {
+    /// Whether it is of a unix socket.
+    pub fn is_unix(&self) -> bool {
+        matches!(self, Address::Unix(_) | Address::Abstract(_))
+    }
+
     /// Connects, trying each address that the name has, within `patience` in all.
+    ///
+    /// The end of this process, whatever brings it, resets a TCP connection, so that the peer does
+    /// not take a part for the whole; until [`outlive`].
     pub fn connect(&self, patience: Duration) -> anyhow::Result<OwnedFd> {
         let hint = "is the receiver running (sendfile2 recv)?";
         match self {
             Address::Unix(path) => match UnixStream::connect(path) {
+                Ok(socket) => Ok(socket.into()),
+                Err(e) => bail!("cannot connect to {self}: {e}; {hint}"),
+            },
+            Address::Abstract(name) => match abstractly(name, UnixStream::connect_addr) {
                 Ok(socket) => Ok(socket.into()),
                 Err(e) => bail!("cannot connect to {self}: {e}; {hint}"),
             },
@@ -89,8 +130,8 @@ impl Address {
                 for address in resolve(host, *port)? {
                     let left = deadline.saturating_duration_since(Instant::now());
                     let left = left.max(Duration::from_millis(1));
-                    match TcpStream::connect_timeout(&address, left) {
-                        Ok(socket) => return Ok(socket.into()),
+                    match connect(address, left) {
+                        Ok(socket) => return Ok(socket),
                         Err(e) => failed = Some((address, e)),
                     }
                 }
@@ -118,7 +159,12 @@ impl Address {
                 remove_stale(path);
                 let listener =
                     UnixListener::bind(path).with_context(|| format!("cannot listen on {self}"))?;
-                Ok(Listener::Unix(listener, path.clone()))
+                Ok(Listener::Unix(listener, self.clone()))
+            }
+            Address::Abstract(name) => {
+                let listener = abstractly(name, UnixListener::bind_addr)
+                    .with_context(|| format!("cannot listen on {self}"))?;
+                Ok(Listener::Unix(listener, self.clone()))
             }
             Address::Internet { host, port } if host.is_empty() => {
                 // Where IPv6 exists, such a socket takes IPv4, too.
@@ -144,6 +190,36 @@ impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
         Address::Internet { host: address.ip().to_string(), port: address.port() }
     }
+}
+
+fn abstractly<T>(
+    name: &str,
+    make: impl FnOnce(&unix::SocketAddr) -> io::Result<T>,
+) -> io::Result<T> {
+    make(&unix::SocketAddr::from_abstract_name(name)?)
+}
+
+fn connect(address: SocketAddr, patience: Duration) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // Before it is connected: there is no moment at which a death would look like an end.
+    if let Err(e) = socket.set_linger(Some(Duration::ZERO)) {
+        output::note(&format!(
+            "sendfile2: SO_LINGER cannot be set: {e}; should this command be killed, the receiver \
+             takes a part for the whole"
+        ));
+    }
+    socket.connect_timeout(&address.into(), patience)?;
+    Ok(socket.into())
+}
+
+/// Lets a connection end in order, and what the kernel has of it be sent, also when this process
+/// is gone.
+pub fn outlive(socket: impl AsFd) -> io::Result<()> {
+    // It may never have been set.
+    if sockopt::socket_linger(&socket)?.is_some() {
+        sockopt::set_socket_linger(&socket, None)?;
+    }
+    Ok(())
 }
 
 fn resolve(host: &str, port: u16) -> anyhow::Result<impl Iterator<Item = SocketAddr>> {
@@ -174,8 +250,8 @@ fn remove_stale(path: &Path) {
 pub enum Listener {
     /// A listener for TCP.
     Tcp(TcpListener),
-    /// A listener on a unix socket, and its path, which is removed in the end.
-    Unix(UnixListener, PathBuf),
+    /// A listener on a unix socket, and its address, of which a path is removed in the end.
+    Unix(UnixListener, Address),
 }
 
 impl Listener {
@@ -183,7 +259,7 @@ impl Listener {
     pub fn address(&self) -> io::Result<Address> {
         Ok(match self {
             Listener::Tcp(listener) => listener.local_addr()?.into(),
-            Listener::Unix(_, path) => Address::Unix(path.clone()),
+            Listener::Unix(_, address) => address.clone(),
         })
     }
 
@@ -195,8 +271,8 @@ impl Listener {
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                 (Stream::Tcp(stream), from.to_string())
             }
-            Listener::Unix(listener, path) => {
-                (Stream::Unix(listener.accept()?.0), format!("unix:{}", path.display()))
+            Listener::Unix(listener, address) => {
+                (Stream::Unix(listener.accept()?.0), address.to_string())
             }
         })
     }
@@ -204,7 +280,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Listener::Unix(_, path) = self {
+        if let Listener::Unix(_, Address::Unix(path)) = self {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -250,6 +326,8 @@ mod tests {
             ("[::1]:80", internet("::1", 80)),
             (":80", internet("", 80)),
             ("unix:/run/a:1", Address::Unix("/run/a:1".into())),
+            ("unix:./@a", Address::Unix("./@a".into())),
+            ("unix:@a", Address::Abstract("a".into())),
         ] {
             assert_eq!(text.parse(), Ok(address.clone()));
             assert_eq!(address.to_string(), text);
@@ -258,8 +336,15 @@ mod tests {
             ("localhost", "HOST:PORT"),
             ("localhost:http", "no port"),
             ("localhost:65536", "no port"),
+            ("localhost:", "port is missing"),
             ("::1:80", "[::1]:80"),
+            ("2001:db8::1", "[2001:db8::1]:9000"),
+            ("::1:http", "no port"),
+            ("[::1]", "give [::1]:PORT, such as [::1]:9000"),
+            ("[::1]:", "such as [::1]:9000"),
+            ("[::1:80", "brackets"),
             ("unix:", "path"),
+            ("unix:@", "name"),
         ] {
             assert!(text.parse::<Address>().expect_err(text).contains(said), "{text}");
         }

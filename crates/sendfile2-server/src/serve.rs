@@ -79,7 +79,7 @@ fn usable(engine: Engine, listen: &[Address]) -> anyhow::Result<()> {
     }
     for address in listen {
         anyhow::ensure!(
-            !matches!(address, Address::Unix(_)),
+            !address.is_unix(),
             "{address}: unix sockets do not send by {engine}: give --engine auto or copy"
         );
     }
