@@ -245,7 +245,7 @@ enum Cork {
     /// So did several, and `TCP_CORK` is set: an acknowledgement lets a segment go that
     /// `MSG_MORE` held back, and on loopback a 64 KiB send is one segment and 53 bytes.
     In,
-    /// The application has set `TCP_CORK` itself.
+    /// The application has set `TCP_CORK` itself, or nobody can.
     Theirs,
 }
 
@@ -390,11 +390,16 @@ impl Conn {
             let fd = socket.as_fd();
             match sys::zerocopy_enabled(fd) {
                 Ok(true) => Ok(true),
-                Ok(false) => {
-                    sys::enable_zerocopy(fd).map_err(|_| Refusal::NotSupported).map(|()| false)
-                }
-                Err(_) => Err(Refusal::Socket("the kernel has no SO_ZEROCOPY (Linux before 4.14)")),
+                Ok(false) => sys::enable_zerocopy(fd).map(|()| false),
+                Err(errno) => Err(errno),
             }
+            .map_err(|errno| match errno {
+                Errno::NOPROTOOPT => {
+                    Refusal::Socket("the kernel has no SO_ZEROCOPY (Linux before 4.14)")
+                }
+                Errno::OPNOTSUPP => Refusal::NotSupported,
+                errno => Refusal::ZerocopyOption(errno.raw_os_error()),
+            })
         });
         // Without them it only takes longer to see an acknowledgement.
         let stamps = stamps
@@ -492,16 +497,13 @@ impl Conn {
         }
     }
 
-    fn cork(&self, io: &mut Io) -> Result<(), Error> {
+    fn cork(&self, io: &mut Io) {
         if io.cork == Cork::Series && self.kind == Kind::Tcp {
-            if sockopt::tcp_cork(&self.socket).map_err(Error::socket("TCP_CORK"))? {
-                io.cork = Cork::Theirs;
-            } else {
-                sockopt::set_tcp_cork(&self.socket, true).map_err(Error::socket("TCP_CORK"))?;
-                io.cork = Cork::In;
-            }
+            let free = sockopt::tcp_cork(&self.socket) == Ok(false);
+            // Where it cannot be set (a seccomp filter), there are more packets, and that is all.
+            let set = free && sockopt::set_tcp_cork(&self.socket, true).is_ok();
+            io.cork = if set { Cork::In } else { Cork::Theirs };
         }
-        Ok(())
     }
 
     /// Something was sent: with more to follow, or the `whole` of what was the last of a series.
@@ -531,7 +533,7 @@ impl Conn {
     /// send is about to let go.
     fn push(&self, io: &mut Io) {
         // Where it cannot be set it need not be: what is held back goes by itself in 200 ms.
-        let _ = self.cork(io);
+        self.cork(io);
         self.uncork(io);
     }
 
@@ -889,7 +891,7 @@ impl Turn<'_> {
         let (conn, io) = (self.conn, &mut *self.io);
         io.usable()?;
         if more {
-            conn.cork(io)?;
+            conn.cork(io);
         }
         let more_flag = if more { SendFlags::MORE } else { SendFlags::empty() };
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | more_flag;
@@ -943,7 +945,7 @@ impl Turn<'_> {
             }
         }
         if part.more {
-            conn.cork(io)?;
+            conn.cork(io);
         }
         let socket = conn.socket.as_fd();
         let result = match payload {

@@ -83,6 +83,9 @@ pub enum Refusal {
     /// The kernel refused a zerocopy send on this socket (EOPNOTSUPP): kernel TLS or a sockmap is
     /// on it.
     NotSupported,
+    /// `SO_ZEROCOPY` cannot be asked for or set, with this error number: where a seccomp filter forbids
+    /// that, for example.
+    ZerocopyOption(i32),
     /// `RLIMIT_MEMLOCK` allows no zerocopy send at all; the limit, in bytes.
     Memlock(u64),
     /// TCP may probe the path for larger packets, of which the kernel notifies too early:
@@ -109,6 +112,11 @@ impl fmt::Display for Refusal {
                 "the kernel refuses zerocopy sends on this socket (kernel TLS or a sockmap?): take copy \
                  or auto",
             ),
+            Refusal::ZerocopyOption(errno) => write!(
+                f,
+                "SO_ZEROCOPY cannot be set on the socket: {} (does a seccomp filter forbid it?)",
+                std::io::Error::from_raw_os_error(*errno)
+            ),
             Refusal::Memlock(limit) => write!(
                 f,
                 "RLIMIT_MEMLOCK is {limit} bytes, too few for any zerocopy send: raise it \
@@ -121,9 +129,9 @@ impl fmt::Display for Refusal {
                  that off (sysctl -w net.ipv4.tcp_mtu_probing=0) and connect anew"
             ),
             Refusal::MtuProbing(None) => f.write_str(
-                "net.ipv4.tcp_mtu_probing cannot be read (is /proc mounted?); if it is not 0, the \
-                 kernel says that file pages are released while it still sends them; mount /proc, or \
-                 take copy or auto",
+                "net.ipv4.tcp_mtu_probing cannot be read (is /proc mounted, and has the process a \
+                 descriptor left?); if it is not 0, the kernel says that file pages are released \
+                 while it still sends them; mend that, or take copy or auto",
             ),
             Refusal::IdsUnsure => f.write_str(
                 "a send failed (a datagram was dropped on its way out, or the application panicked), \
