@@ -38,7 +38,9 @@ pub(super) fn run(args: &args::Crowd) -> anyhow::Result<()> {
     let (idle, cpu, start) = (server.resident()?, server.cpu()?, Instant::now());
     clients.send(&())?;
     let (done, peak) = std::thread::scope(|scope| {
-        let done = scope.spawn(|| clients.recv::<Crowded>().context("the clients"));
+        let done = std::thread::Builder::new()
+            .spawn_scoped(scope, || clients.recv::<Crowded>().context("the clients"))
+            .context("cannot start a thread for the clients")?;
         let mut peak = idle;
         while !done.is_finished() {
             peak = peak.max(server.resident()?);

@@ -81,7 +81,7 @@ impl Scratch {
     /// in the current directory if that is possible.
     pub fn new(directory: Option<&Path>, size: u64) -> anyhow::Result<Self> {
         let (file, directory) = place(directory)?;
-        let source = Source::new(file.try_clone()?)?;
+        let source = source(&file)?;
         let filesystem = filesystem(&file)?;
         let scratch =
             Scratch { file, source, size, directory, filesystem, generation: Generation::A };
@@ -162,6 +162,11 @@ pub fn place(directory: Option<&Path>) -> anyhow::Result<(File, PathBuf)> {
     }
 }
 
+fn source(file: &File) -> anyhow::Result<Source> {
+    let same = file.try_clone().context("cannot duplicate the file's descriptor")?;
+    Ok(Source::new(same)?)
+}
+
 fn create(directory: &Path) -> anyhow::Result<File> {
     tempfile::tempfile_in(directory).with_context(|| {
         format!(
@@ -179,7 +184,7 @@ fn choose() -> anyhow::Result<(File, PathBuf)> {
     for directory in &candidates {
         let Ok(file) = create(directory) else { continue };
         let directory = full(directory);
-        let mapped = Source::new(file.try_clone()?)?.unmappable().is_none();
+        let mapped = source(&file)?.unmappable().is_none();
         if mapped && !in_memory(&file)? {
             return Ok((file, directory));
         }

@@ -6,7 +6,7 @@ mod log;
 mod timeouts;
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -57,6 +57,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             builder
         }
     };
+    let processors = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    rehearse(args.workers.map_or_else(processors, NonZeroUsize::get))?;
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
     let done = runtime.block_on(serve(args, connections, dir));
     // What still reads a file is not waited for; what was sent without a copy is, since it is the
@@ -66,6 +68,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         output::note(&format!("sendfile2: {e}"));
     }
     done
+}
+
+/// Finds out whether there are the descriptors and threads that a runtime needs, which panics where
+/// there are not.
+fn rehearse(threads: usize) -> anyhow::Result<()> {
+    /// Of epoll and for signals, and one or two to spare.
+    const DESCRIPTORS: usize = 8;
+    let descriptors = (0..DESCRIPTORS)
+        .map(|_| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC))
+        .collect::<Result<Vec<_>, _>>();
+    drop(descriptors.context("no descriptors are left for the runtime (ulimit -n)")?);
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        // All of them at a time.
+        let closed = gate.lock();
+        let started = (0..threads).try_for_each(|_| {
+            let thread = std::thread::Builder::new();
+            thread.spawn_scoped(scope, || drop(gate.lock())).map(drop)
+        });
+        drop(closed);
+        started
+    })
+    .with_context(|| format!("cannot start {threads} threads (ulimit -u, or fewer --workers)"))
 }
 
 /// Refuses an engine by which no file could be sent: clients would get headers and nothing else.

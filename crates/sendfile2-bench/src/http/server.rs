@@ -171,7 +171,9 @@ pub(crate) fn serve_dir(files: &Path, cpu: Option<usize>) -> anyhow::Result<()> 
     let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
     std::thread::scope(|scope| {
         // Blocked in reading what never comes, until the parent is gone.
-        scope.spawn(|| runtime.block_on(async { axum::serve(listener, app).await }));
+        std::thread::Builder::new()
+            .spawn_scoped(scope, || runtime.block_on(async { axum::serve(listener, app).await }))
+            .context("cannot start a thread for the server")?;
         let _ = child::recv::<()>();
         std::process::exit(0);
     })

@@ -1,7 +1,7 @@
 //! The receiver, in a thread of its own, and the connection to it.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -84,7 +84,11 @@ fn pair(address: IpAddr, namespace: Option<&File>) -> anyhow::Result<(TcpStream,
     let listener = TcpListener::bind((address, 0))?;
     let address = listener.local_addr()?;
     // A socket stays in the namespace of the thread that made it.
-    let receiver = std::thread::scope(|scope| scope.spawn(|| receiver(address, namespace)).join());
+    let receiver = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new();
+        Ok::<_, io::Error>(thread.spawn_scoped(scope, || receiver(address, namespace))?.join())
+    });
+    let receiver = receiver.context("cannot start a thread for the receiver")?;
     let received = receiver.map_err(|_| anyhow!("the receiver panicked"))??;
     let (socket, _) = listener.accept()?;
     sockopt::set_socket_send_buffer_size(&socket, BUFFERS)?;

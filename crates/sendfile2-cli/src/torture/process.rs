@@ -35,7 +35,7 @@ impl Process {
     ) -> anyhow::Result<Self> {
         let (child, mut replies) = Child::start(wrapper, &["torture", "--role"], role)
             .context("a process of the torture")?;
-        std::thread::Builder::new().name("listener".into()).spawn(move || {
+        let listening = std::thread::Builder::new().name("listener".into()).spawn(move || {
             loop {
                 let line = match replies.recv() {
                     Ok(Some(line)) => line,
@@ -47,7 +47,8 @@ impl Process {
                 }
             }
             let _ = events.send(Event::Gone(id));
-        })?;
+        });
+        listening.context("cannot start a thread for what a process of the torture sends")?;
         Ok(Process { id, child })
     }
 
