@@ -9,7 +9,9 @@ use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
+use io_uring::types;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 use sendfile2_sys::syscall::Sendfile2;
@@ -123,6 +125,66 @@ pub(crate) fn set_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
 
 #[expect(clippy::cast_possible_truncation, reason = "it is 4")]
 const INT: libc::socklen_t = size_of::<c_int>() as libc::socklen_t;
+
+/// Has the calling thread know a ring by an index, which no closing of descriptors changes
+/// (`IORING_REGISTER_RING_FDS`, Linux 5.18).
+pub(crate) fn register_ring(ring: c_int) -> Result<c_int, Errno> {
+    const IORING_REGISTER_RING_FDS: c_int = 20;
+    /// `struct io_uring_rsrc_update`.
+    #[repr(C)]
+    struct Update {
+        offset: u32,
+        reserved: u32,
+        data: u64,
+    }
+    let data = u64::try_from(ring).map_err(|_| Errno::BADF)?;
+    // The kernel chooses the index, and writes it there.
+    let mut update = Update { offset: u32::MAX, reserved: 0, data };
+    // SAFETY: one update is read and written, which is this function's own.
+    check(unsafe {
+        let number = libc::SYS_io_uring_register;
+        libc::syscall(number, ring, IORING_REGISTER_RING_FDS, &raw mut update, 1)
+    })?;
+    c_int::try_from(update.offset).map_err(|_| Errno::IO)
+}
+
+/// `io_uring_enter(2)`, for a ring that the calling thread has registered: submits `submit`
+/// entries, and waits for `want` completions, for `limit` if it is given (then ETIME).
+///
+/// # Safety
+/// What the submitted entries refer to must stay until their completions.
+pub(crate) unsafe fn enter_ring(
+    index: c_int,
+    submit: u32,
+    want: u32,
+    limit: Option<Duration>,
+) -> Result<usize, Errno> {
+    const GETEVENTS: u32 = 1 << 0;
+    const EXT_ARG: u32 = 1 << 3;
+    const REGISTERED_RING: u32 = 1 << 4;
+    let time = limit.map(types::Timespec::from);
+    let mut argument = types::SubmitArgs::new();
+    if let Some(time) = &time {
+        argument = argument.timespec(time);
+    }
+    let flags = EXT_ARG | REGISTERED_RING | if want > 0 { GETEVENTS } else { 0 };
+    // SAFETY: the argument and the time in it are this function's own; the entries are as the
+    // caller promises.
+    check(unsafe {
+        let (number, size) = (libc::SYS_io_uring_enter, size_of_val(&argument));
+        libc::syscall(number, index, submit, want, flags, &raw const argument, size)
+    })
+}
+
+/// Which file of the kernel's own a descriptor is of; rings have one each.
+pub(crate) fn identity(fd: c_int) -> Result<(u64, u64), Errno> {
+    if fd < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: it is not -1; a number that is no descriptor is refused.
+    let stat = rustix::fs::fstat(unsafe { BorrowedFd::borrow_raw(fd) })?;
+    Ok((stat.st_dev, stat.st_ino))
+}
 
 /// Memory that the kernel may read. No reference to it is ever made: others may change it, or
 /// truncate the file that it shows.

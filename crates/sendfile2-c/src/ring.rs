@@ -1,9 +1,14 @@
 //! `IORING_OP_SEND_ZC` on a private ring, one a thread. It tells of the release on the ring, and
 //! uses no notification id of the socket.
 //!
-//! Sources: `io_uring_enter(2)`, `io_uring_prep_send_zc(3)`; Linux 6.0.
+//! The ring is used by an index that its thread knows it by, and not by its descriptor: programs
+//! close descriptors that they did not open (`closefrom(3)`, `daemon(3)`), and another file, perhaps
+//! a ring of theirs, has the number then.
+//!
+//! Sources: `io_uring_enter(2)`, `io_uring_register(2)`, `io_uring_prep_send_zc(3)`; Linux 6.0.
 
 use std::cell::RefCell;
+use std::ffi::c_int;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
@@ -12,7 +17,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use rustix::io::Errno;
 use rustix::process::{Pid, getpid};
 
-use crate::kernel::Bytes;
+use crate::kernel::{self, Bytes};
 use crate::request::Request;
 use crate::sync::State;
 
@@ -39,6 +44,10 @@ enum Slot {
 
 struct Ring {
     ring: ManuallyDrop<IoUring>,
+    /// What its thread knows it by.
+    index: c_int,
+    /// Which file it is.
+    identity: (u64, u64),
     /// A child must not touch its parent's ring.
     owner: Pid,
     next: u64,
@@ -46,9 +55,10 @@ struct Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // In a child the mappings are not there, and the number may mean another file by now; if
-        // not, the descriptor goes with exec.
-        if self.owner == getpid() {
+        // In a child the mappings are not there. The number may mean another file by now, which is
+        // not this code's to close; if not, the descriptor goes with exec.
+        let ours = || kernel::identity(self.ring.as_raw_fd()) == Ok(self.identity);
+        if self.owner == getpid() && ours() {
             // SAFETY: it is dropped once, and not used any more.
             #[allow(unsafe_code)]
             unsafe {
@@ -156,7 +166,10 @@ impl Ring {
             .setup_cqsize(128)
             .build(4)
             .ok()?;
-        Some(Ring { ring: ManuallyDrop::new(ring), owner: getpid(), next: NOBODY + 1 })
+        let identity = kernel::identity(ring.as_raw_fd()).ok()?;
+        let index = kernel::register_ring(ring.as_raw_fd()).ok()?;
+        let (ring, owner) = (ManuallyDrop::new(ring), getpid());
+        Some(Ring { ring, index, identity, owner, next: NOBODY + 1 })
     }
 
     fn send(
@@ -283,10 +296,13 @@ impl Ring {
         // SAFETY: as the caller's.
         unsafe { self.ring.submission().push(entry) }.map_err(|_| Errno::AGAIN)?;
         loop {
-            match self.ring.submit() {
-                Ok(_) => return Ok(()),
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
-                Err(e) => return Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+            // SAFETY: as the caller's.
+            match unsafe { kernel::enter_ring(self.index, 1, 0, None) } {
+                // Taken from this ring, or the program has given the index away.
+                Ok(_) if self.ring.submission().is_empty() => return Ok(()),
+                Ok(_) => return Err(Errno::BADF),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(e) => return Err(e),
             }
         }
     }
@@ -298,16 +314,12 @@ impl Ring {
             if let Some(completion) = self.ring.completion().next() {
                 return Ok(completion);
             }
-            let result = match limit.flatten() {
-                None => self.ring.submitter().submit_and_wait(1),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    let left = types::Timespec::from(left);
-                    let arguments = types::SubmitArgs::new().timespec(&left);
-                    self.ring.submitter().submit_with_args(1, &arguments)
-                }
-            };
-            match result.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO)) {
+            let left = limit.flatten();
+            let left = left.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            // SAFETY: nothing is submitted.
+            #[allow(unsafe_code)]
+            let result = unsafe { kernel::enter_ring(self.index, 0, 1, left) };
+            match result {
                 Ok(_) | Err(Errno::AGAIN | Errno::BUSY) => {}
                 Err(Errno::INTR) if limit.is_none() => {}
                 Err(e) => return Err(e),

@@ -2,6 +2,7 @@
  * libsendfile2 takes for two hosts. */
 #include "check.h"
 #include <linux/filter.h>
+#include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <stddef.h>
@@ -298,6 +299,17 @@ static int rings(void)
     return found;
 }
 
+static int the_ring(void)
+{
+    for (int fd = 0; fd < 256; fd++) {
+        char path[64], target[64] = { 0 };
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        if (readlink(path, target, sizeof target - 1) > 0 && strstr(target, "[io_uring]"))
+            return fd;
+    }
+    return -1;
+}
+
 static void send_and_expect(int pair[2], int file)
 {
     off_t offset = 0;
@@ -338,6 +350,68 @@ static void forks_and_threads(void)
     for (int i = 0; i < 2; i++)
         CHECK(!pthread_join(threads[i], NULL));
     CHECK(rings() == !in_kernel()); /* a thread's ring ends with it */
+}
+
+/* What takes the number of the library's ring once the program has closed that. */
+enum after { NOTHING, A_FILE, A_RING, A_RING_WITH_WORK, AFTERS };
+
+static void *closing(void *argument)
+{
+    static int into[AFTERS];
+    enum after after = *(enum after *)argument;
+    int pair[2], file = make_file(300000), *number = &into[after], tail = 0;
+    unsigned *head = NULL;
+    struct sendfile2_result result = { 0 };
+    struct io_uring_params parameters = { 0 };
+    off_t offset = 50000;
+    remote_pair(pair, 0);
+    send_and_expect(pair, file);
+    *number = the_ring();
+    CHECK(in_kernel() || *number >= 0);
+    if (*number < 0)
+        return NULL;
+    close(*number);
+    if (after == A_FILE)
+        CHECK(open("/dev/null", O_RDWR | O_CLOEXEC) == *number);
+    if (after >= A_RING) {
+        int own = (int)syscall(SYS_io_uring_setup, 8, &parameters);
+        CHECK(own == *number);
+        char *ring = mmap(NULL, parameters.sq_off.array + parameters.sq_entries * 4,
+                          PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, own, IORING_OFF_SQ_RING);
+        struct io_uring_sqe *entries = mmap(NULL, parameters.sq_entries * sizeof *entries,
+                                            PROT_READ | PROT_WRITE, MAP_SHARED, own, IORING_OFF_SQES);
+        CHECK(ring != MAP_FAILED && (void *)entries != MAP_FAILED);
+        head = (unsigned *)(ring + parameters.sq_off.head);
+        entries->opcode = IORING_OP_NOP;
+        tail = after == A_RING_WITH_WORK;
+        __atomic_store_n((unsigned *)(ring + parameters.sq_off.tail), (unsigned)tail, __ATOMIC_RELEASE);
+    }
+    /* The library goes on with its own. */
+    struct timespec never = in_milliseconds(TIMEOUT);
+    for (int i = 0; i < 3; i++) {
+        CHECK(sendfile2_deadline(pair[0], file, &offset, 50000, SENDFILE_SYNC, &never, &result) == 50000);
+        CHECK(result.state == SENDFILE2_COPIED && offset == 50000 * (i + 2));
+        expect(pair[1], 50000 * (i + 1), 50000);
+    }
+    /* The program's was not touched. */
+    CHECK(!head || *head == 0);
+    close(pair[0]), close(pair[1]), close(file);
+    return number;
+}
+
+/* The program closes the descriptor of the thread's ring, and opens something else. */
+static void closed_by_the_program(void)
+{
+    for (enum after after = NOTHING; after < AFTERS; after++) {
+        pthread_t thread;
+        void *number;
+        CHECK(!pthread_create(&thread, NULL, closing, &after));
+        CHECK(!pthread_join(thread, &number));
+        /* Nor did the thread's end close what has got the number. */
+        CHECK(!number || (fcntl(*(int *)number, F_GETFD) >= 0) == (after != NOTHING));
+        if (number && after != NOTHING)
+            close(*(int *)number);
+    }
 }
 
 /* Where io_uring is forbidden, the kernel copies. */
@@ -420,6 +494,7 @@ int main(void)
     alarm(120);
     CHECK(!sigaction(SIGPIPE, &action, NULL) && !sigaction(SIGUSR1, &action, NULL));
     CHECK(in_a_child(without_io_uring, NULL) == 0);
+    closed_by_the_program();
     forks_and_threads();
     overwritten_at_return(false);
     overwritten_at_return(true);
