@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::c_int;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use sendfile2_sys::errqueue::{self, Entry};
 
@@ -24,6 +26,8 @@ pub(crate) struct Queue {
     epoll: OwnedFd,
     /// Rung for a thread that sleeps, by another one that has read.
     bell: OwnedFd,
+    /// What the epoll instance tells of the socket, and no other one does; of the bell, one more.
+    mark: u64,
     state: Mutex<State>,
     read: Condvar,
 }
@@ -53,10 +57,14 @@ impl Queue {
         }
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Where the program closes descriptors that it did not open, the numbers become others'. The
+        // upper half is that of no address and no descriptor's number.
+        static NEXT: AtomicU64 = AtomicU64::new(0x5f2f << 48);
         let queue = Queue {
             socket,
             epoll,
             bell,
+            mark: NEXT.fetch_add(2, Ordering::Relaxed),
             state: Mutex::new(State {
                 released: Released { below: next, later: BTreeMap::new() },
                 pending: VecDeque::new(),
@@ -67,10 +75,10 @@ impl Queue {
         rustix::io::fcntl_getfd(queue.socket())?;
         // A unix socket would hand out what its peer has sent.
         Notifier::of(queue.socket()).ok_or(Errno::OPNOTSUPP)?;
-        let nothing = epoll::EventData::new_u64(0);
+        let [socket, bell] = [queue.mark, queue.mark + 1].map(epoll::EventData::new_u64);
         // Errors are always reported.
-        epoll::add(&queue.epoll, queue.socket(), nothing, epoll::EventFlags::ET)?;
-        epoll::add(&queue.epoll, &queue.bell, nothing, epoll::EventFlags::IN)?;
+        epoll::add(&queue.epoll, queue.socket(), socket, epoll::EventFlags::ET)?;
+        epoll::add(&queue.epoll, &queue.bell, bell, epoll::EventFlags::IN)?;
         Ok(queue)
     }
 
@@ -156,20 +164,28 @@ impl Queue {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
         }; 2];
-        match epoll::wait(&self.epoll, &mut events[..], left.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {
-                // If it was not rung there is nothing to read.
+        let count = match epoll::wait(&self.epoll, &mut events[..], left.as_ref()) {
+            Err(Errno::INTR) => 0,
+            result => result?,
+        };
+        for event in &events[..count] {
+            let told = event.data;
+            if told.u64() == self.mark + 1 {
                 let _ = rustix::io::read(&self.bell, &mut [0; 8]);
-                Ok(())
+            } else if told.u64() != self.mark {
+                // Of an instance of the program's, which may tell it for ever.
+                return Err(Errno::BADF);
             }
-            Err(e) => Err(e),
         }
+        Ok(())
     }
 
     /// Wakes those who wait for what was read.
     fn tell(&self, state: &State) {
         self.read.notify_all();
-        if state.sleeping {
+        // No byte is to go to what may have the bell's number; an eventfd is no kind of file.
+        let kind = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode);
+        if state.sleeping && rustix::fs::fstat(&self.bell).map(kind) == Ok(FileType::Unknown) {
             // It is full only if it was rung and not heard yet.
             let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
         }

@@ -13,6 +13,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -53,7 +54,10 @@ impl Size {
 }
 
 /// The ring itself: what can be done from any thread at any time.
-pub struct Ring(IoUring);
+///
+/// Beside it, which file it is: where a program closes descriptors that it did not open, the number
+/// may be another file's later, and that a ring, too.
+pub struct Ring(ManuallyDrop<IoUring>, (u64, u64));
 
 /// The ring's two queues, of which there is one pair, and what the operations in them keep.
 pub struct Queues<H> {
@@ -152,15 +156,19 @@ impl Ring {
     /// those that are there now and unread), for at most `timeout`. Returns early for a signal.
     ///
     /// # Errors
-    /// What `io_uring_enter(2)` fails with. EAGAIN and EBUSY are none: it has no memory, or wants
-    /// its completions read, and is to be asked again.
+    /// What `io_uring_enter(2)` fails with, and EBADF where the descriptor is not the ring's any
+    /// more. EAGAIN and EBUSY are none: it has no memory, or wants its completions read, and is to
+    /// be asked again.
     pub fn enter(&self, want: usize, timeout: Duration) -> Result<(), Errno> {
         let time = Timespec::from(timeout);
         let args = SubmitArgs::new().timespec(&time);
         match self.0.submitter().submit_with_args(want, &args) {
+            // Another ring takes nothing of what is queued here, and its completions are others'.
+            Ok(0) => self.check(),
             Ok(_) => Ok(()),
             Err(e) => match errno(&e) {
-                Errno::TIME | Errno::INTR => Ok(()),
+                Errno::TIME => self.check(),
+                Errno::INTR => Ok(()),
                 Errno::AGAIN | Errno::BUSY => {
                     std::thread::yield_now();
                     Ok(())
@@ -169,11 +177,33 @@ impl Ring {
             },
         }
     }
+
+    /// Whether the descriptor is the ring's still.
+    fn check(&self) -> Result<(), Errno> {
+        if identity(self.as_fd())? == self.1 { Ok(()) } else { Err(Errno::BADF) }
+    }
+}
+
+/// Each ring is a file of its own.
+fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // What has the number now is not to be closed here.
+        if self.check().is_ok() {
+            // SAFETY: it is dropped once, and not used any more.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
+        }
+    }
 }
 
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the ring's descriptor is open as long as the ring is, which is borrowed.
+        // SAFETY: the ring's descriptor is open as long as the ring is, which is borrowed (unless the
+        // program has closed it, and then it is a number that the kernel refuses, or another file).
         unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
 }
@@ -197,8 +227,10 @@ impl<H> Queues<H> {
             .map_err(|e| errno(&e))?;
         let mut probe = Probe::new();
         uring.submitter().register_probe(&mut probe).map_err(|e| errno(&e))?;
+        // SAFETY: the ring's descriptor is open.
+        let which = identity(unsafe { BorrowedFd::borrow_raw(uring.as_raw_fd()) })?;
         let queues = || Queues {
-            ring: Arc::new(Ring(uring)),
+            ring: Arc::new(Ring(ManuallyDrop::new(uring), which)),
             slots: Slots::default(),
             zc_flags: REPORT_USAGE,
             taken: 0,

@@ -14,10 +14,13 @@ pub(crate) mod task;
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::task::{Wake, Waker};
 use std::time::Instant;
 
 use rustix::event::{EventfdFlags, Timespec, epoll};
+use rustix::fs::FileType;
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::error::Error;
@@ -32,6 +35,12 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        // Where the program has closed it, no byte is to go to what has got its number. (An eventfd
+        // is no kind of file.)
+        let kind = rustix::fs::fstat(&self.0).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        if kind != Ok(FileType::Unknown) {
+            return;
+        }
         // EAGAIN: the counter is full, so the bell rings already.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
@@ -44,9 +53,37 @@ pub(crate) struct Parker {
     epoll: Arc<OwnedFd>,
     bell: Arc<Bell>,
     pid: Pid,
+    mark: Mark,
+    /// The program has closed a descriptor.
+    lost: AtomicBool,
 }
 
-const BELL: u64 = u64::MAX;
+/// What an epoll instance of this library has with all it tells, and no other instance. A program
+/// that closes descriptors it did not open may have made one of its own since, with the number of
+/// ours, and so may this library.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark(u32);
+
+const BELL: u64 = u32::MAX as u64;
+
+impl Mark {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        // The upper half is neither that of a descriptor's number nor that of an address.
+        Mark(0x5f2e_0000 | u32::from(NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// What is to be told of the descriptor with this key, of which 32 bits count.
+    pub(crate) fn with(self, key: u64) -> epoll::EventData {
+        epoll::EventData::new_u64(u64::from(self.0) << 32 | key & BELL)
+    }
+
+    /// The key of what is told; `None` if another instance tells it.
+    pub(crate) fn key_of(self, event: &epoll::Event) -> Option<u64> {
+        let data = event.data;
+        (data.u64() >> 32 == u64::from(self.0)).then_some(data.u64() & BELL)
+    }
+}
 
 /// What a descriptor is watched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,13 +122,12 @@ impl Parker {
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(Error::wait("epoll_create1"))?;
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(Error::wait("eventfd"))?;
-        epoll::add(&epoll, &bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
+        let mark = Mark::new();
+        epoll::add(&epoll, &bell, mark.with(BELL), epoll::EventFlags::IN)
             .map_err(Error::wait("epoll_ctl"))?;
-        Ok(Parker {
-            epoll: Arc::new(epoll),
-            bell: Arc::new(Bell(bell)),
-            pid: rustix::process::getpid(),
-        })
+        let (bell, pid) = (Arc::new(Bell(bell)), rustix::process::getpid());
+        let (epoll, lost) = (Arc::new(epoll), AtomicBool::new(false));
+        Ok(Parker { epoll, bell, pid, mark, lost })
     }
 
     /// Runs `wait` with the calling thread's parker, which is kept for the next wait. A wait
@@ -104,7 +140,12 @@ impl Parker {
             None => Parker::new()?,
         };
         let result = wait(&parker);
-        PARKER.set(Some(parker));
+        if parker.lost.load(Ordering::Relaxed) {
+            // The next wait makes another. These numbers are not this code's to close any more.
+            std::mem::forget(parker);
+        } else {
+            PARKER.set(Some(parker));
+        }
         result
     }
 
@@ -138,14 +179,27 @@ impl Parker {
                 Interest::Writable => epoll::EventFlags::OUT,
                 Interest::Readable => epoll::EventFlags::IN,
             };
-        let key = epoll::EventData::new_u64(key);
+        let key = self.mark.with(key);
         match epoll::add(&self.epoll, fd, key, flags) {
             // A descriptor that was closed while a duplicate of it lived is watched still; this
             // one has got its number, and refers to the same socket.
-            Err(rustix::io::Errno::EXIST) => epoll::modify(&self.epoll, fd, key, flags),
+            Err(Errno::EXIST) => epoll::modify(&self.epoll, fd, key, flags),
             added => added,
         }
+        .map_err(|e| match e {
+            // It is the other descriptor that is none.
+            Errno::BADF if rustix::io::fcntl_getfd(&self.epoll).is_ok() => e,
+            e => self.failed(e),
+        })
         .map_err(Error::wait("epoll_ctl"))
+    }
+
+    /// Remembers whether it is of use still.
+    fn failed(&self, errno: Errno) -> Errno {
+        if matches!(errno, Errno::BADF | Errno::INVAL) {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        errno
     }
 
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
@@ -155,6 +209,9 @@ impl Parker {
 
     /// Sleeps until something watched happened, the bell rang, or the deadline passed. May
     /// return early for no reason.
+    ///
+    /// # Errors
+    /// [`Error::Wait`] where the program has closed the descriptors.
     pub(crate) fn park(&self, deadline: Option<Instant>) -> Result<Vec<Event>, Error> {
         let timeout = deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -169,18 +226,22 @@ impl Parker {
         }; 64];
         let got = match epoll::wait(&self.epoll, buffer.as_mut_slice(), timeout.as_ref()) {
             Ok(got) => got,
-            Err(rustix::io::Errno::INTR) => 0,
-            Err(e) => return Err(Error::wait("epoll_wait")(e)),
+            Err(Errno::INTR) => 0,
+            Err(e) => return Err(Error::wait("epoll_wait")(self.failed(e))),
         };
         let mut events = Vec::new();
         for event in &buffer[..got] {
-            if event.data.u64() == BELL {
+            let Some(key) = self.mark.key_of(event) else {
+                // Another instance, which may tell it for ever.
+                return Err(Error::wait("epoll_wait")(self.failed(Errno::BADF)));
+            };
+            if key == BELL {
                 let _ = rustix::io::read(&self.bell.0, &mut [0; 8]);
                 events.push(Event { key: BELL, error: false });
             } else {
                 let error = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
                 let flags = event.flags;
-                events.push(Event { key: event.data.u64(), error: flags.intersects(error) });
+                events.push(Event { key, error: flags.intersects(error) });
             }
         }
         Ok(events)
@@ -235,6 +296,16 @@ impl Wakers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bell_is_rung_in_no_file() {
+        let (mut parker, file) = (Parker::new().unwrap(), tempfile::tempfile().unwrap());
+        // The program has closed it, and this has got its number.
+        let bell = Arc::get_mut(&mut parker.bell).unwrap();
+        rustix::io::dup2(&file, &mut bell.0).unwrap();
+        parker.waker().wake();
+        assert_eq!(file.metadata().unwrap().len(), 0);
+    }
 
     #[test]
     fn who_asks_is_not_among_those_to_be_woken() {

@@ -20,6 +20,9 @@ use crate::park::Parker;
 /// How often all of them are looked at, whether or not an event said so.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How often they are where none is known: the bell may have been closed by the program.
+const IDLE: Duration = Duration::from_secs(10);
+
 /// The reaper of a process.
 #[derive(Debug)]
 pub(crate) struct Reaper {
@@ -85,10 +88,12 @@ impl Reaper {
         state.arriving.push((key, Orphan { holder, abort_at }));
         drop(state);
         self.bell.wake_by_ref();
+        self.changed.notify_all();
     }
 
     fn run(&self, parker: &Parker) {
         let mut looked = Instant::now();
+        let mut deaf = false;
         loop {
             let mut keys = Vec::new();
             let mut state = lock(&self.state);
@@ -104,12 +109,19 @@ impl Reaper {
             drop(state);
 
             if keys.is_empty() {
-                let look = (!empty).then_some(looked + LOOK);
-                let until = [look, next_abort].into_iter().flatten().min();
-                match parker.park(until) {
+                let look = looked + if empty { IDLE } else { LOOK };
+                match parker.park(Some(next_abort.map_or(look, |at| at.min(look)))) {
                     Ok(events) => keys.extend(events.iter().map(|e| e.key)),
-                    // epoll_wait fails for bad arguments only; looking at all of them is right.
-                    Err(e) => tracing::error!("{e}"),
+                    Err(e) => {
+                        // The program has closed its descriptors.
+                        if !std::mem::replace(&mut deaf, true) {
+                            tracing::error!("the reaper looks every {LOOK:?} only: {e}");
+                        }
+                        let state = lock(&self.state);
+                        if state.arriving.is_empty() {
+                            drop(self.changed.wait_timeout(state, LOOK));
+                        }
+                    }
                 }
             }
             let now = Instant::now();

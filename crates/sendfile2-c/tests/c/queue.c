@@ -2,6 +2,8 @@
 #include "check.h"
 #include <linux/net_tstamp.h>
 #include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <time.h>
 
 static struct timespec in_milliseconds(long milliseconds)
@@ -230,8 +232,51 @@ static void dead_refused_and_cancelled(void)
     CHECK(sendfile2_wait(NULL, 0, NULL) == -1 && errno == EBADF);
 }
 
+static int the_descriptor(const char *kind)
+{
+    for (int fd = 3; fd < 256; fd++) {
+        char path[64], target[64] = { 0 };
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        if (readlink(path, target, sizeof target - 1) > 0 && strstr(target, kind))
+            return fd;
+    }
+    return -1;
+}
+
+/* The program closes what the queue waits with; perhaps it has something of its own there then. */
+static void closed_by_the_program(void *argument)
+{
+    int pair[2], file = make_file(16 << 20), replaced = *(int *)argument, own = -1, bell = -1;
+    off_t offset = 0;
+    uint64_t next = 0;
+    alarm(60);
+    tcp_pair_with(pair, 128 << 10);
+    nonblocking(pair[0], true);
+    struct sendfile2_queue *queue = sendfile2_queue_open(pair[0], 0);
+    CHECK(queue);
+    while (sendfile2(pair[0], file, &offset, 1 << 17, SENDFILE_ZC) > 0)
+        next++;
+    int was_epoll = the_descriptor("[eventpoll]"), was_bell = the_descriptor("[eventfd]");
+    CHECK(was_epoll >= 0 && was_bell > was_epoll);
+    close(was_epoll), close(was_bell);
+    if (replaced) {
+        struct epoll_event event = { .events = EPOLLIN, .data.fd = was_bell };
+        CHECK((own = epoll_create1(0)) == was_epoll && (bell = eventfd(1, 0)) == was_bell);
+        CHECK(!epoll_ctl(own, EPOLL_CTL_ADD, bell, &event));
+    }
+    /* The peer reads nothing: it is told at once that this cannot be waited for. */
+    CHECK(sendfile2_wait(queue, next - 1, NULL) == -1 && errno == EBADF);
+    if (replaced) {
+        uint64_t value = 0;
+        CHECK(read(bell, &value, sizeof value) == sizeof value && value == 1); /* not touched */
+    }
+}
+
 int main(void)
 {
+    for (int replaced = 0; replaced < 2; replaced++)
+        CHECK(in_a_child(closed_by_the_program, &replaced) == 0);
+
     alarm(120);
     sends_and_waits();
     stalled_and_reaped();

@@ -38,7 +38,7 @@ use crate::error::Error;
 use crate::guard::Lease;
 use crate::holder::{Held, Holder, InFlight};
 use crate::mtu;
-use crate::park::{Interest, Parker, Wakers};
+use crate::park::{Interest, Mark, Parker, Wakers};
 use crate::reaper::Reaper;
 use crate::source::{Extent, Identity, Source};
 use crate::sys::op_table::Stray;
@@ -96,6 +96,7 @@ struct State {
     counting: bool,
     /// Says which sockets have got room.
     epoll: Arc<OwnedFd>,
+    mark: Mark,
     /// The ring waits for it.
     polling: bool,
     /// Lanes that wait for room.
@@ -221,6 +222,7 @@ impl Driver {
                     ready: VecDeque::new(),
                     counting: false,
                     epoll,
+                    mark: Mark::new(),
                     polling: false,
                     blocked: 0,
                     most: None,
@@ -273,7 +275,7 @@ impl Driver {
             counters: Counters::default(),
         });
         let flags = epoll::EventFlags::OUT | epoll::EventFlags::ET;
-        let key = epoll::EventData::new_u64(index as u64);
+        let key = state.mark.with(index as u64);
         let watched = epoll::add(&state.epoll, &socket, key, flags);
         drop(state);
         // From here on it is undone by dropping it.
@@ -685,7 +687,9 @@ impl State {
                 // Also if it was cancelled, as the thread that had submitted it ended.
                 Ok(Event::Ended { kept: Part { next: Next::Room, .. }, .. }) => {
                     self.polling = false;
-                    self.look_for_room();
+                    if let Err(errno) = self.look_for_room() {
+                        self.nobody_tells_of_room(errno);
+                    }
                 }
                 Ok(Event::Ended { mut kept, result, copied }) => {
                     if let (Next::Zerocopy | Next::Copy, Ok(bytes)) = (kept.next, result) {
@@ -793,16 +797,18 @@ impl State {
     }
 
     /// Lets those lanes go on whose sockets have got room, or an error.
-    fn look_for_room(&mut self) {
+    fn look_for_room(&mut self) -> Result<(), Errno> {
         let mut events = Vec::with_capacity(64);
-        loop {
+        // No more often than there are sockets to tell of: what is left over, the ring tells next.
+        for _ in 0..=self.lanes.len() / 64 {
             events.clear();
             let now = Some(&Timespec { tv_sec: 0, tv_nsec: 0 });
-            // It fails for bad arguments only.
-            let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), now);
+            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), now)?;
             for event in &events {
+                // What is not ours is told by another set, which has got the number.
+                let key = self.mark.key_of(event).ok_or(Errno::BADF)?;
                 // It was made from an usize.
-                let index = usize::try_from(event.data.u64()).unwrap_or(usize::MAX);
+                let index = usize::try_from(key).unwrap_or(usize::MAX);
                 let Some(lane) = self.lanes.get_mut(index) else { continue };
                 lane.roomy = true;
                 if std::mem::take(&mut lane.blocked) {
@@ -811,8 +817,17 @@ impl State {
                 }
             }
             if events.len() < events.capacity() {
-                return;
+                break;
             }
+        }
+        Ok(())
+    }
+
+    /// The program has closed the epoll set: who waits for room fails, as nothing else ends that.
+    fn nobody_tells_of_room(&mut self, errno: Errno) {
+        for (index, lane) in self.lanes.iter_mut().filter(|(_, lane)| lane.blocked) {
+            lane.failed = Some(Failure::Socket { op: "epoll_wait", errno });
+            self.ready.push_back(index);
         }
     }
 
