@@ -142,8 +142,11 @@ impl ResetOnDeath {
 
     pub(crate) fn disarm(&mut self, socket: &OwnedFd) {
         if let Some(theirs) = self.theirs.take() {
-            // It succeeded before with the same arguments.
-            let _ = sockopt::set_socket_linger(socket, theirs);
+            // What the application has set meanwhile stays.
+            if sockopt::socket_linger(socket) == Ok(Some(Duration::ZERO)) {
+                // It succeeded before with the same arguments.
+                let _ = sockopt::set_socket_linger(socket, theirs);
+            }
         }
     }
 }

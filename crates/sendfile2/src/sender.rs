@@ -78,6 +78,10 @@ impl Options {
     /// It resets nothing while another process has the socket, too, by fork(2), by an exec without
     /// `CLOEXEC`, or over a unix socket: the kernel closes a socket with its last descriptor, and
     /// goes on sending until then. Overwrite the file only when those processes are gone.
+    ///
+    /// An `SO_LINGER` that the application sets meanwhile stays, and is not replaced until nothing is
+    /// in flight: until then the process's death does what that says. (A `{1, 0}` of its own cannot be
+    /// told from this one; set it before the sends, or after them.)
     #[must_use]
     pub fn reset_on_death(mut self, reset: bool) -> Self {
         self.reset_on_death = reset;

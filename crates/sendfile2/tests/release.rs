@@ -316,6 +316,21 @@ fn reset_on_death_is_armed_only_while_sends_are_in_flight() {
     assert_eq!(sockopt::socket_linger(&sender).unwrap(), theirs);
 }
 
+/// That it is restored where they did nothing is the test before this.
+#[test]
+fn what_an_application_sets_of_so_linger_meanwhile_stays() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let options = Options::new().engine(Engine::Zerocopy).reset_on_death(true);
+    let mut sender = Sender::with(tx, options).unwrap();
+    let file = file(1, 4 << 20);
+    let (_, sent) = fill(&mut sender, &source(&file));
+    let theirs = Some(Duration::from_secs(7));
+    sockopt::set_socket_linger(&sender, theirs).unwrap();
+    read(&mut rx, usize::try_from(sent).unwrap());
+    sender.wait_all(deadline()).unwrap();
+    assert_eq!(sockopt::socket_linger(&sender).unwrap(), theirs);
+}
+
 #[test]
 fn what_a_reset_connection_did_not_acknowledge_it_never_will() {
     for engine in common::engines() {

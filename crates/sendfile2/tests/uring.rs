@@ -254,6 +254,24 @@ fn what_is_left_after_the_limit_is_aborted_and_drains() {
 }
 
 #[test]
+fn what_an_application_sets_of_so_linger_meanwhile_stays() {
+    if !common::has_uring() {
+        return;
+    }
+    let file = file(1, LEN);
+    let guard = guarded(&file);
+    let mut driver = Driver::new().unwrap();
+    let (socket, mut peer, ticket) = stuck(&mut driver, &guard);
+    assert_eq!(sockopt::socket_linger(&socket).unwrap(), Some(Duration::ZERO));
+    let theirs = Some(Duration::from_secs(7));
+    sockopt::set_socket_linger(&socket, theirs).unwrap();
+    let reader = std::thread::spawn(move || read(&mut peer, LEN as usize));
+    ticket.wait_released(deadline()).unwrap();
+    reader.join().unwrap();
+    assert_eq!(sockopt::socket_linger(&socket).unwrap(), theirs);
+}
+
+#[test]
 fn an_abort_for_a_writer_ends_only_the_connection_in_its_way() {
     if !common::has_uring() {
         return;
