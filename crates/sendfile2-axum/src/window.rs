@@ -78,7 +78,9 @@ impl Window {
     pub(crate) fn into_bytes(mapped: Mapped, origin: Origin) -> (Bytes, Arc<Passed>) {
         let passed = Arc::<Passed>::default();
         let window = Arc::new(Window { mapped, origin, passed: Arc::clone(&passed) });
-        MADE.with_borrow_mut(|made| {
+        // Where the thread ends it is not found, and sent from memory.
+        let _ = MADE.try_with(|made| {
+            let mut made = made.borrow_mut();
             if made.len() >= WAITING {
                 made.remove(0);
             }
@@ -108,10 +110,11 @@ pub(crate) struct Windows(Vec<Weak<Window>>);
 impl Windows {
     /// Takes over what was made on this thread, and forgets what is gone.
     pub(crate) fn collect(&mut self) {
-        MADE.with_borrow_mut(|made| {
+        let _ = MADE.try_with(|made| {
+            let mut made = made.borrow_mut();
             if !made.is_empty() {
                 self.0.retain(|window| window.strong_count() > 0);
-                self.0.append(made);
+                self.0.append(&mut made);
             }
         });
     }

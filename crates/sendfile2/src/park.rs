@@ -133,7 +133,8 @@ impl Parker {
     /// Runs `wait` with the calling thread's parker, which is kept for the next wait. A wait
     /// within a wait (from a hook) gets one of its own.
     pub(crate) fn with<T>(wait: impl FnOnce(&Parker) -> Result<T, Error>) -> Result<T, Error> {
-        let kept = PARKER.with_borrow_mut(Option::take);
+        // While the thread ends, none is kept.
+        let kept = PARKER.try_with(|place| place.borrow_mut().take()).ok().flatten();
         // After a fork the descriptors are shared with the parent, whose bell must not be ours.
         let parker = match kept.filter(|p| p.pid == rustix::process::getpid()) {
             Some(parker) => parker,
@@ -144,7 +145,7 @@ impl Parker {
             // The next wait makes another. These numbers are not this code's to close any more.
             std::mem::forget(parker);
         } else {
-            PARKER.set(Some(parker));
+            let _ = PARKER.try_with(|place| place.replace(Some(parker)));
         }
         result
     }

@@ -96,3 +96,51 @@ fn a_hand_over_needs_no_descriptor() {
     sendfile2::reaper::drain(deadline()).unwrap();
     assert!(matches!(tickets.last().unwrap().status(), Status::Released { .. }));
 }
+
+/// Does as it is told when its thread's variables are destroyed: after those that were used later.
+struct AtTheEnd(std::cell::RefCell<Option<Box<dyn FnOnce()>>>);
+
+impl Drop for AtTheEnd {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(|end| end());
+    }
+}
+
+thread_local! {
+    static AT_THE_END: AtTheEnd = const { AtTheEnd(std::cell::RefCell::new(None)) };
+}
+
+/// What waits while a thread ends finds the place gone where the thread has waited before.
+#[test]
+fn it_can_be_waited_while_a_thread_ends() {
+    let (tell, told) = mpsc::channel();
+    let file = file(1, 1 << 20);
+    let guard = sendfile2::guard::GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let (tx, mut rx) = common::tcp_small_window();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let (tickets, sent) = common::fill(&mut sender, &source(&file));
+    let ending = std::thread::spawn(move || {
+        let end_of = guard.clone();
+        AT_THE_END.with(|end| {
+            *end.0.borrow_mut() = Some(Box::new(move || {
+                tickets.last().unwrap().wait_released(deadline()).unwrap();
+                let lease = end_of.try_lease(0..10).unwrap();
+                // Its own: nobody counts any more whose it is.
+                end_of.write_at(b"x", 0, std::time::Instant::now()).unwrap_err();
+                drop(lease);
+                end_of.lease(0..10, deadline()).unwrap();
+                end_of.write_at(b"x", 0, deadline()).unwrap();
+                sender.close(deadline()).unwrap();
+                tell.send("done").unwrap();
+            }));
+        });
+        // From here on the thread has both.
+        drop(guard.lease(0..10, deadline()).unwrap());
+        let lease = guard.try_lease(0..10).unwrap();
+        guard.write_at(b"x", 0, deadline()).unwrap_err();
+        drop(lease);
+    });
+    assert_same(&read(&mut rx, sent as usize), &pattern(1, 0..sent));
+    ending.join().unwrap();
+    assert_eq!(told.recv(), Ok("done"));
+}
