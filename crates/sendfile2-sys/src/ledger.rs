@@ -16,7 +16,8 @@ const WINDOW: u64 = 1 << 31;
 
 /// What is in flight on one socket, oldest first.
 ///
-/// Memory grows with the number of sends in flight, never with the number of sends made.
+/// Memory grows with the number of sends in flight, never with the number of sends made. Dropping it
+/// forgets, and does not drop, what the sends in flight hold.
 #[derive(Debug)]
 pub struct Ledger<H> {
     /// Sorted by id; disjoint.
@@ -242,6 +243,14 @@ impl<H> Ledger<H> {
             Entry::Ours { id, held } => Some((*id, held)),
             Entry::Application { .. } => None,
         })
+    }
+}
+
+impl<H> Drop for Ledger<H> {
+    /// Forgets what the sends in flight hold: it stays held, since nobody will read that they are
+    /// released.
+    fn drop(&mut self) {
+        self.entries.drain(..).for_each(std::mem::forget);
     }
 }
 

@@ -26,7 +26,7 @@ use crate::engine::auto::Recent;
 use crate::engine::native::{self, Kernel};
 use crate::engine::{Choice, Engine, Limit, Refusal, Why};
 use crate::error::Error;
-use crate::holder::{Held, Holder, InFlight};
+use crate::holder::{Apart, Held, Holder, InFlight};
 use crate::mtu;
 use crate::park::{Interest, Parker, Wakers};
 use crate::source::Source;
@@ -599,7 +599,6 @@ impl Conn {
                 match entry {
                     Ok(Entry::Completion { lo, hi, copied }) if io.disowned.is_none() => {
                         if let Err(e) = io.ledger.complete(lo, hi, copied, &mut done) {
-                            tracing::error!(cookie = self.cookie, "{e}");
                             io.disowned = Some(e);
                             error.get_or_insert(Error::from(e));
                         }
@@ -608,15 +607,13 @@ impl Conn {
                     Ok(Entry::Foreign(f)) if self.stamps && f.is_acknowledgement() => {}
                     Ok(Entry::Foreign(foreign)) => notices.push(Notice::Foreign(foreign)),
                     Err(e) => {
-                        tracing::error!(cookie = self.cookie, "error queue: {e}");
                         error.get_or_insert(Error::from(e));
                     }
                 }
             }
             for done in &done {
                 match *done {
-                    Done::Released { ref held, copied, id } => {
-                        tracing::trace!(cookie = self.cookie, id, copied, "released");
+                    Done::Released { ref held, copied, .. } => {
                         io.bytes -= held.bytes;
                         io.guarded -= usize::from(held.guarded);
                         io.released += 1;
@@ -636,17 +633,14 @@ impl Conn {
             drop(io);
             // A destructor or hook that panics must not keep the others, the tickets or the waiters
             // from what is due to them, for it was read off the queue and does not come again.
-            let mut panic = None;
-            let mut apart = |run: &mut dyn FnMut()| {
-                if let Err(payload) = catch_unwind(AssertUnwindSafe(run)) {
-                    panic.get_or_insert(payload);
-                }
-            };
+            let mut apart = Apart::default();
             for done in done {
-                if let Done::Released { held: sending, copied, .. } = done {
+                if let Done::Released { held: sending, copied, id } = done {
                     // First the hold, then the ticket: who sees "released" finds the range free.
-                    let mut held = sending.held;
-                    apart(&mut || drop(held.take()));
+                    apart.run(|| {
+                        drop(sending.held);
+                        tracing::trace!(cookie = self.cookie, id, copied, "released");
+                    });
                     sending.cell.part_released(copied);
                 }
             }
@@ -656,17 +650,15 @@ impl Conn {
                 waker.wake();
             }
             for notice in notices {
-                match &self.hook {
-                    Some(hook) => {
-                        let mut notice = Some(notice);
-                        apart(&mut || notice.take().into_iter().for_each(|notice| hook(notice)));
-                    }
+                apart.run(|| match &self.hook {
+                    Some(hook) => hook(notice),
                     None => tracing::debug!(cookie = self.cookie, ?notice, "nobody asked for it"),
-                }
+                });
             }
-            if let Some(panic) = panic {
-                resume_unwind(panic);
+            if let Some(error) = &error {
+                apart.run(|| tracing::error!(cookie = self.cookie, "{error}"));
             }
+            apart.resume();
             if let Some(error) = error {
                 return Err(error);
             }
@@ -1023,7 +1015,10 @@ impl Turn<'_> {
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        if !lock(&self.io).retired {
+        // What is in flight all the same, since its hand-over failed, the ledger keeps held. In a
+        // fork the socket stays claimed: the parent goes on counting its ids.
+        let retired = self.io.get_mut().unwrap_or_else(PoisonError::into_inner).retired;
+        if !retired && self.is_ours() {
             give_back(self.cookie);
         }
     }

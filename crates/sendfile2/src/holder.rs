@@ -1,6 +1,8 @@
 //! What holds things for the kernel: a connection with sends in flight.
 
+use std::any::Any;
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use crate::error::Error;
@@ -49,4 +51,24 @@ pub struct InFlight {
 }
 
 /// Anything a send holds. It is let go of by dropping it, when the kernel has released the send.
-pub(crate) type Held = Arc<dyn std::any::Any + Send + Sync>;
+pub(crate) type Held = Arc<dyn Any + Send + Sync>;
+
+/// Runs strangers' code (destructors, hooks, who listens to traces) piece by piece: one that panics
+/// keeps no other piece from its turn.
+#[derive(Debug, Default)]
+pub(crate) struct Apart(Option<Box<dyn Any + Send>>);
+
+impl Apart {
+    pub(crate) fn run(&mut self, piece: impl FnOnce()) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(piece)) {
+            self.0.get_or_insert(panic);
+        }
+    }
+
+    /// Lets the first panic go on, unless the thread panics already.
+    pub(crate) fn resume(self) {
+        if let Some(panic) = self.0.filter(|_| !std::thread::panicking()) {
+            resume_unwind(panic);
+        }
+    }
+}

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::task::{Wake, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, Timespec, epoll};
 use rustix::fs::FileType;
@@ -111,6 +111,9 @@ impl Event {
         self.key == BELL
     }
 }
+
+/// No sleep is longer, which kernels before Linux 5.11 could not count (in milliseconds, 31 bits).
+const LONGEST: Duration = Duration::from_secs(1 << 20);
 
 thread_local! {
     static PARKER: RefCell<Option<Parker>> = const { RefCell::new(None) };
@@ -215,7 +218,7 @@ impl Parker {
     /// [`Error::Wait`] where the program has closed the descriptors.
     pub(crate) fn park(&self, deadline: Option<Instant>) -> Result<Vec<Event>, Error> {
         let timeout = deadline.map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now()).min(LONGEST);
             Timespec {
                 tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),

@@ -72,7 +72,12 @@ impl Reaper {
         }));
         std::thread::Builder::new()
             .name("sendfile2-reaper".into())
-            .spawn(move || reaper.run(&parker))
+            .spawn(move || {
+                loop {
+                    // What panics here (who listens to traces) must not end it.
+                    let _ = std::panic::catch_unwind(AssertUnwindSafe(|| reaper.run(&parker)));
+                }
+            })
             .map_err(|cause| Error::Wait { op: "starting the reaper thread", cause })?;
         *current = Some(reaper);
         Ok(reaper)
@@ -80,8 +85,8 @@ impl Reaper {
 
     /// Takes over `holder`, and aborts it if it is not drained by `abort_at`, if that is given.
     pub(crate) fn adopt(&self, holder: Arc<dyn Holder>, abort_at: Option<Instant>) {
-        holder.orphan();
-        tracing::debug!(in_flight = ?holder.in_flight(), "handed over to the reaper");
+        let adopted = Arc::clone(&holder);
+        // First of all, and without strangers' code: whatever panics then, it is handed over.
         let mut state = lock(&self.state);
         state.next += 1;
         let key = state.next;
@@ -89,20 +94,24 @@ impl Reaper {
         drop(state);
         self.bell.wake_by_ref();
         self.changed.notify_all();
+        adopted.orphan();
+        tracing::debug!(in_flight = ?adopted.in_flight(), "handed over to the reaper");
     }
 
-    fn run(&self, parker: &Parker) {
+    fn run(&self, parker: &Parker) -> ! {
         let mut looked = Instant::now();
         let mut deaf = false;
         loop {
             let mut keys = Vec::new();
             let mut state = lock(&self.state);
-            for (key, orphan) in std::mem::take(&mut state.arriving) {
-                if let Err(e) = parker.add(orphan.holder.as_fd(), key, orphan.holder.readiness()) {
-                    tracing::warn!("the reaper looks every {LOOK:?} only: {e}");
-                }
+            while let Some((key, orphan)) = state.arriving.pop() {
+                let holder = Arc::clone(&orphan.holder);
+                // First of all: it has no other place.
                 state.adopted.insert(key, orphan);
                 keys.push(key);
+                if let Err(e) = parker.add(holder.as_fd(), key, holder.readiness()) {
+                    tracing::warn!("the reaper looks every {LOOK:?} only: {e}");
+                }
             }
             let next_abort = state.adopted.values().filter_map(|o| o.abort_at).min();
             let empty = state.adopted.is_empty();
@@ -140,7 +149,10 @@ impl Reaper {
                 .collect();
             drop(state);
             for (key, orphan) in due {
-                self.tend(parker, key, &orphan, now);
+                let tended = AssertUnwindSafe(|| self.tend(parker, key, &orphan, now));
+                if std::panic::catch_unwind(tended).is_err() {
+                    tracing::error!("what was let go of panicked in the reaper");
+                }
                 // Maybe the last to know the connection, and what its hook holds.
                 if std::panic::catch_unwind(AssertUnwindSafe(|| drop(orphan))).is_err() {
                     tracing::error!("what a hook holds panicked when dropped by the reaper");
@@ -163,13 +175,13 @@ impl Reaper {
             drop(gone);
             self.changed.notify_all();
         } else if orphan.abort_at.is_some_and(|at| at <= now) {
-            tracing::warn!(in_flight = ?orphan.holder.in_flight(), "an orphan did not drain: abort");
-            if let Err(e) = orphan.holder.abort() {
-                tracing::error!("aborting an orphan: {e}");
-            }
             if let Some(kept) = lock(&self.state).adopted.get_mut(&key) {
                 kept.abort_at = None;
             }
+            if let Err(e) = orphan.holder.abort() {
+                tracing::error!("aborting an orphan: {e}");
+            }
+            tracing::warn!(in_flight = ?orphan.holder.in_flight(), "an orphan did not drain: abort");
         }
     }
 

@@ -16,7 +16,7 @@ use crate::engine::zerocopy::ByReference;
 use crate::engine::{Choice, Engine, Limit, Refusal, Why, copy, zerocopy};
 use crate::error::Error;
 use crate::guard::Lease;
-use crate::holder::{Held, InFlight};
+use crate::holder::{Apart, Held, InFlight};
 use crate::reaper::Reaper;
 use crate::source::{Extent, Source, View};
 use crate::sys::mapping::Region;
@@ -108,7 +108,7 @@ impl Options {
     }
 
     /// How long the reaper waits for what is in flight when the sender is dropped, before it
-    /// aborts the connection; 60 seconds if not said.
+    /// aborts the connection; 60 seconds if not said, and for ever with [`Duration::MAX`].
     #[must_use]
     pub fn linger(mut self, limit: Duration) -> Self {
         self.linger = Some(limit);
@@ -874,20 +874,18 @@ impl AsFd for Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        if self.conn.sends_in_flight() == 0 {
+        // Of a fork's copy the notifications are the parent's, and so is the end of the stream.
+        if !self.conn.is_ours() || self.conn.sends_in_flight() == 0 {
             return;
         }
-        if !self.conn.is_ours() {
-            // A fork's copy. The notifications are the parent's, and so is the end of the stream;
-            // whatever is held here is in flight there, and is never let go of by guess.
-            std::mem::forget(Arc::clone(&self.conn));
-            return;
-        }
+        let mut apart = Apart::default();
         // What has arrived already needs no reaper. An error shows itself there again.
-        let _ = self.conn.reap();
+        apart.run(|| drop(self.conn.reap()));
         if self.conn.sends_in_flight() > 0 {
-            let abort_at = Some(Instant::now() + self.linger);
-            self.reaper.adopt(Arc::clone(&self.conn) as _, abort_at);
+            // No clock counts as far as never.
+            let abort_at = Instant::now().checked_add(self.linger);
+            apart.run(|| self.reaper.adopt(Arc::clone(&self.conn) as _, abort_at));
         }
+        apart.resume();
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{Flagged, assert_same, deadline, file, fill, pattern, read, sender, source};
 use rustix::net::SendFlags;
-use sendfile2::guard::{GuardedFile, Lease};
+use sendfile2::guard::{GuardedFile, Lease, TryWrite};
 use sendfile2::{Engine, Error, Options, Parcel, Sender, Sent, Status, reaper};
 
 const LEN: u64 = 4 << 20;
@@ -289,4 +289,145 @@ fn waiting_on_a_dead_socket_is_not_busy() {
     busy(&|deadline| {
         let _ = reaper::drain(deadline);
     });
+}
+
+/// A sender with sends in flight under a lease, and stuck; what it was made with; its peer, and how
+/// many bytes are on their way to it.
+fn stuck(guard: &GuardedFile, options: Options) -> (Sender, TcpStream, u64) {
+    let (tx, peer) = common::tcp_small_window();
+    let mut sender = Sender::with(tx, options.engine(Engine::Zerocopy)).unwrap();
+    let lease = guard.try_lease(0..LEN).unwrap();
+    let mut sent = 0;
+    while let Sent::Accepted { bytes, .. } =
+        sender.try_send_lease(&lease, sent..LEN, false).unwrap()
+    {
+        sent += bytes as u64;
+    }
+    assert!(sent > 0 && sender.in_flight().sends > 0, "nothing is stuck in flight");
+    (sender, peer, sent)
+}
+
+/// What was in flight when the sender went is held until it has arrived, and arrives whole.
+fn assert_handed_over(guard: &GuardedFile, peer: &mut TcpStream, sent: u64) {
+    let way = guard.try_write_at(&pattern(!1, 0..LEN), 0).unwrap();
+    assert!(matches!(way, TryWrite::InTheWay(_)), "a writer was let through");
+    assert_same(&read(peer, sent as usize), &pattern(1, 0..sent));
+    assert!(common::ends(peer), "no end of the stream");
+    guard.write_at(b"x", 0, deadline()).unwrap();
+}
+
+#[test]
+fn a_limit_that_no_clock_counts_is_none() {
+    let file = file(1, LEN);
+    let guard = guarded(&file);
+    let (sender, mut peer, sent) = stuck(&guard, Options::new().linger(Duration::MAX));
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(sender)));
+    assert_handed_over(&guard, &mut peer, sent);
+    assert!(dropped.is_ok(), "it panicked");
+}
+
+/// Also where the kernel counts no more milliseconds than an int has (Linux before 5.11).
+#[test]
+fn a_wait_until_a_time_that_is_ages_away_waits() {
+    use seccompiler::{SeccompAction, SeccompFilter};
+    let name = "a_wait_until_a_time_that_is_ages_away_waits";
+    if common::role().is_none() {
+        return common::run_as(&[], name, "old");
+    }
+    let rules = [(libc::SYS_epoll_pwait2, Vec::new())].into_iter().collect();
+    let missing = SeccompAction::Errno(libc::ENOSYS as u32);
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, missing, arch).unwrap();
+    // Threads that are made from here on have it, too.
+    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+    let ages = Instant::now() + Duration::from_secs(1 << 40);
+    let file = file(1, LEN);
+    let guard = guarded(&file);
+    let (sender, mut peer, sent) = stuck(&guard, Options::new());
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| guard.write_at(b"x", 0, ages));
+        let waiter = scope.spawn(|| sender.wait_all(ages));
+        assert_same(&read(&mut peer, sent as usize), &pattern(1, 0..sent));
+        writer.join().unwrap().unwrap();
+        waiter.join().unwrap().unwrap();
+    });
+}
+
+/// Who listens to traces, and panics at each.
+struct Listener;
+
+impl tracing::Subscriber for Listener {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        std::panic::resume_unwind(Box::new("on purpose"));
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn who_panics_while_a_sender_is_handed_over_frees_nothing() {
+    let file = file(1, LEN);
+    let guard = guarded(&file);
+    let (sender, mut peer, sent) = stuck(&guard, Options::new());
+    let dropped = tracing::subscriber::with_default(Listener, || {
+        catch_unwind(AssertUnwindSafe(|| drop(sender)))
+    });
+    assert!(dropped.is_err(), "nobody listened");
+    assert_handed_over(&guard, &mut peer, sent);
+}
+
+/// A sender that, when it is dropped, first finds what its hook panics at, and has sends in flight.
+fn with_a_hook_that_panics(guard: &GuardedFile) -> (Sender, TcpStream, u64) {
+    let (tx, mut peer) = common::tcp_small_window();
+    let options = Options::new()
+        .engine(Engine::Zerocopy)
+        .on_notice(|_| std::panic::resume_unwind(Box::new("on purpose")));
+    let mut sender = Sender::with(tx, options).unwrap();
+    sender.application_sends(|socket| (own_send(socket), 1)).unwrap();
+    read(&mut peer, 1);
+    let lease = guard.try_lease(0..LEN).unwrap();
+    // Fewer sends than those after which the next one reads what was completed.
+    let Ok(Sent::Accepted { bytes, .. }) = sender.try_send_lease(&lease, 0..LEN, false) else {
+        panic!("an empty socket takes nothing")
+    };
+    assert!(sender.in_flight().sends > 0);
+    (sender, peer, bytes as u64)
+}
+
+#[test]
+fn a_hook_that_panics_while_a_sender_is_dropped_frees_nothing() {
+    let file = file(1, LEN);
+    let guard = guarded(&file);
+    let (sender, mut peer, sent) = with_a_hook_that_panics(&guard);
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(sender)));
+    assert!(dropped.is_err(), "the hook was not called");
+    assert_handed_over(&guard, &mut peer, sent);
+}
+
+#[test]
+fn a_hook_that_panics_while_the_thread_panics_ends_no_process() {
+    let file = file(1, LEN);
+    let guard = guarded(&file);
+    let (sender, mut peer, sent) = with_a_hook_that_panics(&guard);
+    let panicked = catch_unwind(AssertUnwindSafe(move || {
+        let _sender = sender;
+        std::panic::resume_unwind(Box::new("on purpose"));
+    }));
+    assert!(panicked.is_err());
+    assert_handed_over(&guard, &mut peer, sent);
 }

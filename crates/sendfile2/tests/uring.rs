@@ -254,6 +254,27 @@ fn what_is_left_after_the_limit_is_aborted_and_drains() {
 }
 
 #[test]
+fn a_limit_that_no_clock_counts_is_none() {
+    if !common::has_uring() {
+        return;
+    }
+    let file = file(1, LEN);
+    let guard = guarded(&file);
+    let mut driver = Driver::new().unwrap();
+    let (mut socket, mut peer, _) = stuck(&mut driver, &guard);
+    socket.set_linger(Duration::MAX);
+    let drop_it = std::panic::AssertUnwindSafe(|| drop(socket));
+    let dropped = std::panic::catch_unwind(drop_it);
+    let way = guard.try_write_at(&pattern(!1, 0..LEN), 0).unwrap();
+    assert!(matches!(way, TryWrite::InTheWay(_)), "a writer was let through");
+    let next = driver.add(common::tcp().0).unwrap();
+    assert_same(&read(&mut peer, LEN as usize), &pattern(1, 0..LEN));
+    guard.write_at(b"x", 0, deadline()).unwrap();
+    assert_eq!(next.in_flight().sends, 0);
+    assert!(dropped.is_ok(), "it panicked");
+}
+
+#[test]
 fn what_an_application_sets_of_so_linger_meanwhile_stays() {
     if !common::has_uring() {
         return;

@@ -18,7 +18,6 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,7 +35,7 @@ use crate::conn::{self, Counters, Kind, Looks, ResetOnDeath};
 use crate::engine::{Choice, Engine, Limit, Refusal, Why};
 use crate::error::Error;
 use crate::guard::Lease;
-use crate::holder::{Held, Holder, InFlight};
+use crate::holder::{Apart, Held, Holder, InFlight};
 use crate::mtu;
 use crate::park::{Interest, Mark, Parker, Wakers};
 use crate::reaper::Reaper;
@@ -148,6 +147,8 @@ struct LaneState {
     parts: usize,
     bytes: u64,
     counters: Counters,
+    /// Its handle is gone: so is this when the kernel has nothing of it any more.
+    gone: bool,
 }
 
 /// A send that is queued.
@@ -193,8 +194,17 @@ struct Part {
 
 /// What is to be done after unlocking.
 enum Late {
-    Released { held: Option<Held>, progress: Arc<Progress>, copied: bool },
-    Over { progress: Arc<Progress>, failure: Option<Failure> },
+    Released {
+        held: Option<Held>,
+        progress: Arc<Progress>,
+        copied: bool,
+    },
+    Over {
+        progress: Arc<Progress>,
+        failure: Option<Failure>,
+    },
+    /// The socket of a lane that is gone.
+    Gone(Arc<OwnedFd>),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -273,6 +283,7 @@ impl Driver {
             parts: 0,
             bytes: 0,
             counters: Counters::default(),
+            gone: false,
         });
         let flags = epoll::EventFlags::OUT | epoll::EventFlags::ET;
         let key = state.mark.with(index as u64);
@@ -463,7 +474,7 @@ impl Socket {
     }
 
     /// How long the reaper waits for what is queued and in flight when this is dropped, before it
-    /// aborts the connection; 60 seconds if not said.
+    /// aborts the connection; 60 seconds if not said, and for ever with [`Duration::MAX`].
     pub fn set_linger(&mut self, limit: Duration) {
         self.linger = limit;
     }
@@ -517,6 +528,10 @@ impl fmt::Debug for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        // Of a fork's copy the ring and what it keeps are the parent's.
+        if self.lane.shared.pid != rustix::process::getpid() {
+            return;
+        }
         let state = || {
             let mut state = lock(&self.lane.shared.state);
             let lane = state.lane(self.lane.index);
@@ -526,23 +541,22 @@ impl Drop for Socket {
         if drained && !broken {
             return;
         }
-        if self.lane.shared.pid != rustix::process::getpid() {
-            // A fork's copy. The ring and what it keeps are the parent's.
-            std::mem::forget(Arc::clone(&self.lane));
-            return;
-        }
+        let mut apart = Apart::default();
         if !drained {
             // What has arrived already needs no reaper. An error shows itself there again.
-            let _ = self.lane.shared.reap();
+            apart.run(|| drop(self.lane.shared.reap()));
             (drained, broken) = state();
         }
         if broken {
             // If it fails, the error was told already.
-            let _ = self.abort();
+            apart.run(|| drop(self.abort()));
         }
         if !drained {
-            self.reaper.adopt(Arc::clone(&self.lane) as _, Some(Instant::now() + self.linger));
+            // No clock counts as far as never.
+            let abort_at = Instant::now().checked_add(self.linger);
+            apart.run(|| self.reaper.adopt(Arc::clone(&self.lane) as _, abort_at));
         }
+        apart.resume();
     }
 }
 
@@ -640,26 +654,23 @@ impl Shared {
             return;
         }
         // A destructor that panics must not keep the others from what is due to them.
-        let mut panic = None;
+        let mut apart = Apart::default();
         for late in late {
             match late {
                 Late::Released { held, progress, copied } => {
                     // First the hold, then the ticket: who sees "released" finds the range free.
-                    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(held))) {
-                        panic.get_or_insert(payload);
-                    }
+                    apart.run(|| drop(held));
                     progress.part_released(copied);
                 }
                 Late::Over { progress, failure } => progress.is_over(failure),
+                Late::Gone(socket) => drop(socket),
             }
         }
         let wakers = lock(&self.wakers).all(None);
         for waker in wakers {
             waker.wake();
         }
-        if let Some(panic) = panic {
-            resume_unwind(panic);
-        }
+        apart.resume();
     }
 }
 
@@ -792,8 +803,19 @@ impl State {
                 lane.reset.disarm(&lane.socket);
             }
         }
+        self.bury(part.lane, late);
         let copied = copied || part.next == Next::Copy;
         late.push(Late::Released { held: part.held, progress: part.progress, copied });
+    }
+
+    /// Forgets a lane whose handle is gone, when nothing of it is under way. Before that its place is
+    /// nobody else's, who would have its parts counted as its own.
+    fn bury(&mut self, index: usize, late: &mut Vec<Late>) {
+        if self.lanes.get(index).is_some_and(|lane| lane.gone && lane.is_drained()) {
+            let lane = self.lanes.remove(index);
+            self.blocked -= usize::from(lane.blocked);
+            late.push(Late::Gone(lane.socket));
+        }
     }
 
     /// Lets those lanes go on whose sockets have got room, or an error.
@@ -883,6 +905,7 @@ impl State {
                     lane.abort();
                 }
                 self.blocked -= usize::from(std::mem::take(&mut lane.blocked));
+                self.bury(index, late);
                 return true;
             }
             if lane.blocked {
@@ -1163,12 +1186,13 @@ impl Holder for Lane {
         }
         // What is acknowledged by now stays so.
         let _ = self.look_for_acknowledgement(lane);
-        tracing::debug!(cookie = self.cookie, parts = lane.parts, "abort");
+        let parts = lane.parts;
         lane.abort();
         state.ready.push_back(self.index);
         state.begin(&mut late);
         drop(state);
         self.shared.settle(late);
+        tracing::debug!(cookie = self.cookie, parts, "abort");
         Ok(())
     }
 
@@ -1205,14 +1229,89 @@ impl Holder for Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         conn::give_back(self.cookie);
+        let mut late = Vec::new();
         let mut state = lock(&self.shared.state);
-        let lane = state.lanes.try_remove(self.index);
-        if lane.as_ref().is_some_and(|lane| lane.blocked) {
-            state.blocked -= 1;
-        }
         // Somebody may have a duplicate. It fails only if it was not added.
         let _ = epoll::delete(&state.epoll, &self.socket);
+        let lane = state.lane(self.index);
+        lane.gone = true;
+        if !lane.is_drained() {
+            // Its hand-over has failed. Nothing more of it is sent, which the peer sees as a reset;
+            // what is in flight stays held.
+            lane.ending = true;
+            if !lane.queue.is_empty() {
+                lane.failed = lane.failed.or(Some(Failure::Aborted));
+            }
+            state.begin_one(self.index, &mut Vec::new(), &mut late);
+        }
+        state.bury(self.index, &mut late);
         drop(state);
-        drop(lane);
+        self.shared.settle(late);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::guard::{GuardedFile, TryWrite};
+
+    fn tcp() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (socket, listener.accept().unwrap().0)
+    }
+
+    /// As if a hand-over had failed.
+    fn lose(mut socket: Socket, other: &Socket) {
+        drop(std::mem::replace(&mut socket.lane, Arc::clone(&other.lane)));
+    }
+
+    #[test]
+    fn a_socket_that_is_lost_keeps_what_is_in_flight_and_its_place() {
+        const LEN: usize = 16 << 20;
+        let Ok(mut driver) = Driver::new() else {
+            println!("SKIP: io_uring cannot be used here");
+            return;
+        };
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![7; LEN]).unwrap();
+        let guard = GuardedFile::new(file).unwrap();
+        if let Some(why) = guard.source().unmappable() {
+            println!("SKIP: temporary files are not mapped here: {why}");
+            return;
+        }
+        let other = driver.add(tcp().0).unwrap();
+        let (tx, mut peer) = tcp();
+        let mut socket = driver.add(tx).unwrap();
+        let lease = guard.try_lease(0..LEN as u64).unwrap();
+        let ticket = socket.send_lease(&lease, 0..LEN as u64, false).unwrap();
+        drop(lease);
+        driver.submit().unwrap();
+        driver.reap().unwrap();
+        let shared = Arc::clone(&driver.shared);
+        let in_flight = || lock(&shared.state).lanes.iter().any(|(_, lane)| lane.parts > 0);
+        assert!(in_flight() && socket.queued() > 0, "nothing is stuck");
+        let index = socket.lane.index;
+        lose(socket, &other);
+        assert!(matches!(guard.try_write_at(b"x", 0), Ok(TryWrite::InTheWay(_))));
+        let next = driver.add(tcp().0).unwrap();
+        assert_ne!(next.lane.index, index, "its place is another's");
+        // Bytes are missing, which must not look like the end of everything.
+        let reader = std::thread::spawn(move || std::io::copy(&mut peer, &mut std::io::sink()));
+        let soon = Instant::now() + Duration::from_secs(30);
+        while in_flight() {
+            driver.wait(1, soon).unwrap();
+            assert!(Instant::now() < soon);
+        }
+        assert!(reader.join().unwrap().is_err(), "no reset");
+        assert_eq!((next.in_flight().sends, next.in_flight().bytes), (0, 0));
+        assert!(matches!(ticket.error(), Some(Error::Aborted)));
+        assert!(matches!(guard.try_write_at(b"x", 0), Ok(TryWrite::Written)));
+        assert_eq!(lock(&driver.shared.state).lanes.len(), 2);
     }
 }
