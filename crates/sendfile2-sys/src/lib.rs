@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod mapping;
 pub mod module;
 pub mod op_table;
+pub mod process;
 pub mod rlimit;
 pub mod socket;
 pub mod syscall;

@@ -20,7 +20,6 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrAny, SocketType, ipproto,
     sockopt,
 };
-use rustix::process::Pid;
 
 use crate::engine::auto::Recent;
 use crate::engine::native::{self, Kernel};
@@ -33,6 +32,7 @@ use crate::source::Source;
 use crate::sys::errqueue::{self, Entry, Foreign};
 use crate::sys::ledger::{Done, Ledger, NotIssued};
 use crate::sys::mapping::Region;
+use crate::sys::process::Process;
 use crate::sys::rlimit::{self, memlock};
 use crate::sys::socket as sys;
 use crate::ticket::{Acknowledgement, Cell, Link, Parts};
@@ -175,7 +175,7 @@ pub(crate) struct Conn {
     socket: OwnedFd,
     kind: Kind,
     cookie: u64,
-    pid: Pid,
+    process: Process,
     peer: Option<SocketAddr>,
     peer_on_this_host: bool,
     hook: Option<Hook>,
@@ -414,7 +414,7 @@ impl Conn {
             socket,
             kind,
             cookie,
-            pid: rustix::process::getpid(),
+            process: Process::current(),
             hook,
             reset_on_death: reset_on_death && kind == Kind::Tcp,
             stamps,
@@ -457,7 +457,16 @@ impl Conn {
     }
 
     /// Takes the lock, to see what can be done and to do it.
-    pub(crate) fn turn(&self) -> Turn<'_> {
+    ///
+    /// # Errors
+    /// [`Error::Forked`].
+    pub(crate) fn turn(&self) -> Result<Turn<'_>, Error> {
+        self.ours()?;
+        Ok(self.look())
+    }
+
+    /// As [`turn`](Self::turn), only to see what could be done.
+    pub(crate) fn look(&self) -> Turn<'_> {
         Turn { conn: self, io: lock(&self.io) }
     }
 
@@ -475,7 +484,13 @@ impl Conn {
 
     /// Whether this is the process that made the connection, and not a fork of it.
     pub(crate) fn is_ours(&self) -> bool {
-        self.pid == rustix::process::getpid()
+        self.process.is_current()
+    }
+
+    /// That it is. Asked before the lock, which a thread of the parent's may have had when it
+    /// forked, and will then never unlock here.
+    fn ours(&self) -> Result<(), Error> {
+        if self.is_ours() { Ok(()) } else { Err(Error::Forked) }
     }
 
     /// Whether a failed datagram of `len` bytes may have used a notification id: every error that
@@ -529,7 +544,9 @@ impl Conn {
 
     /// Nothing may follow for a while.
     pub(crate) fn flush(&self) {
-        self.push(&mut lock(&self.io));
+        if self.is_ours() {
+            self.push(&mut lock(&self.io));
+        }
     }
 
     /// As [`uncork`](Self::uncork), also what one send alone holds back (`MSG_MORE`), and no other
@@ -545,6 +562,7 @@ impl Conn {
         &self,
         send: impl FnOnce(BorrowedFd<'_>) -> (T, u32),
     ) -> Result<T, Error> {
+        self.ours()?;
         let mut io = lock(&self.io);
         if io.aborted {
             return Err(Error::Aborted);
@@ -573,6 +591,7 @@ impl Conn {
 
     /// As [`reap`](Self::reap), by who is registered with `key` and need not be woken.
     fn reap_as(&self, key: Option<u64>) -> Result<usize, Error> {
+        self.ours()?;
         // A unix socket does not know MSG_ERRQUEUE and would hand out what its peer has sent.
         if self.kind.zerocopy().is_err() {
             return Ok(0);
@@ -686,16 +705,20 @@ impl Conn {
 
     /// What is in flight may never be accounted for, as far as anybody can say now.
     pub(crate) fn is_unknown(&self) -> bool {
-        self.orphaned.load(Ordering::Relaxed) || lock(&self.io).disowned.is_some()
+        self.orphaned.load(Ordering::Relaxed)
+            || !self.is_ours()
+            || lock(&self.io).disowned.is_some()
     }
 
     /// The error that makes waiting for notifications pointless.
     pub(crate) fn check(&self) -> Result<(), Error> {
+        self.ours()?;
         lock(&self.io).disowned.map_or(Ok(()), |e| Err(e.into()))
     }
 
     /// Whether the peer has acknowledged the first `end` bytes that this sender got accepted.
     pub(crate) fn acknowledgement(&self, end: u64) -> Result<Acknowledgement, Error> {
+        self.ours()?;
         let io = lock(&self.io);
         // Asked first: what was not acknowledged when it was over never will be.
         let over = io.aborted
@@ -757,6 +780,7 @@ impl Conn {
 
     /// Ends the connection at once. Frees nothing by itself.
     pub(crate) fn abort(&self) -> Result<(), Error> {
+        self.ours()?;
         let mut io = lock(&self.io);
         if io.aborted || io.retired {
             return Ok(());
@@ -769,6 +793,7 @@ impl Conn {
     }
 
     pub(crate) fn shutdown_writing(&self) -> Result<(), Error> {
+        self.ours()?;
         shut_down(&self.socket, Shutdown::Write)
     }
 
@@ -784,6 +809,7 @@ impl Conn {
     /// zerocopy send will get. From here on the socket is not touched, whoever still knows it, and
     /// another connection may be made of it.
     pub(crate) fn retire(&self) -> Result<u32, Error> {
+        self.ours()?;
         let mut io = lock(&self.io);
         match (io.disowned, io.zerocopy) {
             (Some(disowned), _) => return Err(disowned.into()),

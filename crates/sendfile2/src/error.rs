@@ -111,6 +111,13 @@ pub enum Error {
     /// all of it again, make a new one (of the buffer that the parcel gives back).
     #[error("another sender has sent a part of this already: make a new parcel or progress")]
     OtherSender,
+    /// This belongs to the process that made it, which this one was forked from: its notifications
+    /// and leases are that process's. Nothing was done.
+    #[error(
+        "this belongs to the process that made it, and this is a forked child of that: leave it to \
+         the parent, and use here what is made here (a socket or a file that is opened anew)"
+    )]
+    Forked,
     /// The notification ids do not add up. Nothing more is released on this connection by guess.
     #[error(transparent)]
     NotIssued(#[from] NotIssued),

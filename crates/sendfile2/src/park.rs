@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, Timespec, epoll};
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use rustix::process::Pid;
 
 use crate::error::Error;
+use crate::sys::process::Process;
 
 /// An eventfd that wakes one parked thread.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(crate) struct Parker {
     /// Shared with a runtime that watches it.
     epoll: Arc<OwnedFd>,
     bell: Arc<Bell>,
-    pid: Pid,
+    process: Process,
     mark: Mark,
     /// The program has closed a descriptor.
     lost: AtomicBool,
@@ -128,9 +128,9 @@ impl Parker {
         let mark = Mark::new();
         epoll::add(&epoll, &bell, mark.with(BELL), epoll::EventFlags::IN)
             .map_err(Error::wait("epoll_ctl"))?;
-        let (bell, pid) = (Arc::new(Bell(bell)), rustix::process::getpid());
+        let (bell, process) = (Arc::new(Bell(bell)), Process::current());
         let (epoll, lost) = (Arc::new(epoll), AtomicBool::new(false));
-        Ok(Parker { epoll, bell, pid, mark, lost })
+        Ok(Parker { epoll, bell, process, mark, lost })
     }
 
     /// Runs `wait` with the calling thread's parker, which is kept for the next wait. A wait
@@ -139,7 +139,7 @@ impl Parker {
         // While the thread ends, none is kept.
         let kept = PARKER.try_with(|place| place.borrow_mut().take()).ok().flatten();
         // After a fork the descriptors are shared with the parent, whose bell must not be ours.
-        let parker = match kept.filter(|p| p.pid == rustix::process::getpid()) {
+        let parker = match kept.filter(|p| p.process.is_current()) {
             Some(parker) => parker,
             None => Parker::new()?,
         };
@@ -207,8 +207,11 @@ impl Parker {
     }
 
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
-        // It can only fail for a descriptor that is not there.
-        let _ = epoll::delete(&self.epoll, fd);
+        // A fork has the same instance, and must leave it alone. It can only fail for a descriptor
+        // that is not there.
+        if self.process.is_current() {
+            let _ = epoll::delete(&self.epoll, fd);
+        }
     }
 
     /// Sleeps until something watched happened, the bell rang, or the deadline passed. May

@@ -462,7 +462,7 @@ pub fn destination(sender: &Sender) -> Destination {
         None => None,
     };
     let own = rustix::net::getsockname(sender.as_fd()).ok();
-    let mut turn = conn.turn();
+    let mut turn = conn.look();
     let zerocopy_refused = turn.zerocopy(1, false).err();
     let native_refused = turn.native().err();
     let auto = by_size(|bytes| sender.choose_auto(&mut turn, bytes, true, false));

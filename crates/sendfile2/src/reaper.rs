@@ -11,11 +11,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
-
 use crate::error::Error;
 use crate::holder::{Holder, InFlight};
 use crate::park::Parker;
+use crate::sys::process::Process;
 
 /// How often all of them are looked at, whether or not an event said so.
 const LOOK: Duration = Duration::from_secs(1);
@@ -26,7 +25,7 @@ const IDLE: Duration = Duration::from_secs(10);
 /// The reaper of a process.
 #[derive(Debug)]
 pub(crate) struct Reaper {
-    pid: Pid,
+    process: Process,
     bell: Waker,
     state: Mutex<State>,
     changed: Condvar,
@@ -59,13 +58,13 @@ impl Reaper {
     /// descriptor must be handed over.
     pub(crate) fn start() -> Result<&'static Reaper, Error> {
         let mut current = lock(&REAPER);
-        let pid = rustix::process::getpid();
-        if let Some(reaper) = current.filter(|r| r.pid == pid) {
+        let process = Process::current();
+        if let Some(reaper) = current.filter(|r| r.process == process) {
             return Ok(reaper);
         }
         let parker = Parker::new()?;
         let reaper: &'static Reaper = Box::leak(Box::new(Reaper {
-            pid,
+            process,
             bell: parker.waker(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -191,7 +190,7 @@ impl Reaper {
 }
 
 fn current() -> Option<&'static Reaper> {
-    lock(&REAPER).filter(|r| r.pid == rustix::process::getpid())
+    lock(&REAPER).filter(|r| r.process.is_current())
 }
 
 /// What the reaper is still draining: sends that lost their sender. Their state is *unknown*.

@@ -300,6 +300,7 @@ impl Sender {
     }
 
     pub(crate) fn hold(&self, lease: &Lease, range: &Range<u64>) -> Result<Held, Error> {
+        lease.ours()?;
         if lease.covers(range) {
             Ok(lease.hold(&self.conn))
         } else {
@@ -325,7 +326,7 @@ impl Sender {
         slices: &[IoSlice<'_>],
         more: bool,
     ) -> Result<Sent<Ticket>, Error> {
-        self.once(|sender, parts| sender.conn.turn().transmit_slices(slices, more, parts))
+        self.once(|sender, parts| sender.conn.turn()?.transmit_slices(slices, more, parts))
     }
 
     /// Sends all of `bytes` by plain sends, waiting for the socket until `deadline`.
@@ -460,7 +461,7 @@ impl Sender {
     /// # Errors
     /// [`Error::Refused`].
     pub fn choice(&self, bytes: u64) -> Result<Choice, Error> {
-        let mut turn = self.conn.turn();
+        let mut turn = self.conn.look();
         if self.engine == Engine::Native && bytes > 0 {
             return match turn.native() {
                 Ok(()) => Ok(self.asked()),
@@ -604,7 +605,7 @@ impl Sender {
 
     fn attempt_slice(&self, bytes: &[u8], more: bool, parts: &mut Parts) -> Result<Outcome, Error> {
         let choice = Choice { engine: Engine::Copy, why: Why::Slice };
-        copy::region(&self.conn, self.conn.turn(), Region::from(bytes), more, choice, parts)
+        copy::region(&self.conn, self.conn.turn()?, Region::from(bytes), more, choice, parts)
     }
 
     fn attempt_buffer<B>(
@@ -720,13 +721,13 @@ impl Sender {
 
     /// Locks the connection, when what was completed is read, if that is due.
     fn turn(&self) -> Result<Turn<'_>, Error> {
-        let turn = self.conn.turn();
+        let turn = self.conn.turn()?;
         if !turn.reap_is_due() {
             return Ok(turn);
         }
         drop(turn);
         self.conn.reap()?;
-        Ok(self.conn.turn())
+        self.conn.turn()
     }
 
     /// `file` is where the region's bytes come from, if they are a file's, and from where on.
@@ -749,7 +750,7 @@ impl Sender {
                 _ => Payload::Memory(region),
             };
             let done = zerocopy::send(conn, turn, payload, part, parts, held)?;
-            turn = conn.turn();
+            turn = conn.turn()?;
             choice = match done {
                 ByReference::Done(Outcome::Refused(reason)) => self.forced_copy(reason)?,
                 ByReference::Done(outcome) => return Ok(outcome),

@@ -69,5 +69,5 @@ pub(crate) fn read(
         return Err(Error::Truncated { at: range.start + filled as u64, wanted: range.start });
     }
     let more = more && filled as u64 == wanted;
-    region(conn, conn.turn(), Region::from(&buffer[..filled]), more, choice, parts)
+    region(conn, conn.turn()?, Region::from(&buffer[..filled]), more, choice, parts)
 }

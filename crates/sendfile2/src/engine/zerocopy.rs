@@ -38,7 +38,7 @@ pub(crate) fn send(
         turn.forget_memlock();
         drop(turn);
         conn.reap()?;
-        outcome = conn.turn().transmit(clamped, part, parts, held)?;
+        outcome = conn.turn()?.transmit(clamped, part, parts, held)?;
         if let Outcome::Limit(limit) = outcome {
             if conn.sends_in_flight() == 0 {
                 return Ok(ByReference::NoRoom(limit));

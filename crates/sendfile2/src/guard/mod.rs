@@ -34,7 +34,7 @@
 //! that bypass it (another descriptor, an `mmap`, a disk's partition or a file's filesystem beside
 //! the disk, an overlay beside its upper layer), of `truncate` by others (after which a leased range
 //! that reached past the new end is sent up to the end of that page, with NULs, or not at all), and
-//! of other processes.
+//! of other processes, forked children among them ([there](crate#fork)).
 //! One lease must cover all of a response: a lease for each part would let a writer in between,
 //! and mix generations.
 //!
@@ -52,6 +52,7 @@ mod table;
 mod task;
 mod writer;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -59,7 +60,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -69,6 +70,7 @@ use crate::error::Error;
 use crate::holder::Holder;
 use crate::park::Parker;
 use crate::source::{Extent, Identity, Source};
+use crate::sys::process::Process;
 use table::Table;
 pub use writer::{Exclusive, QueuedWriter, folios};
 use writer::{InTheWay, reap};
@@ -89,6 +91,8 @@ struct Guarded {
 /// What all handles of one file share.
 struct Shared {
     identity: Identity,
+    /// Whose leases and writers these are: a fork has a copy, which learns nothing of them.
+    process: Process,
     table: Table<Weak<Inner>>,
     /// The key of the next lease.
     next: AtomicU64,
@@ -98,8 +102,9 @@ struct Shared {
     aborts: AtomicU64,
 }
 
-/// The tables of the files that are guarded.
-static SHARED: Mutex<Option<HashMap<Identity, Weak<Shared>>>> = Mutex::new(None);
+/// The tables of the files that are guarded, a fork's beside those of its parent.
+static SHARED: Mutex<Option<HashMap<(Process, Identity), Known>>> = Mutex::new(None);
+type Known = Weak<Shared>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -172,8 +177,9 @@ pub(crate) struct Inner {
 }
 
 thread_local! {
-    /// How many leases that this thread took are still in somebody's hands.
-    static TAKEN: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+    /// How many leases that this thread took are still in somebody's hands. A fork counts anew: the
+    /// hands that its parent's are in may be of threads that it has not.
+    static TAKEN: RefCell<Option<(Process, Arc<AtomicUsize>)>> = const { RefCell::new(None) };
 }
 
 /// A lease that is in the way of a writer, or just there.
@@ -244,13 +250,14 @@ impl GuardedFile {
             return Err(Error::unsuitable("it is open with O_APPEND, which ignores offsets"));
         }
         let source = Source::new(file)?;
-        let identity = source.identity();
+        let (process, identity) = (Process::current(), source.identity());
         let mut tables = lock(&SHARED);
         let tables = tables.get_or_insert_default();
-        let known = tables.get(&identity).and_then(Weak::upgrade);
+        let known = tables.get(&(process, identity)).and_then(Weak::upgrade);
         let shared = known.unwrap_or_else(|| {
             let shared = Arc::new(Shared {
                 identity,
+                process,
                 table: Table::new(),
                 next: AtomicU64::new(0),
                 leases: AtomicU64::new(0),
@@ -258,18 +265,19 @@ impl GuardedFile {
                 waits: AtomicU64::new(0),
                 aborts: AtomicU64::new(0),
             });
-            tables.insert(identity, Arc::downgrade(&shared));
+            tables.insert((process, identity), Arc::downgrade(&shared));
             shared
         });
         Ok(GuardedFile(Arc::new(Guarded { source, shared })))
     }
 
     /// Leases `ranges`, all or none, without waiting; `None` while a writer waits for, or is
-    /// writing to, a byte of them. Empty ranges are passed over.
+    /// writing to, a byte of them, and in a forked child. Empty ranges are passed over.
     ///
     /// Lease all of a response before its first byte is sent.
     #[must_use]
     pub fn try_lease(&self, ranges: impl Into<Ranges>) -> Option<Lease> {
+        self.0.shared.ours().ok()?;
         self.grant(&ranges.into(), taken())
     }
 
@@ -279,8 +287,9 @@ impl GuardedFile {
     /// [`Error::HoldsLease`] if a lease that this thread took is still in somebody's hands (it
     /// counts for the thread that took it, also after it was moved): whoever waits for a lease
     /// while holding one may wait for a writer that waits for it. [`Error::Deadline`];
-    /// [`Error::Wait`].
+    /// [`Error::Wait`]; [`Error::Forked`].
     pub fn lease(&self, ranges: impl Into<Ranges>, deadline: Instant) -> Result<Lease, Error> {
+        self.0.shared.ours()?;
         let ranges = ranges.into();
         if taken().load(Ordering::Relaxed) > 0 {
             return Err(Error::HoldsLease);
@@ -333,7 +342,7 @@ impl GuardedFile {
     /// [`Error::Deadline`]; [`Error::OwnLease`] if this thread's own lease is in the way;
     /// [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`], maybe after a part was
     /// written (by [`write_with`](Self::write_with) it can be mended before anybody sees it);
-    /// [`Error::Wait`].
+    /// [`Error::Wait`]; [`Error::Forked`].
     pub fn write_at(&self, data: &[u8], offset: u64, deadline: Instant) -> Result<(), Error> {
         self.write_with(span(offset, data)?, deadline, |range| range.write_at(data, offset))
     }
@@ -343,8 +352,9 @@ impl GuardedFile {
     /// [`queue_writer`](Self::queue_writer) does.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`].
+    /// [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`]; [`Error::Forked`].
     pub fn try_write_at(&self, data: &[u8], offset: u64) -> Result<TryWrite, Error> {
+        self.0.shared.ours()?;
         let range = span(offset, data)?;
         match self.0.shared.table.try_writer(&range) {
             Ok(key) => {
@@ -485,12 +495,25 @@ impl AsFd for GuardedFile {
     }
 }
 
+impl Shared {
+    fn is_ours(&self) -> bool {
+        self.process.is_current()
+    }
+
+    /// That it is. Asked before the table's lock, which a thread of the parent's may have had when
+    /// it forked.
+    fn ours(&self) -> Result<(), Error> {
+        if self.is_ours() { Ok(()) } else { Err(Error::Forked) }
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         if let Some(tables) = lock(&SHARED).as_mut() {
             // A new one may have taken its place already.
-            if tables.get(&self.identity).is_some_and(|t| t.strong_count() == 0) {
-                tables.remove(&self.identity);
+            let key = (self.process, self.identity);
+            if tables.get(&key).is_some_and(|t| t.strong_count() == 0) {
+                tables.remove(&key);
             }
         }
     }
@@ -515,6 +538,11 @@ impl Lease {
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.inner.source
+    }
+
+    /// That it is no fork's copy of its parent's.
+    pub(crate) fn ours(&self) -> Result<(), Error> {
+        self.inner.shared.ours()
     }
 
     /// What the file is like, as far as `range` is concerned, which is leased.
@@ -597,7 +625,10 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.shared.table.end_lease(&self.ranges, self.key).wake();
+        // In a fork nothing ends: it is the parent's.
+        if self.shared.is_ours() {
+            self.shared.table.end_lease(&self.ranges, self.key).wake();
+        }
     }
 }
 
@@ -608,13 +639,21 @@ struct Lessee<'a> {
 
 impl Drop for Lessee<'_> {
     fn drop(&mut self) {
-        self.shared.table.remove_lessee(self.key);
+        if self.shared.is_ours() {
+            self.shared.table.remove_lessee(self.key);
+        }
     }
 }
 
 fn taken() -> Arc<AtomicUsize> {
+    let taken = TAKEN.try_with(|taken| {
+        let mut taken = taken.borrow_mut();
+        taken.take_if(|(process, _)| !process.is_current());
+        let (_, count) = taken.get_or_insert_with(|| (Process::current(), Arc::default()));
+        Arc::clone(count)
+    });
     // While the thread ends there is none any more, and what it takes then is not counted.
-    TAKEN.try_with(|taken| Arc::clone(taken)).unwrap_or_default()
+    taken.unwrap_or_default()
 }
 
 fn span(offset: u64, data: &[u8]) -> Result<Range<u64>, Error> {

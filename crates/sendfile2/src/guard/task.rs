@@ -18,8 +18,9 @@ impl GuardedFile {
     /// As [`lease`](Self::lease), for a task.
     ///
     /// # Errors
-    /// [`Error::Wait`].
+    /// [`Error::Wait`]; [`Error::Forked`].
     pub async fn lease_async(&self, ranges: impl Into<Ranges>) -> Result<Lease, Error> {
+        self.0.shared.ours()?;
         let ranges = ranges.into();
         if let Some(lease) = self.grant(&ranges, std::sync::Arc::default()) {
             return Ok(lease);
@@ -84,6 +85,7 @@ impl GuardedFile {
         deadline: Option<Instant>,
         abort: bool,
     ) -> Result<Exclusive, Error> {
+        self.0.shared.ours()?;
         if let Ok(key) = self.0.shared.table.try_writer(&range) {
             return Ok(self.writer(range, key));
         }

@@ -34,8 +34,9 @@ impl GuardedFile {
     /// [`punch_hole`](Exclusive::punch_hole).
     ///
     /// # Errors
-    /// [`Error::Wait`] if there are no descriptors left.
+    /// [`Error::Wait`] if there are no descriptors left; [`Error::Forked`].
     pub fn queue_writer(&self, range: Range<u64>) -> Result<QueuedWriter, Error> {
+        self.0.shared.ours()?;
         Ok(QueuedWriter(Queued::new(self, range, Parker::new()?, None, false)))
     }
 
@@ -46,6 +47,7 @@ impl GuardedFile {
         deadline: Instant,
         abort: bool,
     ) -> Result<Exclusive, Error> {
+        self.0.shared.ours()?;
         if let Ok(key) = self.0.shared.table.try_writer(&range) {
             return Ok(self.writer(range, key));
         }
@@ -97,7 +99,10 @@ impl Exclusive {
     /// (`RWF_NOAPPEND`), and on overlayfs and filesystems that are not known. There the flags are
     /// looked at before each write; what is set in that very moment is not seen, and the data is
     /// appended. The same holds for a limit that is lowered in that moment.
+    ///
+    /// [`Error::Forked`].
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
+        self.file.0.shared.ours()?;
         let span = span(offset, data)?;
         if !data.is_empty() {
             self.covers(&span)?;
@@ -120,8 +125,9 @@ impl Exclusive {
     ///
     /// # Errors
     /// [`Error::NotLeased`] with the bytes that this changes, if they are not within the range;
-    /// [`Error::File`], with EFBIG behind `RLIMIT_FSIZE`.
+    /// [`Error::File`], with EFBIG behind `RLIMIT_FSIZE`; [`Error::Forked`].
     pub fn set_len(&self, len: u64) -> Result<(), Error> {
+        self.file.0.shared.ours()?;
         let source = self.file.source();
         let size = source.size()?;
         self.covers(&(size.min(len)..u64::MAX))?;
@@ -139,8 +145,9 @@ impl Exclusive {
     ///
     /// # Errors
     /// [`Error::NotLeased`] with the folios, if they are not within the range; [`Error::File`]
-    /// where the filesystem cannot punch.
+    /// where the filesystem cannot punch; [`Error::Forked`].
     pub fn punch_hole(&self, hole: Range<u64>) -> Result<(), Error> {
+        self.file.0.shared.ours()?;
         if hole.is_empty() {
             return Ok(());
         }
@@ -197,7 +204,8 @@ impl QueuedWriter {
     /// A lease that is in this very thread's hands is no error here: drop it.
     ///
     /// # Errors
-    /// [`Error::Wait`] if another connection cannot be watched. The place in the queue is kept.
+    /// [`Error::Wait`] if another connection cannot be watched: the place in the queue is kept.
+    /// [`Error::Forked`].
     pub fn try_acquire(&mut self) -> Result<Option<&Exclusive>, Error> {
         Ok(self.look()?.then_some(&self.0.writer))
     }
@@ -216,11 +224,15 @@ impl QueuedWriter {
     #[must_use]
     pub fn blocked_by(&self) -> Vec<Leased> {
         let Exclusive { file, range, key } = &self.0.writer;
+        if !file.0.shared.is_ours() {
+            return Vec::new();
+        }
         let (leases, _) = file.0.shared.table.blockers(*key);
         leases.iter().filter_map(Weak::upgrade).flat_map(|lease| lease.describe(range)).collect()
     }
 
     fn look(&mut self) -> Result<bool, Error> {
+        self.0.writer.file.0.shared.ours()?;
         // All that there is, so that the next event is an edge.
         loop {
             let events = self.0.watched.parker.park(Some(Instant::now()))?;
@@ -360,7 +372,11 @@ impl fmt::Debug for Exclusive {
 
 impl Drop for Exclusive {
     fn drop(&mut self) {
-        self.file.0.shared.table.remove_writer(self.key).wake();
+        // In a fork it is the parent's.
+        let shared = &self.file.0.shared;
+        if shared.is_ours() {
+            shared.table.remove_writer(self.key).wake();
+        }
     }
 }
 

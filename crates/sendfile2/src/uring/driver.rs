@@ -25,7 +25,6 @@ use std::time::{Duration, Instant};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
-use rustix::process::Pid;
 use slab::Slab;
 
 use super::available;
@@ -41,6 +40,7 @@ use crate::park::{Interest, Mark, Parker, Wakers};
 use crate::reaper::Reaper;
 use crate::source::{Extent, Identity, Source};
 use crate::sys::op_table::Stray;
+use crate::sys::process::Process;
 use crate::sys::socket as sys;
 use crate::sys::uring::{Event, Memory, Queues, Request, Ring, Send, Size};
 use crate::ticket::Acknowledgement;
@@ -59,7 +59,7 @@ use crate::ticket::Acknowledgement;
 /// and released as before, by whoever waits for one of their tickets, and by the reaper for those
 /// that are dropped.
 ///
-/// A forked child must not use its parent's driver, and may drop it.
+/// A forked child can do nothing with its parent's driver ([`Error::Forked`]), and may drop it.
 pub struct Driver {
     shared: Arc<Shared>,
 }
@@ -83,7 +83,7 @@ struct Shared {
     ring: Arc<Ring>,
     state: Mutex<State>,
     wakers: Mutex<Wakers>,
-    pid: Pid,
+    process: Process,
 }
 
 struct State {
@@ -239,7 +239,7 @@ impl Driver {
                     stray: None,
                 }),
                 wakers: Mutex::default(),
-                pid: rustix::process::getpid(),
+                process: Process::current(),
             }),
         })
     }
@@ -253,6 +253,7 @@ impl Driver {
     /// [`Error::Socket`] if it is no socket, or no descriptor is left; [`Error::Wait`] if the reaper
     /// cannot be started. The socket is then closed.
     pub fn add(&self, socket: impl Into<OwnedFd>) -> Result<Socket, Error> {
+        self.shared.ours()?;
         let reaper = Reaper::start()?;
         let socket = Arc::new(socket.into());
         let kind = Kind::of(socket.as_fd())?;
@@ -388,6 +389,7 @@ impl Socket {
         range: Range<u64>,
         more: bool,
     ) -> Result<Ticket, Error> {
+        lease.ours()?;
         if !lease.covers(&range) {
             return Err(Error::NotLeased { range });
         }
@@ -431,6 +433,7 @@ impl Socket {
         next: Next,
     ) -> Result<Ticket, Error> {
         let Lane { shared, index, acknowledged, .. } = &*self.lane;
+        shared.ours()?;
         let choice = match next {
             Next::Zerocopy => Choice { engine: Engine::Uring, why: Why::Asked },
             _ => Choice { engine: Engine::Copy, why: Why::Slice },
@@ -529,7 +532,7 @@ impl fmt::Debug for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         // Of a fork's copy the ring and what it keeps are the parent's.
-        if self.lane.shared.pid != rustix::process::getpid() {
+        if !self.lane.shared.is_ours() {
             return;
         }
         let state = || {
@@ -561,11 +564,22 @@ impl Drop for Socket {
 }
 
 impl Shared {
+    fn is_ours(&self) -> bool {
+        self.process.is_current()
+    }
+
+    /// That it is. A fork shares the ring's memory with its parent; and the lock may be one that a
+    /// thread of the parent's had when it forked.
+    fn ours(&self) -> Result<(), Error> {
+        if self.is_ours() { Ok(()) } else { Err(Error::Forked) }
+    }
+
     fn enter(&self, want: usize, timeout: Duration) -> Result<(), Error> {
         self.ring.enter(want, timeout).map_err(Error::wait("io_uring_enter"))
     }
 
     fn submit(&self) -> Result<(), Error> {
+        self.ours()?;
         let mut late = Vec::new();
         let result = loop {
             let mut state = lock(&self.state);
@@ -587,6 +601,7 @@ impl Shared {
     }
 
     fn reap(&self) -> Result<usize, Error> {
+        self.ours()?;
         let mut late = Vec::new();
         let mut state = lock(&self.state);
         let count = state.take(&mut late);
@@ -639,6 +654,7 @@ impl Shared {
 
     /// Reads the completions that are there.
     fn take(&self) -> Result<usize, Error> {
+        self.ours()?;
         let mut late = Vec::new();
         let mut state = lock(&self.state);
         let count = state.take(&mut late);
@@ -1045,7 +1061,11 @@ impl Job {
 
 impl Lane {
     pub(super) fn is_orphaned(&self) -> bool {
-        self.orphaned.load(Ordering::Relaxed)
+        self.orphaned.load(Ordering::Relaxed) || !self.shared.is_ours()
+    }
+
+    pub(super) fn ours(&self) -> Result<(), Error> {
+        self.shared.ours()
     }
 
     fn is_drained(&self) -> bool {
@@ -1054,6 +1074,9 @@ impl Lane {
 
     /// Ends the stream after what is queued.
     fn end(&self) {
+        if !self.shared.is_ours() {
+            return;
+        }
         let mut late = Vec::new();
         let mut state = lock(&self.shared.state);
         let lane = state.lane(self.index);
@@ -1178,6 +1201,7 @@ impl Holder for Lane {
     }
 
     fn abort(&self) -> Result<(), Error> {
+        self.shared.ours()?;
         let mut late = Vec::new();
         let mut state = lock(&self.shared.state);
         let lane = state.lane(self.index);
@@ -1228,6 +1252,10 @@ impl Holder for Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
+        // A fork has the same epoll instance, and must leave it alone.
+        if !self.shared.is_ours() {
+            return;
+        }
         conn::give_back(self.cookie);
         let mut late = Vec::new();
         let mut state = lock(&self.shared.state);

@@ -235,13 +235,15 @@ impl Ticket {
     /// # Errors
     /// [`Error::Socket`] if SIOCOUTQ fails.
     pub fn acknowledgement(&self) -> Result<Acknowledgement, Error> {
+        let lane = self.lane.upgrade();
+        lane.as_ref().map_or(Ok(()), |lane| lane.ours())?;
         let over = self.progress.over.load(Ordering::Acquire);
         if self.bytes() < self.progress.total {
-            let over = over || self.lane.strong_count() == 0;
+            let over = over || lane.is_none();
             return Ok(if over { Acknowledgement::Unknowable } else { Acknowledgement::Pending });
         }
         let end = self.progress.end.load(Ordering::Relaxed);
-        if let Some(lane) = self.lane.upgrade() {
+        if let Some(lane) = lane {
             return lane.acknowledgement(end);
         }
         Ok(if self.progress.acknowledged.load(Ordering::Relaxed) >= end {
