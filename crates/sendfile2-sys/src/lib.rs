@@ -21,6 +21,7 @@ pub mod mapping;
 pub mod module;
 pub mod op_table;
 pub mod process;
+pub mod recover;
 pub mod rlimit;
 pub mod socket;
 pub mod syscall;
