@@ -180,8 +180,14 @@ fn text(comparison: &Comparison) -> String {
     let Comparison { changed, unchanged, uncertain, only_before, only_after, differences } =
         comparison;
     let mut text = String::new();
+    let compared = changed.len() + unchanged - uncertain;
     if changed.is_empty() {
-        text.push_str("Nothing changed beyond noise.\n");
+        text.push_str(match (compared, uncertain) {
+            (0, 0) => "There is nothing to compare: they have no figure in common.\n",
+            (0, _) => "Nothing can be said.\n",
+            (_, 0) => "Nothing changed beyond noise.\n",
+            _ => "Of what can be compared nothing changed beyond noise.\n",
+        });
     } else {
         let header = &["what", "figure", "before", "after", "change", ""];
         let rows = changed.iter().map(|change| {
@@ -197,10 +203,13 @@ fn text(comparison: &Comparison) -> String {
         text.push_str(&table::plain(table::table(header, 2, rows)));
         text.push('\n');
     }
-    let (changed, of) = (changed.len(), changed.len() + unchanged);
-    text.push_str(&format!("{changed} of {of} figures changed"));
+    let changed = changed.len();
+    text.push_str(&format!("{changed} of {compared} figures changed"));
     if *uncertain > 0 {
-        text.push_str(&format!("; {uncertain} have too few rounds to tell"));
+        text.push_str(&format!(
+            "; {uncertain} more cannot be compared, for they have too few rounds (measure longer: \
+             --time)"
+        ));
     }
     text.push_str(".\n");
     for (when, rows) in [("first", only_before), ("second", only_after)] {

@@ -58,7 +58,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match &Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return output::usage_error(error),
+    };
+    let done = match &command {
         Command::Bench(command) => run(command),
         Command::Role => run_role(),
     };

@@ -57,7 +57,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return output::usage_error(error),
+    };
+    let done = match command {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(_) => return execute("sendfile2-bench", 2),
         Command::Probe(args) => probe::run(&args),

@@ -155,7 +155,8 @@ fn refusal(
         }
     }
     let family = if destination.is_unix() { AddressFamily::UNIX } else { AddressFamily::INET };
-    let socket = rustix::net::socket(family, SocketType::STREAM, None).context("socket(2)")?;
+    let socket = rustix::net::socket(family, SocketType::STREAM, None)
+        .context("cannot make a socket to try the engine on")?;
     let found = probe::destination(&Sender::new(socket)?);
     Ok(if engine == Engine::Native { found.native_refused } else { found.zerocopy_refused })
 }

@@ -157,6 +157,158 @@ fn help_has_examples_for_every_command() {
     }
 }
 
+/// What a wrong command line is answered.
+fn usage_error(args: &[&str]) -> String {
+    let output = run(args);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+    assert!(output.stdout.is_empty());
+    String::from_utf8(output.stderr).expect("UTF-8")
+}
+
+#[test]
+fn wrong_command_lines_are_answered_by_what_is_right() {
+    for (args, said) in [
+        (&["serve", ".", "--workers", "0"][..], "must be at least 1"),
+        (&["serve", ".", "--max-connections", "0"], "must be at least 1"),
+        (&["serve", ".", "--workers", "many"], "a whole number, at least 1"),
+        (&["send", "file", "[::1]"], "the port is missing: give [::1]:PORT, such as [::1]:9000"),
+        (
+            &["send", "file", "2001:db8::1"],
+            "in brackets, and a port behind them: [2001:db8::1]:9000",
+        ),
+        (&["send", "file", "host:"], "the port is missing: give host:PORT, such as host:9000"),
+        (&["send", "file", "unix:@"], "give the abstract socket's name"),
+        (&["send", "file", "host:1", "--port", "2"], "unexpected argument '--port'"),
+        (&["send", "file", "host:1", "--ofset", "2"], "a similar argument exists: '--offset'"),
+    ] {
+        let text = usage_error(args);
+        assert!(text.contains(said), "{args:?}: {text}");
+        assert!(!text.contains("as a value") && !text.contains("non-zero"), "{text}");
+    }
+}
+
+#[test]
+fn standard_input_is_no_file_to_send() {
+    let text = complaint(&run(&["send", "-", "127.0.0.1:1"]));
+    assert!(text.contains("standard input") && text.contains("name of a file"), "{text}");
+}
+
+#[test]
+fn an_encrypted_key_is_called_that() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let section = |name: &str, headers: &str| {
+        format!("-----BEGIN {name}-----\n{headers}AAAA\n-----END {name}-----\n")
+    };
+    let cert = file("cert", &section("CERTIFICATE", ""));
+    for (text, said) in [
+        (section("ENCRYPTED PRIVATE KEY", ""), "is encrypted: decrypt it"),
+        (
+            section("RSA PRIVATE KEY", "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n"),
+            "is encrypted: decrypt it",
+        ),
+        (section("CERTIFICATE", ""), "there is no private key"),
+    ] {
+        let key = file("key", &text);
+        let args =
+            ["serve", ".", "--listen", "127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key];
+        let text = complaint(&run(&args));
+        assert!(text.contains(said) && text.contains(&key), "{text}");
+    }
+}
+
+#[test]
+fn help_that_cannot_be_written_is_an_error() {
+    let full = std::fs::File::create("/dev/full").expect("/dev/full");
+    let output = sendfile2(&["--help"]).stdout(full).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("standard output"));
+}
+
+/// Whether the command `wrapper` starts what follows it.
+fn can(wrapper: &[&str], program: &str) -> bool {
+    let tried = Command::new(wrapper[0]).args(&wrapper[1..]).args([program, "--version"]).output();
+    let can = tried.as_ref().is_ok_and(|output| output.status.success());
+    if !can {
+        println!("SKIP: {} does not work here: {tried:?}", wrapper[0]);
+    }
+    can
+}
+
+/// Commands that end by themselves, whatever limit they meet.
+fn short_commands(directory: &str) -> Vec<Vec<&str>> {
+    let commands = "completions bash|probe|demo --size 64K|recv 203.0.113.9:1\
+        |serve . --listen 203.0.113.9:1|serve . --listen 203.0.113.9:1 --workers 1\
+        |bench compare a b|torture --duration 1s --clients 2 --writers 1 --processes 1\
+        |send Cargo.toml 127.0.0.1:1 --engine copy|send Cargo.toml 127.0.0.1:1 --engine uring\
+        |send Cargo.toml 127.0.0.1:1 --engine zerocopy";
+    let mut all: Vec<Vec<_>> =
+        commands.split('|').map(|words| words.split_whitespace().collect()).collect();
+    all.push(vec!["man", directory]);
+    all
+}
+
+fn assert_no_panic(output: &Output, what: &str) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    // Neither its own nor that of a process that it started.
+    assert!(!text.contains("panicked"), "{what}: {text}");
+    let code = output.status.code().unwrap_or_else(|| panic!("{what}: {output:?}"));
+    assert!(code <= 1, "{what}: {output:?}");
+    assert!(code == 0 || text.contains("sendfile2: "), "{what}: {output:?}");
+}
+
+#[test]
+fn no_command_panics_where_descriptors_run_out() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let program = env!("CARGO_BIN_EXE_sendfile2");
+    if !can(&["prlimit", "--nofile=64"], program) {
+        return;
+    }
+    for limit in [4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 32] {
+        for args in short_commands(directory.path().to_str().expect("UTF-8")) {
+            let mut command = Command::new("prlimit");
+            command.arg(format!("--nofile={limit}")).arg(program).args(&args).stdin(Stdio::null());
+            let output = command.output().expect("prlimit starts");
+            assert_no_panic(&output, &format!("{limit} descriptors: {args:?}"));
+        }
+    }
+}
+
+#[test]
+fn no_command_panics_where_threads_run_out() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    // Somebody without privileges, whom the limit holds for, can get at it here.
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o777)).expect("set");
+    std::fs::write(path.join("Cargo.toml"), "a file").expect("written");
+    let program = path.join("sendfile2");
+    std::fs::copy(env!("CARGO_BIN_EXE_sendfile2"), &program).expect("copied");
+    let program = program.to_str().expect("UTF-8");
+    let mut wrapper = vec!["prlimit", "--nproc=1000"];
+    if rustix::process::geteuid().is_root() {
+        let nobody = ["setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all"];
+        wrapper.splice(0..0, nobody.into_iter().chain(["--inh-caps=-all"]));
+    }
+    if !can(&wrapper, program) {
+        return;
+    }
+    for limit in [1, 2, 3, 4, 6] {
+        let limit = format!("--nproc={limit}");
+        let [wrapper @ .., _] = &wrapper[..] else { panic!("words") };
+        for args in short_commands(&format!("{}/man", path.display())) {
+            let mut command = Command::new(wrapper[0]);
+            command.args(&wrapper[1..]).args([&limit, program]).args(&args).current_dir(path);
+            let output = command.stdin(Stdio::null()).output().expect("setpriv starts");
+            assert_no_panic(&output, &format!("{limit}: {args:?}"));
+        }
+    }
+}
+
 #[test]
 fn no_command_and_an_unknown_one_are_usage_errors() {
     assert_eq!(run(&[]).status.code(), Some(2));

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use sendfile2::Source;
+use anyhow::{Context, anyhow};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use sendfile2::{Error, Source};
 
 /// Writes `text` to standard output, without its colours where they are not wanted (no terminal,
 /// `NO_COLOR`). A reader that went away (`| head -1`) has seen enough: that is no error.
@@ -49,6 +50,28 @@ pub fn exit_code(done: anyhow::Result<()>) -> ExitCode {
     }
 }
 
+/// Prints an error of the command line, or the help that was asked for.
+#[must_use]
+pub fn usage_error(mut error: clap::Error) -> ExitCode {
+    // "To pass '--port' as a value": no value here begins so, as it happens.
+    if let (ErrorKind::UnknownArgument, Some(ContextValue::StyledStrs(mut tips))) =
+        (error.kind(), error.remove(ContextKind::Suggested))
+    {
+        tips.retain(|tip| !tip.to_string().contains("as a value"));
+        if !tips.is_empty() {
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+        }
+    }
+    match error.print() {
+        Err(e) if !error.use_stderr() && e.kind() != std::io::ErrorKind::BrokenPipe => {
+            report_error(&anyhow::Error::from(e).context("cannot write to standard output"));
+            ExitCode::FAILURE
+        }
+        // Where standard error is closed nobody can be told.
+        _ => u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
+    }
+}
+
 /// Prints a line on standard error that is no failure.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
@@ -79,7 +102,12 @@ pub fn width() -> usize {
 
 /// Opens a file to send from.
 pub fn open(path: &Path) -> anyhow::Result<Source> {
-    Ok(Source::open(path)?)
+    Source::open(path).map_err(|e| match e {
+        Error::Open { .. } if path.as_os_str() == "-" => {
+            anyhow!("standard input is not sent from, as it may be a pipe: give the name of a file")
+        }
+        e => e.into(),
+    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Sizes and times as people write and read them.
 
+use std::num::{IntErrorKind, ParseIntError};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// Reads a size: bytes, or with a suffix K, M, G (powers of 1024), also as KiB or KB.
@@ -15,6 +17,14 @@ pub fn rate(text: &str) -> Result<u64, String> {
         0 => Err("must be at least 1 byte a second".into()),
         rate => Ok(rate),
     }
+}
+
+/// Reads a number of things, at least one.
+pub(crate) fn some<T: FromStr<Err = ParseIntError>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|e: ParseIntError| match e.kind() {
+        IntErrorKind::Zero => "must be at least 1".into(),
+        _ => format!("{e}: give a whole number, at least 1"),
+    })
 }
 
 /// Reads a time, such as 30s or 1m30s.

@@ -28,6 +28,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Command::Serve(args) = Cli::parse().command;
+    let Command::Serve(args) = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return output::usage_error(error),
+    };
     output::exit_code(serve::run(&args))
 }

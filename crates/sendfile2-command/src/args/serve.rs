@@ -41,10 +41,10 @@ pub struct Args {
     #[arg(long, default_value_t)]
     pub engine: Engine,
     /// Threads that serve connections [default: one a processor]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = units::some::<NonZeroUsize>)]
     pub workers: Option<NonZeroUsize>,
     /// Connections at a time; more wait until they are accepted
-    #[arg(long, value_name = "N", default_value = "16384")]
+    #[arg(long, value_name = "N", default_value = "16384", value_parser = units::some::<NonZeroU32>)]
     pub max_connections: NonZeroU32,
     /// How long a client may take for a request's headers (or the TLS handshake), also counted from
     /// the end of the answer before
