@@ -160,7 +160,10 @@ fn partial(
         }
         Sink::File { file, path } => {
             // A write that failed may have written a part.
-            let written = file.metadata().ok().filter(|m| m.is_file()).map_or(written, |m| m.len());
+            let written = match file.metadata() {
+                Ok(metadata) if metadata.is_file() => metadata.len(),
+                _ => written,
+            };
             anyhow!(
                 "{}; {received} were received, and {} holds the first {written} bytes of an \
                  unknown whole",

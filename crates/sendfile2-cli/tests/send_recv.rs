@@ -451,6 +451,40 @@ fn a_file_that_grows_is_sent_to_its_end() {
     assert!(received.stdout.ends_with(b"and more"), "the end of the file");
 }
 
+/// Runs the command where a filter forbids `setsockopt(2)`, which lasts as long as its thread.
+fn without_setsockopt(args: &[&str]) -> Output {
+    use seccompiler::{SeccompAction, SeccompFilter};
+    let filtered = || {
+        let filter = SeccompFilter::new(
+            [(libc::SYS_setsockopt, vec![])].into_iter().collect(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+            std::env::consts::ARCH.try_into().expect("an architecture with filters"),
+        );
+        let program: seccompiler::BpfProgram = filter.expect("valid").try_into().expect("valid");
+        seccompiler::apply_filter(&program).expect("applied");
+        run(args)
+    };
+    std::thread::scope(|scope| scope.spawn(filtered).join()).expect("it runs")
+}
+
+#[test]
+fn where_no_option_can_be_set_it_is_sent_and_said_what_is_lost() {
+    let content = Content::new(3_000_000);
+    let receiver = Receiver::start("127.0.0.1:0", &["--once"]);
+    let args = ["send", &content.path(), &receiver.address];
+    let refused = without_setsockopt(&[&args[..], &["--engine", "zerocopy"]].concat());
+    let text = complaint(&refused);
+    assert!(text.contains("SO_ZEROCOPY cannot be set"), "{text}");
+    assert!(text.contains("not permitted") && text.contains("nothing was sent"), "{text}");
+
+    let sent = without_setsockopt(&args);
+    assert!(sent.status.success(), "{sent:?}");
+    let text = String::from_utf8(sent.stderr).expect("UTF-8");
+    assert!(text.contains("SO_LINGER cannot be set") && text.lines().count() == 1, "{text}");
+    assert_eq!(object(&receiver.end())["blake3"], blake3(&content.bytes));
+}
+
 #[test]
 fn abstract_unix_sockets_have_names_and_no_files() {
     let content = Content::new(100_000);
