@@ -78,8 +78,8 @@ pub enum Done<H> {
 
 /// A notification named an id that was never issued. Nothing was released for it.
 ///
-/// Somebody else sends with `MSG_ZEROCOPY` on this socket without saying so; from here on no id
-/// of the socket can be attributed.
+/// Somebody else sends with `MSG_ZEROCOPY` on this socket without saying so, or a BPF sockmap makes
+/// several sends of one; from here on no id of the socket can be attributed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the kernel reported notification ids {lo}..={hi}, but the next id was to be {next}: \
@@ -210,6 +210,32 @@ impl<H> Ledger<H> {
             self.entries.shrink_to(self.entries.capacity() / 2);
         }
         Ok(())
+    }
+
+    /// What the last of the sends in flight among `lo` to `hi` holds.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn last_of(&self, lo: u32, hi: u32) -> Result<Option<&H>, NotIssued> {
+        let (lo, hi) = self.widen(lo, hi)?;
+        let end = self.entries.partition_point(|e| e.lo() <= hi);
+        let within = self.entries.range(..end).rev().take_while(|e| e.hi() >= lo);
+        Ok(within.into_iter().find_map(|e| match e {
+            Entry::Ours { held, .. } => Some(held),
+            Entry::Application { .. } => None,
+        }))
+    }
+
+    /// Takes it that all sends in flight are released, though not all of their ids were named; as
+    /// [`complete`](Self::complete). The application's own stay.
+    pub fn complete_all(&mut self, out: &mut Vec<Done<H>>) {
+        self.held = 0;
+        for entry in std::mem::take(&mut self.entries) {
+            match entry {
+                Entry::Ours { id, held } => out.push(Done::Released { id, held, copied: false }),
+                application @ Entry::Application { .. } => self.entries.push_back(application),
+            }
+        }
     }
 
     fn widen(&self, lo: u32, hi: u32) -> Result<(u64, u64), NotIssued> {

@@ -1,11 +1,12 @@
 //! What rustix does not offer on sockets: sending from a [`Region`], `SO_ZEROCOPY`, SIOCOUTQ, the
-//! state of a TCP connection.
+//! state of a TCP connection, who sends for it, option memory, network namespaces.
 
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::mapping::Region;
 
@@ -84,6 +85,109 @@ pub fn tcp_is_over(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     const CLOSE: u8 = 7;
     let info = option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     Ok(info.to_ne_bytes()[0] == CLOSE)
+}
+
+/// Whether what is sent on a TCP socket goes to TCP itself, and not to the program of a BPF sockmap
+/// that the socket is in (`BPF_SK_MSG_VERDICT`).
+///
+/// Before that program the kernel copies what is sent, and makes several sends of it; with
+/// `MSG_ZEROCOPY` each of these uses a notification id, so that nobody knows how many one call uses.
+///
+/// Found by a send of no bytes, whose control message lacks its data: TCP refuses that
+/// (`sock_cmsg_send`, Linux 4.6), and what a sockmap puts in its place (`tcp_bpf_sendmsg`) does not look
+/// at it.
+///
+/// # Errors
+/// What a send on the socket would fail with, EAGAIN and EPIPE among them; no signal is raised.
+pub fn sent_by_tcp(socket: impl AsFd) -> io::Result<bool> {
+    let control = libc::cmsghdr {
+        cmsg_len: size_of::<libc::cmsghdr>() as _,
+        cmsg_level: libc::SOL_SOCKET,
+        cmsg_type: libc::SO_TIMESTAMPING,
+    };
+    // SAFETY: msghdr is a plain C structure, for which all zeroes are a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_control = (&raw const control).cast_mut().cast();
+    message.msg_controllen = size_of::<libc::cmsghdr>() as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the message has no address and no bytes; its control message is as long as it says, and
+    // alive; sendmsg(2) changes neither. By number, as in `send`.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_sendmsg, socket.as_fd().as_raw_fd(), &raw const message, flags)
+    };
+    match ret {
+        0 => Ok(false),
+        _ => match last_error() {
+            Errno::INVAL => Ok(true),
+            error => Err(error.into()),
+        },
+    }
+}
+
+/// Bytes of option memory that are charged to the socket (`SO_MEMINFO`, Linux 4.12).
+///
+/// What keeps the account of zerocopy sends is, from before the send until its notification is read
+/// (`sock_omalloc`, `msg_zerocopy_alloc`); filters and BPF's storage are, too. So where it is 0 the
+/// kernel has nothing of the socket by reference, whatever ids were told.
+pub fn option_memory(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
+    /// `SK_MEMINFO_OPTMEM` of `linux/sock_diag.h`.
+    const OPTMEM: usize = 6;
+    let mut values = [0_u32; OPTMEM + 1];
+    let mut len = libc::socklen_t::try_from(size_of_val(&values)).unwrap_or(0);
+    // SAFETY: values and len are valid for writes, and len is the size of values.
+    let ret = unsafe {
+        let values = values.as_mut_ptr().cast();
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            values,
+            &raw mut len,
+        )
+    };
+    // Where it says less than that nothing is known.
+    match (ret, len as usize == size_of_val(&values)) {
+        (0, true) => Ok(values[OPTMEM]),
+        (0, false) => Err(Errno::NOPROTOOPT),
+        _ => Err(last_error()),
+    }
+}
+
+/// Whether a socket is of the network namespace of the calling thread, whose sysctls are those that
+/// the thread reads (`SO_NETNS_COOKIE`). `None` where the kernel cannot say (before Linux 5.14).
+#[must_use]
+pub fn in_own_namespace(socket: impl AsFd) -> Option<bool> {
+    let theirs = match namespace(socket.as_fd()) {
+        Err(Errno::NOPROTOOPT) => return None,
+        theirs => theirs.ok(),
+    };
+    let flags = SocketFlags::CLOEXEC;
+    let own = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok();
+    let ours = own.and_then(|own| {
+        let ours = namespace(own.as_fd());
+        super::close(own);
+        ours.ok()
+    });
+    Some(theirs.is_some() && theirs == ours)
+}
+
+/// The number of a socket's network namespace, which no other one ever gets.
+fn namespace(socket: BorrowedFd<'_>) -> Result<u64, Errno> {
+    /// Of `asm-generic/socket.h`; the libc crate does not have it.
+    const SO_NETNS_COOKIE: c_int = 71;
+    let mut cookie = 0_u64;
+    let mut len = socklen::<u64>();
+    // SAFETY: cookie and len are valid for writes, and len is the size of cookie.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if ret == 0 { Ok(cookie) } else { Err(last_error()) }
 }
 
 /// The first bytes of a socket option, as many as an int has.

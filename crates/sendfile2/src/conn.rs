@@ -202,11 +202,13 @@ struct Io {
     bytes: u64,
     /// Bytes the kernel has accepted in all.
     accepted: u64,
+    /// Bytes that were not acknowledged when the application had last sent by itself.
+    others: u64,
     aborted: bool,
     /// The socket was given back: its error queue is somebody else's.
     retired: bool,
-    /// Something was read that cannot be attributed; nothing is released any more.
-    disowned: Option<NotIssued>,
+    /// Something was read that cannot be attributed; nothing is released any more, unless all is.
+    disowned: Option<Disowned>,
     /// An id that a failed datagram may have used.
     unsure: Option<u32>,
     recent: Recent,
@@ -239,6 +241,22 @@ impl Io {
     }
 }
 
+/// Why ids cannot be attributed.
+#[derive(Debug, Clone, Copy)]
+enum Disowned {
+    NotIssued(NotIssued),
+    TooEarly { lo: u32, hi: u32 },
+}
+
+impl From<Disowned> for Error {
+    fn from(disowned: Disowned) -> Self {
+        match disowned {
+            Disowned::NotIssued(e) => e.into(),
+            Disowned::TooEarly { lo, hi } => Error::TooEarly { lo, hi },
+        }
+    }
+}
+
 /// Whether the kernel holds back a segment that is not full, for sends that say that more follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cork {
@@ -257,6 +275,8 @@ struct Sending {
     held: Option<Held>,
     cell: Arc<Cell>,
     bytes: u64,
+    /// Bytes the kernel had accepted in all with it.
+    end: u64,
     at: Instant,
     guarded: bool,
 }
@@ -425,6 +445,7 @@ impl Conn {
                 native: None,
                 bytes: 0,
                 accepted: 0,
+                others: 0,
                 aborted: false,
                 retired: false,
                 disowned: None,
@@ -580,6 +601,9 @@ impl Conn {
                 io.zerocopy = Err(Refusal::IdsUnsure);
             }
         }
+        if self.kind == Kind::Tcp {
+            io.others = sys::unacknowledged(&self.socket).unwrap_or(u64::MAX);
+        }
         drop(io);
         sent.map_or_else(|panic| resume_unwind(panic), |(result, _)| Ok(result))
     }
@@ -597,11 +621,12 @@ impl Conn {
             return Ok(0);
         }
         let mut count = 0;
+        let mut error = None;
+        let mut trusted = false;
         loop {
             let mut entries = errqueue::Batch::new();
             let mut done = Vec::new();
             let mut notices = Vec::new();
-            let mut error = None;
             let mut io = lock(&self.io);
             if io.retired {
                 return Ok(count);
@@ -610,19 +635,18 @@ impl Conn {
                 .map_err(Error::socket("recvmmsg(MSG_ERRQUEUE)"))?;
             count += entries.len();
             io.unread = 0;
-            if entries.is_empty() {
+            let empty = entries.is_empty();
+            if empty && !self.all_are_released(&mut io, &mut done) {
                 io.reap_from = io.ledger.in_flight() + REAP_EVERY;
-                return Ok(count);
+                let error = error.or(io.disowned.filter(|_| trusted).map(Error::from));
+                return error.map_or(Ok(count), Err);
             }
+            trusted |= io.disowned.is_none();
             for entry in entries {
                 match entry {
-                    Ok(Entry::Completion { lo, hi, copied }) if io.disowned.is_none() => {
-                        if let Err(e) = io.ledger.complete(lo, hi, copied, &mut done) {
-                            io.disowned = Some(e);
-                            error.get_or_insert(Error::from(e));
-                        }
+                    Ok(Entry::Completion { lo, hi, copied }) => {
+                        self.complete(&mut io, (lo, hi), copied, &mut done);
                     }
-                    Ok(Entry::Completion { .. }) => {}
                     Ok(Entry::Foreign(f)) if self.stamps && f.is_acknowledgement() => {}
                     Ok(Entry::Foreign(foreign)) => notices.push(Notice::Foreign(foreign)),
                     Err(e) => {
@@ -649,6 +673,7 @@ impl Conn {
                 io.reset.disarm(&self.socket);
             }
             io.reap_from = io.ledger.in_flight() + REAP_EVERY;
+            let disowned = io.disowned;
             drop(io);
             // A destructor or hook that panics must not keep the others, the tickets or the waiters
             // from what is due to them, for it was read off the queue and does not come again.
@@ -678,13 +703,72 @@ impl Conn {
                 apart.run(|| tracing::error!(cookie = self.cookie, "{error}"));
             }
             apart.resume();
-            if let Some(error) = error {
-                return Err(error);
-            }
-            if !more {
-                return Ok(count);
+            // Where ids are in doubt, to the end of the queue: then it is seen whether all is released.
+            if !more && (empty || disowned.is_none()) {
+                let error = error.or(disowned.filter(|_| trusted).map(Error::from));
+                return error.map_or(Ok(count), Err);
             }
         }
+    }
+
+    /// Takes in a completion, unless it cannot be that of our sends.
+    fn complete(
+        &self,
+        io: &mut Io,
+        (lo, hi): (u32, u32),
+        copied: bool,
+        done: &mut Vec<Done<Sending>>,
+    ) {
+        if let Some(Disowned::NotIssued(_)) = io.disowned {
+            return;
+        }
+        let doubt = match io.ledger.last_of(lo, hi) {
+            Err(e) => Some(Disowned::NotIssued(e)),
+            Ok(last)
+                if io.disowned.is_some() || last.is_some_and(|s| self.is_needed(io, s.end)) =>
+            {
+                Some(Disowned::TooEarly { lo, hi })
+            }
+            Ok(_) => io.ledger.complete(lo, hi, copied, done).err().map(Disowned::NotIssued),
+        };
+        if let Some(doubt) = doubt {
+            tracing::error!(cookie = self.cookie, "{}", Error::from(doubt));
+            io.disowned = Some(doubt);
+        }
+    }
+
+    /// Whether TCP may yet have to send what ends with byte `end`: the peer has not acknowledged it,
+    /// and the connection lives. TCP keeps what counts it for so long, so no notification is due.
+    ///
+    /// (Where a route cannot gather, TCP copies in the call, and notifies at once. That is made good
+    /// when all is found to be released, [`all_are_released`](Self::all_are_released).)
+    fn is_needed(&self, io: &Io, end: u64) -> bool {
+        // What others have sent behind it is not among what we have; nor is the end of the stream.
+        let needed =
+            |acknowledged: u64| acknowledged.saturating_add(io.others).saturating_add(1) < end;
+        self.kind == Kind::Tcp
+            && !io.aborted
+            && needed(self.link.acknowledged.load(Ordering::Relaxed))
+            && self.look_for_acknowledgement(io).is_ok_and(needed)
+            // Asked last: who asks for the former waits until the end of a connection is complete.
+            && sys::tcp_is_over(self.socket.as_fd()) == Ok(false)
+    }
+
+    /// Whether the kernel has nothing by reference any more, though sends are in flight by their ids:
+    /// those were lost, or cannot be attributed. To be asked when the error queue is empty.
+    fn all_are_released(&self, io: &mut Io, done: &mut Vec<Done<Sending>>) -> bool {
+        if io.ledger.in_flight() == 0 || sys::option_memory(self.socket.as_fd()) != Ok(0) {
+            return false;
+        }
+        tracing::debug!(cookie = self.cookie, "released, by the kernel's account");
+        io.ledger.complete_all(done);
+        if let Some(Disowned::TooEarly { hi, .. }) = io.disowned {
+            if hi.wrapping_add(1) == io.ledger.next_id() {
+                // The ids do add up: it was no mistake to tell so early.
+                io.disowned = None;
+            }
+        }
+        true
     }
 
     /// Sends in flight, without asking the clock for their ages.
@@ -849,6 +933,28 @@ impl Turn<'_> {
         self.io.ledger.in_flight() >= self.io.reap_from
     }
 
+    /// Whether a zerocopy send will use just one id, as far as can be seen right before it.
+    ///
+    /// # Errors
+    /// What the send would fail with.
+    fn counted(&mut self) -> Result<Result<(), Refusal>, Errno> {
+        let socket = self.conn.socket.as_fd();
+        // The application has the socket, too, "for options".
+        if !sys::zerocopy_enabled(socket)? {
+            return Ok(Err(Refusal::SwitchedOff));
+        }
+        // Sockets are put into sockmaps when they are made. What comes while sends are in flight shows
+        // in their ids, which then end the connection; that is rare, and asking costs a system call.
+        if self.conn.kind == Kind::Tcp && self.io.ledger.in_flight() == 0 {
+            match sys::sent_by_tcp(socket) {
+                Ok(true) => {}
+                Ok(false) => self.io.zerocopy = Err(Refusal::Sockmap),
+                Err(e) => return Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+            }
+        }
+        Ok(self.io.zerocopy)
+    }
+
     /// Whether zerocopy can serve a send of `bytes` on this socket.
     pub(crate) fn zerocopy(&mut self, bytes: u64, more: bool) -> Result<(), Refusal> {
         self.io.zerocopy?;
@@ -944,17 +1050,21 @@ impl Turn<'_> {
         parts: &mut Parts,
         held: Option<&Held>,
     ) -> Result<Outcome, Error> {
-        let refusal = match part.choice.engine {
-            // Asked before, but not under this lock; and the attempt before may have been refused.
-            Engine::Native => self.native(),
-            _ => self.io.zerocopy,
-        };
-        let (conn, io) = (self.conn, &mut *self.io);
-        io.usable()?;
+        self.io.usable()?;
         // A datagram of no bytes would use an id (the kernel counts its header), and a stream send
         // of none would not: by plain sends neither does.
         let len = payload.len();
         let by_reference = part.choice.engine != Engine::Copy && len > 0;
+        let refusal = match part.choice.engine {
+            // Asked before, but not under this lock; and the attempt before may have been refused.
+            Engine::Native => self.native(),
+            _ if by_reference && self.io.zerocopy.is_ok() => match self.counted() {
+                Err(Errno::AGAIN) => return Ok(Outcome::WouldBlock),
+                counted => counted.map_err(Error::socket("send"))?,
+            },
+            _ => self.io.zerocopy,
+        };
+        let (conn, io) = (self.conn, &mut *self.io);
         let guarded = by_reference && (part.guarded || conn.reset_on_death);
         if by_reference {
             if let Err(reason) = refusal {
@@ -993,6 +1103,7 @@ impl Turn<'_> {
                     held: held.cloned(),
                     cell: parts.in_flight(),
                     bytes: bytes as u64,
+                    end: io.accepted,
                     at,
                     guarded,
                 });

@@ -121,6 +121,19 @@ pub enum Error {
     /// The notification ids do not add up. Nothing more is released on this connection by guess.
     #[error(transparent)]
     NotIssued(#[from] NotIssued),
+    /// A notification named bytes that the peer has not acknowledged, which TCP still needs: the
+    /// kernel's count of ids and this sender's are not the same. Nothing more is released on this
+    /// connection by guess.
+    #[error(
+        "the kernel reported notification ids {lo}..={hi} before the peer had acknowledged those bytes: \
+         something else sends with MSG_ZEROCOPY on this socket, or it was in a BPF sockmap"
+    )]
+    TooEarly {
+        /// `ee_info` of the notification.
+        lo: u32,
+        /// `ee_data` of the notification.
+        hi: u32,
+    },
     /// The oldest send in flight is 2³¹ ids behind.
     #[error(transparent)]
     WindowFull(#[from] WindowFull),

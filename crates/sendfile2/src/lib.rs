@@ -98,7 +98,7 @@ pub use source::{Identity, Mapped, Source, Unmappable};
 pub use sys::errqueue::{DecodeError, ExtendedError, Foreign};
 pub use sys::ledger::{NotIssued, WindowFull};
 pub use sys::op_table::Stray;
-pub use sys::socket::unacknowledged;
+pub use sys::socket::{in_own_namespace, sent_by_tcp, unacknowledged};
 pub use ticket::{Acknowledgement, Parcel, Status, Ticket};
 
 /// Compiles the README's examples.

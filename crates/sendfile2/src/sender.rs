@@ -164,7 +164,7 @@ impl From<Stopped> for Error {
 ///
 /// It owns the socket. [`AsFd`] lends it for reading, for options and for `poll`; do not read
 /// its error queue there, nor send with `MSG_ZEROCOPY` other than in
-/// [`application_sends`](Self::application_sends).
+/// [`application_sends`](Self::application_sends). While `SO_ZEROCOPY` is off, zerocopy is refused.
 ///
 /// Dropping a sender frees nothing that is in flight, which is handed over to the
 /// [reaper](crate::reaper). The peer gets everything and then the end of the stream, with two
@@ -225,7 +225,7 @@ impl Sender {
     /// with record boundaries: before its end); [`Error::File`] if it cannot be read;
     /// [`Error::Socket`]; [`Error::Refused`] if the engine is `zerocopy` or `native` and cannot
     /// serve it;
-    /// [`Error::Aborted`]; [`Error::NotIssued`]. Nothing was sent then.
+    /// [`Error::Aborted`]; [`Error::NotIssued`] and [`Error::TooEarly`]. Nothing was sent then.
     pub fn try_send_file(
         &mut self,
         file: &Source,
@@ -312,7 +312,7 @@ impl Sender {
     /// accepted when this returns. For headers and the like.
     ///
     /// # Errors
-    /// [`Error::Socket`]; [`Error::Aborted`]; [`Error::NotIssued`].
+    /// [`Error::Socket`]; [`Error::Aborted`]; [`Error::NotIssued`] and [`Error::TooEarly`].
     pub fn try_send(&mut self, bytes: &[u8], more: bool) -> Result<Sent<Ticket>, Error> {
         self.once(|sender, parts| sender.attempt_slice(bytes, more, parts))
     }
@@ -431,8 +431,8 @@ impl Sender {
     /// messages were read. To be called when the socket reports EPOLLERR, or whenever convenient.
     ///
     /// # Errors
-    /// [`Error::NotIssued`], [`Error::ErrorQueue`], [`Error::Socket`]: nothing is released for
-    /// what could not be understood.
+    /// [`Error::NotIssued`], [`Error::TooEarly`], [`Error::ErrorQueue`], [`Error::Socket`]: nothing is
+    /// released for what could not be understood.
     pub fn reap(&self) -> Result<usize, Error> {
         self.conn.reap()
     }

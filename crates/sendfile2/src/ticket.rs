@@ -24,7 +24,7 @@ pub enum Status {
     },
     /// The kernel may still read it, and the connection has lost its sender (the reaper drains
     /// it) or its ids do not add up. It is never to be treated as free. This ends, as `Released`,
-    /// when the notifications arrive.
+    /// when the notifications arrive, or the kernel has nothing of the socket by reference any more.
     Unknown,
 }
 
@@ -212,8 +212,8 @@ impl Ticket {
     /// it made a private copy.
     ///
     /// # Errors
-    /// [`Error::Deadline`] if that has not happened by `deadline`; [`Error::NotIssued`] if the
-    /// ids of the connection do not add up; [`Error::Wait`] if waiting is not possible.
+    /// [`Error::Deadline`] if that has not happened by `deadline`; [`Error::NotIssued`] and
+    /// [`Error::TooEarly`] if the ids of the connection do not add up; [`Error::Wait`] if waiting is not possible.
     pub fn wait_released(&self, deadline: Instant) -> Result<bool, Error> {
         let check = || match self.status() {
             Status::Released { copied } => Ok(Some(copied)),

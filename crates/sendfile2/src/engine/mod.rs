@@ -80,12 +80,17 @@ impl FromStr for Engine {
 pub enum Refusal {
     /// This kind of socket gives no completion notifications here.
     Socket(&'static str),
-    /// The kernel refused a zerocopy send on this socket (EOPNOTSUPP): kernel TLS or a sockmap is
-    /// on it.
+    /// The kernel refused a zerocopy send on this socket (EOPNOTSUPP): kernel TLS is on it. To
+    /// `io_uring` and `native` it also says so of a socket that is, or was, in a BPF sockmap.
     NotSupported,
     /// `SO_ZEROCOPY` cannot be asked for or set, with this error number: where a seccomp filter forbids
     /// that, for example.
     ZerocopyOption(i32),
+    /// The socket is, or was, in a BPF sockmap whose program is given what is sent: nobody knows how
+    /// many notification ids a send uses there. The kernel says nothing of it to `zerocopy`.
+    Sockmap,
+    /// The application has switched `SO_ZEROCOPY` off: the kernel would copy, and never notify.
+    SwitchedOff,
     /// `RLIMIT_MEMLOCK` allows no zerocopy send at all; the limit, in bytes.
     Memlock(u64),
     /// TCP may probe the path for larger packets, of which the kernel notifies too early:
@@ -116,6 +121,13 @@ impl fmt::Display for Refusal {
                 f,
                 "SO_ZEROCOPY cannot be set on the socket: {} (does a seccomp filter forbid it?)",
                 std::io::Error::from_raw_os_error(*errno)
+            ),
+            Refusal::Sockmap => f.write_str(
+                "the socket is or was in a BPF sockmap with an SK_MSG program (a service mesh?), where \
+                 nobody knows how many notification ids a send uses",
+            ),
+            Refusal::SwitchedOff => f.write_str(
+                "SO_ZEROCOPY was switched off on this socket: the kernel would copy, and never notify",
             ),
             Refusal::Memlock(limit) => write!(
                 f,

@@ -273,6 +273,21 @@ pub fn inside(test: &str, needs: &str) -> bool {
     true
 }
 
+/// Addresses on loopback for [`tcp_between_two_addresses`].
+pub const TWO_ADDRESSES: &str = "ip addr add 10.9.0.1/32 dev lo; ip addr add 10.9.0.2/32 dev lo";
+
+/// A pair on this host that does not look like one. Call it where there are [`TWO_ADDRESSES`].
+pub fn tcp_between_two_addresses() -> (TcpStream, TcpStream) {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let listener = TcpListener::bind("10.9.0.2:0").unwrap();
+    let sender = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&sender, &SocketAddr::from(([10, 9, 0, 1], 0))).unwrap();
+    connect(&sender, &listener.local_addr().unwrap()).unwrap();
+    let (receiver, _) = listener.accept().unwrap();
+    receiver.set_read_timeout(Some(patience())).unwrap();
+    (sender.into(), receiver)
+}
+
 /// A queue on loopback that lets little through.
 pub const SLOW: &str = "tc qdisc replace dev lo root tbf rate 8mbit burst 64k limit 64m";
 
