@@ -260,7 +260,8 @@ pub(crate) fn waits(socket: BorrowedFd<'_>) -> bool {
 }
 
 /// Whether TCP sends no MTU probes on this connection, which the kernel would say too early of that
-/// they are released. The sysctl is read once a connection and thread, not in each call.
+/// they are released. The sysctl is read once a connection and thread, not in each call, and not for a
+/// socket of another network namespace, which goes by the value there.
 pub(crate) fn unprobed(socket: BorrowedFd<'_>) -> bool {
     /// Connections of a thread that are remembered, by their cookies, which are never used again.
     const REMEMBERED: usize = 64;
@@ -274,7 +275,8 @@ pub(crate) fn unprobed(socket: BorrowedFd<'_>) -> bool {
         if unprobed[place].get() == cookie {
             return true;
         }
-        let safe = sendfile2::tcp_mtu_probing() == Some(0);
+        let safe = sendfile2::in_own_namespace(socket) != Some(false)
+            && sendfile2::tcp_mtu_probing() == Some(0);
         if safe {
             unprobed[place].set(cookie);
         }

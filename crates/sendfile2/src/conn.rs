@@ -990,7 +990,8 @@ impl Turn<'_> {
     /// Whether no MTU probe of TCP's can come between a send by reference and its notification.
     fn unprobed(&mut self) -> Result<(), Refusal> {
         let kind = self.conn.kind;
-        *self.io.unprobed.get_or_insert_with(|| mtu::check(kind))
+        let socket = self.conn.socket.as_fd();
+        *self.io.unprobed.get_or_insert_with(|| mtu::check(kind, socket))
     }
 
     /// What [`Engine::Auto`] goes by: most came back COPIED, and sends since the last zerocopy.

@@ -8,6 +8,8 @@
 //! the patch series makes no probe of what is sent by reference; sendfile2(2) relies on that, and
 //! the others, which need no series, do not ask for one.
 
+use std::os::fd::BorrowedFd;
+
 use rustix::fs::{Mode, OFlags};
 
 use crate::conn::Kind;
@@ -33,10 +35,14 @@ pub fn tcp_mtu_probing() -> Option<u8> {
 /// Refuses what is sent by reference on sockets where TCP may probe.
 ///
 /// Also for 1, as any path may turn out to lose packets in the midst of a connection; and where it
-/// is unknown, as a copy is right everywhere.
-pub(crate) fn check(kind: Kind) -> Result<(), Refusal> {
+/// is unknown, as a copy is right everywhere. A socket goes by the sysctl of its own namespace, which a
+/// thread of another one cannot read.
+pub(crate) fn check(kind: Kind, socket: BorrowedFd<'_>) -> Result<(), Refusal> {
     if kind != Kind::Tcp {
         return Ok(());
+    }
+    if sys::socket::in_own_namespace(socket) == Some(false) {
+        return Err(Refusal::OtherNamespace);
     }
     match tcp_mtu_probing() {
         Some(0) => Ok(()),

@@ -222,3 +222,77 @@ fn what_cannot_be_read_is_refused() {
     let error = sender.try_send_file(&source(&file(1, 100)), 0..100, false).unwrap_err();
     let Error::Refused { reason: Refusal::MtuProbing(None), .. } = error else { panic!("{error}") };
 }
+
+/// Does `make` in a network namespace of its own, where TCP probes.
+fn in_another_namespace<T: Send>(make: impl FnOnce() -> T + Send) -> T {
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::process::{Command, Stdio};
+    let script = format!("ip link set lo up; echo 2 > {SYSCTL}; echo ready; exec cat");
+    let mut anchor = Command::new("unshare")
+        .args(["--net", "sh", "-ec", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    anchor.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    let namespace = File::open(format!("/proc/{}/ns/net", anchor.id())).unwrap();
+    let made = std::thread::scope(|scope| {
+        let enter = || {
+            use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+            make()
+        };
+        scope.spawn(enter).join().unwrap()
+    });
+    drop(anchor.stdin.take());
+    anchor.wait().unwrap();
+    made
+}
+
+/// What counts is the sysctl of the socket's namespace, which the thread may not be in.
+#[test]
+fn a_socket_of_another_namespace_is_not_sent_by_reference() {
+    let test = "a_socket_of_another_namespace_is_not_sent_by_reference";
+    if !common::inside(test, &format!("unshare --net sh -c 'echo 2 > {SYSCTL}'")) {
+        return;
+    }
+    let file = file(2, 1000);
+    let source = source(&file);
+    assert_eq!(sendfile2::tcp_mtu_probing(), Some(0), "here");
+    let (tx, _rx) = common::tcp_on_this_host();
+    if sendfile2::in_own_namespace(&tx).is_none() {
+        println!("SKIP: no SO_NETNS_COOKIE here");
+        return;
+    }
+    assert_eq!(sendfile2::in_own_namespace(&tx), Some(true));
+    let refused = |error: &Error, by: Engine| {
+        let Error::Refused { engine, reason } = error else { panic!("{error}") };
+        assert_eq!((*engine, *reason), (by, Refusal::OtherNamespace));
+    };
+    let (tx, rx) = in_another_namespace(common::tcp_on_this_host);
+    assert_eq!(sendfile2::in_own_namespace(&tx), Some(false));
+    let unfinished = send_file_sync(&tx, &source, 0..1000, deadline()).unwrap_err();
+    refused(&unfinished.error, Engine::Uring);
+    match Driver::new() {
+        Ok(driver) => refused(&driver.add(tx.try_clone().unwrap()).unwrap_err(), Engine::Uring),
+        Err(e) => println!("SKIP: {e}"),
+    }
+    let mut sender = common::sender(tx, Engine::Zerocopy);
+    refused(&sender.try_send_file(&source, 0..1000, false).unwrap_err(), Engine::Zerocopy);
+    nothing_came(&rx);
+    // By a thread that is there the value is seen.
+    let error = in_another_namespace(|| {
+        let (tx, _rx) = common::tcp_on_this_host();
+        common::sender(tx, Engine::Zerocopy).try_send_file(&source, 0..1000, false).unwrap_err()
+    });
+    assert_refused(&error, Engine::Zerocopy, 2);
+    // And who sends here is served, whoever else has made sockets elsewhere.
+    let (tx, _rx) = common::tcp_on_this_host();
+    let mut sender = common::sender(tx, Engine::Zerocopy);
+    assert!(matches!(
+        sender.try_send_file(&source, 0..1000, false).unwrap(),
+        Sent::Accepted { .. }
+    ));
+}

@@ -207,6 +207,42 @@ static void where_tcp_probes(void)
     }
 }
 
+/* What counts is the sysctl of the socket's namespace, which this thread may not be in. */
+static void of_another_namespace(void)
+{
+    int pair[2], room = 1 << 20, file = make_file(100000), own = open("/proc/self/ns/net", O_RDONLY);
+    struct sendfile2_result result = { 0 };
+    off_t offset = 0;
+    CHECK(own >= 0);
+    if (unshare(CLONE_NEWNET)) {
+        SKIP("another network namespace: %s", strerrorname_np(errno));
+        return;
+    }
+    CHECK(!system("ip link set lo up; ip addr add 10.9.0.1/32 dev lo; ip addr add 10.9.0.2/32 dev lo;"
+                  "echo 2 > /proc/sys/net/ipv4/tcp_mtu_probing"));
+    remote_pair(pair, 4096);
+    CHECK(!setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &room, sizeof room));
+    CHECK(!setns(own, CLONE_NEWNET));
+    unsigned long long there = 0, here = 0;
+    socklen_t length = sizeof there;
+    int other[2];
+    tcp_pair(other);
+    if (getsockopt(pair[0], SOL_SOCKET, 71 /* SO_NETNS_COOKIE */, &there, &length)) {
+        SKIP("SO_NETNS_COOKIE: %s", strerrorname_np(errno));
+        return;
+    }
+    CHECK(!getsockopt(other[0], SOL_SOCKET, 71, &here, &length) && here != there);
+    CHECK(sendfile2(other[0], file, &offset, 1000, SENDFILE_ZC) == 1000); /* here it is 0 */
+    offset = 0;
+    ssize_t sent = sendfile2(pair[0], file, &offset, 100000, SENDFILE_ZC);
+    if (!in_kernel())
+        CHECK(sent == -1 && errno == EOPNOTSUPP && offset == 0);
+    struct timespec at = in_milliseconds(TIMEOUT);
+    offset = 0;
+    CHECK(sendfile2_deadline(pair[0], file, &offset, 100000, SENDFILE_SYNC, &at, &result) == 100000);
+    CHECK(result.state == SENDFILE2_COPIED);
+}
+
 static void *interrupt(void *argument)
 {
     /* When the other thread sleeps. */
@@ -501,6 +537,7 @@ int main(void)
     small_nonblocking_unix();
     deadline_passes();
     where_tcp_probes();
+    of_another_namespace();
     interrupted();
     dead_peers();
     beside_own_ids();

@@ -96,6 +96,9 @@ pub enum Refusal {
     /// TCP may probe the path for larger packets, of which the kernel notifies too early:
     /// `net.ipv4.tcp_mtu_probing`, or `None` where it cannot be read.
     MtuProbing(Option<u8>),
+    /// The socket is of another network namespace than the thread that sends (or that cannot be
+    /// found out), which cannot read the `net.ipv4.tcp_mtu_probing` that TCP goes by.
+    OtherNamespace,
     /// A datagram send failed in a way that may or may not have used an id, or the application's
     /// own sends ended in a panic.
     IdsUnsure,
@@ -144,6 +147,11 @@ impl fmt::Display for Refusal {
                 "net.ipv4.tcp_mtu_probing cannot be read (is /proc mounted, and has the process a \
                  descriptor left?); if it is not 0, the kernel says that file pages are released \
                  while it still sends them; mend that, or take copy or auto",
+            ),
+            Refusal::OtherNamespace => f.write_str(
+                "the socket is of another network namespace than this thread (setns(2), or a socket \
+                 that was handed over), whose net.ipv4.tcp_mtu_probing cannot be read from here; send \
+                 from a thread of that namespace",
             ),
             Refusal::IdsUnsure => f.write_str(
                 "a send failed (a datagram was dropped on its way out, or the application panicked), \

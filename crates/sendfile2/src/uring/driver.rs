@@ -249,7 +249,7 @@ impl Driver {
     ///
     /// # Errors
     /// [`Error::Refused`] for a socket with record boundaries, or where TCP may probe for a larger
-    /// MTU ([`Refusal::MtuProbing`]); [`Error::AlreadyOwned`];
+    /// MTU ([`Refusal::MtuProbing`], [`Refusal::OtherNamespace`]); [`Error::AlreadyOwned`];
     /// [`Error::Socket`] if it is no socket, or no descriptor is left; [`Error::Wait`] if the reaper
     /// cannot be started. The socket is then closed.
     pub fn add(&self, socket: impl Into<OwnedFd>) -> Result<Socket, Error> {
@@ -260,7 +260,7 @@ impl Driver {
         if kind.records() {
             return Err(part::refused(Refusal::Socket("io_uring serves stream sockets only")));
         }
-        mtu::check(kind).map_err(part::refused)?;
+        mtu::check(kind, socket.as_fd()).map_err(part::refused)?;
         // Now, and not at the hand-over, where there may be none left.
         let ring = self.shared.ring.as_fd().try_clone_to_owned();
         let ring = ring.map_err(|cause| Error::Socket { op: "dup", cause })?;
