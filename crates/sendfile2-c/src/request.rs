@@ -238,9 +238,10 @@ impl Notifier {
             AddressFamily::INET | AddressFamily::INET6 => {}
             _ => return None,
         }
-        match sockopt::socket_protocol(socket).ok()?? {
-            ipproto::TCP => Some(Notifier::Tcp),
-            ipproto::UDP => Some(Notifier::Udp),
+        // A raw socket has the number of a protocol, too.
+        match (sockopt::socket_type(socket).ok()?, sockopt::socket_protocol(socket).ok()??) {
+            (SocketType::STREAM, ipproto::TCP) => Some(Notifier::Tcp),
+            (SocketType::DGRAM, ipproto::UDP) => Some(Notifier::Udp),
             _ => None,
         }
     }

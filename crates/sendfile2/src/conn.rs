@@ -47,6 +47,7 @@ pub(crate) enum Kind {
     UnixRecords,
     /// A stream of a family this library knows nothing of.
     OtherStream,
+    /// Anything else; a raw socket, whatever protocol its packets are of.
     OtherRecords,
 }
 
@@ -56,9 +57,10 @@ impl Kind {
             let family = sockopt::socket_domain(socket)?;
             let kind = sockopt::socket_type(socket)?;
             let ip = family == AddressFamily::INET || family == AddressFamily::INET6;
-            Ok(if ip && sockopt::socket_protocol(socket)? == Some(ipproto::TCP) {
+            let protocol = if ip { sockopt::socket_protocol(socket)? } else { None };
+            Ok(if kind == SocketType::STREAM && protocol == Some(ipproto::TCP) {
                 Kind::Tcp
-            } else if ip && sockopt::socket_protocol(socket)? == Some(ipproto::UDP) {
+            } else if kind == SocketType::DGRAM && protocol == Some(ipproto::UDP) {
                 Kind::Udp
             } else if family == AddressFamily::UNIX && kind == SocketType::STREAM {
                 Kind::UnixStream
@@ -86,7 +88,7 @@ impl Kind {
             Kind::UnixStream => "unix stream",
             Kind::UnixRecords => "unix, with record boundaries",
             Kind::OtherStream => "a stream of another family",
-            Kind::OtherRecords => "another family, with record boundaries",
+            Kind::OtherRecords => "another kind, with record boundaries",
         }
     }
 

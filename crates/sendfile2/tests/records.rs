@@ -6,7 +6,8 @@ mod common;
 use std::os::unix::net::UnixDatagram;
 
 use common::{assert_same, deadline, file, pattern, source, udp};
-use sendfile2::{Engine, Error, Options, Parcel, Sender, Sent};
+use sendfile2::uring::Driver;
+use sendfile2::{Acknowledgement, Engine, Error, Options, Parcel, Refusal, Sender, Sent};
 
 #[test]
 fn udp_ranges_stay_datagrams() {
@@ -82,4 +83,41 @@ fn a_buffer_goes_as_one_datagram_and_comes_back() {
     assert_same(&buffer[..n], &pattern(4, 0..9000));
     parcel.ticket().wait_released(deadline()).unwrap();
     assert_eq!(parcel.into_buffer().unwrap().len(), 9000);
+}
+
+#[test]
+fn a_raw_socket_is_not_one_of_its_packets_protocol() {
+    use rustix::net::{AddressFamily, RecvFlags, SocketType, ipproto, recv};
+    if !common::inside("a_raw_socket_is_not_one_of_its_packets_protocol", "true") {
+        return;
+    }
+    let to = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+    let file = file(7, 10_000);
+    for (protocol, number) in [(ipproto::TCP, 6), (ipproto::UDP, 17)] {
+        let raw = || {
+            let kind = SocketType::RAW;
+            let socket = rustix::net::socket(AddressFamily::INET, kind, Some(protocol)).unwrap();
+            rustix::net::connect(&socket, &to).unwrap();
+            socket
+        };
+        let mut sender = Sender::with(raw(), Options::new().engine(Engine::Zerocopy)).unwrap();
+        let error = sender.try_send_file(&source(&file), 0..100, false).unwrap_err();
+        let Error::Refused { reason: Refusal::Socket(_), .. } = error else { panic!("{error}") };
+        match Driver::new() {
+            Ok(driver) => {
+                let error = driver.add(raw()).unwrap_err();
+                assert!(matches!(error, Error::Refused { .. }), "{error}");
+            }
+            Err(e) => println!("SKIP: {e}"),
+        }
+        // What is sent is a packet's contents, as it is.
+        let receiver = raw();
+        let mut sender = Sender::with(raw(), Options::new().engine(Engine::Copy)).unwrap();
+        let sent = sender.send_file(&source(&file), 0..100, false, deadline()).unwrap();
+        assert_eq!(sent.ticket.acknowledgement().unwrap(), Acknowledgement::Unknowable);
+        let mut packet = [0; 1000];
+        let (got, _) = recv(&receiver, &mut packet[..], RecvFlags::empty()).unwrap();
+        assert_eq!(packet[9], number, "the protocol");
+        assert_same(&packet[20..got], &pattern(7, 0..100));
+    }
 }
