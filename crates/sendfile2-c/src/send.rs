@@ -47,6 +47,9 @@ pub(crate) fn notify(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize
     }
     let view = View::new(request, len, kept)?;
     loop {
+        if notifier == Notifier::Tcp {
+            one_id(request)?;
+        }
         match kernel::send(request.socket, view.bytes().first(len), libc::MSG_ZEROCOPY) {
             Err(Errno::NOBUFS) if notifier == Notifier::Tcp => {
                 len = below_memlock(len).ok_or(Errno::NOBUFS)?;
@@ -57,6 +60,19 @@ pub(crate) fn notify(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize
             },
             result => return result,
         }
+    }
+}
+
+/// Refuses a TCP socket in a BPF sockmap, where one send may use any number of ids.
+fn one_id(request: &Request<'_>) -> Result<(), Errno> {
+    match sendfile2::sent_by_tcp(request.socket) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Errno::OPNOTSUPP),
+        // The send itself waits, or raises SIGPIPE; any other error was the socket's, and is gone.
+        Err(e) => match Errno::from_io_error(&e).unwrap_or(Errno::IO) {
+            Errno::AGAIN | Errno::PIPE => Ok(()),
+            errno => Err(errno),
+        },
     }
 }
 

@@ -26,6 +26,11 @@ fn each_call_that_sends_uses_one_id() {
 }
 
 #[test]
+fn where_no_call_has_one_id_it_is_refused() {
+    c_test("sockmap");
+}
+
+#[test]
 fn a_call_larger_than_memlock_is_cut_short() {
     c_test("memlock");
 }
