@@ -86,7 +86,12 @@ impl Ci {
     fn step(&mut self, step: Step) -> anyhow::Result<()> {
         match step {
             Step::Format => self.cargo("fmt --all --check"),
-            Step::Lints => self.cargo("clippy --workspace --all-targets -- -D warnings"),
+            Step::Lints => {
+                self.cargo("clippy --workspace --all-targets -- -D warnings")?;
+                // What only `cargo bench` builds.
+                let bench = "clippy -p sendfile2-bench --features criterion --bench core";
+                self.cargo(&format!("{bench} -- -D warnings"))
+            }
             Step::Tests => self.tests(),
             Step::Loom => self.loom(),
             Step::Docs => {

@@ -1,4 +1,5 @@
-//! What the bookkeeping costs: leases, the ledger, the decoder. `cargo bench -p sendfile2`.
+//! The costs of the library's bookkeeping: leases, the ledger, the decoder.
+//! `cargo bench -p sendfile2-bench --features criterion`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::hint::black_box;
