@@ -16,6 +16,7 @@
 #![allow(unsafe_code)]
 
 pub mod errqueue;
+pub mod filesystem;
 pub mod ledger;
 pub mod mapping;
 pub mod module;

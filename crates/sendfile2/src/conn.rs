@@ -21,14 +21,14 @@ use rustix::net::{
     sockopt,
 };
 
-use crate::engine::auto::Recent;
-use crate::engine::native::{self, Kernel};
-use crate::engine::{Choice, Engine, Limit, Refusal, Why};
+use crate::engine::{Choice, Engine, Limit, Why};
 use crate::error::Error;
 use crate::holder::{Apart, Held, Holder, InFlight};
 use crate::mtu;
+use crate::native::{self, Kernel};
 use crate::park::{Interest, Parker, Wakers};
-use crate::source::Source;
+use crate::policy::Recent;
+use crate::refusal::Refusal;
 use crate::sys::errqueue::{self, Entry, Foreign};
 use crate::sys::ledger::{Done, Ledger, NotIssued};
 use crate::sys::mapping::Region;
@@ -288,7 +288,7 @@ struct Sending {
 pub(crate) enum Payload<'a> {
     Memory(Region<'a>),
     /// So many bytes of the file, from here on.
-    File(&'a Source, u64, usize),
+    File(BorrowedFd<'a>, u64, usize),
 }
 
 impl Payload<'_> {

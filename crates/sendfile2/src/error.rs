@@ -5,7 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::engine::{Engine, Refusal};
+use crate::engine::Engine;
+use crate::refusal::Refusal;
 use crate::sys::errqueue::DecodeError;
 use crate::sys::ledger::{NotIssued, WindowFull};
 use crate::sys::op_table::Stray;

@@ -13,7 +13,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{Mode, OFlags};
 
 use crate::conn::Kind;
-use crate::engine::Refusal;
+use crate::refusal::Refusal;
 use crate::sys;
 
 /// `net.ipv4.tcp_mtu_probing` (for IPv6, too) of the calling thread's network namespace: 0 for

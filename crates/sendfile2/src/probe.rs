@@ -22,11 +22,13 @@ use rustix::fs::MemfdFlags;
 use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 
-use crate::engine::{Choice, Engine, Refusal, native};
+use crate::engine::{Choice, Engine};
 use crate::error::Error;
 use crate::mtu::tcp_mtu_probing;
+use crate::native;
+use crate::refusal::{Refusal, Unmappable};
 use crate::sender::{Options, Sender};
-use crate::source::{Source, Unmappable};
+use crate::source::Source;
 use crate::sys::rlimit;
 use crate::ticket::Parcel;
 use crate::uring;

@@ -11,13 +11,16 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::conn::{self, Conn, Counters, Hook, Notice, Outcome, Part, Payload, Turn};
-use crate::engine::auto::{self, Situation};
-use crate::engine::zerocopy::ByReference;
-use crate::engine::{Choice, Engine, Limit, Refusal, Why, copy, zerocopy};
+use crate::engine::{Choice, Engine, Limit, Why};
 use crate::error::Error;
 use crate::guard::Lease;
 use crate::holder::{Apart, Held, InFlight};
+use crate::policy::{self, Situation};
 use crate::reaper::Reaper;
+use crate::refusal::Refusal;
+use crate::send::copy;
+use crate::send::zerocopy;
+use crate::send::zerocopy::ByReference;
 use crate::source::{Extent, Source, View};
 use crate::sys::mapping::Region;
 use crate::ticket::{Link, Parcel, Parts, Slot, Ticket};
@@ -698,7 +701,7 @@ impl Sender {
         let mut turn = self.turn()?;
         turn.native().map_err(|reason| self.conn.refuse(self.engine, reason))?;
         let len = usize::try_from(wanted.end - wanted.start).unwrap_or(usize::MAX);
-        let payload = Payload::File(file, wanted.start, len);
+        let payload = Payload::File(file.as_fd(), wanted.start, len);
         let part = Part { choice: self.asked(), more, guarded: held.is_some() };
         match zerocopy::send(&self.conn, turn, payload, part, parts, held)? {
             ByReference::Done(Outcome::Refused(reason)) => {
@@ -746,7 +749,7 @@ impl Sender {
         while choice.engine != Engine::Copy {
             let part = Part { choice, more, guarded };
             let payload = match (choice.engine, file) {
-                (Engine::Native, Some((file, at))) => Payload::File(file, at, region.len()),
+                (Engine::Native, Some((file, at))) => Payload::File(file.as_fd(), at, region.len()),
                 _ => Payload::Memory(region),
             };
             let done = zerocopy::send(conn, turn, payload, part, parts, held)?;
@@ -813,7 +816,7 @@ impl Sender {
     ) -> Choice {
         let (mostly_copied, since_zerocopy) = turn.history();
         let zerocopy = turn.zerocopy(bytes, more);
-        auto::choose(&Situation {
+        policy::choose(&Situation {
             bytes,
             zerocopy,
             native: file && zerocopy.is_err() && turn.native().is_ok(),

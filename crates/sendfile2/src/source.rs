@@ -6,7 +6,6 @@
 //! is read.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::IoSlice;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,6 +16,8 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::Error;
+use crate::refusal::Unmappable;
+use crate::sys::filesystem;
 use crate::sys::mapping::{Mapping, Region};
 
 /// Lets a write go to its offset though the open file has `O_APPEND` (Linux 6.9). rustix has no
@@ -38,51 +39,6 @@ pub struct Identity {
     pub dev: u64,
     /// `st_ino`; of a block device 0, which no file has.
     pub ino: u64,
-}
-
-/// Why a file is sent by `pread` and not from a mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Unmappable {
-    /// A read-only descriptor on overlayfs: after a copy-up, mappings of it show other bytes than
-    /// `pread`.
-    Overlay,
-    /// A filesystem on which mappings are not known to agree with `pread` (FUSE, network
-    /// filesystems, and whatever is not on the list of those that are): `f_type` of `fstatfs(2)`.
-    Filesystem(u64),
-    /// A tmpfs file or memfd with holes: sending from a mapping would allocate them.
-    Sparse,
-    /// `mmap(2)` failed with this error number.
-    Failed(i32),
-}
-
-impl fmt::Display for Unmappable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Unmappable::Overlay => f.write_str(
-                "it is open read-only on overlayfs, where a mapping may show other bytes than pread \
-                 after a copy-up (open it for writing, or put it on a volume)",
-            ),
-            Unmappable::Filesystem(magic) => {
-                match filesystem_name(*magic) {
-                    Some(name) => write!(f, "its filesystem ({name})")?,
-                    None => write!(f, "its filesystem (type {magic:#x})")?,
-                }
-                f.write_str(
-                    " is not one whose mappings are known to agree with pread (engine copy reads it)",
-                )
-            }
-            Unmappable::Sparse => {
-                f.write_str(
-                    "it has holes on tmpfs, and a send from a mapping would allocate them (engine copy \
-                     reads it; fallocate(1) fills them)",
-                )
-            }
-            Unmappable::Failed(errno) => {
-                write!(f, "mmap failed: {}", std::io::Error::from_raw_os_error(*errno))
-            }
-        }
-    }
 }
 
 /// An open file to send from; a cheap handle (clone it).
@@ -138,9 +94,9 @@ impl Nature {
         let magic = rustix::fs::fstatfs(file).map_err(Error::file("fstatfs", 0))?.f_type;
         #[expect(clippy::cast_sign_loss, reason = "a magic number; 32 bits of it count")]
         let magic = (magic as u64) & 0xffff_ffff;
-        let unmappable = if block_device || coherent(magic) {
+        let unmappable = if block_device || filesystem::is_coherent(magic) {
             None
-        } else if magic == OVERLAYFS {
+        } else if magic == filesystem::OVERLAYFS {
             // A descriptor opened for writing has been copied up already.
             (mode == OFlags::RDONLY).then_some(Unmappable::Overlay)
         } else {
@@ -157,7 +113,7 @@ impl Nature {
     /// Whether it is a block device, or on one of the known filesystems that keep pages of their
     /// own.
     fn is_coherent(&self) -> bool {
-        self.block_device || coherent(self.filesystem)
+        self.block_device || filesystem::is_coherent(self.filesystem)
     }
 
     #[inline(always)]
@@ -171,7 +127,7 @@ impl Nature {
         // Neither is negative for a regular file.
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-        Ok(Extent { size, sparse: self.filesystem == TMPFS && allocated < size })
+        Ok(Extent { size, sparse: self.filesystem == filesystem::TMPFS && allocated < size })
     }
 }
 
@@ -324,7 +280,8 @@ impl Source {
     /// device, which is its own.
     pub(crate) fn filesystem(&self) -> Option<String> {
         let magic = self.0.nature.filesystem;
-        let name = || filesystem_name(magic).map_or_else(|| format!("type {magic:#x}"), Into::into);
+        let name =
+            || filesystem::name(magic).map_or_else(|| format!("type {magic:#x}"), Into::into);
         (!self.0.nature.block_device).then(name)
     }
 
@@ -504,52 +461,6 @@ impl Drop for Inner {
             }
         }
     }
-}
-
-const OVERLAYFS: u64 = 0x794c_7630;
-const TMPFS: u64 = 0x0102_1994;
-
-/// `f_type` of the local filesystems whose `pread` and mappings read the same page cache
-/// (`linux/magic.h` and the filesystems' own headers), and their names.
-const COHERENT: [(u64, &str); 13] = [
-    (0xef53, "ext2, ext3 or ext4"),
-    (0x5846_5342, "xfs"),
-    (0x9123_683e, "btrfs"),
-    (0xf2f5_2010, "f2fs"),
-    (0xca45_1a4e, "bcachefs"),
-    (TMPFS, "tmpfs"),
-    (0x8584_58f6, "ramfs"),
-    (0xe0f5_e1e2, "erofs"),
-    (0x7371_7368, "squashfs"),
-    (0x4d44, "vfat"),
-    (0x2011_bab0, "exfat"),
-    (0x9660, "iso9660"),
-    (0x1501_3346, "udf"),
-];
-
-fn coherent(magic: u64) -> bool {
-    COHERENT.iter().any(|(known, _)| *known == magic)
-}
-
-/// Others that people meet, for their names only.
-const OTHERS: [(u64, &str); 12] = [
-    (OVERLAYFS, "overlayfs"),
-    (0x6573_5546, "FUSE or virtiofs"),
-    (0x6969, "NFS"),
-    (0xff53_4d42, "CIFS"),
-    (0xfe53_4d42, "SMB"),
-    (0x00c3_6400, "Ceph"),
-    (0x0102_1997, "9p"),
-    (0x2fc1_2fc1, "ZFS"),
-    (0x9584_58f6, "hugetlbfs"),
-    (0x9fa0, "proc"),
-    (0x6265_6572, "sysfs"),
-    (0x6465_6d61, "devtmpfs"),
-];
-
-/// The name of the filesystem with this `f_type`, where it is known.
-fn filesystem_name(magic: u64) -> Option<&'static str> {
-    COHERENT.iter().chain(&OTHERS).find(|(known, _)| *known == magic).map(|(_, name)| *name)
 }
 
 #[cfg(test)]

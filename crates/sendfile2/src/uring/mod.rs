@@ -46,7 +46,7 @@ use crate::error::Error;
 use crate::source::Source;
 use crate::ticket::Status;
 
-pub use available::Unavailable;
+pub use crate::refusal::Unavailable;
 pub use driver::{Driver, Socket};
 pub use ticket::Ticket;
 

@@ -7,10 +7,11 @@ use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 
 use crate::conn::Kind;
-use crate::engine::zerocopy::CALL;
-use crate::engine::{Engine, Refusal};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::mtu;
+use crate::refusal::Refusal;
+use crate::send::zerocopy::CALL;
 use crate::source::{Extent, Source, View};
 use crate::sys::rlimit;
 use crate::sys::uring::Memory;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::{Unfinished, available, leftover, part};
-use crate::engine::Refusal;
 use crate::error::Error;
+use crate::refusal::Refusal;
 use crate::source::Source;
 use crate::sys::uring::{Event, Queues, Request, Send, Size};
 use crate::ticket::Status;

@@ -8,8 +8,9 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use super::driver::Lane;
-use crate::engine::{Choice, Engine, Limit, Refusal, Why};
+use crate::engine::{Choice, Engine, Limit, Why};
 use crate::error::Error;
+use crate::refusal::Refusal;
 use crate::ticket::{Acknowledgement, Status};
 
 /// What a ticket and the driver share of a send.

@@ -1,17 +1,9 @@
 //! Engines: the ways bytes travel, and which of them a send takes.
 
-pub(crate) mod auto;
-pub(crate) mod copy;
-pub(crate) mod native;
-pub(crate) mod zerocopy;
-
 use std::fmt;
 use std::str::FromStr;
 
-pub use native::Missing;
-
-use crate::source::Unmappable;
-use crate::uring::Unavailable;
+use crate::refusal::Refusal;
 
 /// The way bytes travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -74,99 +66,9 @@ impl FromStr for Engine {
     }
 }
 
-/// Why an engine cannot serve a socket or a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// This kind of socket gives no completion notifications here.
-    Socket(&'static str),
-    /// The kernel refused a zerocopy send on this socket (EOPNOTSUPP): kernel TLS is on it. To
-    /// `io_uring` and `native` it also says so of a socket that is, or was, in a BPF sockmap.
-    NotSupported,
-    /// `SO_ZEROCOPY` cannot be asked for or set, with this error number: where a seccomp filter forbids
-    /// that, for example.
-    ZerocopyOption(i32),
-    /// The socket is, or was, in a BPF sockmap whose program is given what is sent: nobody knows how
-    /// many notification ids a send uses there. The kernel says nothing of it to `zerocopy`.
-    Sockmap,
-    /// The application has switched `SO_ZEROCOPY` off: the kernel would copy, and never notify.
-    SwitchedOff,
-    /// `RLIMIT_MEMLOCK` allows no zerocopy send at all; the limit, in bytes.
-    Memlock(u64),
-    /// TCP may probe the path for larger packets, of which the kernel notifies too early:
-    /// `net.ipv4.tcp_mtu_probing`, or `None` where it cannot be read.
-    MtuProbing(Option<u8>),
-    /// The socket is of another network namespace than the thread that sends (or that cannot be
-    /// found out), which cannot read the `net.ipv4.tcp_mtu_probing` that TCP goes by.
-    OtherNamespace,
-    /// A datagram send failed in a way that may or may not have used an id, or the application's
-    /// own sends ended in a panic.
-    IdsUnsure,
-    /// The file is not sent from a mapping.
-    File(Unmappable),
-    /// `io_uring` cannot be used.
-    IoUring(Unavailable),
-    /// A [`Sender`](crate::Sender) was asked for `uring`.
-    Driver,
-    /// The kernel has nothing to offer to `native`.
-    Native(Missing),
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refusal::Socket(why) => f.write_str(why),
-            Refusal::NotSupported => f.write_str(
-                "the kernel refuses zerocopy sends on this socket (kernel TLS or a sockmap?): take copy \
-                 or auto",
-            ),
-            Refusal::ZerocopyOption(errno) => write!(
-                f,
-                "SO_ZEROCOPY cannot be set on the socket: {} (does a seccomp filter forbid it?)",
-                std::io::Error::from_raw_os_error(*errno)
-            ),
-            Refusal::Sockmap => f.write_str(
-                "the socket is or was in a BPF sockmap with an SK_MSG program (a service mesh?), where \
-                 nobody knows how many notification ids a send uses",
-            ),
-            Refusal::SwitchedOff => f.write_str(
-                "SO_ZEROCOPY was switched off on this socket: the kernel would copy, and never notify",
-            ),
-            Refusal::Memlock(limit) => write!(
-                f,
-                "RLIMIT_MEMLOCK is {limit} bytes, too few for any zerocopy send: raise it \
-                 (ulimit -l, LimitMEMLOCK=)"
-            ),
-            Refusal::MtuProbing(Some(value)) => write!(
-                f,
-                "net.ipv4.tcp_mtu_probing is {value}: TCP may probe for a larger MTU, and the kernel \
-                 would say that file pages are released while a probe still carries them; switch \
-                 that off (sysctl -w net.ipv4.tcp_mtu_probing=0) and connect anew"
-            ),
-            Refusal::MtuProbing(None) => f.write_str(
-                "net.ipv4.tcp_mtu_probing cannot be read (is /proc mounted, and has the process a \
-                 descriptor left?); if it is not 0, the kernel says that file pages are released \
-                 while it still sends them; mend that, or take copy or auto",
-            ),
-            Refusal::OtherNamespace => f.write_str(
-                "the socket is of another network namespace than this thread (setns(2), or a socket \
-                 that was handed over), whose net.ipv4.tcp_mtu_probing cannot be read from here; send \
-                 from a thread of that namespace",
-            ),
-            Refusal::IdsUnsure => f.write_str(
-                "a send failed (a datagram was dropped on its way out, or the application panicked), \
-                 and nobody can say whether that used a notification id: take copy or auto, or a new \
-                 socket",
-            ),
-            Refusal::File(why) => write!(f, "the file is not sent from a mapping: {why}"),
-            Refusal::IoUring(why) => write!(f, "{why}"),
-            Refusal::Native(why) => write!(f, "{why}"),
-            Refusal::Driver => f.write_str(
-                "a sender does not use io_uring, which has a front end of its own: uring::Driver",
-            ),
-        }
-    }
-}
+/// From this many bytes on, pinning pages and reading a notification is cheaper than copying
+/// (the kernel's documentation says "over around 10 KB").
+pub(crate) const WORTH_A_NOTIFICATION: u64 = 16 << 10;
 
 /// Which engine served a send, and why it was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,8 +125,8 @@ impl fmt::Display for Why {
             Why::PeerOnThisHost => f.write_str("the peer is on this host"),
             Why::MostlyCopied => f.write_str("most of the recent zerocopy sends came back COPIED"),
             Why::TriedAgain => f.write_str("most came back COPIED; trying again"),
-            Why::Small => write!(f, "under {} bytes", auto::WORTH_A_NOTIFICATION),
-            Why::Large => write!(f, "at least {} bytes", auto::WORTH_A_NOTIFICATION),
+            Why::Small => write!(f, "under {} bytes", WORTH_A_NOTIFICATION),
+            Why::Large => write!(f, "at least {} bytes", WORTH_A_NOTIFICATION),
             Why::Limit(limit) => write!(f, "{limit}"),
             Why::Fault => f.write_str("the mapping faulted"),
         }

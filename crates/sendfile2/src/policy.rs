@@ -1,10 +1,7 @@
 //! The policy of [`Engine::Auto`], as one readable function.
 
-use super::{Choice, Engine, Refusal, Why};
-
-/// From this many bytes on, pinning pages and reading a notification is cheaper than copying
-/// (the kernel's documentation says "over around 10 KB").
-pub(crate) const WORTH_A_NOTIFICATION: u64 = 16 << 10;
+use crate::engine::{Choice, Engine, WORTH_A_NOTIFICATION, Why};
+use crate::refusal::Refusal;
 
 /// After how many copies a connection whose zerocopy sends came back COPIED tries one again.
 const TRY_AGAIN: u32 = 256;
@@ -81,7 +78,7 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Refusal;
+    use crate::refusal::Refusal;
 
     #[test]
     fn policy_as_a_table() {

@@ -5,62 +5,16 @@
 //! series.
 
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
 use rustix::io::Errno;
 
-use crate::source::Source;
-use crate::sys::module::{Args, Device, VERSION, flags};
+use crate::refusal::Missing;
+use crate::sys::module::{Args, Device, flags};
 use crate::sys::syscall::{self, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, SENDFILE_ZC, Sendfile2};
-
-/// Why the kernel has nothing to offer to the engine `native`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Missing {
-    /// There is no device: the module is not loaded. And the kernel has no sendfile2(2).
-    Module,
-    /// The device may not be opened by this user.
-    Forbidden,
-    /// The device is not the module's, or that of another version.
-    Version,
-    /// Opening the device failed with this error number.
-    Failed(i32),
-    /// The kernel says that it has sendfile2(2), and a trial did not show it.
-    Call,
-}
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = Device::PATH;
-        match self {
-            Missing::Module => write!(
-                f,
-                "there is no {path}: the kernel module is not loaded (docs/module.md); nor has this \
-                 kernel the patch series (docs/patches.md)"
-            ),
-            Missing::Forbidden => {
-                write!(f, "{path} may not be opened: join its group, as docs/module.md says")
-            }
-            Missing::Version => write!(
-                f,
-                "{path} is not that of the kernel module in version {VERSION}: load the one that \
-                 came with this library"
-            ),
-            Missing::Failed(errno) => {
-                write!(f, "opening {path} failed: {}", io::Error::from_raw_os_error(*errno))
-            }
-            Missing::Call => write!(
-                f,
-                "{} names a system call, but a send over a connection of this process with itself \
-                 gave no notification (is the interface lo up? is the call forbidden here?)",
-                Sendfile2::SYSCTL
-            ),
-        }
-    }
-}
 
 /// What the kernel offers.
 #[derive(Debug)]
@@ -132,7 +86,7 @@ fn series(module: Missing) -> Result<Sendfile2, Missing> {
 /// there is nothing to send, or it cannot be read: reading tells why.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
-    file: &Source,
+    file: BorrowedFd<'_>,
     range: &Range<u64>,
     more: bool,
 ) -> Result<usize, Errno> {
@@ -155,7 +109,7 @@ pub(crate) fn send(
 fn by_module(
     device: &Device,
     socket: BorrowedFd<'_>,
-    file: &Source,
+    file: BorrowedFd<'_>,
     range: &Range<u64>,
     more: bool,
 ) -> Result<usize, Errno> {
@@ -163,13 +117,13 @@ fn by_module(
     args.offset = i64::try_from(range.start).map_err(|_| Errno::OVERFLOW)?;
     args.count = range.end - range.start;
     args.flags = flags::ZC | flags::DONTWAIT | flags::NOSIGNAL | if more { flags::MORE } else { 0 };
-    device.send(socket, file.as_fd(), &mut args)
+    device.send(socket, file, &mut args)
 }
 
 fn by_call(
     call: Sendfile2,
     socket: BorrowedFd<'_>,
-    file: &Source,
+    file: BorrowedFd<'_>,
     range: &Range<u64>,
     more: bool,
 ) -> Result<usize, Errno> {
@@ -179,5 +133,5 @@ fn by_call(
     let count = usize::try_from((range.end - range.start).min(MOST)).unwrap_or(usize::MAX);
     let more = if more { MSG_MORE } else { 0 };
     let flags = SENDFILE_ZC | MSG_DONTWAIT | MSG_NOSIGNAL | more;
-    call.send(socket, file.as_fd(), Some(&mut offset), count, flags)
+    call.send(socket, file, Some(&mut offset), count, flags)
 }
