@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use sendfile2::uring::{Driver, Socket, Ticket};
+use sendfile2::Ticket;
+use sendfile2::uring::{Driver, Socket};
 
 use super::sender::Files;
 

@@ -18,11 +18,12 @@ use clap::{ValueEnum, ValueHint};
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use sendfile2::{
-    Acknowledgement, Choice, Engine, Error, Refusal, Sender, Sent, Source, Status, probe, uring,
+    Acknowledgement, Choice, Engine, Error, Refusal, Sender, Sent, Source, Status, Ticket, probe,
+    uring,
 };
 use serde::Serialize;
 
-use crate::connection::{Connection, Ticket};
+use crate::connection::Connection;
 use crate::net::{self, Address};
 use crate::{output, units};
 

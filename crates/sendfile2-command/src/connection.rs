@@ -5,11 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sendfile2::uring::{self, Driver, Socket};
-use sendfile2::{
-    Acknowledgement, Choice, Counters, Engine, Error, InFlight, Options, Sender, Sent, Source,
-    Status,
-};
+use sendfile2::uring::{Driver, Socket};
+use sendfile2::{Counters, Engine, Error, InFlight, Options, Sender, Sent, Source, Ticket};
 
 /// The bytes that a ring is given at a time, so that progress shows itself.
 const PIECE: u64 = 1 << 20;
@@ -26,17 +23,8 @@ pub enum Connection {
         /// The socket on it.
         socket: Socket,
         /// The send that is queued and not accepted yet.
-        queued: Option<uring::Ticket>,
+        queued: Option<Ticket>,
     },
-}
-
-/// A send that was accepted.
-#[derive(Debug, Clone)]
-pub enum Ticket {
-    /// By a [`Sender`].
-    Sender(sendfile2::Ticket),
-    /// By a ring.
-    Ring(uring::Ticket),
 }
 
 impl Connection {
@@ -65,13 +53,7 @@ impl Connection {
     ) -> Result<Sent<Ticket>, Error> {
         let (driver, socket, queued) = match self {
             Connection::Sender(sender) => {
-                return Ok(match sender.try_send_file(file, range, false)? {
-                    Sent::Accepted { bytes, ticket } => {
-                        Sent::Accepted { bytes, ticket: Ticket::Sender(ticket) }
-                    }
-                    Sent::WouldBlock => Sent::WouldBlock,
-                    Sent::Limit(limit) => Sent::Limit(limit),
-                });
+                return sender.try_send_file(file, range, false);
             }
             Connection::Ring { driver, socket, queued } => (driver, socket, queued),
         };
@@ -94,7 +76,7 @@ impl Connection {
             Some(error) if ticket.bytes() == 0 => Err(error),
             _ => {
                 let bytes = usize::try_from(ticket.bytes()).unwrap_or(usize::MAX);
-                Ok(Sent::Accepted { bytes, ticket: Ticket::Ring(ticket) })
+                Ok(Sent::Accepted { bytes, ticket })
             }
         }
     }
@@ -182,56 +164,6 @@ impl AsFd for Connection {
         match self {
             Connection::Sender(sender) => sender.as_fd(),
             Connection::Ring { socket, .. } => socket.as_fd(),
-        }
-    }
-}
-
-impl Ticket {
-    /// The bytes that were accepted.
-    pub fn bytes(&self) -> u64 {
-        match self {
-            Ticket::Sender(ticket) => ticket.bytes(),
-            Ticket::Ring(ticket) => ticket.bytes(),
-        }
-    }
-
-    /// The engine that was taken, and why.
-    pub fn choice(&self) -> Choice {
-        match self {
-            Ticket::Sender(ticket) => ticket.choice(),
-            Ticket::Ring(ticket) => ticket.choice(),
-        }
-    }
-
-    /// The state of the send now.
-    pub fn status(&self) -> Status {
-        match self {
-            Ticket::Sender(ticket) => ticket.status(),
-            Ticket::Ring(ticket) => ticket.status(),
-        }
-    }
-
-    /// Whether the peer's TCP has acknowledged the send, as far as that is known.
-    pub fn acknowledgement(&self) -> Result<Acknowledgement, Error> {
-        match self {
-            Ticket::Sender(ticket) => ticket.acknowledgement(),
-            Ticket::Ring(ticket) => ticket.acknowledgement(),
-        }
-    }
-
-    /// Waits until the kernel has released the range.
-    pub fn wait_released(&self, deadline: Instant) -> Result<bool, Error> {
-        match self {
-            Ticket::Sender(ticket) => ticket.wait_released(deadline),
-            Ticket::Ring(ticket) => ticket.wait_released(deadline),
-        }
-    }
-
-    /// Waits until the peer's TCP has acknowledged the bytes.
-    pub fn wait_acknowledged(&self, deadline: Instant) -> Result<bool, Error> {
-        match self {
-            Ticket::Sender(ticket) => ticket.wait_acknowledged(deadline),
-            Ticket::Ring(ticket) => ticket.wait_acknowledged(deadline),
         }
     }
 }

@@ -291,9 +291,15 @@ impl<H> Queues<H> {
     }
 
     /// After EINVAL for a zerocopy send: asks no more whether the kernel copied, which Linux before
-    /// 6.2 does not know. `false` if that was not asked already.
-    pub fn forget_usage(&mut self) -> bool {
-        std::mem::take(&mut self.zc_flags) != 0
+    /// 6.2 does not know.
+    pub fn forget_usage(&mut self) {
+        self.zc_flags = 0;
+    }
+
+    /// Whether it asks so.
+    #[must_use]
+    pub fn reports_usage(&self) -> bool {
+        self.zc_flags != 0
     }
 
     /// Queues a request to end the operation `key` early, if it still waits; `false` if there is

@@ -1,20 +1,24 @@
-//! What holds things for the kernel: a connection with sends in flight.
+//! What holds things for the kernel: a source of completions, of which each releases something.
 
 use std::any::Any;
+use std::ops::Deref;
 use std::os::fd::BorrowedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, Weak};
+use std::task::Waker;
 
 use crate::error::Error;
-use crate::park::Interest;
+use crate::park::{Interest, Wakers};
+use crate::socket::acknowledged::Acknowledgement;
+use crate::sync::lock;
 
 /// Something that has sends in flight and can be asked about them: a connection, or a driver.
 ///
-/// A lease and the reaper know their holders by this. It is more than a closure to abort with:
+/// A lease and the reaper know by this what may keep them. It is more than a closure to abort with:
 /// whoever waits for a release must be able to read it, or a single-threaded program would wait
 /// for what only itself could read.
-pub(crate) trait Holder: std::fmt::Debug + Send + Sync {
-    /// The descriptor that becomes ready when there may be something to reap. No other holder has
+pub(crate) trait CompletionSource: std::fmt::Debug + Send + Sync {
+    /// The descriptor that becomes ready when there may be something to reap. No other source has
     /// the same one.
     fn as_fd(&self) -> BorrowedFd<'_>;
     /// How it becomes ready.
@@ -38,6 +42,83 @@ pub(crate) trait Holder: std::fmt::Debug + Send + Sync {
     fn orphan(&self);
 }
 
+/// A source of completions that a ticket can wait for.
+pub(crate) trait Waitable: CompletionSource {
+    /// Fails in a fork of the process that made it.
+    fn ours(&self) -> Result<(), Error>;
+    /// What is in flight may never be accounted for, as far as anybody can say now.
+    fn is_unknown(&self) -> bool;
+    /// The error that makes waiting for completions pointless.
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+    /// Reads the error of the socket.
+    fn socket_error(&self) -> Result<(), Error> {
+        Ok(())
+    }
+    /// Those that are woken when completions were read.
+    fn wakers(&self) -> &Mutex<Wakers>;
+    /// As [`reap`](CompletionSource::reap), by a waiter that is registered with `key` and need not
+    /// be woken.
+    fn reap_as(&self, key: Option<u64>) -> Result<usize, Error>;
+    /// Whether the peer has acknowledged the first `end` bytes that were accepted.
+    fn acknowledgement(&self, end: u64) -> Result<Acknowledgement, Error>;
+    /// Whether acknowledgements make its descriptor ready.
+    fn acknowledgements_wake(&self) -> bool {
+        false
+    }
+}
+
+/// What the tickets of a connection know of it; it outlives the connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) source: Weak<dyn Waitable>,
+    /// Bytes that the peer is known to have acknowledged, of those the connection had accepted.
+    pub(crate) acknowledged: AtomicU64,
+}
+
+impl Link {
+    pub(crate) fn new(source: Weak<dyn Waitable>) -> Arc<Self> {
+        Arc::new(Link { source, acknowledged: AtomicU64::new(0) })
+    }
+}
+
+/// A place in the list of those who are woken when completions were read; dropping it ends that.
+pub(crate) struct Registered<S>
+where
+    S: Deref,
+    S::Target: Waitable,
+{
+    source: S,
+    key: u64,
+}
+
+impl<S> Registered<S>
+where
+    S: Deref,
+    S::Target: Waitable,
+{
+    pub(crate) fn new(source: S, waker: Waker) -> Self {
+        let key = lock(source.wakers()).insert(waker);
+        Registered { source, key }
+    }
+
+    /// Reads completions; whoever is registered here looks at what has changed before it waits.
+    pub(crate) fn reap(&self) -> Result<usize, Error> {
+        self.source.reap_as(Some(self.key))
+    }
+}
+
+impl<S> Drop for Registered<S>
+where
+    S: Deref,
+    S::Target: Waitable,
+{
+    fn drop(&mut self) {
+        lock(self.source.wakers()).remove(self.key);
+    }
+}
+
 /// What is in flight on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -52,23 +133,3 @@ pub struct InFlight {
 
 /// Anything a send holds. It is let go of by dropping it, when the kernel has released the send.
 pub(crate) type Held = Arc<dyn Any + Send + Sync>;
-
-/// Runs strangers' code (destructors, hooks, who listens to traces) piece by piece: one that panics
-/// keeps no other piece from its turn.
-#[derive(Debug, Default)]
-pub(crate) struct Apart(Option<Box<dyn Any + Send>>);
-
-impl Apart {
-    pub(crate) fn run(&mut self, piece: impl FnOnce()) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(piece)) {
-            self.0.get_or_insert(panic);
-        }
-    }
-
-    /// Lets the first panic go on, unless the thread panics already.
-    pub(crate) fn resume(self) {
-        if let Some(panic) = self.0.filter(|_| !std::thread::panicking()) {
-            resume_unwind(panic);
-        }
-    }
-}

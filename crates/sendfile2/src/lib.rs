@@ -72,6 +72,7 @@
 
 use sendfile2_sys as sys;
 
+mod apart;
 mod conn;
 mod engine;
 mod error;
@@ -79,32 +80,43 @@ pub mod guard;
 mod holder;
 mod mtu;
 mod native;
+mod parcel;
 mod park;
 mod policy;
 pub mod probe;
+mod progress;
+mod queued;
 pub mod reaper;
 mod refusal;
 mod send;
 mod sender;
+mod socket;
 mod source;
+mod sync;
 mod ticket;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 pub mod uring;
+mod wait;
 
-pub use conn::{Counters, Notice, peer_on_this_host};
+pub use conn::ErrorQueueMessage;
 pub use engine::{Choice, Engine, Limit, UnknownEngine, Why};
 pub use error::{Error, Unsuitable};
 pub use holder::InFlight;
 pub use mtu::tcp_mtu_probing;
+pub use parcel::Parcel;
+pub use progress::Status;
 pub use refusal::{Missing, Refusal, Unmappable};
 pub use sender::{Options, Sender, Sent, Stopped, Transfer};
+pub use socket::account::Counters;
+pub use socket::acknowledged::Acknowledgement;
+pub use socket::endpoint::peer_on_this_host;
 pub use source::{Identity, Mapped, Source};
 pub use sys::errqueue::{DecodeError, ExtendedError, Foreign};
 pub use sys::ledger::{NotIssued, WindowFull};
 pub use sys::op_table::Stray;
 pub use sys::socket::{in_own_namespace, sent_by_tcp, unacknowledged};
-pub use ticket::{Acknowledgement, Parcel, Status, Ticket};
+pub use ticket::Ticket;
 
 /// Compiles the README's examples.
 #[cfg(doctest)]

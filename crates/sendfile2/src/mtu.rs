@@ -12,8 +12,8 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::conn::Kind;
 use crate::refusal::Refusal;
+use crate::socket::kind::Kind;
 use crate::sys;
 
 /// `net.ipv4.tcp_mtu_probing` (for IPv6, too) of the calling thread's network namespace: 0 for

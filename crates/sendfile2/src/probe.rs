@@ -26,11 +26,11 @@ use crate::engine::{Choice, Engine};
 use crate::error::Error;
 use crate::mtu::tcp_mtu_probing;
 use crate::native;
+use crate::parcel::Parcel;
 use crate::refusal::{Refusal, Unmappable};
 use crate::sender::{Options, Sender};
 use crate::source::Source;
 use crate::sys::rlimit;
-use crate::ticket::Parcel;
 use crate::uring;
 
 /// A notification on loopback takes microseconds. What does not notify at all is found after this.
@@ -458,7 +458,7 @@ pub struct Destination {
 #[must_use]
 pub fn destination(sender: &Sender) -> Destination {
     let conn = sender.conn();
-    let mtu = match conn.peer() {
+    let mtu = match conn.endpoint().peer() {
         Some(SocketAddr::V4(_)) => sockopt::ip_mtu(sender).ok(),
         Some(SocketAddr::V6(_)) => sockopt::ipv6_mtu(sender).ok(),
         None => None,
@@ -470,10 +470,10 @@ pub fn destination(sender: &Sender) -> Destination {
     let auto = by_size(|bytes| sender.choose_auto(&mut turn, bytes, true, false));
     drop(turn);
     Destination {
-        socket: conn.kind().name(),
+        socket: conn.endpoint().kind().name(),
         own: own.and_then(|own| SocketAddr::try_from(own).ok()),
-        peer: conn.peer(),
-        peer_on_this_host: conn.peer_on_this_host(),
+        peer: conn.endpoint().peer(),
+        peer_on_this_host: conn.endpoint().peer_on_this_host(),
         mtu,
         zerocopy_refused,
         native_refused,
@@ -484,7 +484,7 @@ pub fn destination(sender: &Sender) -> Destination {
 /// No send is larger.
 const LARGEST: u64 = 1 << 62;
 
-/// Where, by size, a choice changes. Finds changes that are a power of two apart.
+/// Where, by size, a choice changes. Finds changes that are a power of two aop.
 fn by_size(mut choose: impl FnMut(u64) -> Choice) -> Vec<(RangeInclusive<u64>, Choice)> {
     let mut all = Vec::new();
     let (mut from, mut last, mut choice) = (1, 1, choose(1));

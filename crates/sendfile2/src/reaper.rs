@@ -12,7 +12,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::holder::{Holder, InFlight};
+use crate::holder::{CompletionSource, InFlight};
 use crate::park::Parker;
 use crate::sys::process::Process;
 
@@ -41,7 +41,7 @@ struct State {
 
 #[derive(Debug, Clone)]
 struct Orphan {
-    holder: Arc<dyn Holder>,
+    holder: Arc<dyn CompletionSource>,
     /// `None` if it is never to be aborted, or was already.
     abort_at: Option<Instant>,
 }
@@ -83,7 +83,7 @@ impl Reaper {
     }
 
     /// Takes over `holder`, and aborts it if it is not drained by `abort_at`, if that is given.
-    pub(crate) fn adopt(&self, holder: Arc<dyn Holder>, abort_at: Option<Instant>) {
+    pub(crate) fn adopt(&self, holder: Arc<dyn CompletionSource>, abort_at: Option<Instant>) {
         let adopted = Arc::clone(&holder);
         // First of all, and without strangers' code: whatever panics then, it is handed over.
         let mut state = lock(&self.state);

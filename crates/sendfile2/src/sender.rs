@@ -10,20 +10,25 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::conn::{self, Conn, Counters, Hook, Notice, Outcome, Part, Payload, Turn};
+use crate::apart::Apart;
+use crate::conn::{Config, Conn, ErrorQueueMessage, Hook, LockedConn, Outcome, Payload, SendOp};
 use crate::engine::{Choice, Engine, Limit, Why};
 use crate::error::Error;
 use crate::guard::Lease;
-use crate::holder::{Apart, Held, InFlight};
+use crate::holder::{CompletionSource, Held, InFlight, Link};
+use crate::parcel::{Parcel, Slot};
 use crate::policy::{self, Situation};
+use crate::progress::SendProgress;
 use crate::reaper::Reaper;
 use crate::refusal::Refusal;
 use crate::send::copy;
 use crate::send::zerocopy;
 use crate::send::zerocopy::ByReference;
+use crate::socket::account::Counters;
 use crate::source::{Extent, Source, View};
 use crate::sys::mapping::Region;
-use crate::ticket::{Link, Parcel, Parts, Slot, Ticket};
+use crate::ticket::Ticket;
+use crate::wait;
 
 /// How a [`Sender`] is to behave.
 #[derive(Clone, Default)]
@@ -95,7 +100,7 @@ impl Options {
     /// timestamps, completions of the application's own sends. Called by whoever reaps, also the
     /// reaper's thread, outside all locks. Without a hook they are traced and dropped.
     #[must_use]
-    pub fn on_notice(mut self, hook: impl Fn(Notice) + Send + Sync + 'static) -> Self {
+    pub fn on_notice(mut self, hook: impl Fn(ErrorQueueMessage) + Send + Sync + 'static) -> Self {
         self.hook = Some(Arc::new(hook));
         self
     }
@@ -209,7 +214,15 @@ impl Sender {
         if engine == Engine::Uring {
             return Err(Error::Refused { engine, reason: Refusal::Driver });
         }
-        let conn = Conn::new(socket.into(), next_id, reset_on_death, hook, acknowledgements)?;
+        let conn = Conn::new(
+            socket.into(),
+            Config {
+                next_id,
+                reset_on_exit: reset_on_death,
+                hook,
+                ack_timestamps: acknowledgements,
+            },
+        )?;
         let linger = linger.unwrap_or(Duration::from_secs(60));
         Ok(Sender { conn, engine, linger, reaper })
     }
@@ -235,7 +248,7 @@ impl Sender {
         range: Range<u64>,
         more: bool,
     ) -> Result<Sent<Ticket>, Error> {
-        self.once(|sender, parts| sender.attempt_file(Origin::File(file), range, more, parts))
+        self.once(|sender, progress| sender.attempt_file(Origin::File(file), range, more, progress))
     }
 
     /// Sends `range` of the file, all of it, waiting for the socket until `deadline`.
@@ -252,8 +265,8 @@ impl Sender {
     ) -> Result<Transfer, Stopped> {
         let (start, end) = (range.start, range.end.max(range.start));
         let origin = Origin::File(file);
-        self.all(end - start, more, deadline, |sender, done, parts| {
-            sender.attempt_file(origin, start + done..end, more, parts)
+        self.all(end - start, more, deadline, |sender, done, progress| {
+            sender.attempt_file(origin, start + done..end, more, progress)
         })
     }
 
@@ -271,8 +284,8 @@ impl Sender {
         more: bool,
     ) -> Result<Sent<Ticket>, Error> {
         let held = self.hold(lease, &range)?;
-        self.once(|sender, parts| {
-            sender.attempt_file(Origin::Lease(lease, &held), range, more, parts)
+        self.once(|sender, progress| {
+            sender.attempt_file(Origin::Lease(lease, &held), range, more, progress)
         })
     }
 
@@ -292,13 +305,16 @@ impl Sender {
         let held = match self.hold(lease, &range) {
             Ok(held) => held,
             Err(error) => {
-                let ticket = Ticket::new(Parts::new(self.asked()), self.conn.link());
+                let ticket = Ticket::sent(
+                    SendProgress::new(self.asked()),
+                    Some(Arc::clone(self.conn.link())),
+                );
                 return Err(Stopped { error, transfer: Transfer { bytes: 0, ticket } });
             }
         };
         let origin = Origin::Lease(lease, &held);
-        self.all(end - start, more, deadline, |sender, done, parts| {
-            sender.attempt_file(origin, start + done..end, more, parts)
+        self.all(end - start, more, deadline, |sender, done, progress| {
+            sender.attempt_file(origin, start + done..end, more, progress)
         })
     }
 
@@ -317,7 +333,7 @@ impl Sender {
     /// # Errors
     /// [`Error::Socket`]; [`Error::Aborted`]; [`Error::NotIssued`] and [`Error::TooEarly`].
     pub fn try_send(&mut self, bytes: &[u8], more: bool) -> Result<Sent<Ticket>, Error> {
-        self.once(|sender, parts| sender.attempt_slice(bytes, more, parts))
+        self.once(|sender, progress| sender.attempt_slice(bytes, more, progress))
     }
 
     /// As [`try_send`](Self::try_send), from several slices by one `sendmsg(2)`.
@@ -329,7 +345,7 @@ impl Sender {
         slices: &[IoSlice<'_>],
         more: bool,
     ) -> Result<Sent<Ticket>, Error> {
-        self.once(|sender, parts| sender.conn.turn()?.transmit_slices(slices, more, parts))
+        self.once(|sender, progress| sender.conn.locked()?.transmit_slices(slices, more, progress))
     }
 
     /// Sends all of `bytes` by plain sends, waiting for the socket until `deadline`.
@@ -343,10 +359,10 @@ impl Sender {
         more: bool,
         deadline: Instant,
     ) -> Result<Transfer, Stopped> {
-        self.all(bytes.len() as u64, more, deadline, |sender, done, parts| {
+        self.all(bytes.len() as u64, more, deadline, |sender, done, progress| {
             // done < bytes.len(), so it fits.
             let done = usize::try_from(done).unwrap_or(bytes.len());
-            sender.attempt_slice(&bytes[done..], more, parts)
+            sender.attempt_slice(&bytes[done..], more, progress)
         })
     }
 
@@ -366,7 +382,7 @@ impl Sender {
         let link = self.conn.link();
         if !parcel.link.as_ref().is_some_and(|of| Arc::ptr_eq(of, link)) {
             // Also where the other sender is gone: this peer would get the tail for the whole.
-            let other = |of: &Arc<Link>| of.conn.strong_count() > 0;
+            let other = |of: &Arc<Link>| of.source.strong_count() > 0;
             if parcel.sent() > 0 || parcel.link.as_ref().is_some_and(other) {
                 return Err(Error::OtherSender);
             }
@@ -377,7 +393,7 @@ impl Sender {
             // On a socket with record boundaries another send would be an empty record.
             return Ok(Sent::Accepted { bytes: 0, ticket: parcel.ticket() });
         }
-        let outcome = self.attempt_buffer(&parcel.slot, from, more, &mut parcel.parts)?;
+        let outcome = self.attempt_buffer(&parcel.slot, from, more, &mut parcel.progress)?;
         self.sent(outcome, || parcel.ticket())
     }
 
@@ -402,7 +418,7 @@ impl Sender {
                 Sent::WouldBlock | Sent::Limit(_) => Ok(None),
             };
             if attempt()?.is_none() {
-                conn::wait(&conn, true, deadline, FULL, attempt)?;
+                wait::until_writable(&*conn, deadline, FULL, attempt)?;
             }
             if parcel.remaining() == 0 {
                 return Ok(parcel.ticket());
@@ -437,7 +453,7 @@ impl Sender {
     /// [`Error::NotIssued`], [`Error::TooEarly`], [`Error::ErrorQueue`], [`Error::Socket`]: nothing is
     /// released for what could not be understood.
     pub fn reap(&self) -> Result<usize, Error> {
-        self.conn.reap()
+        CompletionSource::reap(&*self.conn)
     }
 
     /// Waits until nothing is in flight.
@@ -450,13 +466,13 @@ impl Sender {
         if drained()?.is_some() {
             return Ok(());
         }
-        conn::wait(&self.conn, false, deadline, "sends are still in flight", drained)
+        wait::until(&*self.conn, deadline, "sends are still in flight", drained)
     }
 
     /// What is in flight, as far as the notifications read so far say.
     #[must_use]
     pub fn in_flight(&self) -> InFlight {
-        self.conn.in_flight()
+        CompletionSource::in_flight(&*self.conn)
     }
 
     /// What a send of `bytes` from a mapped file would be made by now, and why.
@@ -464,14 +480,14 @@ impl Sender {
     /// # Errors
     /// [`Error::Refused`].
     pub fn choice(&self, bytes: u64) -> Result<Choice, Error> {
-        let mut turn = self.conn.look();
+        let mut locked = self.conn.look();
         if self.engine == Engine::Native && bytes > 0 {
-            return match turn.native() {
+            return match locked.native() {
                 Ok(()) => Ok(self.asked()),
                 Err(reason) => Err(self.conn.refuse(self.engine, reason)),
             };
         }
-        self.choose(&mut turn, bytes, true, false)
+        self.choose(&mut locked, bytes, true, false)
     }
 
     /// What this sender did so far.
@@ -486,7 +502,7 @@ impl Sender {
     /// # Errors
     /// [`Error::Socket`] if the kernel refuses.
     pub fn abort(&self) -> Result<(), Error> {
-        self.conn.abort()
+        CompletionSource::abort(&*self.conn)
     }
 
     /// Ends the stream towards the peer, which sees its end after everything that was sent.
@@ -494,7 +510,7 @@ impl Sender {
     /// # Errors
     /// [`Error::Socket`].
     pub fn shutdown(&mut self) -> Result<(), Error> {
-        self.conn.shutdown_writing()
+        self.conn.shut_down_writing()
     }
 
     /// Ends the stream, waits until nothing is in flight, and closes the socket.
@@ -533,11 +549,11 @@ impl Sender {
     /// Runs one attempt with a ticket of its own.
     fn once(
         &mut self,
-        attempt: impl FnOnce(&Sender, &mut Parts) -> Result<Outcome, Error>,
+        attempt: impl FnOnce(&Sender, &mut SendProgress) -> Result<Outcome, Error>,
     ) -> Result<Sent<Ticket>, Error> {
-        let mut parts = Parts::new(self.asked());
-        let outcome = attempt(self, &mut parts)?;
-        self.sent(outcome, || Ticket::new(parts, self.conn.link()))
+        let mut progress = SendProgress::new(self.asked());
+        let outcome = attempt(self, &mut progress)?;
+        self.sent(outcome, || Ticket::sent(progress, Some(Arc::clone(self.conn.link()))))
     }
 
     /// What an attempt came to, for its caller.
@@ -560,23 +576,23 @@ impl Sender {
         total: u64,
         more: bool,
         deadline: Instant,
-        mut attempt: impl FnMut(&Sender, u64, &mut Parts) -> Result<Outcome, Error>,
+        mut attempt: impl FnMut(&Sender, u64, &mut SendProgress) -> Result<Outcome, Error>,
     ) -> Result<Transfer, Stopped> {
-        let mut parts = Parts::new(self.asked());
+        let mut progress = SendProgress::new(self.asked());
         let mut error = None;
         if total == 0 && !more {
             self.conn.flush();
         }
-        while parts.bytes() < total {
+        while progress.bytes() < total {
             let mut step = || {
-                let done = parts.bytes();
-                let outcome = attempt(self, done, &mut parts)?;
-                // The ticket is made of all parts, later.
+                let done = progress.bytes();
+                let outcome = attempt(self, done, &mut progress)?;
+                // The ticket is made of all progress, later.
                 let sent = self.sent(outcome, || ())?;
                 Ok(matches!(sent, Sent::Accepted { .. }).then_some(()))
             };
             let stepped = match step() {
-                Ok(None) => conn::wait(&self.conn, true, deadline, FULL, step),
+                Ok(None) => wait::until_writable(&*self.conn, deadline, FULL, step),
                 Ok(Some(())) => Ok(()),
                 Err(e) => Err(e),
             };
@@ -585,30 +601,37 @@ impl Sender {
                 break;
             }
         }
-        let transfer =
-            Transfer { bytes: parts.bytes(), ticket: Ticket::new(parts, self.conn.link()) };
+        let transfer = Transfer {
+            bytes: progress.bytes(),
+            ticket: Ticket::sent(progress, Some(Arc::clone(self.conn.link()))),
+        };
         match error {
             None => Ok(transfer),
             Some(error) => Err(Stopped { error, transfer }),
         }
     }
 
-    /// Sends what follows of a transfer whose parts are `parts`, without blocking.
+    /// Sends what follows of a transfer whose progress are `progress`, without blocking.
     #[cfg(feature = "tokio")]
     pub(crate) fn try_further(
         &self,
         origin: Origin<'_>,
         range: Range<u64>,
         more: bool,
-        parts: &mut Parts,
+        progress: &mut SendProgress,
     ) -> Result<Sent<()>, Error> {
-        let outcome = self.attempt_file(origin, range, more, parts)?;
+        let outcome = self.attempt_file(origin, range, more, progress)?;
         self.sent(outcome, || ())
     }
 
-    fn attempt_slice(&self, bytes: &[u8], more: bool, parts: &mut Parts) -> Result<Outcome, Error> {
+    fn attempt_slice(
+        &self,
+        bytes: &[u8],
+        more: bool,
+        progress: &mut SendProgress,
+    ) -> Result<Outcome, Error> {
         let choice = Choice { engine: Engine::Copy, why: Why::Slice };
-        copy::region(&self.conn, self.conn.turn()?, Region::from(bytes), more, choice, parts)
+        copy::region(&self.conn, self.conn.locked()?, Region::from(bytes), more, choice, progress)
     }
 
     fn attempt_buffer<B>(
@@ -616,7 +639,7 @@ impl Sender {
         slot: &Arc<Slot<B>>,
         from: usize,
         more: bool,
-        parts: &mut Parts,
+        progress: &mut SendProgress,
     ) -> Result<Outcome, Error>
     where
         B: AsRef<[u8]> + Send + 'static,
@@ -625,7 +648,7 @@ impl Sender {
         // The slot is empty only when its parcel is gone.
         let bytes = buffer.as_ref().map_or(&[][..], |b| b.as_ref()).get(from..).unwrap_or_default();
         let held: Held = Arc::clone(slot) as Held;
-        self.attempt_region(Region::from(bytes), None, more, parts, Some(&held), false)
+        self.attempt_region(Region::from(bytes), None, more, progress, Some(&held), false)
     }
 
     #[inline(always)]
@@ -634,7 +657,7 @@ impl Sender {
         origin: Origin<'_>,
         wanted: Range<u64>,
         more: bool,
-        parts: &mut Parts,
+        progress: &mut SendProgress,
     ) -> Result<Outcome, Error> {
         if wanted.is_empty() {
             if !more {
@@ -644,11 +667,11 @@ impl Sender {
         }
         if self.engine == Engine::Native {
             let (file, held) = origin.parts();
-            return self.attempt_native(file, wanted, more, parts, held);
+            return self.attempt_native(file, wanted, more, progress, held);
         }
         let extent = origin.extent(&wanted)?;
         let (file, held) = origin.parts();
-        let records = self.conn.kind().records();
+        let records = self.conn.endpoint().kind().records();
         if records && wanted.end > extent.size {
             // Before memory is asked for to read it into.
             return Err(Error::Truncated { at: extent.size, wanted: wanted.start });
@@ -658,7 +681,7 @@ impl Sender {
                 if let Some(region) = mapping.region(clamped.clone()) {
                     let more = more && clamped.end == wanted.end;
                     let at = Some((file, clamped.start));
-                    match self.attempt_region(region, at, more, parts, held, held.is_some())? {
+                    match self.attempt_region(region, at, more, progress, held, held.is_some())? {
                         Outcome::Fault => {}
                         outcome => return Ok(outcome),
                     }
@@ -667,10 +690,10 @@ impl Sender {
             View::Mapped(..) => {}
             View::Read(why, clamped) => {
                 let choice = self.forced_copy(Refusal::File(why))?;
-                return copy::read(&self.conn, file, clamped, more, records, choice, parts);
+                return copy::read(&self.conn, file, clamped, more, records, choice, progress);
             }
         }
-        self.read_after_fault(file, wanted, more, parts)
+        self.read_after_fault(file, wanted, more, progress)
     }
 
     /// The mapping faulted, or a record does not fit into one, or the kernel could not read the
@@ -680,12 +703,12 @@ impl Sender {
         file: &Source,
         wanted: Range<u64>,
         more: bool,
-        parts: &mut Parts,
+        progress: &mut SendProgress,
     ) -> Result<Outcome, Error> {
         let choice = Choice { engine: Engine::Copy, why: Why::Fault };
         tracing::debug!(?wanted, %choice, "reading instead");
-        let records = self.conn.kind().records();
-        copy::read(&self.conn, file, wanted, more, records, choice, parts)
+        let records = self.conn.endpoint().kind().records();
+        copy::read(&self.conn, file, wanted, more, records, choice, progress)
     }
 
     /// By `native`, which was asked for by name. Any file will do, mapped or not: the kernel sends
@@ -695,15 +718,15 @@ impl Sender {
         file: &Source,
         wanted: Range<u64>,
         more: bool,
-        parts: &mut Parts,
+        progress: &mut SendProgress,
         held: Option<&Held>,
     ) -> Result<Outcome, Error> {
-        let mut turn = self.turn()?;
-        turn.native().map_err(|reason| self.conn.refuse(self.engine, reason))?;
+        let mut locked = self.locked()?;
+        locked.native().map_err(|reason| self.conn.refuse(self.engine, reason))?;
         let len = usize::try_from(wanted.end - wanted.start).unwrap_or(usize::MAX);
         let payload = Payload::File(file.as_fd(), wanted.start, len);
-        let part = Part { choice: self.asked(), more, guarded: held.is_some() };
-        match zerocopy::send(&self.conn, turn, payload, part, parts, held)? {
+        let op = SendOp { choice: self.asked(), more, guarded: held.is_some() };
+        match zerocopy::send(&self.conn, locked, payload, op, progress, held)? {
             ByReference::Done(Outcome::Refused(reason)) => {
                 Err(self.conn.refuse(self.engine, reason))
             }
@@ -712,25 +735,25 @@ impl Sender {
                 if wanted.start >= size {
                     return Err(Error::Truncated { at: size, wanted: wanted.start });
                 }
-                self.read_after_fault(file, wanted, more, parts)
+                self.read_after_fault(file, wanted, more, progress)
             }
             ByReference::Done(outcome) => Ok(outcome),
             ByReference::NoRoom(limit) => {
                 let choice = Choice { engine: Engine::Copy, why: Why::Limit(limit) };
-                copy::read(&self.conn, file, wanted, more, false, choice, parts)
+                copy::read(&self.conn, file, wanted, more, false, choice, progress)
             }
         }
     }
 
     /// Locks the connection, when what was completed is read, if that is due.
-    fn turn(&self) -> Result<Turn<'_>, Error> {
-        let turn = self.conn.turn()?;
-        if !turn.reap_is_due() {
-            return Ok(turn);
+    fn locked(&self) -> Result<LockedConn<'_>, Error> {
+        let locked = self.conn.locked()?;
+        if !locked.reap_is_due() {
+            return Ok(locked);
         }
-        drop(turn);
-        self.conn.reap()?;
-        self.conn.turn()
+        drop(locked);
+        CompletionSource::reap(&*self.conn)?;
+        self.conn.locked()
     }
 
     /// `file` is where the region's bytes come from, if they are a file's, and from where on.
@@ -739,21 +762,21 @@ impl Sender {
         region: Region<'_>,
         file: Option<(&Source, u64)>,
         more: bool,
-        parts: &mut Parts,
+        progress: &mut SendProgress,
         held: Option<&Held>,
         guarded: bool,
     ) -> Result<Outcome, Error> {
         let conn = &self.conn;
-        let mut turn = self.turn()?;
-        let mut choice = self.choose(&mut turn, region.len() as u64, file.is_some(), more)?;
+        let mut locked = self.locked()?;
+        let mut choice = self.choose(&mut locked, region.len() as u64, file.is_some(), more)?;
         while choice.engine != Engine::Copy {
-            let part = Part { choice, more, guarded };
+            let op = SendOp { choice, more, guarded };
             let payload = match (choice.engine, file) {
                 (Engine::Native, Some((file, at))) => Payload::File(file.as_fd(), at, region.len()),
                 _ => Payload::Memory(region),
             };
-            let done = zerocopy::send(conn, turn, payload, part, parts, held)?;
-            turn = conn.turn()?;
+            let done = zerocopy::send(conn, locked, payload, op, progress, held)?;
+            locked = conn.locked()?;
             choice = match done {
                 ByReference::Done(Outcome::Refused(reason)) => self.forced_copy(reason)?,
                 ByReference::Done(outcome) => return Ok(outcome),
@@ -762,14 +785,14 @@ impl Sender {
                     let native = choice.engine == Engine::Zerocopy
                         && self.engine == Engine::Auto
                         && file.is_some()
-                        && turn.native().is_ok();
+                        && locked.native().is_ok();
                     let engine = if native { Engine::Native } else { Engine::Copy };
                     Choice { engine, why: Why::Limit(limit) }
                 }
             };
         }
         tracing::trace!(%choice, bytes = region.len(), "plain send");
-        copy::region(conn, turn, region, more, choice, parts)
+        copy::region(conn, locked, region, more, choice, progress)
     }
 
     pub(crate) fn asked(&self) -> Choice {
@@ -783,7 +806,7 @@ impl Sender {
     #[inline(always)]
     fn choose(
         &self,
-        turn: &mut Turn<'_>,
+        locked: &mut LockedConn<'_>,
         bytes: u64,
         file: bool,
         more: bool,
@@ -794,33 +817,33 @@ impl Sender {
         match self.engine {
             // No sender has `uring`.
             Engine::Copy | Engine::Uring => Ok(self.asked()),
-            Engine::Zerocopy => match turn.zerocopy(bytes, more) {
+            Engine::Zerocopy => match locked.zerocopy(bytes, more) {
                 Ok(()) => Ok(self.asked()),
                 Err(reason) => Err(self.conn.refuse(self.engine, reason)),
             },
-            Engine::Native => Ok(match turn.zerocopy(bytes, more) {
+            Engine::Native => Ok(match locked.zerocopy(bytes, more) {
                 Ok(()) => Choice { engine: Engine::Zerocopy, why: Why::Buffer },
                 Err(reason) => Choice { engine: Engine::Copy, why: Why::Refused(reason) },
             }),
-            Engine::Auto => Ok(self.choose_auto(turn, bytes, file, more)),
+            Engine::Auto => Ok(self.choose_auto(locked, bytes, file, more)),
         }
     }
 
     /// What `auto` would take now for a send of `bytes`, whatever engine was asked for.
     pub(crate) fn choose_auto(
         &self,
-        turn: &mut Turn<'_>,
+        locked: &mut LockedConn<'_>,
         bytes: u64,
         file: bool,
         more: bool,
     ) -> Choice {
-        let (mostly_copied, since_zerocopy) = turn.history();
-        let zerocopy = turn.zerocopy(bytes, more);
+        let (mostly_copied, since_zerocopy) = locked.history();
+        let zerocopy = locked.zerocopy(bytes, more);
         policy::choose(&Situation {
             bytes,
             zerocopy,
-            native: file && zerocopy.is_err() && turn.native().is_ok(),
-            peer_on_this_host: self.conn.peer_on_this_host(),
+            native: file && zerocopy.is_err() && locked.native().is_ok(),
+            peer_on_this_host: self.conn.endpoint().peer_on_this_host(),
             mostly_copied,
             since_zerocopy,
         })
@@ -879,12 +902,12 @@ impl AsFd for Sender {
 impl Drop for Sender {
     fn drop(&mut self) {
         // Of a fork's copy the notifications are the parent's, and so is the end of the stream.
-        if !self.conn.is_ours() || self.conn.sends_in_flight() == 0 {
+        if !self.conn.endpoint().is_ours() || self.conn.sends_in_flight() == 0 {
             return;
         }
         let mut apart = Apart::default();
         // What has arrived already needs no reaper. An error shows itself there again.
-        apart.run(|| drop(self.conn.reap()));
+        apart.run(|| drop(CompletionSource::reap(&*self.conn)));
         if self.conn.sends_in_flight() > 0 {
             // No clock counts as far as never.
             let abort_at = Instant::now().checked_add(self.linger);

@@ -1,147 +1,46 @@
 //! Tickets: what became of a send.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 #[cfg(feature = "tokio")]
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::conn::{self, Conn};
-use crate::engine::{Choice, Engine, Why};
+use crate::engine::Choice;
 use crate::error::Error;
+use crate::holder::{Link, Waitable};
+use crate::progress::{SendProgress, Status};
+use crate::queued::QueuedProgress;
+use crate::socket::acknowledged::Acknowledgement;
+use crate::wait;
 
-/// Whether the kernel has let go of what a send referred to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Status {
-    /// The kernel may still read it.
-    InFlight,
-    /// The kernel no longer references it: it may be overwritten. That says nothing of delivery.
-    Released {
-        /// The kernel made a private copy of at least a part.
-        copied: bool,
-    },
-    /// The kernel may still read it, and the connection has lost its sender (the reaper drains
-    /// it) or its ids do not add up. It is never to be treated as free. This ends, as `Released`,
-    /// when the notifications arrive, or the kernel has nothing of the socket by reference any more.
-    Unknown,
-}
-
-/// Whether the peer's TCP has the bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Acknowledgement {
-    /// Not yet.
-    Pending,
-    /// The peer's TCP has acknowledged all of them. Its application may not have read them.
-    Acknowledged,
-    /// It will never be known: the connection was aborted, reset or closed, or it is no TCP
-    /// connection.
-    Unknowable,
-}
-
-/// Nothing wakes a task when an acknowledgement comes in, so it looks again and again, after
-/// pauses that double from the first to the last.
+/// The pauses of a task that waits for an acknowledgement, which nothing tells it of: they double
+/// from the first to the last.
 #[cfg(feature = "tokio")]
-const FIRST_LOOK: Duration = Duration::from_micros(100);
+const FIRST_PAUSE: Duration = Duration::from_micros(100);
 #[cfg(feature = "tokio")]
-const LAST_LOOK: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_millis(10);
 
-/// What the tickets of a connection know of it; it outlives the connection.
-#[derive(Debug)]
-pub(crate) struct Link {
-    pub(crate) conn: Weak<Conn>,
-    /// Bytes that the peer is known to have acknowledged, of those the connection had accepted.
-    pub(crate) acknowledged: AtomicU64,
-}
+const NOT_RELEASED: &str = "the send was not released";
 
-/// What a ticket and the ledger's entries for it share.
-#[derive(Debug, Default)]
-pub(crate) struct Cell {
-    /// Zerocopy sends that are not released.
-    outstanding: AtomicU32,
-    copied: AtomicBool,
-}
-
-impl Cell {
-    /// A zerocopy part was released, and what it held let go of.
-    pub(crate) fn part_released(&self, copied: bool) {
-        if copied {
-            self.copied.store(true, Ordering::Relaxed);
-        }
-        self.outstanding.fetch_sub(1, Ordering::Release);
-    }
-
-    fn released(&self) -> bool {
-        self.outstanding.load(Ordering::Acquire) == 0
-    }
-}
-
-/// What the parts of a send have come to so far. What is only copied needs no memory of its own.
-#[derive(Debug, Clone)]
-pub(crate) struct Parts {
-    /// Bytes accepted.
-    bytes: u64,
-    /// Bytes the connection had accepted after the last part.
-    end: u64,
-    /// Made for the first zerocopy part.
-    cell: Option<Arc<Cell>>,
-    copied: bool,
-    /// What the last part took.
-    choice: Choice,
-}
-
-impl Parts {
-    pub(crate) fn new(choice: Choice) -> Self {
-        Parts { bytes: 0, end: 0, cell: None, copied: false, choice }
-    }
-
-    /// Bytes accepted.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// A part of `bytes` was accepted; `end` bytes are now accepted in all. It was copied or is
-    /// in flight, which is to be said next.
-    pub(crate) fn accepted(&mut self, bytes: u64, end: u64, choice: Choice) {
-        self.bytes += bytes;
-        self.end = end;
-        self.choice = choice;
-    }
-
-    pub(crate) fn copied(&mut self) {
-        self.copied = true;
-    }
-
-    /// The release of the part is to be said to the result.
-    pub(crate) fn in_flight(&mut self) -> Arc<Cell> {
-        let cell = self.cell.get_or_insert_default();
-        cell.outstanding.fetch_add(1, Ordering::Relaxed);
-        Arc::clone(cell)
-    }
-
-    /// Whether all of them are released, and then whether any was copied.
-    fn released(&self) -> Option<bool> {
-        match &self.cell {
-            None => Some(self.copied),
-            Some(cell) if cell.released() => {
-                Some(self.copied || cell.copied.load(Ordering::Relaxed))
-            }
-            Some(_) => None,
-        }
-    }
-}
-
-/// Looks on at a send: whether it is released, and whether it is acknowledged.
+/// A view of a send: whether it is accepted, released, acknowledged.
 ///
 /// A ticket only looks on. Dropping it ends nothing and frees nothing, keeping it holds nothing
 /// back.
 #[derive(Clone)]
 pub struct Ticket {
-    parts: Parts,
+    progress: Progress,
     /// Of the connection; none of a parcel that nothing was sent of.
     link: Option<Arc<Link>>,
+}
+
+#[derive(Clone)]
+enum Progress {
+    /// By a sender: the kernel had accepted all that the ticket is of.
+    Made(SendProgress),
+    /// On a socket of a driver, which goes on with it.
+    Queued(Arc<QueuedProgress>),
 }
 
 impl fmt::Debug for Ticket {
@@ -155,48 +54,83 @@ impl fmt::Debug for Ticket {
 }
 
 impl Ticket {
-    pub(crate) fn new(parts: Parts, link: &Arc<Link>) -> Self {
-        Ticket::of(parts, Some(Arc::clone(link)))
+    /// The ticket of what a sender has sent.
+    pub(crate) fn sent(progress: SendProgress, link: Option<Arc<Link>>) -> Self {
+        Ticket { progress: Progress::Made(progress), link }
     }
 
-    pub(crate) fn of(parts: Parts, link: Option<Arc<Link>>) -> Self {
-        Ticket { parts, link }
+    /// The ticket of what was queued.
+    pub(crate) fn queued(progress: Arc<QueuedProgress>, link: &Arc<Link>) -> Self {
+        Ticket { progress: Progress::Queued(progress), link: Some(Arc::clone(link)) }
     }
 
-    /// Bytes of the send that the kernel accepted.
+    /// Bytes of the send that the kernel has accepted.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.parts.bytes()
+        match &self.progress {
+            Progress::Made(progress) => progress.bytes(),
+            Progress::Queued(progress) => progress.bytes(),
+        }
     }
 
     /// Which engine served it (its last part, where it had several), and why.
     #[must_use]
     pub fn choice(&self) -> Choice {
-        self.parts.choice
+        match &self.progress {
+            Progress::Made(progress) => progress.choice(),
+            Progress::Queued(progress) => progress.choice(),
+        }
     }
 
-    /// Whether the kernel has let go of it, as far as the notifications read so far say. (Reading
-    /// them is [`Sender::reap`](crate::Sender::reap), and every wait does it.)
+    /// Why a queued send ended before all of it was accepted; `None` if it did not, and for what a
+    /// [`Sender`](crate::Sender) has sent, which says so itself.
+    #[must_use]
+    pub fn error(&self) -> Option<Error> {
+        match &self.progress {
+            Progress::Made(_) => None,
+            Progress::Queued(progress) => progress.failure().map(Error::from),
+        }
+    }
+
+    /// Whether the kernel has released it, as far as the completions read so far say. (Reading them
+    /// is [`Sender::reap`](crate::Sender::reap), and every wait does it.)
+    ///
+    /// What is queued counts as in flight; what ended early is released when the part that was
+    /// accepted is.
     #[must_use]
     pub fn status(&self) -> Status {
-        if let Some(copied) = self.parts.released() {
-            return Status::Released { copied };
-        }
-        match self.conn() {
-            Some(conn) if !conn.is_unknown() => Status::InFlight,
-            _ => Status::Unknown,
+        match (self.is_released(), self.source()) {
+            (Some(copied), _) => Status::Released { copied },
+            (None, Some(source)) if !source.is_unknown() => Status::InFlight,
+            (None, _) => Status::Unknown,
         }
     }
 
-    /// Whether the peer's TCP has it; asks the kernel, without waiting.
+    /// Whether the peer's TCP has all of it; asks the kernel, without waiting.
     ///
     /// # Errors
-    /// [`Error::Socket`] if SIOCOUTQ fails.
+    /// [`Error::Socket`] if SIOCOUTQ fails; [`Error::Forked`].
     pub fn acknowledgement(&self) -> Result<Acknowledgement, Error> {
-        if let Some(conn) = self.conn() {
-            return conn.acknowledgement(self.parts.end);
+        let source = self.source();
+        if let Some(source) = &source {
+            source.ours()?;
         }
-        let known = |link: &Arc<Link>| link.acknowledged.load(Ordering::Relaxed) >= self.parts.end;
+        if let Progress::Queued(progress) = &self.progress {
+            // In this order: what is over is accepted no further.
+            let over = progress.is_over() || source.is_none();
+            if !progress.is_accepted() {
+                return Ok(if over {
+                    Acknowledgement::Unknowable
+                } else {
+                    Acknowledgement::Pending
+                });
+            }
+        }
+        let end = self.end();
+        if let Some(source) = source {
+            return source.acknowledgement(end);
+        }
+        let known = |link: &Arc<Link>| link.acknowledged.load(Ordering::Relaxed) >= end;
         Ok(if self.link.as_ref().is_some_and(known) {
             Acknowledgement::Acknowledged
         } else {
@@ -204,29 +138,58 @@ impl Ticket {
         })
     }
 
-    fn conn(&self) -> Option<Arc<Conn>> {
-        self.link.as_ref()?.conn.upgrade()
+    /// Waits until the kernel has accepted all of it: for what was queued on a socket of a
+    /// [`Driver`](crate::uring::Driver). What a [`Sender`](crate::Sender) has sent is accepted.
+    ///
+    /// # Errors
+    /// Why it ended early, if it did (see [`error`](Self::error)); [`Error::Deadline`];
+    /// [`Error::Wait`]; [`Error::Forked`].
+    pub fn wait_accepted(&self, deadline: Instant) -> Result<(), Error> {
+        let Progress::Queued(progress) = &self.progress else { return Ok(()) };
+        self.wait(deadline, "the peer does not read: the send is still queued", || {
+            match progress.failure() {
+                Some(failure) => Err(failure.into()),
+                None => Ok(progress.is_accepted().then_some(())),
+            }
+        })
     }
 
-    /// Waits until the kernel has let go of it, reading notifications meanwhile; returns whether
-    /// it made a private copy.
+    /// Waits until the kernel has released it, reading completions meanwhile; returns whether it
+    /// made a private copy.
     ///
     /// # Errors
     /// [`Error::Deadline`] if that has not happened by `deadline`; [`Error::NotIssued`] and
-    /// [`Error::TooEarly`] if the ids of the connection do not add up; [`Error::Wait`] if waiting is not possible.
+    /// [`Error::TooEarly`] if the ids of the connection do not add up; [`Error::Wait`] if waiting is
+    /// not possible; [`Error::Forked`]. That a queued send ended early is none:
+    /// [`error`](Self::error) says so.
     pub fn wait_released(&self, deadline: Instant) -> Result<bool, Error> {
-        let check = || match self.status() {
-            Status::Released { copied } => Ok(Some(copied)),
-            _ => Ok(None),
-        };
-        if let Some(copied) = check()? {
-            return Ok(copied);
+        self.wait(deadline, NOT_RELEASED, || Ok(self.is_released()))
+    }
+
+    /// Waits until the peer's TCP has acknowledged it; `false` if that can never be known.
+    ///
+    /// With [`Options::acknowledgements`](crate::Options::acknowledgements) the kernel wakes it;
+    /// without, only completions do, which come with acknowledgements where the peer is elsewhere,
+    /// and it looks by itself every 0.1 to 10 ms.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`]; [`Error::Wait`]; [`Error::Socket`] if SIOCOUTQ fails; [`Error::Forked`].
+    pub fn wait_acknowledged(&self, deadline: Instant) -> Result<bool, Error> {
+        if let Progress::Queued(progress) = &self.progress {
+            // Only then its end is known.
+            self.wait(deadline, "the send was not acknowledged", || {
+                Ok((progress.is_accepted() || progress.is_over()).then_some(()))
+            })?;
         }
-        let Some(conn) = self.conn() else {
-            // It went away between the two: it only does when nothing is in flight.
-            return check()?.ok_or(Error::Deadline("the send was not released"));
+        let known = match (self.acknowledgement()?, self.source()) {
+            (Acknowledgement::Pending, Some(source)) => {
+                wait::until_acknowledged(&*source, self.end(), deadline)?
+            }
+            // It went away between the two, and what it knew stays.
+            (Acknowledgement::Pending, None) => self.acknowledgement()?,
+            (known, _) => known,
         };
-        conn::wait(&conn, false, deadline, "the send was not released", check)
+        Ok(known == Acknowledgement::Acknowledged)
     }
 
     /// As [`wait_released`](Self::wait_released), for a task of tokio. To wait no longer than some
@@ -239,13 +202,11 @@ impl Ticket {
     /// Outside of a tokio runtime with I/O enabled.
     #[cfg(feature = "tokio")]
     pub async fn released(&self) -> Result<bool, Error> {
-        match (self.parts.released(), self.conn()) {
+        match (self.is_released(), self.source()) {
             (Some(copied), _) => Ok(copied),
-            (None, Some(conn)) => conn::wait_as_task(&conn, || Ok(self.parts.released())).await,
+            (None, Some(source)) => wait::until_as_task(&*source, || Ok(self.is_released())).await,
             // It went away between the two: it only does when nothing is in flight.
-            (None, None) => {
-                self.parts.released().ok_or(Error::Deadline("the send was not released"))
-            }
+            (None, None) => self.is_released().ok_or(Error::Deadline(NOT_RELEASED)),
         }
     }
 
@@ -253,118 +214,63 @@ impl Ticket {
     /// ends nothing but the waiting.
     ///
     /// # Errors
-    /// [`Error::Socket`] if SIOCOUTQ fails.
+    /// [`Error::Socket`] if SIOCOUTQ fails; [`Error::Forked`].
     ///
     /// # Panics
     /// Outside of a tokio runtime with its timer enabled.
     #[cfg(feature = "tokio")]
     pub async fn acknowledged(&self) -> Result<bool, Error> {
-        let mut pause = FIRST_LOOK;
-        if let Some(conn) = self.conn() {
-            conn.flush();
+        let mut pause = FIRST_PAUSE;
+        if let Some(source) = self.source() {
+            source.flush();
         }
         loop {
             match self.acknowledgement()? {
-                Acknowledgement::Acknowledged => return Ok(true),
-                Acknowledgement::Unknowable => return Ok(false),
                 Acknowledgement::Pending => {}
+                known => return Ok(known == Acknowledgement::Acknowledged),
             }
             ::tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LAST_LOOK);
+            pause = (pause * 2).min(LAST_PAUSE);
         }
     }
 
-    /// Waits until the peer's TCP has acknowledged it; `false` if that can never be known.
-    ///
-    /// With [`Options::acknowledgements`](crate::Options::acknowledgements) the kernel wakes it;
-    /// without, only zerocopy completions do, which come with acknowledgements where the peer is
-    /// elsewhere, and it looks by itself every 0.1 to 10 ms.
-    ///
-    /// # Errors
-    /// [`Error::Deadline`]; [`Error::Wait`]; [`Error::Socket`] if SIOCOUTQ fails.
-    pub fn wait_acknowledged(&self, deadline: Instant) -> Result<bool, Error> {
-        match self.acknowledgement()? {
-            Acknowledgement::Acknowledged => return Ok(true),
-            Acknowledgement::Unknowable => return Ok(false),
-            Acknowledgement::Pending => {}
+    /// Waits until `check` gives a value.
+    fn wait<T>(
+        &self,
+        deadline: Instant,
+        what: &'static str,
+        mut check: impl FnMut() -> Result<Option<T>, Error>,
+    ) -> Result<T, Error> {
+        if let Some(value) = check()? {
+            return Ok(value);
         }
-        match self.conn() {
-            Some(conn) => {
-                conn.flush();
-                conn.wait_acknowledged(self.parts.end, deadline)
+        match self.source() {
+            Some(source) => {
+                source.ours()?;
+                wait::until(&*source, deadline, what, check)
             }
-            // It went away between the two, and what it knew stays.
-            None => Ok(self.acknowledgement()? == Acknowledgement::Acknowledged),
+            // It went away meanwhile: it only does when nothing is in flight.
+            None => check()?.ok_or(Error::Deadline(what)),
         }
     }
-}
 
-/// A buffer to be sent by reference. It is handed over part by part
-/// ([`Sender::try_send_buffer`](crate::Sender::try_send_buffer)), and comes back when everything
-/// that was sent of it is released.
-///
-/// Dropping it early is harmless: what is in flight keeps the buffer.
-pub struct Parcel<B> {
-    pub(crate) slot: Arc<Slot<B>>,
-    pub(crate) parts: Parts,
-    /// The sender that has it, from its first send on.
-    pub(crate) link: Option<Arc<Link>>,
-}
-
-/// Where a buffer waits for its release: held by the ledger, and by the parcel it came in.
-pub(crate) type Slot<B> = Mutex<Option<B>>;
-
-impl<B> fmt::Debug for Parcel<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parcel")
-            .field("sent", &self.sent())
-            .field("choice", &self.parts.choice)
-            .field("status", &self.ticket().status())
-            .finish_non_exhaustive()
-    }
-}
-
-impl<B: AsRef<[u8]> + Send + 'static> Parcel<B> {
-    /// Wraps `buffer`. Its [`AsRef`] must give the same bytes each time.
-    pub fn new(buffer: B) -> Self {
-        let choice = Choice { engine: Engine::Auto, why: Why::Asked };
-        let slot = Arc::new(Mutex::new(Some(buffer)));
-        Parcel { slot, parts: Parts::new(choice), link: None }
-    }
-}
-
-impl<B: AsRef<[u8]>> Parcel<B> {
-    /// Bytes of it that are still to be sent.
-    #[must_use]
-    pub fn remaining(&self) -> usize {
-        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.as_ref().map_or(0, |b| b.as_ref().len().saturating_sub(self.sent()))
-    }
-}
-
-impl<B> Parcel<B> {
-    /// Bytes of it that the kernel accepted so far, from the front.
-    #[must_use]
-    pub fn sent(&self) -> usize {
-        // The buffer has a usize of bytes.
-        usize::try_from(self.parts.bytes()).unwrap_or(usize::MAX)
+    /// Returns whether any of it was copied, once all is released.
+    fn is_released(&self) -> Option<bool> {
+        match &self.progress {
+            Progress::Made(progress) => progress.released(),
+            Progress::Queued(progress) => progress.released(),
+        }
     }
 
-    /// A ticket for all that was sent of it so far.
-    #[must_use]
-    pub fn ticket(&self) -> Ticket {
-        Ticket::of(self.parts.clone(), self.link.clone())
+    /// Bytes that the connection had accepted after it.
+    fn end(&self) -> u64 {
+        match &self.progress {
+            Progress::Made(progress) => progress.end(),
+            Progress::Queued(progress) => progress.end(),
+        }
     }
 
-    /// Takes the buffer back.
-    ///
-    /// # Errors
-    /// The parcel, while the kernel may still read from the buffer.
-    pub fn into_buffer(self) -> Result<B, Self> {
-        let buffer = self
-            .parts
-            .released()
-            .and_then(|_| self.slot.lock().unwrap_or_else(PoisonError::into_inner).take());
-        buffer.ok_or(self)
+    fn source(&self) -> Option<Arc<dyn Waitable>> {
+        self.link.as_ref()?.source.upgrade()
     }
 }

@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 use common::{assert_same, deadline, file, pattern, read, sender, source};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::SendFlags;
-use sendfile2::{Engine, Error, Notice, Options, Sender};
+use sendfile2::{Engine, Error, ErrorQueueMessage, Options, Sender};
 
-fn collecting() -> (Arc<Mutex<Vec<Notice>>>, Options) {
-    let notices: Arc<Mutex<Vec<Notice>>> = Arc::default();
+fn collecting() -> (Arc<Mutex<Vec<ErrorQueueMessage>>>, Options) {
+    let notices: Arc<Mutex<Vec<ErrorQueueMessage>>> = Arc::default();
     let options = Options::new().engine(Engine::Zerocopy).on_notice({
         let notices = Arc::clone(&notices);
         move |notice| notices.lock().unwrap().push(notice)
@@ -35,7 +35,7 @@ fn an_icmp_error_reaches_the_hook_whole() {
     sent.ticket.wait_released(deadline()).unwrap();
     sender.reap().unwrap();
     let notices = notices.lock().unwrap();
-    let [Notice::Foreign(foreign)] = &notices[..] else { panic!("{notices:?}") };
+    let [ErrorQueueMessage::Foreign(foreign)] = &notices[..] else { panic!("{notices:?}") };
     let error = foreign.error.unwrap();
     // SO_EE_ORIGIN_ICMP, destination unreachable, port unreachable.
     assert_eq!((error.origin, error.kind, error.code), (2, 3, 3));
@@ -72,7 +72,7 @@ fn the_applications_own_ids_are_split_off_and_handed_to_it() {
     assert_eq!(sender.counters().released, 100);
     let mut theirs = Vec::new();
     for notice in notices.lock().unwrap().iter() {
-        let Notice::Application { lo, hi, .. } = *notice else { panic!("{notice:?}") };
+        let ErrorQueueMessage::Application { lo, hi, .. } = *notice else { panic!("{notice:?}") };
         theirs.extend(lo..=hi);
     }
     assert_eq!(theirs, (0..100).map(|i| 2 * i + 1).collect::<Vec<u32>>());
@@ -185,7 +185,7 @@ fn timestamps_that_the_application_asked_for_reach_the_hook() {
     assert!(reports(&sender, true) || !notices.lock().unwrap().is_empty());
     sender.reap().unwrap();
     let notices = notices.lock().unwrap();
-    let [Notice::Foreign(stamp)] = &notices[..] else { panic!("{notices:?}") };
+    let [ErrorQueueMessage::Foreign(stamp)] = &notices[..] else { panic!("{notices:?}") };
     // SO_EE_ORIGIN_TIMESTAMPING, SCM_TSTAMP_SND.
     let error = stamp.error.unwrap();
     assert_eq!((error.origin, error.info), (4, 0));

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
-use sendfile2::{Choice, Engine, Error, Sent};
+use sendfile2::{Choice, Engine, Error, Sent, Ticket};
 
 use super::PATIENCE;
 use super::peer::{self, wait_acknowledged};
-use crate::connection::{Connection, Ticket};
+use crate::connection::Connection;
 use crate::method::Method;
 use crate::scratch::{Scratch, len, pieces};
 

@@ -67,7 +67,7 @@ use rustix::fs::OFlags;
 use smallvec::SmallVec;
 
 use crate::error::Error;
-use crate::holder::Holder;
+use crate::holder::CompletionSource;
 use crate::park::Parker;
 use crate::source::{Extent, Identity, Source};
 use crate::sys::process::Process;
@@ -170,7 +170,7 @@ pub(crate) struct Inner {
     handles: AtomicUsize,
     /// The thread that took it, by its counter.
     taken: Arc<AtomicUsize>,
-    holders: Mutex<Vec<Weak<dyn Holder>>>,
+    holders: Mutex<Vec<Weak<dyn CompletionSource>>>,
     /// The file has at least this size and no holes that matter, once somebody looked: nobody
     /// resizes or punches it where it is leased.
     size: AtomicU64,
@@ -560,14 +560,17 @@ impl Lease {
 
     /// What a send holds, so that the lease ends no earlier than its release. The holder is known
     /// to waiting writers from here on.
-    pub(crate) fn hold(&self, holder: &Arc<impl Holder + 'static>) -> crate::holder::Held {
+    pub(crate) fn hold(
+        &self,
+        holder: &Arc<impl CompletionSource + 'static>,
+    ) -> crate::holder::Held {
         let mut holders = lock(&self.inner.holders);
         // The place of one that is gone is not given to another while it is listed.
         let known = holders.iter().any(|h| std::ptr::addr_eq(h.as_ptr(), Arc::as_ptr(holder)));
         if !known {
             // Connections that are gone have nothing in flight.
             holders.retain(|h| h.strong_count() > 0);
-            holders.push(Arc::downgrade(holder) as Weak<dyn Holder>);
+            holders.push(Arc::downgrade(holder) as Weak<dyn CompletionSource>);
         }
         drop(holders);
         if !known {
@@ -604,14 +607,15 @@ impl Inner {
     }
 
     /// The connections that have sent under it and are still there.
-    fn holders(&self) -> Vec<Arc<dyn Holder>> {
+    fn holders(&self) -> Vec<Arc<dyn CompletionSource>> {
         lock(&self.holders).iter().filter_map(Weak::upgrade).collect()
     }
 
     fn describe_one(&self, range: Range<u64>) -> Leased {
         let this = std::ptr::from_ref(self);
-        let holds =
-            |h: &Arc<dyn Holder>| h.holds(&|held| std::ptr::eq(Arc::as_ptr(held).cast(), this));
+        let holds = |h: &Arc<dyn CompletionSource>| {
+            h.holds(&|held| std::ptr::eq(Arc::as_ptr(held).cast(), this))
+        };
         let peers = self.holders().into_iter().filter(holds).filter_map(|h| h.peer()).collect();
         let in_hand = self.handles.load(Ordering::Relaxed) > 0;
         Leased { range, age: self.since.elapsed(), peers, in_hand }

@@ -13,7 +13,7 @@ use rustix::fs::FallocateFlags;
 
 use super::{FOLIO, GuardedFile, Inner, Leased, span};
 use crate::error::Error;
-use crate::holder::Holder;
+use crate::holder::CompletionSource;
 use crate::park::{Event, Parker};
 
 /// After aborting the connections in its way, a writer gives their notifications this long to
@@ -389,7 +389,7 @@ impl InTheWay {
     }
 
     /// The connections that have sent under them and are still there, each once.
-    pub(super) fn known(&self) -> Vec<Arc<dyn Holder>> {
+    pub(super) fn known(&self) -> Vec<Arc<dyn CompletionSource>> {
         let mut all = HashMap::new();
         for lease in self.0.values().filter_map(Weak::upgrade) {
             for holder in lease.holders() {
@@ -401,7 +401,7 @@ impl InTheWay {
 
     /// Those of them that keep a lease: on which it is in flight, or, while somebody has it in
     /// hand, that may be about to send more of it (a copied send is nowhere in flight).
-    fn holders(&self) -> Vec<Arc<dyn Holder>> {
+    fn holders(&self) -> Vec<Arc<dyn CompletionSource>> {
         let in_hand: HashSet<*const ()> = self
             .0
             .values()
@@ -411,8 +411,9 @@ impl InTheWay {
             .map(|holder| Arc::as_ptr(&holder).cast())
             .collect();
         let ours = |held: &crate::holder::Held| self.0.contains_key(&Arc::as_ptr(held).addr());
-        let keeps =
-            |h: &Arc<dyn Holder>| in_hand.contains(&Arc::as_ptr(h).cast()) || h.holds(&ours);
+        let keeps = |h: &Arc<dyn CompletionSource>| {
+            in_hand.contains(&Arc::as_ptr(h).cast()) || h.holds(&ours)
+        };
         self.known().into_iter().filter(keeps).collect()
     }
 }
@@ -422,7 +423,7 @@ impl InTheWay {
 struct Watched<P: Borrow<Parker>> {
     parker: P,
     /// Each keeps its place, which is its key.
-    holders: Vec<Weak<dyn Holder>>,
+    holders: Vec<Weak<dyn CompletionSource>>,
     known: HashSet<usize>,
 }
 
@@ -432,7 +433,7 @@ impl<P: Borrow<Parker>> Watched<P> {
     }
 
     /// Watches those that it does not watch yet, and reaps them.
-    fn add(&mut self, holders: Vec<Arc<dyn Holder>>) -> Result<(), Error> {
+    fn add(&mut self, holders: Vec<Arc<dyn CompletionSource>>) -> Result<(), Error> {
         for holder in holders {
             let address = Arc::as_ptr(&holder).addr();
             if !self.known.contains(&address) {
@@ -464,7 +465,7 @@ impl<P: Borrow<Parker>> Drop for Watched<P> {
     }
 }
 
-pub(super) fn reap(holder: &Arc<dyn Holder>) {
+pub(super) fn reap(holder: &Arc<dyn CompletionSource>) {
     if let Err(e) = holder.reap() {
         // Its leases stay held; the connection's owner meets the error, too.
         tracing::warn!("reaping for a writer: {e}");

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
-use crate::conn::{Conn, Outcome, Part, Payload, Turn};
+use crate::conn::{Conn, LockedConn, Outcome, Payload, SendOp};
 use crate::engine::Choice;
 use crate::error::Error;
+use crate::progress::SendProgress;
 use crate::source::Source;
 use crate::sys::mapping::Region;
-use crate::ticket::Parts;
 
 /// Bytes read and sent at a time where a file is not mapped: large enough that the calls cost
 /// little, small enough to stay in the cache.
@@ -27,15 +27,20 @@ const CALL: usize = 512 << 10;
 #[inline(always)]
 pub(crate) fn region(
     conn: &Conn,
-    mut turn: Turn<'_>,
+    mut locked: LockedConn<'_>,
     region: Region<'_>,
     more: bool,
     choice: Choice,
-    parts: &mut Parts,
+    progress: &mut SendProgress,
 ) -> Result<Outcome, Error> {
-    let clamped = if conn.kind().records() { region } else { region.truncate(CALL) };
+    let clamped = if conn.endpoint().kind().records() { region } else { region.truncate(CALL) };
     let more = more || clamped.len() < region.len();
-    turn.transmit(Payload::Memory(clamped), Part { choice, more, guarded: false }, parts, None)
+    locked.transmit(
+        Payload::Memory(clamped),
+        SendOp { choice, more, guarded: false },
+        progress,
+        None,
+    )
 }
 
 /// Reads up to `range` of the file and sends it. `whole` where a record must not be split.
@@ -46,7 +51,7 @@ pub(crate) fn read(
     more: bool,
     whole: bool,
     choice: Choice,
-    parts: &mut Parts,
+    progress: &mut SendProgress,
 ) -> Result<Outcome, Error> {
     let wanted = range.end - range.start;
     let bytes = if whole { wanted } else { wanted.min(READ) };
@@ -69,5 +74,5 @@ pub(crate) fn read(
         return Err(Error::Truncated { at: range.start + filled as u64, wanted: range.start });
     }
     let more = more && filled as u64 == wanted;
-    region(conn, conn.turn()?, Region::from(&buffer[..filled]), more, choice, parts)
+    region(conn, conn.locked()?, Region::from(&buffer[..filled]), more, choice, progress)
 }

@@ -1,11 +1,11 @@
 //! `zerocopy`: `MSG_ZEROCOPY` from the mapping. The kernel pins the file's pages and says on the
 //! error queue when it has let go of them. What is common to all sends by reference is here, too.
 
-use crate::conn::{Conn, Outcome, Part, Payload, Turn};
+use crate::conn::{Conn, LockedConn, Outcome, Payload, SendOp};
 use crate::engine::{Engine, Limit};
 use crate::error::Error;
-use crate::holder::Held;
-use crate::ticket::Parts;
+use crate::holder::{CompletionSource, Held};
+use crate::progress::SendProgress;
 
 /// Bytes handed over by one call at most. The kernel charges a call's whole length to
 /// `RLIMIT_MEMLOCK`, also where the socket takes little of it.
@@ -22,23 +22,24 @@ pub(crate) enum ByReference {
 /// Sends `payload` by reference, clamped to what the limits allow one call.
 pub(crate) fn send(
     conn: &Conn,
-    mut turn: Turn<'_>,
+    mut locked: LockedConn<'_>,
     payload: Payload<'_>,
-    part: Part,
-    parts: &mut Parts,
+    op: SendOp,
+    progress: &mut SendProgress,
     held: Option<&Held>,
 ) -> Result<ByReference, Error> {
-    let most = if part.choice.engine == Engine::Zerocopy { turn.memlock_call() } else { CALL };
-    let clamped = if conn.kind().records() { payload } else { payload.truncate(CALL.min(most)) };
+    let most = if op.choice.engine == Engine::Zerocopy { locked.memlock_call() } else { CALL };
+    let clamped =
+        if conn.endpoint().kind().records() { payload } else { payload.truncate(CALL.min(most)) };
     // Not MSG_MORE where only the clamp says that more follows: if the next call met the limit,
     // it would wait for the release of a segment that waits for the next call.
-    let part = Part { more: part.more && clamped.len() == payload.len(), ..part };
-    let mut outcome = turn.transmit(clamped, part, parts, held)?;
+    let op = SendOp { more: op.more && clamped.len() == payload.len(), ..op };
+    let mut outcome = locked.transmit(clamped, op, progress, held)?;
     if let Outcome::Limit(_) = outcome {
-        turn.forget_memlock();
-        drop(turn);
+        locked.forget_memlock();
+        drop(locked);
         conn.reap()?;
-        outcome = conn.turn()?.transmit(clamped, part, parts, held)?;
+        outcome = conn.locked()?.transmit(clamped, op, progress, held)?;
         if let Outcome::Limit(limit) = outcome {
             if conn.sends_in_flight() == 0 {
                 return Ok(ByReference::NoRoom(limit));

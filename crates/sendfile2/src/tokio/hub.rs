@@ -11,7 +11,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
 
-use super::ready::Shared;
+use super::readiness::Readiness;
 use crate::conn::Conn;
 use crate::error::Error;
 use crate::park::task::failed;
@@ -32,7 +32,7 @@ struct Hub {
 #[derive(Default)]
 struct Entries {
     last: u64,
-    of: HashMap<u64, Arc<Shared>>,
+    of: HashMap<u64, Arc<Readiness>>,
     /// The runtime is going away.
     gone: bool,
 }
@@ -82,7 +82,7 @@ impl Hub {
     }
 
     /// Reads what happened, without waiting; says how many events there were.
-    fn look(&self, told: &mut Vec<(Arc<Shared>, EventFlags)>) -> Result<usize, Errno> {
+    fn look(&self, told: &mut Vec<(Arc<Readiness>, EventFlags)>) -> Result<usize, Errno> {
         let mut buffer = [const { MaybeUninit::uninit() }; EVENTS];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let (events, _) = epoll::wait(&self.epoll, &mut buffer, Some(&now))?;
@@ -116,7 +116,7 @@ pub(super) struct Entry {
 
 impl Entry {
     /// From here on `shared` is told what happens to the socket.
-    pub(super) fn new(conn: Arc<Conn>, shared: Arc<Shared>) -> Result<Self, Error> {
+    pub(super) fn new(conn: Arc<Conn>, shared: Arc<Readiness>) -> Result<Self, Error> {
         let hub = Hub::current()?;
         let mut entries = lock(&hub.entries);
         entries.last += 1;
@@ -139,7 +139,7 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         // It is not there if adding it failed. A fork has the same instance, and must leave it alone.
-        if self.conn.is_ours() {
+        if self.conn.endpoint().is_ours() {
             let _ = epoll::delete(&self.hub.epoll, self.conn.as_fd());
         }
         let told = lock(&self.hub.entries).of.remove(&self.key);

@@ -36,6 +36,7 @@
 //! stopped reading keeps file pages in flight for as long as it likes: use it.
 
 mod hub;
+mod readiness;
 mod ready;
 
 use std::future::poll_fn;
@@ -54,11 +55,15 @@ use rustix::io::Errno;
 use crate::engine::Choice;
 use crate::error::Error;
 use crate::guard::Lease;
+use crate::holder::{Link, Waitable};
+use crate::parcel::Parcel;
+use crate::progress::SendProgress;
 use crate::sender::{Options, Origin, Sender, Sent, Transfer};
 use crate::source::Source;
 use crate::sys::tokio as sys;
-use crate::ticket::{Link, Parcel, Parts, Ticket};
-use ready::{Ready, Side};
+use crate::ticket::Ticket;
+use readiness::Side;
+use ready::Ready;
 
 /// A [`Sender`] for a task of tokio. It also reads ([`AsyncRead`]); [`into_split`](Self::into_split)
 /// gives the reading to another task.
@@ -234,7 +239,7 @@ impl AsyncSender {
             poll_fn(|cx| {
                 self.poll_send(cx, |sender| {
                     let left = progress.remaining();
-                    sender.try_further(origin, left, more, &mut progress.parts)
+                    sender.try_further(origin, left, more, &mut progress.progress)
                 })
             })
             .await?;
@@ -378,7 +383,7 @@ fn read(ready: &Ready, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::
         match sys::recv(ready.conn(), buf) {
             Ok(got) => {
                 // A stream that gives less than there is room for has no more; its end was told.
-                if got > 0 && got < wanted && !ready.conn().kind().records() {
+                if got > 0 && got < wanted && !ready.conn().endpoint().kind().records() {
                     ready.clear(Side::Read, tick);
                 }
                 coop.made_progress();
@@ -400,7 +405,7 @@ fn read(ready: &Ready, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::
 /// How far the sending of a range has got: what must outlive the future that sends it.
 pub struct Progress {
     range: Range<u64>,
-    parts: Parts,
+    progress: SendProgress,
     /// Of the sender, from its first send on.
     link: Option<Arc<Link>>,
 }
@@ -410,13 +415,13 @@ impl Progress {
     #[must_use]
     pub fn new(range: Range<u64>) -> Self {
         let choice = Choice { engine: crate::Engine::Auto, why: crate::engine::Why::Asked };
-        Progress { range, parts: Parts::new(choice), link: None }
+        Progress { range, progress: SendProgress::new(choice), link: None }
     }
 
     /// Bytes that the kernel accepted, from the front.
     #[must_use]
     pub fn sent(&self) -> u64 {
-        self.parts.bytes()
+        self.progress.bytes()
     }
 
     /// What is still to be sent, in bytes of the file.
@@ -428,7 +433,7 @@ impl Progress {
     /// A ticket for all that was sent so far.
     #[must_use]
     pub fn ticket(&self) -> Ticket {
-        Ticket::of(self.parts.clone(), self.link.clone())
+        Ticket::sent(self.progress.clone(), self.link.clone())
     }
 
     fn belongs_to(&mut self, sender: &Sender) -> Result<(), Error> {

@@ -10,134 +10,28 @@
 //! Sources: epoll(7); mio, `sys/unix/selector/epoll.rs` (`is_write_closed`); tokio,
 //! `runtime/io/scheduled_io.rs` (`clear_readiness`).
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
-
-use rustix::event::epoll::EventFlags;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use super::hub::Entry;
-use crate::conn::{Conn, Kind, Registered};
+use super::readiness::{Known, Readiness, Reaped, Side, SideState, Tick};
+use crate::conn::Conn;
 use crate::error::Error;
+use crate::holder::{CompletionSource, Registered};
 use crate::park::task::failed;
-
-/// Which of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    Read = 0,
-    Write = 1,
-}
+use crate::socket::kind::Kind;
 
 pub(super) struct Ready {
     // Before the connection, whose descriptor it refers to.
     _entry: Entry,
-    shared: Arc<Shared>,
+    shared: Arc<Readiness>,
     _reaped: Registered<Arc<Conn>>,
     conn: Arc<Conn>,
 }
 
-/// What is known of a socket, and who waits for it.
-#[derive(Debug, Default)]
-pub(super) struct Shared(Mutex<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
-    sides: [State; 2],
-    /// EPOLLERR was seen, and nobody has looked why.
-    error: bool,
-    /// The runtime is going away: nothing more will be told.
-    gone: bool,
-}
-
-#[derive(Debug)]
-struct State {
-    ready: bool,
-    /// How often it became ready: what was learned since a call was made is not cleared by what
-    /// the call found.
-    tick: Tick,
-    /// The peer has ended the stream, which is told once only.
-    closed: bool,
-    waker: Option<Waker>,
-}
-
-/// When a side was ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tick(u64);
-
-impl Default for State {
-    fn default() -> Self {
-        // The first call finds out.
-        State { ready: true, tick: Tick(0), closed: false, waker: None }
-    }
-}
-
-impl State {
-    fn set(&mut self) {
-        self.ready = true;
-        self.tick.0 += 1;
-    }
-}
-
-impl Known {
-    /// Those who wait for what is ready, or for anything if there is an error.
-    fn awaited(&mut self) -> [Option<Waker>; 2] {
-        let all = self.error || self.gone;
-        self.sides.each_mut().map(|side| if all || side.ready { side.waker.take() } else { None })
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // Nothing panics while holding it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Known)) {
-        let mut known = self.lock();
-        change(&mut known);
-        let awaited = known.awaited();
-        drop(known);
-        for waker in awaited.into_iter().flatten() {
-            // If it panics, nobody else is to miss what happened.
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
-        }
-    }
-
-    /// The socket has events.
-    pub(super) fn tell(&self, flags: EventFlags) {
-        self.change(|known| {
-            let hangup = flags.contains(EventFlags::HUP);
-            let closed = hangup || flags.contains(EventFlags::RDHUP);
-            known.error |= flags.contains(EventFlags::ERR);
-            let [read, write] = &mut known.sides;
-            read.closed |= closed;
-            if closed || flags.contains(EventFlags::IN) {
-                read.set();
-            }
-            if hangup || flags.contains(EventFlags::OUT) {
-                write.set();
-            }
-        });
-    }
-
-    /// There will be no events any more.
-    pub(super) fn gone(&self) {
-        self.change(|known| known.gone = true);
-    }
-}
-
-/// Somebody has read the error queue. A limit may have made room for another send.
-struct Reaped(Arc<Shared>);
-
-impl Wake for Reaped {
-    fn wake(self: Arc<Self>) {
-        self.0.change(|known| known.sides[Side::Write as usize].set());
-    }
-}
-
 impl Ready {
     pub(super) fn new(conn: Arc<Conn>) -> Result<Self, Error> {
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<Readiness>::default();
         Ok(Ready {
             _entry: Entry::new(Arc::clone(&conn), Arc::clone(&shared))?,
             _reaped: Registered::new(
@@ -179,8 +73,9 @@ impl Ready {
             *error = false;
             drop(known);
             // Only TCP says in other ways, too, that something has ended.
-            if self.conn.reap()? == 0 || self.conn.kind() != Kind::Tcp {
-                self.shared.change(|known| known.sides.iter_mut().for_each(State::set));
+            if CompletionSource::reap(&*self.conn)? == 0 || self.conn.endpoint().kind() != Kind::Tcp
+            {
+                self.shared.change(|known| known.sides.iter_mut().for_each(SideState::set));
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::error::Error;
-use crate::holder::{Held, Holder, InFlight};
+use crate::holder::{CompletionSource, Held, InFlight};
 use crate::park::Interest;
 use crate::reaper::Reaper;
 use crate::sys::uring::{Queues, Ring};
@@ -32,7 +32,7 @@ pub(super) fn hand_over(queues: Queues<u64>) {
     }
 }
 
-impl Holder for Leftover {
+impl CompletionSource for Leftover {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
     }

@@ -33,22 +33,28 @@
 
 mod available;
 mod driver;
+mod lane;
 mod leftover;
 mod part;
+mod ring_conn;
+mod shared;
+mod socket;
+mod state;
 mod sync;
-mod ticket;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
 use crate::error::Error;
+use crate::progress::Status;
 use crate::source::Source;
-use crate::ticket::Status;
 
 pub use crate::refusal::Unavailable;
-pub use driver::{Driver, Socket};
-pub use ticket::Ticket;
+pub use driver::Driver;
+pub use socket::Socket;
 
 /// A [`send_file_sync`] that could not do all of it: why, and what became of the part that it did.
 #[derive(Debug, thiserror::Error)]

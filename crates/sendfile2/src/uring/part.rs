@@ -2,19 +2,45 @@
 
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 
-use crate::conn::Kind;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::holder::Held;
 use crate::mtu;
+use crate::queued::QueuedProgress;
 use crate::refusal::Refusal;
 use crate::send::zerocopy::CALL;
+use crate::socket::kind::Kind;
 use crate::source::{Extent, Source, View};
 use crate::sys::rlimit;
 use crate::sys::uring::Memory;
+
+/// What the kernel is asked to do for a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Op {
+    Zerocopy,
+    Copy,
+    /// No send: a wait for the epoll set.
+    Room,
+}
+
+/// What the ring keeps with an operation.
+pub(super) struct Part {
+    pub(super) lane: usize,
+    pub(super) op: Op,
+    /// The file range; empty for bytes.
+    pub(super) range: Range<u64>,
+    pub(super) accepted: u64,
+    pub(super) guarded: bool,
+    pub(super) held: Option<Held>,
+    pub(super) progress: Arc<QueuedProgress>,
+    pub(super) at: Instant,
+}
 
 /// A descriptor of our own of `socket`, which must be a stream socket: sends are continued in the
 /// middle, which would split a record; and not one that TCP sends MTU probes on.

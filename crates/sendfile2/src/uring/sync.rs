@@ -6,14 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
 use super::{Unfinished, available, leftover, part};
 use crate::error::Error;
+use crate::progress::Status;
 use crate::refusal::Refusal;
 use crate::source::Source;
+use crate::sys::recover::{self, Attempt, Next};
 use crate::sys::uring::{Event, Queues, Request, Send, Size};
-use crate::ticket::Status;
 
 /// The kernel waits for room in the socket, and goes on with the rest itself.
 const ALL: Send = Send { more: false, wait: true };
@@ -100,26 +99,28 @@ impl Call {
                     self.copied |= request == COPY;
                     request = ZEROCOPY;
                 }
-                Err(Errno::AGAIN) => request = Request::Writable,
-                Err(Errno::INTR | Errno::CANCELED) => {}
-                // RLIMIT_MEMLOCK, which a release makes room under. If none is due but that of this
-                // send, which has nothing, others have used it up, and a copy needs none.
-                Err(Errno::NOMEM | Errno::NOBUFS) if request == ZEROCOPY => {
-                    if self.queues.len() == own {
-                        request = COPY;
-                    } else {
-                        self.completion(deadline)?;
+                Err(errno) => {
+                    let attempt = Attempt {
+                        by_reference: request == ZEROCOPY,
+                        // That of this send, which has nothing, may be one.
+                        others_in_flight: self.queues.len() > own,
+                        reports_usage: self.queues.reports_usage(),
+                        faulted_before: faulted == Some(part.start),
+                    };
+                    match recover::next(errno, attempt) {
+                        Next::Again => {}
+                        Next::WhenWritable => request = Request::Writable,
+                        Next::AfterRelease => self.completion(deadline)?,
+                        Next::Copy => request = COPY,
+                        Next::WithoutUsage => self.queues.forget_usage(),
+                        Next::Refused => return Err(part::refused(Refusal::NotSupported)),
+                        Next::Read => {
+                            part::explain_fault(file, &part)?;
+                            faulted = Some(part.start);
+                        }
+                        Next::Failed => return Err(Error::socket("send")(errno)),
                     }
                 }
-                Err(Errno::OPNOTSUPP) => return Err(part::refused(Refusal::NotSupported)),
-                // Linux before 6.2 cannot say whether it copied.
-                Err(Errno::INVAL) if self.queues.forget_usage() => {}
-                // The file was truncated, or cannot be read.
-                Err(Errno::FAULT) if faulted != Some(part.start) => {
-                    part::explain_fault(file, &part)?;
-                    faulted = Some(part.start);
-                }
-                Err(errno) => return Err(Error::socket("send")(errno)),
             }
             if Instant::now() >= deadline && range.start + self.sent < range.end {
                 return Err(Error::Deadline("the peer does not read: the socket stayed full"));

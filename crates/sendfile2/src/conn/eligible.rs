@@ -1,0 +1,97 @@
+//! Which engines can serve the next send on a connection.
+
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+
+use super::connection::LockedConn;
+use crate::mtu;
+use crate::native::{self, Kernel};
+use crate::refusal::Refusal;
+use crate::socket::kind::Kind;
+use crate::sys::rlimit::{self, memlock};
+use crate::sys::socket as sys;
+
+impl LockedConn<'_> {
+    /// Whether it is time to read what was completed.
+    #[inline]
+    pub(crate) fn reap_is_due(&self) -> bool {
+        self.state.ledger.in_flight() >= self.state.reap_from
+    }
+
+    /// Whether zerocopy can serve a send of `bytes` on this socket.
+    pub(crate) fn zerocopy(&mut self, bytes: u64, more: bool) -> Result<(), Refusal> {
+        self.state.zerocopy?;
+        self.not_probing()?;
+        let kind = self.conn.endpoint.kind();
+        if more && kind == Kind::Udp {
+            return Err(Refusal::Socket("a datagram in several parts (MSG_MORE) is always copied"));
+        }
+        let most = self.memlock_call() as u64;
+        if most == 0 || (kind.records() && bytes > most) {
+            return Err(Refusal::Memlock(memlock().unwrap_or(u64::MAX)));
+        }
+        Ok(())
+    }
+
+    /// Whether `native` can serve a send from a file on this socket.
+    pub(crate) fn native(&mut self) -> Result<(), Refusal> {
+        if let Err(reason @ Refusal::IdsUnsure) = self.state.zerocopy {
+            return Err(reason);
+        }
+        let kind = self.conn.endpoint.kind();
+        (*self.state.native.get_or_insert_with(|| match kind {
+            Kind::Tcp => native::kernel().map(drop).map_err(Refusal::Native),
+            _ => Err(Refusal::Socket("the engine native serves TCP sockets only")),
+        }))?;
+        match native::kernel() {
+            // With the series TCP makes no probes of what is sent by reference.
+            Ok(Kernel::Series(_)) => Ok(()),
+            _ => self.not_probing(),
+        }
+    }
+
+    /// Whether no MTU probe of TCP's can come between a send by reference and its notification.
+    fn not_probing(&mut self) -> Result<(), Refusal> {
+        let kind = self.conn.endpoint.kind();
+        let socket = self.conn.endpoint.as_fd();
+        *self.state.mtu_probing.get_or_insert_with(|| mtu::check(kind, socket))
+    }
+
+    /// Whether a zerocopy send will use just one id, as far as can be seen right before it.
+    ///
+    /// # Errors
+    /// What the send would fail with.
+    pub(super) fn counted(&mut self) -> Result<Result<(), Refusal>, Errno> {
+        let socket = self.conn.endpoint.as_fd();
+        // The application has the socket, too, "for options".
+        if !sys::zerocopy_enabled(socket)? {
+            return Ok(Err(Refusal::SwitchedOff));
+        }
+        // Sockets are put into sockmaps when they are made. What comes while sends are in flight shows
+        // in their ids, which then end the connection; that is rare, and asking costs a system call.
+        if self.conn.endpoint.kind() == Kind::Tcp && self.state.ledger.in_flight() == 0 {
+            match sys::sent_by_tcp(socket) {
+                Ok(true) => {}
+                Ok(false) => self.state.zerocopy = Err(Refusal::Sockmap),
+                Err(e) => return Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+            }
+        }
+        Ok(self.state.zerocopy)
+    }
+
+    /// What [`Engine::Auto`] goes by: most came back COPIED, and sends since the last zerocopy.
+    pub(crate) fn history(&self) -> (bool, u32) {
+        (self.state.recent.mostly_copied(), self.state.since_zerocopy)
+    }
+
+    /// Bytes that one zerocopy call may ask for; 0 if the limit allows none.
+    pub(crate) fn memlock_call(&mut self) -> usize {
+        *self.state.memlock.get_or_insert_with(rlimit::call)
+    }
+
+    /// Asks for the limit anew the next time: it may have been changed.
+    pub(crate) fn forget_memlock(&mut self) {
+        self.state.memlock = None;
+    }
+}

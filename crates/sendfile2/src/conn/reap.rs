@@ -1,0 +1,191 @@
+//! Reading notifications, and what follows from them.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+use super::connection::{Conn, ConnState, Desynced, ErrorQueueMessage, InFlightSend, REAP_EVERY};
+use crate::apart::Apart;
+use crate::error::Error;
+use crate::socket::acknowledged;
+use crate::socket::kind::Kind;
+use crate::sync::lock;
+use crate::sys::errqueue::{self, Entry};
+use crate::sys::ledger::Done;
+use crate::sys::socket as sys;
+
+/// After this many sends whose acknowledgements come to the error queue, it is read.
+const MOST_UNREAD: u32 = 16;
+
+impl Conn {
+    /// Reads completions and drops what they release; a waiter with `key` is not woken. Returns how
+    /// many messages were read.
+    pub(super) fn reap_as(&self, key: Option<u64>) -> Result<usize, Error> {
+        self.endpoint.ours()?;
+        // A unix socket does not know MSG_ERRQUEUE and would hand out what its peer has sent.
+        if self.endpoint.kind().notifies().is_err() {
+            return Ok(0);
+        }
+        let mut count = 0;
+        let mut error = None;
+        let mut trusted = false;
+        loop {
+            let mut entries = errqueue::Batch::new();
+            let mut done = Vec::new();
+            let mut messages = Vec::new();
+            let mut state = lock(&self.state);
+            if state.account.retired {
+                return Ok(count);
+            }
+            let more = errqueue::read(self.endpoint.as_fd(), &mut entries)
+                .map_err(Error::socket("recvmmsg(MSG_ERRQUEUE)"))?;
+            count += entries.len();
+            state.unread = 0;
+            let empty = entries.is_empty();
+            if empty && !self.all_are_released(&mut state, &mut done) {
+                state.reap_from = state.ledger.in_flight() + REAP_EVERY;
+                let error = error.or(state.desynced.filter(|_| trusted).map(Error::from));
+                return error.map_or(Ok(count), Err);
+            }
+            trusted |= state.desynced.is_none();
+            for entry in entries {
+                match entry {
+                    Ok(Entry::Completion { lo, hi, copied }) => {
+                        self.complete(&mut state, (lo, hi), copied, &mut done);
+                    }
+                    Ok(Entry::Foreign(f)) if self.ack_timestamps && f.is_acknowledgement() => {}
+                    Ok(Entry::Foreign(foreign)) => {
+                        messages.push(ErrorQueueMessage::Foreign(foreign))
+                    }
+                    Err(e) => {
+                        error.get_or_insert(Error::from(e));
+                    }
+                }
+            }
+            for done in &done {
+                match *done {
+                    Done::Released { ref held, copied, .. } => {
+                        state.account.ended(held.bytes, held.guarded);
+                        state.account.released(copied);
+                        state.recent.note(copied);
+                    }
+                    Done::Application { lo, hi, .. }
+                        if lo == hi && state.ambiguous_id == Some(lo) => {}
+                    Done::Application { lo, hi, copied } => {
+                        messages.push(ErrorQueueMessage::Application { lo, hi, copied });
+                    }
+                }
+            }
+            state.account.unguard(&self.endpoint);
+            state.reap_from = state.ledger.in_flight() + REAP_EVERY;
+            let desynced = state.desynced;
+            drop(state);
+            // A destructor or hook that panics must not keep the others, the tickets or the waiters
+            // from what is due to them, for it was read off the queue and does not come again.
+            let mut apart = Apart::default();
+            for done in done {
+                if let Done::Released { held: sending, copied, id } = done {
+                    // First the hold, then the ticket: who sees "released" finds the range free.
+                    apart.run(|| {
+                        drop(sending.held);
+                        tracing::trace!(cookie = self.endpoint.cookie(), id, copied, "released");
+                    });
+                    sending.pending.part_released(copied);
+                }
+            }
+            // Listed only now: who registers later finds the tickets changed already.
+            let wakers = lock(&self.wakers).all(key);
+            for waker in wakers {
+                waker.wake();
+            }
+            for message in messages {
+                apart.run(|| match &self.hook {
+                    Some(hook) => hook(message),
+                    None => tracing::debug!(
+                        cookie = self.endpoint.cookie(),
+                        ?message,
+                        "nobody asked for it"
+                    ),
+                });
+            }
+            if let Some(error) = &error {
+                apart.run(|| tracing::error!(cookie = self.endpoint.cookie(), "{error}"));
+            }
+            apart.resume();
+            // Where ids are in doubt, to the end of the queue: then it is seen whether all is released.
+            if !more && (empty || desynced.is_none()) {
+                let error = error.or(desynced.filter(|_| trusted).map(Error::from));
+                return error.map_or(Ok(count), Err);
+            }
+        }
+    }
+
+    /// Takes in a completion, unless it cannot be that of our sends.
+    fn complete(
+        &self,
+        state: &mut ConnState,
+        (lo, hi): (u32, u32),
+        copied: bool,
+        done: &mut Vec<Done<InFlightSend>>,
+    ) {
+        if let Some(Desynced::NotIssued(_)) = state.desynced {
+            return;
+        }
+        let doubt = match state.ledger.last_of(lo, hi) {
+            Err(e) => Some(Desynced::NotIssued(e)),
+            Ok(last)
+                if state.desynced.is_some()
+                    || last.is_some_and(|s| self.is_needed(state, s.end)) =>
+            {
+                Some(Desynced::TooEarly { lo, hi })
+            }
+            Ok(_) => state.ledger.complete(lo, hi, copied, done).err().map(Desynced::NotIssued),
+        };
+        if let Some(doubt) = doubt {
+            tracing::error!(cookie = self.endpoint.cookie(), "{}", Error::from(doubt));
+            state.desynced = Some(doubt);
+        }
+    }
+
+    /// Whether TCP may yet have to send what ends with byte `end`: the peer has not acknowledged it,
+    /// and the connection lives. TCP keeps what counts it for so long, so no notification is due.
+    ///
+    /// (Where a route cannot gather, TCP copies in the call, and notifies at once. That is made good
+    /// when all is found to be released, [`all_are_released`](Self::all_are_released).)
+    fn is_needed(&self, state: &ConnState, end: u64) -> bool {
+        // What others have sent behind it is not among what we have; nor is the end of the stream.
+        let needed =
+            |acknowledged: u64| acknowledged.saturating_add(state.others).saturating_add(1) < end;
+        self.endpoint.kind() == Kind::Tcp
+            && !state.account.aborted
+            && needed(self.link.acknowledged.load(Ordering::Relaxed))
+            && acknowledged::look(&self.endpoint, &state.account, &self.link.acknowledged).is_ok_and(needed)
+            // Asked last: who asks for the former waits until the end of a connection is complete.
+            && sys::tcp_is_over(self.endpoint.as_fd()) == Ok(false)
+    }
+
+    /// Whether the kernel has nothing by reference any more, though sends are in flight by their ids:
+    /// those were lost, or cannot be attributed. To be asked when the error queue is empty.
+    fn all_are_released(&self, state: &mut ConnState, done: &mut Vec<Done<InFlightSend>>) -> bool {
+        if state.ledger.in_flight() == 0 || sys::option_memory(self.endpoint.as_fd()) != Ok(0) {
+            return false;
+        }
+        tracing::debug!(cookie = self.endpoint.cookie(), "released, by the kernel's account");
+        state.ledger.complete_all(done);
+        if let Some(Desynced::TooEarly { hi, .. }) = state.desynced {
+            if hi.wrapping_add(1) == state.ledger.next_id() {
+                // The ids do add up: it was no mistake to tell so early.
+                state.desynced = None;
+            }
+        }
+        true
+    }
+
+    /// Keeps the error queue short, where acknowledgements come to it: they take their room from
+    /// what the socket may receive.
+    pub(crate) fn read_acknowledgements(&self) {
+        if self.ack_timestamps && lock(&self.state).unread >= MOST_UNREAD {
+            // An error shows itself to the next who reads.
+            let _ = self.reap_as(None);
+        }
+    }
+}

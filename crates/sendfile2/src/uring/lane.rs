@@ -1,0 +1,187 @@
+//! A socket's queue in a driver: what is queued, and what the kernel has of it.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::part::{self, Op, Part};
+use crate::error::Error;
+use crate::holder::Held;
+use crate::queued::{Failure, QueuedProgress};
+use crate::socket::account::Account;
+use crate::socket::endpoint::Endpoint;
+use crate::source::{Extent, Identity, Source};
+use crate::sys::uring::{Memory, Queues, Request, Send};
+
+pub(super) struct Lane {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) queue: VecDeque<QueuedSend>,
+    /// The kernel has something of the first job, and its result is not known.
+    pub(super) submitted: bool,
+    /// The socket is full.
+    pub(super) blocked: bool,
+    /// It has got room since it was asked last.
+    pub(super) writable: bool,
+    /// A limit is in the way until something is released.
+    pub(super) memlock_blocked: bool,
+    /// Why nothing more is sent.
+    pub(super) failed: Option<Failure>,
+    /// After the queue, the end of the stream.
+    pub(super) ending: bool,
+    /// It was sent.
+    pub(super) ended: bool,
+    pub(super) account: Account,
+    /// Parts in flight.
+    pub(super) parts: usize,
+    /// Its handle is gone: so is this when the kernel has nothing of it any more.
+    pub(super) gone: bool,
+}
+
+/// A send that is queued.
+pub(super) struct QueuedSend {
+    pub(super) from: SendFrom,
+    pub(super) len: u64,
+    pub(super) done: u64,
+    pub(super) more: bool,
+    pub(super) held: Option<Held>,
+    pub(super) progress: Arc<QueuedProgress>,
+    /// What is to be asked next.
+    pub(super) op: Op,
+    /// Where it faulted last.
+    pub(super) faulted: Option<u64>,
+}
+
+pub(super) enum SendFrom {
+    /// From this byte of the file on. The extent is known where it is leased.
+    File(Source, u64, Option<Extent>),
+    Bytes(Arc<[u8]>),
+}
+
+impl Lane {
+    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+        Lane {
+            endpoint,
+            queue: VecDeque::new(),
+            submitted: false,
+            blocked: false,
+            writable: false,
+            memlock_blocked: false,
+            failed: None,
+            ending: false,
+            ended: false,
+            account: Account::default(),
+            parts: 0,
+            gone: false,
+        }
+    }
+
+    /// Asks the kernel for the next part of the first job; `false` if the ring has no room.
+    pub(super) fn ask(
+        &mut self,
+        queues: &mut Queues<Part>,
+        index: usize,
+        memory: Memory,
+        range: Range<u64>,
+        last: bool,
+    ) -> bool {
+        let Some(job) = self.queue.front() else { return true };
+        // A part that is not the last says nothing: its release would wait for the next, and that
+        // maybe for a release.
+        let more = job.more && last;
+        let request = match job.op {
+            Op::Zerocopy => Request::Zerocopy(Send { more, wait: false }),
+            // No job waits for room: its lane does.
+            Op::Copy | Op::Room => Request::Copy(Send { more, wait: false }),
+        };
+        let guarded = job.op == Op::Zerocopy && job.held.is_some();
+        if guarded {
+            if let Err(error) = self.account.guard(&self.endpoint) {
+                self.failed = Some(Failure::from(&error));
+                return true;
+            }
+        }
+        let part = Part {
+            lane: index,
+            op: job.op,
+            range,
+            accepted: 0,
+            guarded,
+            held: job.held.clone(),
+            progress: Arc::clone(&job.progress),
+            at: Instant::now(),
+        };
+        if queues.push(request, self.endpoint.socket(), memory, part).is_err() {
+            return false;
+        }
+        job.progress.pending().part_begins();
+        self.submitted = true;
+        self.writable = false;
+        self.parts += 1;
+        self.account.begun(guarded);
+        true
+    }
+
+    pub(super) fn queued(&self) -> u64 {
+        self.queue.iter().map(|job| job.len - job.done).sum()
+    }
+
+    /// Sends that are queued or in flight.
+    pub(super) fn sends(&self) -> usize {
+        // The one that the kernel was asked about is in both.
+        self.parts + self.queue.len() - usize::from(self.submitted)
+    }
+
+    pub(super) fn is_drained(&self) -> bool {
+        self.sends() == 0
+    }
+
+    /// A send ended early, and the peer may not know.
+    pub(super) fn is_broken(&self) -> bool {
+        self.failed.is_some() && !self.ended && !self.account.aborted
+    }
+
+    pub(super) fn abort(&mut self) {
+        self.account.aborted = true;
+        self.failed = Some(Failure::Aborted);
+        if let Err(e) = self.endpoint.abort() {
+            tracing::error!("aborting a socket of a ring: {e}");
+        }
+    }
+}
+
+impl QueuedSend {
+    /// The next part: its memory, its file range, and whether it is the last.
+    pub(super) fn prepare(
+        &self,
+        most: &mut Option<u64>,
+        extents: &mut Vec<(Identity, Extent)>,
+    ) -> Result<(Memory, Range<u64>, bool), Error> {
+        match &self.from {
+            SendFrom::Bytes(bytes) => {
+                // It is an offset within them.
+                let at = usize::try_from(self.done).unwrap_or(bytes.len());
+                Ok((Memory::Bytes(Arc::clone(bytes), at), 0..0, true))
+            }
+            SendFrom::File(file, start, extent) => {
+                let most = match most {
+                    Some(most) => *most,
+                    None => *most.insert(part::limit()?),
+                };
+                let known = extents.iter().find(|(file_of, _)| *file_of == file.identity());
+                let extent = match extent.or(known.map(|(_, extent)| *extent)) {
+                    Some(extent) => extent,
+                    None => {
+                        let extent = file.extent()?;
+                        extents.push((file.identity(), extent));
+                        extent
+                    }
+                };
+                let range = start + self.done..start + self.len;
+                let (memory, part) = part::next(file, extent, &range, most)?;
+                let last = part.end == range.end;
+                Ok((memory, part, last))
+            }
+        }
+    }
+}

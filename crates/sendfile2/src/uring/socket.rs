@@ -1,0 +1,257 @@
+//! A socket of a driver: what its owner queues on it.
+
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::lane::{QueuedSend, SendFrom};
+use super::part::{self, Op};
+use super::ring_conn::RingConn;
+use crate::apart::Apart;
+use crate::engine::{Choice, Engine, Why};
+use crate::error::Error;
+use crate::guard::Lease;
+use crate::holder::{CompletionSource, Held, InFlight};
+use crate::queued::QueuedProgress;
+use crate::reaper::Reaper;
+use crate::refusal::Refusal;
+use crate::socket::account::Counters;
+use crate::source::{Extent, Source};
+use crate::sync::lock;
+use crate::ticket::Ticket;
+use crate::wait;
+
+/// A socket of a [`Driver`]. It owns the socket.
+///
+/// A send that ends early ends the stream: what is queued behind it ends with the same error, and
+/// so does every later send, since bytes are missing before it.
+///
+/// Dropping it hands over to the [reaper](crate::reaper) what is queued or in flight, unless that is
+/// nothing: the peer gets everything, and then the end of the stream (a reset, if a send ended
+/// early); what is left after [the limit](Self::set_linger) is aborted.
+pub struct Socket {
+    pub(super) conn: Arc<RingConn>,
+    linger: Duration,
+    reaper: &'static Reaper,
+}
+
+impl Socket {
+    pub(super) fn new(conn: Arc<RingConn>, reaper: &'static Reaper) -> Self {
+        Socket { conn, linger: Duration::from_secs(60), reaper }
+    }
+
+    /// Queues `range` of the file, all of it. `more` says that more follows at once, so that the
+    /// kernel may wait with a segment that is not full (`MSG_MORE`).
+    ///
+    /// It is sent from [`Driver::submit`] or [`Driver::wait`] on, by parts of at most 1 MiB, and
+    /// goes on whenever somebody reads completions. The bytes are those that the file has then.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the file is never mapped; why an earlier send ended early, if one did;
+    /// [`Error::Aborted`]. What is found later, the ticket says.
+    pub fn send_file(
+        &mut self,
+        file: &Source,
+        range: Range<u64>,
+        more: bool,
+    ) -> Result<Ticket, Error> {
+        self.queue_file(file, range, None, None, more)
+    }
+
+    /// As [`send_file`](Self::send_file), from a range under `lease`: it stays leased until the
+    /// kernel has released it, whatever happens to the lease's handles, the ticket, this socket and
+    /// the driver. While it is in flight, the death of the process resets the connection, unless
+    /// another process has the socket, too (see [`Options::reset_on_death`](crate::Options::reset_on_death)).
+    ///
+    /// # Errors
+    /// As [`send_file`](Self::send_file); [`Error::NotLeased`]; [`Error::File`].
+    pub fn send_lease(
+        &mut self,
+        lease: &Lease,
+        range: Range<u64>,
+        more: bool,
+    ) -> Result<Ticket, Error> {
+        lease.ours()?;
+        if !lease.covers(&range) {
+            return Err(Error::NotLeased { range });
+        }
+        let extent = lease.extent(&range)?;
+        let held = lease.hold(&self.conn);
+        self.queue_file(lease.source(), range, Some(extent), Some(held), more)
+    }
+
+    fn queue_file(
+        &mut self,
+        file: &Source,
+        range: Range<u64>,
+        extent: Option<Extent>,
+        held: Option<Held>,
+        more: bool,
+    ) -> Result<Ticket, Error> {
+        if let Some(why) = file.unmappable() {
+            return Err(part::refused(Refusal::File(why)));
+        }
+        let len = range.end.saturating_sub(range.start);
+        let from = SendFrom::File(file.clone(), range.start, extent);
+        self.queue(from, len, held, more, Op::Zerocopy)
+    }
+
+    /// Queues `bytes`, which the kernel copies: headers and the like.
+    ///
+    /// # Errors
+    /// As [`send_file`](Self::send_file).
+    pub fn send(&mut self, bytes: impl Into<Arc<[u8]>>, more: bool) -> Result<Ticket, Error> {
+        let bytes = bytes.into();
+        let len = bytes.len() as u64;
+        self.queue(SendFrom::Bytes(bytes), len, None, more, Op::Copy)
+    }
+
+    fn queue(
+        &mut self,
+        from: SendFrom,
+        len: u64,
+        held: Option<Held>,
+        more: bool,
+        op: Op,
+    ) -> Result<Ticket, Error> {
+        let RingConn { shared, index, link, .. } = &*self.conn;
+        shared.ours()?;
+        let choice = match op {
+            Op::Zerocopy => Choice { engine: Engine::Uring, why: Why::Asked },
+            _ => Choice { engine: Engine::Copy, why: Why::Slice },
+        };
+        let progress = QueuedProgress::new(len, choice);
+        let ticket = Ticket::queued(Arc::clone(&progress), link);
+        let mut state = lock(&shared.state);
+        let lane = state.lane(*index);
+        if let Some(failure) = lane.failed {
+            return Err(failure.into());
+        }
+        if len == 0 {
+            progress.finish(None);
+            return Ok(ticket);
+        }
+        lane.queue.push_back(QueuedSend {
+            from,
+            len,
+            done: 0,
+            more,
+            held,
+            progress,
+            op,
+            faulted: None,
+        });
+        if lane.queue.len() == 1 {
+            state.ready.push_back(*index);
+        }
+        Ok(ticket)
+    }
+
+    /// Bytes that are queued and that the kernel has not accepted, as far as is known.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        let mut state = lock(&self.conn.shared.state);
+        state.lane(self.conn.index).queued()
+    }
+
+    /// What is queued or in flight, as far as the completions read so far say.
+    #[must_use]
+    pub fn in_flight(&self) -> InFlight {
+        CompletionSource::in_flight(&*self.conn)
+    }
+
+    /// What was done on this socket so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut state = lock(&self.conn.shared.state);
+        state.lane(self.conn.index).account.counters
+    }
+
+    /// How long the reaper waits for what is queued and in flight when this is dropped, before it
+    /// aborts the connection; 60 seconds if not said, and for ever with [`Duration::MAX`].
+    pub fn set_linger(&mut self, limit: Duration) {
+        self.linger = limit;
+    }
+
+    /// Ends the connection at once: the peer sees a reset. What is queued ends with
+    /// [`Error::Aborted`]. What is in flight is released when its notifications arrive.
+    ///
+    /// # Errors
+    /// [`Error::Socket`] if the kernel refuses.
+    pub fn abort(&self) -> Result<(), Error> {
+        CompletionSource::abort(&*self.conn)
+    }
+
+    /// Ends the stream, after what is queued. Nothing more can be sent.
+    pub fn shutdown(&mut self) {
+        self.conn.end();
+    }
+
+    /// Ends the stream, waits until everything is sent and released, and closes the socket.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`]; [`Error::Wait`]. The socket is gone also then; what is queued or in
+    /// flight is handed over to the reaper.
+    pub fn close(self, deadline: Instant) -> Result<(), Error> {
+        self.conn.end();
+        self.wait_all(deadline)
+    }
+
+    /// Waits until nothing is queued or in flight.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`]; [`Error::Wait`].
+    pub fn wait_all(&self, deadline: Instant) -> Result<(), Error> {
+        wait::until(&*self.conn, deadline, "sends are still in flight", || {
+            Ok(self.conn.is_drained().then_some(()))
+        })
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.conn.endpoint.as_fd()
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.conn.fmt(f)
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Of a fork's copy the ring and what it keeps are the parent's.
+        if !self.conn.shared.is_ours() {
+            return;
+        }
+        let state = || {
+            let mut state = lock(&self.conn.shared.state);
+            let lane = state.lane(self.conn.index);
+            (lane.is_drained(), lane.is_broken())
+        };
+        let (mut drained, mut broken) = state();
+        if drained && !broken {
+            return;
+        }
+        let mut apart = Apart::default();
+        if !drained {
+            // What has arrived already needs no reaper. An error shows itself there again.
+            apart.run(|| drop(self.conn.shared.reap(None)));
+            (drained, broken) = state();
+        }
+        if broken {
+            // If it fails, the error was told already.
+            apart.run(|| drop(self.abort()));
+        }
+        if !drained {
+            // No clock counts as far as never.
+            let abort_at = Instant::now().checked_add(self.linger);
+            apart.run(|| self.reaper.adopt(Arc::clone(&self.conn) as _, abort_at));
+        }
+        apart.resume();
+    }
+}

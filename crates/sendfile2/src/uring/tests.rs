@@ -1,0 +1,68 @@
+//! Sockets of a driver that are lost.
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Driver, Socket};
+use crate::error::Error;
+use crate::guard::{GuardedFile, TryWrite};
+use crate::sync::lock;
+
+fn tcp() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (socket, listener.accept().unwrap().0)
+}
+
+/// As if a hand-over had failed.
+fn lose(mut socket: Socket, other: &Socket) {
+    drop(std::mem::replace(&mut socket.conn, Arc::clone(&other.conn)));
+}
+
+#[test]
+fn a_socket_that_is_lost_keeps_what_is_in_flight_and_its_place() {
+    const LEN: usize = 16 << 20;
+    let Ok(mut driver) = Driver::new() else {
+        println!("SKIP: io_uring cannot be used here");
+        return;
+    };
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&vec![7; LEN]).unwrap();
+    let guard = GuardedFile::new(file).unwrap();
+    if let Some(why) = guard.source().unmappable() {
+        println!("SKIP: temporary files are not mapped here: {why}");
+        return;
+    }
+    let other = driver.add(tcp().0).unwrap();
+    let (tx, mut peer) = tcp();
+    let mut socket = driver.add(tx).unwrap();
+    let lease = guard.try_lease(0..LEN as u64).unwrap();
+    let ticket = socket.send_lease(&lease, 0..LEN as u64, false).unwrap();
+    drop(lease);
+    driver.submit().unwrap();
+    driver.reap().unwrap();
+    let shared = Arc::clone(&driver.shared);
+    let in_flight = || lock(&shared.state).lanes.iter().any(|(_, lane)| lane.parts > 0);
+    assert!(in_flight() && socket.queued() > 0, "nothing is stuck");
+    let index = socket.conn.index;
+    lose(socket, &other);
+    assert!(matches!(guard.try_write_at(b"x", 0), Ok(TryWrite::InTheWay(_))));
+    let next = driver.add(tcp().0).unwrap();
+    assert_ne!(next.conn.index, index, "its place is another's");
+    // Bytes are missing, which must not look like the end of everything.
+    let reader = std::thread::spawn(move || std::io::copy(&mut peer, &mut std::io::sink()));
+    let soon = Instant::now() + Duration::from_secs(30);
+    while in_flight() {
+        driver.wait(1, soon).unwrap();
+        assert!(Instant::now() < soon);
+    }
+    assert!(reader.join().unwrap().is_err(), "no reset");
+    assert_eq!((next.in_flight().sends, next.in_flight().bytes), (0, 0));
+    assert!(matches!(ticket.error(), Some(Error::Aborted)));
+    assert!(matches!(guard.try_write_at(b"x", 0), Ok(TryWrite::Written)));
+    assert_eq!(lock(&driver.shared.state).lanes.len(), 2);
+}
