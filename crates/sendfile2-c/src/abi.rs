@@ -17,7 +17,7 @@ use sendfile2_sys::errqueue::Foreign;
 
 use crate::file::Kept;
 use crate::queue::{Queue, Read};
-use crate::request::{Notifier, Request};
+use crate::request::{Boundaries, Notifier, Request, is_pageless};
 use crate::sync::State;
 use crate::{kernel, send, sync};
 
@@ -360,6 +360,13 @@ unsafe fn send_by(
             Err(Errno::NOSYS) => {}
             result => return result,
         }
+    }
+    if let (How::Sync(_), true) = (&how, Boundaries::of(out_fd).is_some() && is_pageless(in_fd)) {
+        if let How::Sync(Some((_, place))) = how {
+            *place = State::Copied;
+        }
+        // SAFETY: as the caller's.
+        return unsafe { kernel::sendfile(out_fd, in_fd, offset, count) };
     }
     // SAFETY: as the caller's.
     let (request, offset) = unsafe { Request::new(out_fd, in_fd, offset, count) }?;

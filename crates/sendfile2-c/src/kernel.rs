@@ -112,6 +112,12 @@ pub(crate) fn zerocopy(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     check(ret.into()).map(|_| value != 0)
 }
 
+/// Whether it is a socket on which `SO_ZEROCOPY` is set.
+pub(crate) fn wants_notifications(out: c_int) -> bool {
+    // SAFETY: it is not -1; a number that is no descriptor is refused by the kernel.
+    out >= 0 && zerocopy(unsafe { BorrowedFd::borrow_raw(out) }) == Ok(true)
+}
+
 /// Sets `SO_ZEROCOPY`, without which `MSG_ZEROCOPY` is accepted and gives no notification.
 pub(crate) fn set_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     let on: c_int = 1;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 use sendfile2::{Error, Source};
@@ -117,18 +117,24 @@ impl<'a> Request<'a> {
     /// directory, or a file of `/proc` that cannot be spliced. Found by letting it send some
     /// bytes into a pipe, no more than fit.
     pub(crate) fn refused_by_the_kernel(&self) -> Result<(), Errno> {
-        // Where there is no pipe to be had it is not known.
-        let Ok((_reader, writer)) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        else {
-            return Ok(());
-        };
-        kernel::sendfile_at(
-            writer.as_raw_fd(),
-            self.file.as_raw_fd(),
-            self.at,
-            self.count.min(4096),
-        )
-        .map(drop)
+        match self.piped() {
+            // From its own position it was to be sent: only a place that was named gives ESPIPE.
+            Some(Err(Errno::SPIPE)) => Err(Errno::INVAL),
+            Some(result) => result.map(drop),
+            // Where there is no pipe to be had it is not known.
+            None => Ok(()),
+        }
+    }
+
+    fn piped(&self) -> Option<Result<usize, Errno>> {
+        let (_reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).ok()?;
+        let (out, file) = (writer.as_raw_fd(), self.file.as_raw_fd());
+        Some(kernel::sendfile_at(out, file, self.at, self.count.min(4096)))
+    }
+
+    /// Whether `sendfile(2)` would send nothing, since the file ends here. Found by reading it.
+    pub(crate) fn ends_here(&self) -> bool {
+        self.count == 0 || self.piped() == Some(Ok(0))
     }
 
     /// Bytes to send where `left` are left in the file; `None` if there are none.
@@ -181,7 +187,11 @@ impl Offset {
                 return Err(Errno::BADF);
             }
             // SAFETY: it is not -1; what is no descriptor is refused.
-            return rustix::fs::tell(unsafe { BorrowedFd::borrow_raw(file) });
+            return match rustix::fs::tell(unsafe { BorrowedFd::borrow_raw(file) }) {
+                // What cannot be sought in sendfile(2) does not send from.
+                Err(Errno::SPIPE) => Err(Errno::INVAL),
+                at => at,
+            };
         }
         // SAFETY: the kernel has just read and written it.
         u64::try_from(unsafe { self.0.read_unaligned() }).map_err(|_| Errno::INVAL)
@@ -199,6 +209,23 @@ impl Offset {
             unsafe { self.0.write_unaligned(next) };
         }
     }
+}
+
+/// Whether it is a file that has no pages of its own (a device, a timer): what `sendfile(2)` sends
+/// from it is a private copy, and how it moves the position is the kernel's affair. In doubt not.
+pub(crate) fn is_pageless(file: c_int) -> bool {
+    if file < 0 {
+        return false;
+    }
+    #[allow(unsafe_code)]
+    // SAFETY: it is not -1; a number that is no descriptor is refused by the kernel.
+    let stat = rustix::fs::fstat(unsafe { BorrowedFd::borrow_raw(file) });
+    stat.is_ok_and(|stat| {
+        !matches!(
+            FileType::from_raw_mode(stat.st_mode),
+            FileType::RegularFile | FileType::BlockDevice
+        )
+    })
 }
 
 /// Where the bytes of one send end for the receiver.

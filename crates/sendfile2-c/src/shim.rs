@@ -3,10 +3,11 @@
 use std::ffi::c_int;
 
 use libc::{off_t, size_t, ssize_t};
+use rustix::io::Errno;
 
 use crate::abi::answer;
 use crate::kernel;
-use crate::request::{Boundaries, Request};
+use crate::request::{Boundaries, Request, is_pageless};
 use crate::send::{self, Patience};
 
 /// What the shim does with `sendfile(2)`.
@@ -34,14 +35,20 @@ pub unsafe fn sendfile(
 ) -> ssize_t {
     answer(|| {
         let socket = if mode == Mode::Off { None } else { Boundaries::of(out_fd) };
-        let Some(boundaries) = socket else {
+        let notify = mode == Mode::Notify && kernel::wants_notifications(out_fd);
+        // What sends nothing has no notification.
+        let copied = || (!notify || count == 0) && is_pageless(in_fd);
+        let Some(boundaries) = socket.filter(|_| !copied()) else {
             // SAFETY: as the caller's.
             return unsafe { kernel::sendfile(out_fd, in_fd, offset, count) };
         };
         // SAFETY: as the caller's.
         let (request, offset) = unsafe { Request::new(out_fd, in_fd, offset, count) }?;
-        let sent = if mode == Mode::Notify && kernel::zerocopy(request.socket) == Ok(true) {
-            send::notify(&request, None)
+        let sent = if notify {
+            match send::notify(&request, None) {
+                Err(Errno::OPNOTSUPP) if request.ends_here() => request.at_the_end(),
+                result => result,
+            }
         } else {
             send::copy(&request, boundaries, None, Patience::Socket)
         }?;

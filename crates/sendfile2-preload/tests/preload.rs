@@ -60,6 +60,28 @@ fn an_unknown_mode_is_told_once_and_off() {
     assert_eq!(said.matches("SENDFILE2_MODE is none of safe, notify, off").count(), 1, "{said}");
 }
 
+/// Each kind of input and output, offset and count: as the system call does.
+fn compared(mode: &str) {
+    let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/compare.c"));
+    let mut command = installed(program);
+    run(command.arg(mode).env("LD_PRELOAD", shim()).env("SENDFILE2_MODE", mode));
+}
+
+#[test]
+fn all_that_the_system_call_answers_in_mode_safe() {
+    compared("safe");
+}
+
+#[test]
+fn all_that_the_system_call_answers_in_mode_notify() {
+    compared("notify");
+}
+
+#[test]
+fn all_that_the_system_call_answers_in_mode_off() {
+    compared("off");
+}
+
 #[test]
 fn the_shim_exports_nothing_else() {
     let symbols = run(Command::new("objdump").arg("-T").arg(shim()));
