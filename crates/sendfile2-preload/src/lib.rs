@@ -2,7 +2,8 @@
 //!
 //! `LD_PRELOAD=libsendfile2_preload.so PROGRAM` replaces `sendfile` and `sendfile64`. What they do
 //! is said by the environment variable `SENDFILE2_MODE`, which is read once, when the library is
-//! loaded: `safe` (the default), `notify`, or `off`. See `sendfile2(7)`.
+//! loaded: `safe` (the default, and what everything else means), `notify`, or `off`. See
+//! `sendfile2(7)`.
 //!
 //! Nothing here allocates, locks, or keeps anything between calls, so that it works after a fork
 //! and in signal handlers, as the system call does.
@@ -18,11 +19,19 @@ use sendfile2_c::shim::{self, Mode};
 /// The mode, as [`MODES`] counts them. Until it is known the safe one holds.
 static MODE: AtomicU8 = AtomicU8::new(0);
 
-const MODES: [(&CStr, Mode); 3] =
-    [(c"safe", Mode::Safe), (c"notify", Mode::Notify), (c"off", Mode::Off)];
+const MODES: [(&str, Mode); 3] =
+    [("safe", Mode::Safe), ("notify", Mode::Notify), ("off", Mode::Off)];
 
 const COMPLAINT: &[u8] =
-    b"libsendfile2_preload: SENDFILE2_MODE is none of safe, notify, off: taken as off\n";
+    b"libsendfile2_preload: SENDFILE2_MODE is none of safe, notify, off: taken as safe\n";
+
+/// What a value of the variable means, as [`MODES`] counts them; `None` for what is no mode.
+fn meaning(value: &[u8]) -> Option<usize> {
+    match value.trim_ascii() {
+        [] => Some(0),
+        value => MODES.iter().position(|(name, _)| value.eq_ignore_ascii_case(name.as_bytes())),
+    }
+}
 
 /// Run when the library is loaded.
 #[used]
@@ -35,8 +44,7 @@ static LOADED: extern "C" fn() = {
             return;
         }
         // SAFETY: a variable of the environment is a C string.
-        let mode = unsafe { CStr::from_ptr(mode) };
-        let known = MODES.iter().position(|(name, _)| *name == mode || mode.is_empty());
+        let known = meaning(unsafe { CStr::from_ptr(mode) }.to_bytes());
         if known.is_none() {
             // SAFETY: it is that long. If it cannot be written, there is nobody to tell.
             unsafe {
@@ -47,16 +55,19 @@ static LOADED: extern "C" fn() = {
                     COMPLAINT.len(),
                 )
             };
+            // Not by each program that this one starts again: for those it is not set.
+            // SAFETY: the value is this process's own, and has at least one byte; nothing else looks
+            // at the environment while libraries load.
+            unsafe { *mode = 0 };
         }
-        // The last one is `off`.
-        let index = known.unwrap_or(MODES.len() - 1);
+        let index = known.unwrap_or(0);
         MODE.store(u8::try_from(index).unwrap_or(0), Ordering::Relaxed);
     }
     loaded
 };
 
 fn mode() -> Mode {
-    MODES.get(usize::from(MODE.load(Ordering::Relaxed))).map_or(Mode::Off, |(_, mode)| *mode)
+    MODES.get(usize::from(MODE.load(Ordering::Relaxed))).map_or(Mode::Safe, |(_, mode)| *mode)
 }
 
 /// `sendfile(2)`.
