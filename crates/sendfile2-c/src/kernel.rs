@@ -94,6 +94,17 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: Bytes<'_>, flags: c_int) -> Re
     })
 }
 
+/// `write(2)` of `bytes` to a socket, which is `send(2)` without flags by another number.
+pub(crate) fn write(socket: BorrowedFd<'_>, bytes: Bytes<'_>) -> Result<usize, Errno> {
+    // SAFETY: as for `send`.
+    check(unsafe { libc::syscall(libc::SYS_write, socket.as_raw_fd(), bytes.start, bytes.len) })
+}
+
+/// Whether it is what a filter of system calls (seccomp) lets a call fail with that it forbids.
+pub(crate) fn is_forbidden(errno: Errno) -> bool {
+    matches!(errno, Errno::PERM | Errno::ACCESS | Errno::NOSYS)
+}
+
 /// Whether `SO_ZEROCOPY` is set; an error where the socket has no such option.
 pub(crate) fn zerocopy(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     let mut value: c_int = 0;
@@ -273,16 +284,27 @@ impl Drop for Mapping {
 
 /// Memory to read into, which the allocator knows nothing of.
 #[derive(Debug)]
-pub(crate) struct Buffer(Mapping);
+pub(crate) enum Buffer<'a> {
+    Own(Mapping),
+    /// Where nothing can be mapped.
+    Lent(&'a mut [u8]),
+}
 
-impl Buffer {
+impl Buffer<'_> {
     pub(crate) fn new(length: usize) -> Result<Self, Errno> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE;
         // SAFETY: the kernel chooses the address, so no other memory is affected.
         let address =
             unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), length, protection, flags) }?;
-        Ok(Buffer(Mapping { address, length, skip: 0 }))
+        Ok(Buffer::Own(Mapping { address, length, skip: 0 }))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Buffer::Own(it) => it.length,
+            Buffer::Lent(memory) => memory.len(),
+        }
     }
 
     /// Reads `len` bytes of the file from `at` on, fewer where it ends. What was read before an
@@ -293,9 +315,13 @@ impl Buffer {
         at: u64,
         len: usize,
     ) -> Result<Bytes<'_>, Errno> {
-        // SAFETY: as long as that, zeroed by the kernel, and borrowed exclusively.
-        let memory =
-            unsafe { std::slice::from_raw_parts_mut(self.0.address.cast::<u8>(), self.0.length) };
+        let memory = match self {
+            // SAFETY: as long as that, zeroed by the kernel, and borrowed exclusively.
+            Buffer::Own(it) => unsafe {
+                std::slice::from_raw_parts_mut(it.address.cast::<u8>(), it.length)
+            },
+            Buffer::Lent(memory) => memory,
+        };
         let len = len.min(memory.len());
         let mut filled = 0;
         while filled < len {
@@ -307,6 +333,6 @@ impl Buffer {
                 Err(e) => return Err(e),
             }
         }
-        Ok(self.0.bytes().first(filled))
+        Ok(Bytes { start: memory.as_ptr(), len: filled, alive: PhantomData })
     }
 }

@@ -106,9 +106,11 @@ impl<'a> Request<'a> {
             // Files that are made when they are read (/proc) have no size. Reading finds the end.
             Ok((0, Some(_))) => Ok(File::Read(u64::MAX)),
             Ok((size, Some(_))) => Ok(File::Read(size.saturating_sub(self.at))),
-            Err(Error::File { cause, .. }) => {
-                Err(Errno::from_io_error(&cause).unwrap_or(Errno::IO))
-            }
+            Err(Error::File { cause, .. }) => match Errno::from_io_error(&cause) {
+                // What it is cannot be asked here; reading is always right.
+                Some(errno) if kernel::is_forbidden(errno) => Ok(File::Read(u64::MAX)),
+                errno => Err(errno.unwrap_or(Errno::IO)),
+            },
             Err(_) => Ok(File::Other),
         }
     }
@@ -245,10 +247,15 @@ impl Boundaries {
         #[allow(unsafe_code)]
         // SAFETY: it is not -1; a number that is no descriptor is refused by the kernel.
         let socket = unsafe { BorrowedFd::borrow_raw(out) };
-        Some(match sockopt::socket_type(socket).ok()? {
-            SocketType::STREAM => Boundaries::None,
-            _ => Boundaries::Records,
-        })
+        match sockopt::socket_type(socket) {
+            Ok(SocketType::STREAM) => Some(Boundaries::None),
+            Ok(_) => Some(Boundaries::Records),
+            // Where that may not be asked, something else may; in doubt it is a socket of any kind.
+            Err(_) => match rustix::net::getsockname(socket) {
+                Err(Errno::NOTSOCK | Errno::BADF) => None,
+                _ => Some(Boundaries::Records),
+            },
+        }
     }
 }
 

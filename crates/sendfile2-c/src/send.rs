@@ -24,6 +24,10 @@ const TURN: u64 = 64 << 10;
 /// Bytes read at a time where a file cannot be mapped.
 const READ: usize = 128 << 10;
 
+/// Bytes read at a time where nothing can be mapped: little, as this may be the stack of a signal
+/// handler.
+const READ_ON_THE_STACK: usize = 2 << 10;
+
 /// Sends by reference: each call that returns more than 0 uses one notification id.
 ///
 /// # Errors
@@ -123,28 +127,73 @@ pub(crate) fn copy(
     let Some(len) = request.within(left) else { return request.at_the_end() };
     let view = if mapped { View::new(request, len, kept).ok() } else { None };
     // A mapping may fail where a file could be sent all the same: RLIMIT_AS.
-    let mut buffer = if view.is_some() { None } else { Some(Buffer::new(READ.min(len))?) };
+    let buffer = if view.is_some() { None } else { Some(Buffer::new(READ.min(len))) };
+    let from = match (view, buffer) {
+        (Some(view), _) => From::View(view),
+        (None, Some(Ok(buffer))) => From::Buffer(buffer),
+        // A record cannot be sent piece by piece.
+        (None, Some(Err(_))) if boundaries == Boundaries::None || len <= READ_ON_THE_STACK => {
+            return copy_by_the_stack(request, len, boundaries, kept, patience);
+        }
+        (None, Some(Err(e))) => return Err(e),
+        (None, None) => return Err(Errno::NOMEM),
+    };
+    copy_from(from, request, len, boundaries, kept, patience)
+}
+
+/// Where nothing can be mapped at all, but for what the program maps itself.
+#[inline(never)]
+fn copy_by_the_stack(
+    request: &Request<'_>,
+    len: usize,
+    boundaries: Boundaries,
+    kept: Option<&Kept>,
+    patience: Patience,
+) -> Result<usize, Errno> {
+    let mut memory = [0; READ_ON_THE_STACK];
+    let from = From::Buffer(Buffer::Lent(&mut memory));
+    copy_from(from, request, len, boundaries, kept, patience)
+}
+
+/// Where the bytes of a copying send are.
+enum From<'a> {
+    View(View),
+    Buffer(Buffer<'a>),
+}
+
+fn copy_from(
+    mut from: From<'_>,
+    request: &Request<'_>,
+    len: usize,
+    boundaries: Boundaries,
+    kept: Option<&Kept>,
+    patience: Patience,
+) -> Result<usize, Errno> {
+    let most = match &from {
+        From::View(_) => len,
+        From::Buffer(buffer) => buffer.len(),
+    };
     let mut sent = 0;
     while sent < len {
         let turn = if boundaries == Boundaries::Records {
             // Where sendfile(2) begins a new record: after what fills sixteen pages.
             let page = rustix::param::page_size() as u64;
             usize::try_from(TURN - (request.at + sent as u64) % page).unwrap_or(1)
-        } else if view.is_some() {
-            len
         } else {
-            READ
+            most
         };
         let wanted = turn.min(len - sent);
-        let part = match (&view, &mut buffer) {
-            (Some(view), _) => Ok(view.bytes().after(sent).first(wanted)),
-            (None, Some(buffer)) => buffer.read(request.file, request.at + sent as u64, wanted),
-            (None, None) => Err(Errno::NOMEM),
+        let part = match &mut from {
+            From::View(view) => Ok(view.bytes().after(sent).first(wanted)),
+            From::Buffer(buffer) => buffer.read(request.file, request.at + sent as u64, wanted),
         };
         let result = part.and_then(|part| match part.len() {
             0 => Ok(0), // The file has become shorter, or had no size.
             // A short one is the last.
-            n => transmit(request, part, n == wanted && sent + n < len, patience),
+            n => {
+                let stream = boundaries == Boundaries::None;
+                transmit(request, part, n == wanted && sent + n < len, stream, patience)
+            }
         });
         match result {
             Ok(0) => break,
@@ -156,7 +205,7 @@ pub(crate) fn copy(
             }
             // What was sent is told first; the next call meets the error.
             Err(_) if sent > 0 => break,
-            Err(Errno::FAULT) if view.is_some() => {
+            Err(Errno::FAULT) if matches!(from, From::View(_)) => {
                 let less = request.explain_fault(len)?;
                 return if less == 0 {
                     Ok(0)
@@ -175,11 +224,18 @@ fn transmit(
     request: &Request<'_>,
     bytes: Bytes<'_>,
     more: bool,
+    stream: bool,
     patience: Patience,
 ) -> Result<usize, Errno> {
     let more = if more { libc::MSG_MORE } else { 0 };
     let Patience::Until(deadline) = patience else {
-        return kernel::send(request.socket, bytes, more);
+        return match kernel::send(request.socket, bytes, more) {
+            // What has no flags can be written. (A packet filter says EPERM, too, and says it again.)
+            Err(e) if kernel::is_forbidden(e) && (more == 0 || stream) => {
+                kernel::write(request.socket, bytes)
+            }
+            sent => sent,
+        };
     };
     let mut sent = 0;
     while sent < bytes.len() {

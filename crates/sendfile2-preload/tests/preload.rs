@@ -111,6 +111,23 @@ fn all_that_the_system_call_answers_in_mode_off() {
     compared("off");
 }
 
+/// As other programs see it that a sandbox forbids calls which `sendfile(2)` does not need.
+fn filtered(mode: &str) {
+    let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/filtered.c"));
+    let mut command = installed(program);
+    run(command.arg(mode).env("LD_PRELOAD", shim()).env("SENDFILE2_MODE", mode));
+}
+
+#[test]
+fn where_a_filter_forbids_calls_it_is_safe_all_the_same() {
+    filtered("safe");
+}
+
+#[test]
+fn where_a_filter_forbids_calls_the_control_is_seen() {
+    filtered("off");
+}
+
 #[test]
 fn the_shim_exports_nothing_else() {
     let symbols = run(Command::new("objdump").arg("-T").arg(shim()));
