@@ -31,10 +31,13 @@
  */
 #define SENDFILE2_WAIT			0x1000
 
-/* state: with SENDFILE2_WAIT, the pages were released before the call returned. */
-#define SENDFILE2_RELEASED		0x1
+/*
+ * state: with SENDFILE2_WAIT, the pages were released before the call returned. Bits, written as
+ * libsendfile2's sendfile2.h writes its states of these names, so that a program may include both.
+ */
+#define SENDFILE2_RELEASED		1
 /* state: with SENDFILE2_RELEASED, the kernel has made a copy of some of them. */
-#define SENDFILE2_COPIED		0x2
+#define SENDFILE2_COPIED		2
 
 struct sendfile2_args {
 	__s32	out_fd;

@@ -12,6 +12,8 @@
 #ifndef __USE_MISC
 typedef int64_t loff_t;
 #endif
+/* Which <time.h> defines, but not under -std=c99. */
+struct timespec;
 
 /*
  Flag of sendfile2(): as sendfile(2), as without flags.
