@@ -48,7 +48,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let room = root.join("crates/sendfile2-c");
 
     let archive = built.join("libsendfile2_c.a");
-    to.file(&archive, "lib/libsendfile2.a", 0o644)?;
+    // Its symbols are what it is linked by.
+    to.stripped(&archive, "lib/libsendfile2.a", 0o644, "--strip-debug")?;
     let version = env!("CARGO_PKG_VERSION");
     let file = format!("libsendfile2.so.{version}");
     link(&archive, &room.join("libsendfile2.map"), Some(SONAME), &to.path("lib")?.join(&file))?;
@@ -60,7 +61,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     link(&built.join("libsendfile2_preload.a"), &shim, None, &at)?;
     if !args.only_libraries {
         for command in COMMAND.map(|(command, _)| command).into_iter().chain(["msg_zerocopy"]) {
-            to.file(&built.join(command), &format!("bin/{command}"), 0o755)?;
+            to.stripped(&built.join(command), &format!("bin/{command}"), 0o755, "--strip-all")?;
         }
         let pages = to.path("share/man/man1")?;
         run_command(Command::new(built.join("sendfile2")).arg("man").arg(pages))?;
@@ -79,7 +80,39 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     to.text(&description, "lib/pkgconfig/sendfile2.pc")?;
     manual(&root, &to)?;
     println!("installed below {}", to.0.display());
+    if args.destdir.is_none() {
+        if let Some(hint) = unknown_to_the_linker(&args.prefix.join("lib")) {
+            println!("{hint}");
+        }
+    }
     Ok(())
+}
+
+/// What remains to be done for programs to find libsendfile2.so, if anything does.
+fn unknown_to_the_linker(libraries: &Path) -> Option<String> {
+    let ldconfig = |arguments: &[&str]| {
+        // Not everybody has /sbin in PATH.
+        let output = ["ldconfig", "/sbin/ldconfig"].iter().find_map(|program| {
+            Command::new(program).args(arguments).stderr(Stdio::null()).output().ok()
+        });
+        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let here = libraries.display().to_string();
+    let library = libraries.join(SONAME).display().to_string();
+    if ldconfig(&["-p"])?.lines().any(|line| line.ends_with(&format!("=> {library}"))) {
+        return None;
+    }
+    // The directories that it looks into: "DIRECTORY: (where that is said)".
+    let directories = ldconfig(&["-v", "-N", "-X"])?;
+    let mut directories = directories.lines().filter_map(|line| line.split_once(": ("));
+    Some(if directories.any(|(directory, _)| directory == here) {
+        format!("run `ldconfig` as root, so that programs find {SONAME}")
+    } else {
+        format!(
+            "the dynamic linker does not look into {here}: link programs with -Wl,-rpath,{here}, or \
+             run them with LD_LIBRARY_PATH={here}"
+        )
+    })
 }
 
 /// The manual pages that are written by hand, and a link for each function.
@@ -101,8 +134,9 @@ fn manual(root: &Path, to: &Tree) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What Rust's standard library needs (`rustc --print native-static-libs`).
-pub(crate) const PRIVATE: [&str; 6] = ["-lgcc_s", "-lpthread", "-lrt", "-lm", "-ldl", "-lc"];
+/// What Rust's standard library needs (`rustc --print native-static-libs`), but for libgcc: which one
+/// it is depends on `-static`, and compilers add it themselves.
+pub(crate) const PRIVATE: [&str; 5] = ["-lpthread", "-lrt", "-lm", "-ldl", "-lc"];
 
 /// Builds in release mode; the directory where it lies.
 fn build(root: &Path, only_libraries: bool) -> anyhow::Result<PathBuf> {
@@ -189,6 +223,20 @@ impl Tree {
     fn file(&self, from: &Path, at: &str, mode: u32) -> anyhow::Result<()> {
         self.place(at, |new| {
             std::fs::copy(from, new)?;
+            std::fs::set_permissions(new, PermissionsExt::from_mode(mode))
+        })
+        .with_context(|| from.display().to_string())
+    }
+
+    /// Installs it without what only debuggers read; whole, where there is no strip(1).
+    fn stripped(&self, from: &Path, at: &str, mode: u32, how: &str) -> anyhow::Result<()> {
+        let strip = std::env::var_os("STRIP").unwrap_or_else(|| "strip".into());
+        self.place(at, |new| {
+            let status = Command::new(&strip).arg(how).arg("-o").arg(new).arg(from).status();
+            if !status.is_ok_and(|status| status.success()) {
+                eprintln!("{} is installed as it was built: no {strip:?}", from.display());
+                std::fs::copy(from, new)?;
+            }
             std::fs::set_permissions(new, PermissionsExt::from_mode(mode))
         })
         .with_context(|| from.display().to_string())

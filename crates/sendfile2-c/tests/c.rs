@@ -6,7 +6,7 @@ mod installed;
 use std::path::Path;
 use std::process::Command;
 
-use installed::{compile, installed, prefix, run, xtask};
+use installed::{compile, installed, pkg_config, prefix, root, run, xtask};
 
 /// Compiles and runs `tests/c/NAME.c`.
 fn c_test(name: &str) -> String {
@@ -114,6 +114,30 @@ fn the_header_is_c11_and_cxx17() {
     }
 }
 
+#[test]
+fn beside_the_modules_header_it_is_c99() {
+    let directory = prefix().join("tests");
+    std::fs::create_dir_all(&directory).unwrap();
+    let (ours, modules) = ("#include <sendfile2.h>\n", "#include \"sendfile2_module.h\"\n");
+    for (compiler, standard) in [("cc", "-std=c99"), ("cc", "-std=gnu11"), ("c++", "-std=c++17")] {
+        for (name, text) in [("1", format!("{ours}{modules}")), ("2", format!("{modules}{ours}"))] {
+            let end = if compiler == "cc" { "c" } else { "cc" };
+            let source = directory.join(format!("both{name}{standard}.{end}"));
+            let use_of_both = "int both(const struct timespec *);\n\
+                 int both(const struct timespec *at) { struct sendfile2_args args; \
+                 args.state = SENDFILE2_RELEASED; return sendfile2_wait(0, args.state, at); }\n";
+            std::fs::write(&source, text + use_of_both).unwrap();
+            run(Command::new(compiler)
+                .args([standard, "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"])
+                .arg("-I")
+                .arg(prefix().join("include"))
+                .arg("-I")
+                .arg(root().join("kernel/module"))
+                .arg(source));
+        }
+    }
+}
+
 /// The names that the header declares.
 fn declared() -> Vec<String> {
     let header = std::fs::read_to_string(prefix().join("include/sendfile2.h")).unwrap();
@@ -154,23 +178,92 @@ fn the_library_exports_what_the_header_declares_by_version() {
 fn a_program_is_linked_statically() {
     let directory = prefix().join("tests");
     std::fs::create_dir_all(&directory).unwrap();
-    let (source, program) = (directory.join("static.c"), directory.join("static"));
+    let source = directory.join("static.c");
     std::fs::write(
         &source,
         "#include <errno.h>\n#include <sendfile2.h>\n\
          int main(void) { return !(sendfile2(-1, -1, 0, 1, SENDFILE_ZC) == -1 && errno == EBADF); }\n",
     )
     .unwrap();
-    let description = std::fs::read_to_string(prefix().join("lib/pkgconfig/sendfile2.pc")).unwrap();
-    let private = description.lines().find_map(|line| line.strip_prefix("Libs.private: ")).unwrap();
-    run(Command::new("cc")
-        .arg("-I")
-        .arg(prefix().join("include"))
-        .arg("-o")
-        .arg(&program)
-        .arg(&source)
-        .arg(prefix().join("lib/libsendfile2.a"))
-        .args(private.split_whitespace()));
-    // Without the shared library's directory.
-    run(&mut Command::new(&program));
+    // As a whole; and with the library alone, where no shared one is beside it.
+    let alone = prefix().join("tests/alone");
+    std::fs::create_dir_all(&alone).unwrap();
+    std::fs::copy(prefix().join("lib/libsendfile2.a"), alone.join("libsendfile2.a")).unwrap();
+    for (name, how) in
+        [("static", &["-static"][..]), ("static-pie", &["-static-pie"]), ("not", &[])]
+    {
+        let program = directory.join(name);
+        run(Command::new("cc")
+            .args(how)
+            .arg("-o")
+            .arg(&program)
+            .arg(&source)
+            .arg("-L")
+            .arg(&alone)
+            .args(pkg_config(&["--static", "--cflags", "--libs"])));
+        // Without the shared library's directory.
+        run(&mut Command::new(&program));
+    }
+}
+
+#[test]
+fn what_is_installed_is_stripped() {
+    for (file, most) in [("bin/sendfile2", 20 << 20), ("bin/msg_zerocopy", 5 << 20)] {
+        let path = prefix().join(file);
+        let sections = run(Command::new("objdump").arg("-h").arg(&path));
+        assert!(!sections.contains(".debug_line"), "{file}");
+        assert!(std::fs::metadata(&path).unwrap().len() < most, "{file}");
+    }
+    let archive = prefix().join("lib/libsendfile2.a");
+    let sections = run(Command::new("objdump").arg("-h").arg(&archive));
+    assert!(sections.contains(".text") && !sections.contains(".debug_line"));
+}
+
+#[test]
+fn the_manual_pages_refer_to_pages_that_there_are() {
+    let manual = prefix().join("share/man");
+    for section in ["man1", "man3", "man7"] {
+        for entry in std::fs::read_dir(manual.join(section)).unwrap() {
+            let path = entry.unwrap().path();
+            let page = std::fs::read_to_string(&path).unwrap();
+            let (_, also) = page.split_once("SEE ALSO").unwrap_or_else(|| panic!("{path:?}"));
+            // Of ours; each section of sendfile2 but its own is named.
+            let referred: Vec<String> = also
+                .lines()
+                .filter_map(|line| {
+                    let line = line.replace("\\fB", ".Xr ").replace("\\fR(", " ").replace(')', "");
+                    let mut words = line.trim_end_matches([',', ' ']).split(' ').map(String::from);
+                    let (xr, name, section) = (words.next()?, words.next()?, words.next()?);
+                    (xr == ".Xr" && name.contains("sendfile2")).then(|| format!("{name}.{section}"))
+                })
+                .collect();
+            assert!(!referred.is_empty(), "{path:?}");
+            for page in referred {
+                let (_, section) = page.rsplit_once('.').unwrap();
+                assert!(manual.join(format!("man{section}/{page}")).exists(), "{path:?}: {page}");
+            }
+        }
+    }
+    for (page, others) in [
+        ("man1/sendfile2.1", ["3", "7"]),
+        ("man3/sendfile2.3", ["1", "7"]),
+        ("man7/sendfile2.7", ["1", "3"]),
+    ] {
+        let text = std::fs::read_to_string(manual.join(page)).unwrap();
+        let also = text.split_once("SEE ALSO").unwrap().1.replace("\\fB", "").replace("\\fR(", " ");
+        for section in others {
+            assert!(also.contains(&format!("sendfile2 {section}")), "{page}: {section}");
+        }
+    }
+}
+
+#[test]
+fn where_the_dynamic_linker_does_not_look_it_is_said() {
+    // Elsewhere, as the other tests use what is there.
+    let elsewhere = prefix().join("tests/elsewhere");
+    let output = xtask(&["install", "--prefix", elsewhere.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}");
+    let library = format!("LD_LIBRARY_PATH={}", elsewhere.join("lib").display());
+    assert!(said.contains(&library), "{said}");
 }

@@ -1,6 +1,6 @@
 //! `completions` and `man`: what packagers install beside the command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{CommandFactory, ValueHint};
@@ -43,11 +43,54 @@ pub(crate) fn completions(args: &Completions) -> anyhow::Result<()> {
 
 pub(crate) fn man(args: &Man) -> anyhow::Result<()> {
     let directory = &args.directory;
+    // "help" needs no page.
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
     std::fs::create_dir_all(directory)
-        .and_then(|()| {
-            // "help" needs no page.
-            let command = Cli::command().disable_help_subcommand(true);
-            clap_mangen::generate_to(command, directory)
-        })
+        .and_then(|()| pages(&command, directory))
         .with_context(|| format!("cannot write man pages into {}", directory.display()))
+}
+
+/// Writes the pages of a command and of those below it.
+fn pages(command: &clap::Command, directory: &Path) -> std::io::Result<()> {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+        pages(below, directory)?;
+    }
+    let man = clap_mangen::Man::new(command.clone());
+    let mut page = Vec::new();
+    man.render(&mut page)?;
+    let also = if command.get_name() == "sendfile2" {
+        &["msg_zerocopy(1)", "sendfile(2)", "sendfile2(3)", "sendfile2(7)"][..]
+    } else {
+        &["sendfile2(1)", "sendfile2(7)"]
+    };
+    let page = with_headings(&String::from_utf8_lossy(&page), also);
+    std::fs::write(directory.join(man.get_filename()), page)
+}
+
+/// A page with the headings that manual pages have: `clap_mangen` puts all that follows a command's
+/// help below one of its own.
+fn with_headings(page: &str, also: &[&str]) -> String {
+    let (before, extra) = page.split_once(".SH EXTRA\n").unwrap_or((page, ""));
+    let (extra, after) = match extra.find(".SH ") {
+        Some(at) => extra.split_at(at),
+        None => (extra, ""),
+    };
+    let (mut status, mut notes, mut examples) = (String::new(), String::new(), String::new());
+    for paragraph in extra.trim_end().split("\n\n").filter(|paragraph| !paragraph.is_empty()) {
+        if let Some(lines) = paragraph.strip_prefix("Examples:\n") {
+            examples = format!(".SH EXAMPLES\n.nf\n{lines}\n.fi\n");
+        } else if let Some(text) = paragraph.strip_prefix("Exit status: ") {
+            status = format!(".SH EXIT STATUS\n{text}\n");
+        } else {
+            notes = format!("{notes}.SH NOTES\n{paragraph}\n");
+        }
+    }
+    let also: Vec<String> = also
+        .iter()
+        .filter_map(|page| page.split_once('('))
+        .map(|(name, section)| format!("\\fB{}\\fR({section}", name.replace('-', "\\-")))
+        .collect();
+    let also = also.join(",\n");
+    format!("{before}{status}{notes}{examples}.SH SEE ALSO\n{also}\n{after}")
 }

@@ -474,6 +474,27 @@ fn man_pages_are_generated_for_every_command() {
 }
 
 #[test]
+fn man_pages_have_the_headings_of_man_pages() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let output = run(&["man", scratch.path().to_str().expect("UTF-8")]);
+    assert!(output.status.success(), "{output:?}");
+    for entry in std::fs::read_dir(scratch.path()).expect("made") {
+        let path = entry.expect("readable").path();
+        let page = std::fs::read_to_string(&path).expect("readable");
+        assert!(!page.contains("EXTRA") && !page.contains("Examples:"), "{path:?}: {page}");
+        let (_, examples) = page.split_once(".SH EXAMPLES\n.nf\n").expect("examples");
+        assert!(examples.contains("sendfile2 "), "{path:?}: {page}");
+        assert!(
+            page.contains(".SH SEE ALSO\n") && page.contains("\\fBsendfile2\\fR(7)"),
+            "{path:?}"
+        );
+    }
+    let page = std::fs::read_to_string(scratch.path().join("sendfile2.1")).expect("readable");
+    assert!(page.contains(".SH EXIT STATUS\n0 if all went well"), "{page}");
+    assert!(page.contains("\\fBsendfile2\\fR(3)"), "{page}");
+}
+
+#[test]
 fn man_pages_that_cannot_be_written_are_an_error() {
     let output = run(&["man", "/proc/self/man"]);
     assert_eq!(output.status.code(), Some(1));

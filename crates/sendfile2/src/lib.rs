@@ -65,6 +65,15 @@
 //! ([`Options::reset_on_death`]): let it drop what it has, or `exec`. Fork where no other thread uses the library, whose locks would stay locked in the
 //! child, and leave tokio's runtimes to the parent.
 //!
+//! # Descriptors of its own
+//! The library keeps some across calls: an epoll instance and an eventfd for each thread that has
+//! waited and for the reaper, the ring and the epoll instance of a [`uring::Driver`]. Where a
+//! program closes them under it (`closefrom`, `daemon`), nothing is taken for released, no wait is
+//! busy, and nothing is written to what has their numbers then: a thread's wait fails once with
+//! [`Error::Wait`], and the next one makes others; the reaper goes on by the clock; a driver fails
+//! with [`Error::Wait`] or the send's own error. But a socket may be put into an epoll instance of
+//! the program's that has the number of one of these. Sockets and files are not looked after so.
+//!
 //! Sources: `Documentation/networking/msg_zerocopy.rst`, sendfile(2), send(2), recv(2).
 #![cfg(target_os = "linux")]
 #![forbid(unsafe_code)]

@@ -42,7 +42,7 @@ pub fn run(command: &mut Command) -> String {
 }
 
 /// What pkg-config says of the installed library.
-fn pkg_config(arguments: &[&str]) -> Vec<String> {
+pub fn pkg_config(arguments: &[&str]) -> Vec<String> {
     let mut command = Command::new("pkg-config");
     command.env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig")).args(arguments).arg("sendfile2");
     match command.output() {
@@ -51,11 +51,20 @@ fn pkg_config(arguments: &[&str]) -> Vec<String> {
         }
         Ok(output) => panic!("pkg-config: {}", String::from_utf8_lossy(&output.stderr)),
         // What it would say.
-        Err(_) => vec![
-            format!("-I{}", prefix().join("include").display()),
-            format!("-L{}", prefix().join("lib").display()),
-            "-lsendfile2".into(),
-        ],
+        Err(_) => {
+            let file = prefix().join("lib/pkgconfig/sendfile2.pc");
+            let description = std::fs::read_to_string(file).unwrap();
+            let private = description.lines().find_map(|line| line.strip_prefix("Libs.private: "));
+            let mut all = vec![
+                format!("-I{}", prefix().join("include").display()),
+                format!("-L{}", prefix().join("lib").display()),
+                "-lsendfile2".into(),
+            ];
+            if arguments.contains(&"--static") {
+                all.extend(private.unwrap().split_whitespace().map(Into::into));
+            }
+            all
+        }
     }
 }
 
