@@ -1,4 +1,4 @@
-//! A connection on which one way of sending is measured: what one call does.
+//! A connection on which one method of sending is measured, and one call on it.
 
 use std::io;
 use std::net::TcpStream;
@@ -17,21 +17,21 @@ use super::sender::Files;
 use crate::method::Method;
 use crate::scratch::len;
 
-/// What a pipe or a buffer holds at most: more does not fit an unprivileged user's pipe, and no
+/// The most that a pipe or a buffer holds: more does not fit an unprivileged user's pipe, and no
 /// program reads more at a time.
 const BETWEEN: u64 = 1 << 20;
 
 /// A connection.
 pub(super) struct BenchConn {
-    carrier: Carrier,
-    /// What is still to be sent of what it was given.
+    transport: Transport,
+    /// The rest of the range that is still to be sent.
     part: Range<u64>,
     /// Each call says that more follows.
     more: bool,
 }
 
-/// What carries the bytes.
-enum Carrier {
+/// The means by which the bytes travel.
+enum Transport {
     Library {
         sender: Sender,
         /// Plain copies that it chose to make.
@@ -52,7 +52,7 @@ enum Carrier {
     },
 }
 
-/// What a call came to.
+/// The result of a call.
 pub(super) enum Step {
     Sent(u64),
     /// Nothing is possible before the socket reports something.
@@ -63,29 +63,29 @@ impl BenchConn {
     pub(super) fn new(method: Method, socket: TcpStream) -> anyhow::Result<Self> {
         socket.set_nodelay(true)?;
         socket.set_nonblocking(true)?;
-        let library = |socket: TcpStream, engine: Engine, leased| -> anyhow::Result<Carrier> {
+        let library = |socket: TcpStream, engine: Engine, leased| -> anyhow::Result<Transport> {
             let sender = Sender::with(socket, Options::new().engine(engine))?;
-            Ok(Carrier::Library { sender, plain: 0, leased, lease: None })
+            Ok(Transport::Library { sender, plain: 0, leased, lease: None })
         };
-        let carrier = match method {
+        let transport = match method {
             Method::Library(engine) => library(socket, engine, false)?,
             Method::Leased(engine) => library(socket, engine, true)?,
-            Method::Sendfile => Carrier::Sendfile(socket),
+            Method::Sendfile => Transport::Sendfile(socket),
             Method::Splice => {
                 let pipe = rustix::pipe::pipe().context("pipe")?;
-                Carrier::Splice { socket, pipe, filled: 0 }
+                Transport::Splice { socket, pipe, filled: 0 }
             }
-            Method::ReadWrite => Carrier::ReadWrite { socket, buffer: Vec::new(), filled: 0..0 },
+            Method::ReadWrite => Transport::ReadWrite { socket, buffer: Vec::new(), filled: 0..0 },
         };
-        Ok(BenchConn { carrier, part: 0..0, more: false })
+        Ok(BenchConn { transport, part: 0..0, more: false })
     }
 
     /// Gives it a range to send, when it has sent the last one.
     pub(super) fn give(&mut self, part: Range<u64>) -> anyhow::Result<()> {
         let between = part.end - part.start;
         self.part = part;
-        match &mut self.carrier {
-            Carrier::Splice { pipe, .. } => {
+        match &mut self.transport {
+            Transport::Splice { pipe, .. } => {
                 let wanted = usize::try_from(between.min(BETWEEN))?;
                 if rustix::pipe::fcntl_getpipe_size(&pipe.0)? < wanted {
                     // A limit on pipes leaves it as it is.
@@ -95,26 +95,26 @@ impl BenchConn {
                     }
                 }
             }
-            Carrier::ReadWrite { buffer, .. } => {
+            Transport::ReadWrite { buffer, .. } => {
                 let wanted = usize::try_from(between.min(BETWEEN))?;
                 if buffer.len() < wanted {
                     buffer.resize(wanted, 0);
                 }
             }
-            Carrier::Library { .. } | Carrier::Sendfile(_) => {}
+            Transport::Library { .. } | Transport::Sendfile(_) => {}
         }
         Ok(())
     }
 
     /// Says that more follows with each call from here on, or no longer.
     pub(super) fn set_more(&mut self, more: bool) -> anyhow::Result<()> {
-        match &mut self.carrier {
+        match &mut self.transport {
             // An empty send that does not say so ends it.
-            Carrier::Library { sender, .. } if !more => drop(sender.try_send(&[], false)?),
-            Carrier::Library { .. } => {}
-            Carrier::Sendfile(socket)
-            | Carrier::Splice { socket, .. }
-            | Carrier::ReadWrite { socket, .. } => sockopt::set_tcp_cork(socket, more)?,
+            Transport::Library { sender, .. } if !more => drop(sender.try_send(&[], false)?),
+            Transport::Library { .. } => {}
+            Transport::Sendfile(socket)
+            | Transport::Splice { socket, .. }
+            | Transport::ReadWrite { socket, .. } => sockopt::set_tcp_cork(socket, more)?,
         }
         self.more = more;
         Ok(())
@@ -128,8 +128,8 @@ impl BenchConn {
     /// One call that sends, as much of the part as the kernel takes.
     pub(super) fn step(&mut self, files: &Files) -> anyhow::Result<Step> {
         let part = self.part.clone();
-        let taken = match &mut self.carrier {
-            Carrier::Library { sender, plain, leased, lease } => {
+        let taken = match &mut self.transport {
+            Transport::Library { sender, plain, leased, lease } => {
                 let sent = if *leased {
                     // Nobody writes, so it is granted at once.
                     let granted = match lease.take() {
@@ -151,12 +151,12 @@ impl BenchConn {
                     Sent::WouldBlock | Sent::Limit(_) => None,
                 }
             }
-            Carrier::Sendfile(socket) => {
+            Transport::Sendfile(socket) => {
                 let mut at = part.start;
                 let sent = rustix::fs::sendfile(&*socket, files.plain(), Some(&mut at), len(&part));
                 accepted(sent).context("sendfile")?
             }
-            Carrier::Splice { socket, pipe, filled } => {
+            Transport::Splice { socket, pipe, filled } => {
                 if *filled == 0 {
                     let (mut at, to) = (part.start, &pipe.1);
                     *filled = rustix::pipe::splice(
@@ -176,7 +176,7 @@ impl BenchConn {
                 *filled -= sent.unwrap_or(0);
                 sent
             }
-            Carrier::ReadWrite { socket, buffer, filled } => {
+            Transport::ReadWrite { socket, buffer, filled } => {
                 if filled.start == filled.end {
                     let wanted = len(&part).min(buffer.len());
                     files.plain().read_exact_at(&mut buffer[..wanted], part.start)?;
@@ -200,33 +200,33 @@ impl BenchConn {
 
     /// Reads the notifications that there are.
     pub(super) fn reap(&self) -> anyhow::Result<()> {
-        if let Carrier::Library { sender, .. } = &self.carrier {
+        if let Transport::Library { sender, .. } = &self.transport {
             sender.reap()?;
         }
         Ok(())
     }
 
-    /// Whether everything that was sent is released, as far as this way says so.
+    /// Whether everything that was sent is released, as far as this method says so.
     pub(super) fn is_released(&self) -> bool {
-        match &self.carrier {
-            Carrier::Library { sender, .. } => sender.in_flight().sends == 0,
+        match &self.transport {
+            Transport::Library { sender, .. } => sender.in_flight().sends == 0,
             _ => true,
         }
     }
 
     /// Calls so far after which the kernel had copied the bytes; nothing where it does not say.
     pub(super) fn copies(&self, sends: u64) -> Option<u64> {
-        match &self.carrier {
-            Carrier::Library { sender, plain, .. } => Some(plain + sender.counters().copied),
-            Carrier::ReadWrite { .. } => Some(sends),
-            Carrier::Sendfile(_) | Carrier::Splice { .. } => None,
+        match &self.transport {
+            Transport::Library { sender, plain, .. } => Some(plain + sender.counters().copied),
+            Transport::ReadWrite { .. } => Some(sends),
+            Transport::Sendfile(_) | Transport::Splice { .. } => None,
         }
     }
 
     /// The library's sender, where it has one.
     pub(super) fn sender(&mut self) -> Option<&mut Sender> {
-        match &mut self.carrier {
-            Carrier::Library { sender, .. } => Some(sender),
+        match &mut self.transport {
+            Transport::Library { sender, .. } => Some(sender),
             _ => None,
         }
     }
@@ -234,11 +234,11 @@ impl BenchConn {
 
 impl AsFd for BenchConn {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.carrier {
-            Carrier::Library { sender, .. } => sender.as_fd(),
-            Carrier::Sendfile(socket)
-            | Carrier::Splice { socket, .. }
-            | Carrier::ReadWrite { socket, .. } => socket.as_fd(),
+        match &self.transport {
+            Transport::Library { sender, .. } => sender.as_fd(),
+            Transport::Sendfile(socket)
+            | Transport::Splice { socket, .. }
+            | Transport::ReadWrite { socket, .. } => socket.as_fd(),
         }
     }
 }

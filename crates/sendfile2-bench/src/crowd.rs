@@ -134,14 +134,14 @@ async fn connect(role: &Crowd) -> anyhow::Result<Vec<TcpStream>> {
     Ok(streams)
 }
 
-/// What all clients use: only one at a time does anything.
+/// The things that all clients use: only one at a time does anything.
 struct Shared {
     expected: Vec<u8>,
     buffer: RefCell<Vec<u8>>,
 }
 
 impl Shared {
-    /// What there is, as far as it fits into the buffer and is at most `most` bytes: whether that
+    /// Reads what there is, as far as it fits into the buffer and is at most `most` bytes: whether that
     /// is as many, what of it is wrong; nothing if there is nothing.
     async fn read(&self, stream: &TcpStream, most: usize) -> anyhow::Result<Vec<u8>> {
         loop {

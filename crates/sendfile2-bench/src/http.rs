@@ -64,7 +64,7 @@ pub(super) fn run(args: &args::Http) -> anyhow::Result<()> {
     bed.finish(Rows::Http(rows), &args.common)
 }
 
-/// What the server sends is the file; and whatever it keeps of it is kept now.
+/// Checks that the server sends the file; and whatever it keeps of it is kept now.
 fn check(server: &Server, files: &Path, size: u64) -> anyhow::Result<()> {
     let expected = std::fs::read(files.join(size.to_string()))?;
     let got = server.get(size)?;

@@ -16,7 +16,7 @@ use super::result::{MemoryRow, Rows, Skipped};
 use super::test_bed::TestBed;
 use crate::args;
 
-/// What a process of its own makes many of.
+/// A thing of which a process of its own makes many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum What {
     Connections,

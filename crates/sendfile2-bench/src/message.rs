@@ -43,20 +43,20 @@ pub(super) struct SenderRole {
 pub(super) struct Crowd {
     pub(super) address: SocketAddr,
     pub(super) connections: usize,
-    /// Of the file, which is named by it.
+    /// Bytes of the file, which is named by them.
     pub(super) size: u64,
     /// Bytes a second of each.
     pub(super) rate: u64,
     pub(super) cpu: Option<usize>,
 }
 
-/// What became of them.
+/// The outcome of such clients.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Crowded {
     /// Got the whole file.
     pub(super) complete: usize,
     pub(super) wrong_bytes: u64,
-    /// What went wrong first.
+    /// The first thing that went wrong.
     pub(super) failure: Option<String>,
     /// From the first request to the last byte.
     pub(super) seconds: f64,
@@ -76,7 +76,7 @@ pub(super) struct Hello {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum SenderOrder {
-    /// Take that many connections for each of these ways. Answer: `()`.
+    /// Take that many connections for each of these methods. Answer: `()`.
     Accept { methods: Vec<Method>, streams: usize },
     /// Answer: [`Sent`].
     Send { method: Method, job: Job, patience: Duration },
@@ -85,7 +85,7 @@ pub(super) enum SenderOrder {
     Delay { method: Method, bytes: u64, times: u32, patience: Duration },
 }
 
-/// What is to be sent.
+/// The bytes to be sent, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Job {
     /// In all, over all streams.
@@ -100,7 +100,7 @@ pub(super) struct Job {
     pub(super) more: bool,
 }
 
-/// What the sender did; it ends when everything is released.
+/// The work of the sender, which ends when everything is released.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Sent {
     /// On the clock `CLOCK_MONOTONIC`, in nanoseconds.
@@ -110,8 +110,8 @@ pub(super) struct Sent {
     pub(super) cpu: u64,
     /// Calls that sent something.
     pub(super) sends: u64,
-    /// Of these, calls after which the kernel had a copy of the bytes, as far as it says so;
-    /// nothing for ways in which it does not.
+    /// Those calls after which the kernel had a copy of the bytes, as far as it says so;
+    /// nothing for methods with which it does not.
     pub(super) copies: Option<u64>,
     /// Times that it gave up the processor, and times that it was taken from it.
     pub(super) switches: u64,
@@ -123,7 +123,7 @@ pub(super) struct Sent {
 /// Nanoseconds from when the last byte was handed over.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Delays {
-    /// Nothing for ways that never say.
+    /// Nothing for methods that never say.
     pub(super) released: Option<Vec<u64>>,
     pub(super) acknowledged: Vec<u64>,
 }
@@ -136,7 +136,7 @@ pub(super) enum ReceiverOrder {
     Expect { bytes: u64, patience: Duration },
 }
 
-/// What the receiver did, until the last byte was read.
+/// The work of the receiver, until the last byte was read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Received {
     pub(super) end: u64,

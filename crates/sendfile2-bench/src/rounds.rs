@@ -14,7 +14,7 @@ use super::stats::Median;
 use crate::method::Method;
 use crate::units;
 
-/// What is measured.
+/// The setting of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Setting {
     pub(super) path: &'static str,
@@ -46,7 +46,7 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// What is left, shared by `settings` that are still to be measured.
+    /// The rest of the time, shared by `settings` that are still to be measured.
     pub(super) fn share(&self, settings: usize) -> Self {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(settings.max(1)).unwrap_or(u32::MAX);
@@ -66,12 +66,12 @@ pub(super) fn progress(limits: &Limits) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(left.as_secs()).with_style(style))
 }
 
-/// What was measured: for each way, a sample a round.
+/// A measurement: for each method, a sample a round.
 #[derive(Debug)]
 pub(super) struct Measured {
     pub(super) setting: Setting,
     samples: Vec<(Method, Vec<Sample>)>,
-    /// Ways that do not work here, and why.
+    /// Methods that do not work here, and why.
     pub(super) refused: Vec<(Method, String)>,
 }
 

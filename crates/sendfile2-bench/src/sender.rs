@@ -46,7 +46,7 @@ pub(super) fn run(role: &SenderRole) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The file, in the forms that the ways need it in.
+/// The file, in the forms that the methods need it in.
 pub(super) struct Files {
     plain: File,
     source: Option<Source>,
@@ -120,7 +120,7 @@ fn nudge() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The connections of one way.
+/// The connections of one method.
 struct Group {
     method: Method,
     conns: Vec<BenchConn>,
@@ -137,7 +137,7 @@ struct Server {
     files: Files,
     listener: TcpListener,
     groups: Vec<Group>,
-    /// Of this thread, outside the kernel; nothing where they cannot be counted.
+    /// The counter of this thread's instructions outside the kernel, where there is one.
     instructions: Option<Counter>,
 }
 

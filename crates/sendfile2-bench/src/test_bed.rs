@@ -1,4 +1,4 @@
-//! What all benchmarks have in common: a file, a machine, places to send from and to, and results
+//! The things that all benchmarks have in common: a file, a machine, places to send from and to, and results
 //! to be told.
 
 use std::fs::File;
@@ -50,7 +50,7 @@ impl TestBed {
         })
     }
 
-    /// What [`Path::Peer`] is.
+    /// Sets the place that [`Path::Peer`] leads to.
     pub(super) fn set_place(&mut self, place: Net) {
         self.place = Some(place);
     }

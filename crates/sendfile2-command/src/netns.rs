@@ -239,7 +239,7 @@ impl Anchor {
         self.0.id()
     }
 
-    /// What runs a command in the namespace.
+    /// The words before a command that run it in the namespace.
     fn enter(&self) -> Vec<String> {
         let mut words = vec!["nsenter".into(), "-t".into(), self.pid().to_string(), "-n".into()];
         if !is_root() {

@@ -52,7 +52,7 @@ pub(super) struct Measured {
     pub(super) wait: Times,
     /// Zerocopy sends, and how many of them came back COPIED.
     pub(super) zerocopy: Option<(u64, u64)>,
-    /// What the library chose, and for how many send calls.
+    /// The library's choices, and the number of send calls for each.
     pub(super) choices: Vec<(Choice, u64)>,
 }
 

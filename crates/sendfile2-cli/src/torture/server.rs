@@ -331,13 +331,13 @@ impl Shared {
     }
 
     fn serve(&self, socket: TcpStream, mut rng: Rng) {
-        let mut carrier = match Carrier::new(socket, self, &mut rng) {
-            Ok(carrier) => carrier,
+        let mut transport = match Transport::new(socket, self, &mut rng) {
+            Ok(transport) => transport,
             Err(End::Unexpected(what)) => return self.unexpected(&what),
             Err(_) => return,
         };
         let end = loop {
-            if let Err(end) = self.respond(&mut carrier, &mut rng) {
+            if let Err(end) = self.respond(&mut transport, &mut rng) {
                 break end;
             }
             // A server may be the one that ends it, too.
@@ -345,7 +345,7 @@ impl Shared {
                 break End::Quiet;
             }
         };
-        let (released, copied) = carrier.counters();
+        let (released, copied) = transport.counters();
         let mut tally = self.tally();
         tally.released += released;
         tally.copied += copied;
@@ -355,12 +355,12 @@ impl Shared {
             End::Unexpected(what) => self.unexpected(&what),
         }
         drop(tally);
-        carrier.end(&mut rng);
+        transport.end(&mut rng);
     }
 
     /// Reads a request and responds to it.
-    fn respond(&self, carrier: &mut Carrier, rng: &mut Rng) -> Result<(), End> {
-        let request = self.read_request(carrier.as_fd())?;
+    fn respond(&self, transport: &mut Transport, rng: &mut Rng) -> Result<(), End> {
+        let request = self.read_request(transport.as_fd())?;
         let parts = wire::parse_request(&request)
             .map_err(|e| End::Unexpected(format!("a request cannot be read: {e}")))?;
         // One lease covers all of the response, before its first byte.
@@ -379,7 +379,7 @@ impl Shared {
             announced.push(Announced { part, generation: self.generation_of(part)? });
         }
         let deadline = Instant::now() + Duration::from_millis(rng.u64(1_000..5_000));
-        let choice = carrier.send(&lease, &wire::header(&announced), &ranges, rng, deadline);
+        let choice = transport.send(&lease, &wire::header(&announced), &ranges, rng, deadline);
         let choice = choice.map_err(|e| match e {
             Failed::Library(error) => self.end_of(&error),
             Failed::Plain(error) => error.into(),
@@ -438,7 +438,7 @@ impl Shared {
 }
 
 /// A connection, by the library or by the control.
-enum Carrier {
+enum Transport {
     Library(Sender),
     Ring(Socket),
     Plain(TcpStream, File),
@@ -461,7 +461,7 @@ impl From<std::io::Error> for Failed {
     }
 }
 
-impl Carrier {
+impl Transport {
     fn new(socket: TcpStream, server: &Shared, rng: &mut Rng) -> Result<Self, End> {
         // How often a thread that waits for a request looks whether the server stops.
         socket.set_read_timeout(Some(EVERY))?;
@@ -483,35 +483,35 @@ impl Carrier {
                 };
                 let mut socket = ring.add(socket).map_err(|e| server.end_of(&e))?;
                 socket.set_linger(Duration::from_secs(2));
-                Ok(Carrier::Ring(socket))
+                Ok(Transport::Ring(socket))
             }
             Some(engine) => {
                 let options = Options::new().engine(engine).linger(Duration::from_secs(2));
                 Sender::with(socket, options)
-                    .map(Carrier::Library)
+                    .map(Transport::Library)
                     .map_err(|e| End::Unexpected(format!("a new connection: {e}")))
             }
             None => {
                 socket.set_write_timeout(Some(EVERY))?;
-                Ok(Carrier::Plain(socket, server.file.try_clone()?))
+                Ok(Transport::Plain(socket, server.file.try_clone()?))
             }
         }
     }
 
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Carrier::Library(sender) => sender.as_fd(),
-            Carrier::Ring(socket) => socket.as_fd(),
-            Carrier::Plain(socket, _) => socket.as_fd(),
+            Transport::Library(sender) => sender.as_fd(),
+            Transport::Ring(socket) => socket.as_fd(),
+            Transport::Plain(socket, _) => socket.as_fd(),
         }
     }
 
     /// Zerocopy sends released, and of these, COPIED.
     fn counters(&self) -> (u64, u64) {
         let counters = match self {
-            Carrier::Library(sender) => sender.counters(),
-            Carrier::Ring(socket) => socket.counters(),
-            Carrier::Plain(..) => return (0, 0),
+            Transport::Library(sender) => sender.counters(),
+            Transport::Ring(socket) => socket.counters(),
+            Transport::Plain(..) => return (0, 0),
         };
         (counters.released, counters.copied)
     }
@@ -525,7 +525,7 @@ impl Carrier {
         deadline: Instant,
     ) -> Result<Option<Choice>, Failed> {
         match self {
-            Carrier::Library(sender) => {
+            Transport::Library(sender) => {
                 sender.send(header, true, deadline).map_err(Error::from)?;
                 let mut choice = None;
                 for (piece, more) in pieces(ranges, rng) {
@@ -538,7 +538,7 @@ impl Carrier {
                 }
                 Ok(choice)
             }
-            Carrier::Ring(socket) => {
+            Transport::Ring(socket) => {
                 let mut last = socket.send(header, true)?;
                 for (piece, more) in pieces(ranges, rng) {
                     last = socket.send_lease(lease, piece, more)?;
@@ -553,7 +553,7 @@ impl Carrier {
                 }
                 Ok(Some(last.choice()))
             }
-            Carrier::Plain(socket, file) => {
+            Transport::Plain(socket, file) => {
                 socket.write_all(header)?;
                 for range in ranges {
                     plain(socket, file, range.clone(), deadline)?;
@@ -566,7 +566,7 @@ impl Carrier {
 
     fn end(self, rng: &mut Rng) {
         match self {
-            Carrier::Library(sender) => match rng.u32(0..3) {
+            Transport::Library(sender) => match rng.u32(0..3) {
                 // Both hand over to the reaper what is in flight.
                 0 => drop(sender),
                 1 => drop(sender.close(Instant::now() + Duration::from_millis(50))),
@@ -574,14 +574,14 @@ impl Carrier {
                     let _ = sender.abort();
                 }
             },
-            Carrier::Ring(socket) => match rng.u32(0..3) {
+            Transport::Ring(socket) => match rng.u32(0..3) {
                 0 => drop(socket),
                 1 => drop(socket.close(Instant::now() + Duration::from_millis(50))),
                 _ => {
                     let _ = socket.abort();
                 }
             },
-            Carrier::Plain(..) => {}
+            Transport::Plain(..) => {}
         }
     }
 }
