@@ -31,6 +31,8 @@ enum Step {
     Format,
     /// clippy without warnings
     Lints,
+    /// The library's modules: no arrow up, no circle, no long file
+    Layers,
     /// The README's test command
     Tests,
     /// The lease table by loom, over the interleavings of its threads
@@ -92,6 +94,7 @@ impl Ci {
                 let bench = "clippy -p sendfile2-bench --features criterion --bench core";
                 self.cargo(&format!("{bench} -- -D warnings"))
             }
+            Step::Layers => self.cargo("xtask layers"),
             Step::Tests => self.tests(),
             Step::Loom => self.loom(),
             Step::Docs => {

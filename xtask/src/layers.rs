@@ -285,4 +285,9 @@ mod tests {
         assert!(graph.circles().is_empty(), "{graph:?}");
         assert!(graph.upward(&["low", "high"]).is_empty());
     }
+
+    #[test]
+    fn the_library_runs_down() {
+        run(&Args { arrows: false }).unwrap();
+    }
 }

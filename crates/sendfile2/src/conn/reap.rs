@@ -54,7 +54,7 @@ impl Conn {
                     }
                     Ok(Entry::Foreign(f)) if self.ack_timestamps && f.is_acknowledgement() => {}
                     Ok(Entry::Foreign(foreign)) => {
-                        messages.push(ErrorQueueMessage::Foreign(foreign))
+                        messages.push(ErrorQueueMessage::Foreign(foreign));
                     }
                     Err(e) => {
                         error.get_or_insert(Error::from(e));

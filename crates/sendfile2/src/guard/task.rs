@@ -3,8 +3,10 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use super::writer::Queued;
-use super::{Exclusive, GuardedFile, Lease, Lessee, Ranges, span};
+use super::file::GuardedFile;
+use super::lease::{Lease, Lessee};
+use super::ranges::Ranges;
+use super::writer::{Exclusive, Queued, span};
 use crate::error::Error;
 use crate::park::task::{Parker, failed};
 

@@ -11,10 +11,14 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FallocateFlags;
 
-use super::{FOLIO, GuardedFile, Inner, Leased, span};
+use super::file::GuardedFile;
+use super::lease::{Inner, Leased};
 use crate::error::Error;
 use crate::holder::CompletionSource;
 use crate::park::{Event, Parker};
+
+/// The largest folio (page-cache unit) that truncating or punching may zero parts of.
+const FOLIO: u64 = 2 << 20;
 
 /// After aborting the connections in its way, a writer gives their notifications this long to
 /// arrive; queueing disciplines were seen to keep segments for seconds.
@@ -470,4 +474,9 @@ pub(super) fn reap(holder: &Arc<dyn CompletionSource>) {
         // Its leases stay held; the connection's owner meets the error, too.
         tracing::warn!("reaping for a writer: {e}");
     }
+}
+
+pub(super) fn span(offset: u64, data: &[u8]) -> Result<Range<u64>, Error> {
+    let end = offset.checked_add(data.len() as u64);
+    end.map(|end| offset..end).ok_or_else(|| Error::file("pwrite", offset)(rustix::io::Errno::FBIG))
 }

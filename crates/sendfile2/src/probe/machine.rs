@@ -1,33 +1,19 @@
-//! What this machine allows, engine by engine, and why; and what `auto` would do for a destination.
-//!
-//! Found by function, not by version: kernels have features without their version numbers, and
-//! sandboxes have version numbers without the features.
-//!
-//! ```
-//! let machine = sendfile2::probe::machine();
-//! println!("{machine}");
-//! for advice in machine.advice() {
-//!     println!("{advice}");
-//! }
-//! ```
+//! The machine: which engines it has, and its limits.
 
 use std::fmt;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::ops::RangeInclusive;
-use std::os::fd::AsFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
-use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 
-use crate::engine::{Choice, Engine};
+use super::advice::{Advice, MEMLOCK_ENOUGH, OPTMEM_ENOUGH, bytes};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::mtu::tcp_mtu_probing;
 use crate::native;
 use crate::parcel::Parcel;
-use crate::refusal::{Refusal, Unmappable};
 use crate::sender::{Options, Sender};
 use crate::source::Source;
 use crate::sys::rlimit;
@@ -35,13 +21,6 @@ use crate::uring;
 
 /// A notification on loopback takes microseconds. What does not notify at all is found after this.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Under this many bytes of `RLIMIT_MEMLOCK` there is advice: it is the kernel's default since
-/// Linux 5.16, and room for the send buffers of a few connections.
-const MEMLOCK_ENOUGH: u64 = 8 << 20;
-
-/// The kernel's default of `net.core.optmem_max` was 20 KiB for long, and is this now.
-const OPTMEM_ENOUGH: u64 = 128 << 10;
 
 /// What this machine allows.
 #[derive(Debug, Clone)]
@@ -185,9 +164,6 @@ fn availability(engine: Engine) -> Availability {
         },
     }
 }
-
-/// What a trial came to: whether the kernel copied, or why it was not made.
-type Trial = Result<Result<bool, String>, Error>;
 
 /// One byte (`?`) by `MSG_ZEROCOPY`, and its notification.
 fn zerocopy(socket: TcpStream, deadline: Instant) -> Trial {
@@ -365,257 +341,12 @@ impl fmt::Display for Memlock {
     }
 }
 
-/// Something that could be changed, in plain words.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Advice {
-    /// `RLIMIT_MEMLOCK` is low, and `CAP_IPC_LOCK` is missing.
-    Memlock {
-        /// The soft limit, in bytes.
-        soft: u64,
-        /// The hard limit, in bytes; `None` if unlimited.
-        hard: Option<u64>,
-    },
-    /// `net.core.optmem_max` is low; its value, in bytes.
-    OptmemMax(u64),
-    /// `net.ipv4.tcp_mtu_probing` is not 0; its value.
-    MtuProbing(u8),
-    /// The file is read and not mapped.
-    File(Unmappable),
-}
-
-impl fmt::Display for Advice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let enough = MEMLOCK_ENOUGH >> 20;
-        match self {
-            Advice::Memlock { soft, hard } => {
-                write!(
-                    f,
-                    "RLIMIT_MEMLOCK lets all zerocopy sends of this user together pin {} only; \
-                     those beyond it wait, or are copied. Raise it: LimitMEMLOCK={enough}M in the \
-                     systemd unit, or ulimit -l {} in the shell",
-                    bytes(*soft),
-                    MEMLOCK_ENOUGH >> 10,
-                )?;
-                match hard {
-                    Some(hard) if *hard < MEMLOCK_ENOUGH => {
-                        write!(f, " (as root, since the hard limit is {})", bytes(*hard))
-                    }
-                    _ => Ok(()),
-                }
-            }
-            Advice::OptmemMax(now) => write!(
-                f,
-                "net.core.optmem_max = {now} leaves a socket little room for notifications, so that \
-                 many small zerocopy sends meet ENOBUFS. Raise it: sysctl -w \
-                 net.core.optmem_max={OPTMEM_ENOUGH} (the default of newer kernels)"
-            ),
-            Advice::MtuProbing(value) => write!(f, "{}", Refusal::MtuProbing(Some(*value))),
-            Advice::File(why) => {
-                f.write_str("this file is read, and zerocopy cannot serve it: ")?;
-                match why {
-                    Unmappable::Overlay => f.write_str(
-                        "on overlayfs only a descriptor that is open for writing, too, is safe to \
-                         map. Keep the file on a volume of its own",
-                    ),
-                    Unmappable::Sparse => {
-                        f.write_str("fill its holes (cp --sparse=never), or keep it on a disk")
-                    }
-                    Unmappable::Filesystem(_) => {
-                        f.write_str("keep it on a local disk filesystem, such as ext4 or xfs")
-                    }
-                    Unmappable::Failed(_) => write!(f, "{why}"),
-                }
-            }
-        }
-    }
-}
-
-/// What would happen to sends on a connected socket.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Destination {
-    /// What kind of socket it is, in words.
-    pub socket: &'static str,
-    /// This end's address, where it is an internet address.
-    pub own: Option<SocketAddr>,
-    /// The peer's address, where it is an internet address.
-    pub peer: Option<SocketAddr>,
-    /// The peer's address is this host's. (It may be on this host all the same: behind another
-    /// address, a veth or a DNAT rule. Then its notifications say COPIED.)
-    pub peer_on_this_host: bool,
-    /// The MTU of the path, in bytes, as far as the kernel knows it.
-    pub mtu: Option<u32>,
-    /// Why `zerocopy` cannot serve it; `None` if it can.
-    pub zerocopy_refused: Option<Refusal>,
-    /// Why `native` cannot serve it; `None` if it can.
-    pub native_refused: Option<Refusal>,
-    /// What `auto` takes now, by the size of a send in bytes, from small to large.
-    pub auto: Vec<(RangeInclusive<u64>, Choice)>,
-}
-
-/// Finds what would happen to sends of `sender` now. Sends nothing.
-#[must_use]
-pub fn destination(sender: &Sender) -> Destination {
-    let conn = sender.conn();
-    let mtu = match conn.endpoint().peer() {
-        Some(SocketAddr::V4(_)) => sockopt::ip_mtu(sender).ok(),
-        Some(SocketAddr::V6(_)) => sockopt::ipv6_mtu(sender).ok(),
-        None => None,
-    };
-    let own = rustix::net::getsockname(sender.as_fd()).ok();
-    let mut turn = conn.look();
-    let zerocopy_refused = turn.zerocopy(1, false).err();
-    let native_refused = turn.native().err();
-    let auto = by_size(|bytes| sender.choose_auto(&mut turn, bytes, true, false));
-    drop(turn);
-    Destination {
-        socket: conn.endpoint().kind().name(),
-        own: own.and_then(|own| SocketAddr::try_from(own).ok()),
-        peer: conn.endpoint().peer(),
-        peer_on_this_host: conn.endpoint().peer_on_this_host(),
-        mtu,
-        zerocopy_refused,
-        native_refused,
-        auto,
-    }
-}
-
-/// No send is larger.
-const LARGEST: u64 = 1 << 62;
-
-/// Where, by size, a choice changes. Finds changes that are a power of two aop.
-fn by_size(mut choose: impl FnMut(u64) -> Choice) -> Vec<(RangeInclusive<u64>, Choice)> {
-    let mut all = Vec::new();
-    let (mut from, mut last, mut choice) = (1, 1, choose(1));
-    while last < LARGEST {
-        let next = last * 2;
-        let there = choose(next);
-        if there != choice {
-            let (mut same, mut other) = (last, next);
-            while other - same > 1 {
-                let middle = same + (other - same) / 2;
-                if choose(middle) == choice {
-                    same = middle;
-                } else {
-                    other = middle;
-                }
-            }
-            all.push((from..=same, choice));
-            (from, choice) = (other, there);
-        }
-        last = next;
-    }
-    all.push((from..=u64::MAX, choice));
-    all
-}
-
-impl fmt::Display for Destination {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "  {:<20} {}", "socket", self.socket)?;
-        if let (Some(own), Some(peer)) = (self.own, self.peer) {
-            write!(f, ", {own} to {peer}")?;
-        }
-        let place = match (self.peer, self.peer_on_this_host) {
-            (Some(_), true) => "on this host, by its address",
-            (Some(_), false) => "elsewhere, by its address",
-            (None, _) => "unknown: it has no internet address",
-        };
-        writeln!(f, "\n  {:<20} {place}", "peer")?;
-        if let Some(mtu) = self.mtu {
-            writeln!(f, "  {:<20} {mtu} bytes", "MTU")?;
-        }
-        match &self.zerocopy_refused {
-            None => writeln!(f, "  {:<20} can serve it", "zerocopy")?,
-            Some(why) => writeln!(f, "  {:<20} refused: {why}", "zerocopy")?,
-        }
-        for (sizes, choice) in &self.auto {
-            let sizes = match (*sizes.start(), *sizes.end()) {
-                (1, u64::MAX) => "auto, any size".into(),
-                (1, end) => format!("auto, to {end}"),
-                (start, u64::MAX) => format!("auto, from {start}"),
-                (start, end) => format!("auto, {start} to {end}"),
-            };
-            writeln!(f, "  {sizes:<20} {choice}")?;
-        }
-        Ok(())
-    }
-}
-
-/// How a file would be sent.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct File {
-    /// Its size now, in bytes.
-    pub size: u64,
-    /// The name of its filesystem, as far as `f_type` tells it; `None` for a block device.
-    pub filesystem: Option<String>,
-    /// Why it is read and not mapped; `None` if it is mapped.
-    pub unmappable: Option<Unmappable>,
-}
-
-/// Finds how `source` would be sent now. Maps its first byte where that is possible.
-///
-/// # Errors
-/// [`Error::File`] if the file cannot be asked.
-pub fn file(source: &Source) -> Result<File, Error> {
-    Ok(File {
-        size: source.size()?,
-        filesystem: source.filesystem(),
-        unmappable: source.unmappable_now()?,
-    })
-}
-
-impl File {
-    /// What could be changed so that zerocopy can serve it.
-    #[must_use]
-    pub fn advice(&self) -> Option<Advice> {
-        self.unmappable.map(Advice::File)
-    }
-}
-
-impl fmt::Display for File {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  {:<20} {}", "size", bytes(self.size))?;
-        let filesystem = self.filesystem.as_deref().unwrap_or("none: a block device");
-        writeln!(f, "  {:<20} {filesystem}", "filesystem")?;
-        match &self.unmappable {
-            None => writeln!(f, "  {:<20} from a mapping: every engine can serve it", "sent"),
-            Some(why) => {
-                writeln!(f, "  {:<20} by pread, since {why}; zerocopy cannot serve it", "sent")
-            }
-        }
-    }
-}
-
-/// A size in its largest whole unit.
-fn bytes(n: u64) -> String {
-    match n {
-        0 => "0 bytes".into(),
-        n if n % (1 << 30) == 0 => format!("{} GiB", n >> 30),
-        n if n % (1 << 20) == 0 => format!("{} MiB", n >> 20),
-        n if n % (1 << 10) == 0 => format!("{} KiB", n >> 10),
-        n => format!("{n} bytes"),
-    }
-}
+/// What a trial came to: whether the kernel copied, or why it was not made.
+type Trial = Result<Result<bool, String>, Error>;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Why;
-
-    #[test]
-    fn changes_of_the_choice_are_found_to_the_byte() {
-        let copy = |why| Choice { engine: Engine::Copy, why };
-        let found = by_size(|bytes| match bytes {
-            ..1000 => copy(Why::Small),
-            1000..70_001 => Choice { engine: Engine::Zerocopy, why: Why::Large },
-            _ => copy(Why::Refused(Refusal::Memlock(70_000))),
-        });
-        let ranges: Vec<_> = found.iter().map(|(range, _)| range.clone()).collect();
-        assert_eq!(ranges, [1..=999, 1000..=70_000, 70_001..=u64::MAX]);
-        assert_eq!(by_size(|_| copy(Why::Small)).len(), 1);
-    }
 
     #[test]
     fn advice_is_given_only_where_it_is_true() {

@@ -1,0 +1,247 @@
+//! Leases, and what all handles of a file share.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+
+use super::table::Table;
+use crate::error::Error;
+use crate::holder::{CompletionSource, Held};
+use crate::source::{Extent, Identity, Source};
+use crate::sync::lock;
+use crate::sys::process::Process;
+
+/// What all handles of one file share.
+pub(super) struct Shared {
+    pub(super) identity: Identity,
+    /// Whose leases and writers these are: a fork has a copy, which learns nothing of them.
+    pub(super) process: Process,
+    pub(super) table: Table<Weak<Inner>>,
+    /// The key of the next lease.
+    pub(super) next: AtomicU64,
+    pub(super) leases: AtomicU64,
+    pub(super) writes: AtomicU64,
+    pub(super) waits: AtomicU64,
+    pub(super) aborts: AtomicU64,
+}
+
+/// The tables of the files that are guarded, a fork's beside those of its parent.
+pub(super) static SHARED: Mutex<Option<HashMap<(Process, Identity), Known>>> = Mutex::new(None);
+
+pub(super) type Known = Weak<Shared>;
+
+/// The right to send some ranges of a [`GuardedFile`], while nobody overwrites them.
+///
+/// It ends when all handles to it are dropped **and** the kernel has released every send made
+/// under it. Clones are handles to the same lease.
+pub struct Lease {
+    pub(super) inner: Arc<Inner>,
+    /// Leases in the hands of the thread that took this one.
+    pub(super) taken: Arc<AtomicUsize>,
+}
+
+/// What a send under a lease holds.
+pub(crate) struct Inner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) source: Source,
+    pub(super) key: u64,
+    pub(super) ranges: SmallVec<[Range<u64>; 1]>,
+    pub(super) since: Instant,
+    /// Handles in users' hands; the sends in flight hold the `Arc`.
+    pub(super) handles: AtomicUsize,
+    /// The thread that took it, by its counter.
+    pub(super) taken: Arc<AtomicUsize>,
+    pub(super) holders: Mutex<Vec<Weak<dyn CompletionSource>>>,
+    /// The file has at least this size and no holes that matter, once somebody looked: nobody
+    /// resizes or punches it where it is leased.
+    pub(super) size: AtomicU64,
+}
+
+thread_local! {
+    /// How many leases that this thread took are still in somebody's hands. A fork counts anew: the
+    /// hands that its parent's are in may be of threads that it has not.
+    static TAKEN: RefCell<Option<(Process, Arc<AtomicUsize>)>> = const { RefCell::new(None) };
+}
+
+/// A lease that is in the way of a writer, or just there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Leased {
+    /// The leased range, in bytes.
+    pub range: Range<u64>,
+    /// How long ago it was leased.
+    pub age: Duration,
+    /// The peers of the connections on which it may still be in flight.
+    pub peers: Vec<SocketAddr>,
+    /// A [`Lease`] handle is still in the application's hands.
+    pub in_hand: bool,
+}
+
+impl Shared {
+    pub(super) fn is_ours(&self) -> bool {
+        self.process.is_current()
+    }
+
+    /// That it is. Asked before the table's lock, which a thread of the parent's may have had when
+    /// it forked.
+    pub(super) fn ours(&self) -> Result<(), Error> {
+        if self.is_ours() { Ok(()) } else { Err(Error::Forked) }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(tables) = lock(&SHARED).as_mut() {
+            // A new one may have taken its place already.
+            let key = (self.process, self.identity);
+            if tables.get(&key).is_some_and(|t| t.strong_count() == 0) {
+                tables.remove(&key);
+            }
+        }
+    }
+}
+
+impl Lease {
+    /// The leased ranges, sorted and disjoint.
+    #[must_use]
+    pub fn ranges(&self) -> &[Range<u64>] {
+        &self.inner.ranges
+    }
+
+    /// Whether all of `range` is leased.
+    #[must_use]
+    pub fn covers(&self, range: &Range<u64>) -> bool {
+        range.is_empty()
+            || self.inner.ranges.iter().any(|r| r.start <= range.start && range.end <= r.end)
+    }
+
+    /// The source of the file that is leased. Sends of it under the lease are
+    /// [`try_send_lease`](crate::Sender::try_send_lease).
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.inner.source
+    }
+
+    /// That it is no fork's copy of its parent's.
+    pub(crate) fn ours(&self) -> Result<(), Error> {
+        self.inner.shared.ours()
+    }
+
+    /// What the file is like, as far as `range` is concerned, which is leased.
+    pub(crate) fn extent(&self, range: &Range<u64>) -> Result<Extent, Error> {
+        let size = self.inner.size.load(Ordering::Relaxed);
+        if range.end <= size {
+            return Ok(Extent { size, sparse: false });
+        }
+        let extent = self.inner.source.extent()?;
+        if !extent.sparse {
+            self.inner.size.store(extent.size, Ordering::Relaxed);
+        }
+        Ok(extent)
+    }
+
+    /// What a send holds, so that the lease ends no earlier than its release. The holder is known
+    /// to waiting writers from here on.
+    pub(crate) fn hold(&self, holder: &Arc<impl CompletionSource + 'static>) -> Held {
+        let mut holders = lock(&self.inner.holders);
+        // The place of one that is gone is not given to another while it is listed.
+        let known = holders.iter().any(|h| std::ptr::addr_eq(h.as_ptr(), Arc::as_ptr(holder)));
+        if !known {
+            // Connections that are gone have nothing in flight.
+            holders.retain(|h| h.strong_count() > 0);
+            holders.push(Arc::downgrade(holder) as Weak<dyn CompletionSource>);
+        }
+        drop(holders);
+        if !known {
+            self.inner.shared.table.waiting_writers(&self.inner.ranges).wake();
+        }
+        Arc::clone(&self.inner) as Held
+    }
+}
+
+impl Clone for Lease {
+    fn clone(&self) -> Self {
+        self.inner.handles.fetch_add(1, Ordering::Relaxed);
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Lease { inner: Arc::clone(&self.inner), taken: Arc::clone(&self.taken) }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.inner.handles.fetch_sub(1, Ordering::Relaxed);
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("ranges", &self.inner.ranges).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    pub(super) fn is_in_hand_of_this_thread(&self) -> bool {
+        self.handles.load(Ordering::Relaxed) > 0 && Arc::ptr_eq(&self.taken, &taken())
+    }
+
+    /// The connections that have sent under it and are still there.
+    pub(super) fn holders(&self) -> Vec<Arc<dyn CompletionSource>> {
+        lock(&self.holders).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(super) fn describe_one(&self, range: Range<u64>) -> Leased {
+        let this = std::ptr::from_ref(self);
+        let holds = |h: &Arc<dyn CompletionSource>| {
+            h.holds(&|held| std::ptr::eq(Arc::as_ptr(held).cast(), this))
+        };
+        let peers = self.holders().into_iter().filter(holds).filter_map(|h| h.peer()).collect();
+        let in_hand = self.handles.load(Ordering::Relaxed) > 0;
+        Leased { range, age: self.since.elapsed(), peers, in_hand }
+    }
+
+    pub(super) fn describe(&self, within: &Range<u64>) -> Vec<Leased> {
+        let overlap = |r: &&Range<u64>| r.start.max(within.start) < r.end.min(within.end);
+        self.ranges.iter().filter(overlap).map(|r| self.describe_one(r.clone())).collect()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // In a fork nothing ends: it is the parent's.
+        if self.shared.is_ours() {
+            self.shared.table.end_lease(&self.ranges, self.key).wake();
+        }
+    }
+}
+
+pub(super) struct Lessee<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) key: u64,
+}
+
+impl Drop for Lessee<'_> {
+    fn drop(&mut self) {
+        if self.shared.is_ours() {
+            self.shared.table.remove_lessee(self.key);
+        }
+    }
+}
+
+pub(super) fn taken() -> Arc<AtomicUsize> {
+    let taken = TAKEN.try_with(|taken| {
+        let mut taken = taken.borrow_mut();
+        taken.take_if(|(process, _)| !process.is_current());
+        let (_, count) = taken.get_or_insert_with(|| (Process::current(), Arc::default()));
+        Arc::clone(count)
+    });
+    // While the thread ends there is none any more, and what it takes then is not counted.
+    taken.unwrap_or_default()
+}

@@ -1,0 +1,44 @@
+//! Ranges of bytes: sorted, disjoint, and none of them empty.
+
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+/// The ranges of a lease, in bytes of the file: one [`Range`], or several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ranges(pub(super) SmallVec<[Range<u64>; 1]>);
+
+impl FromIterator<Range<u64>> for Ranges {
+    /// Sorts them, merges those that touch, and passes over the empty ones.
+    fn from_iter<I: IntoIterator<Item = Range<u64>>>(ranges: I) -> Self {
+        let mut sorted: SmallVec<[Range<u64>; 1]> =
+            ranges.into_iter().filter(|r| !r.is_empty()).collect();
+        sorted.sort_unstable_by_key(|r| r.start);
+        let mut merged: SmallVec<[Range<u64>; 1]> = SmallVec::new();
+        for range in sorted {
+            match merged.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => merged.push(range),
+            }
+        }
+        Ranges(merged)
+    }
+}
+
+impl From<Range<u64>> for Ranges {
+    fn from(range: Range<u64>) -> Self {
+        std::iter::once(range).collect()
+    }
+}
+
+impl From<&[Range<u64>]> for Ranges {
+    fn from(ranges: &[Range<u64>]) -> Self {
+        ranges.iter().cloned().collect()
+    }
+}
+
+impl<const N: usize> From<[Range<u64>; N]> for Ranges {
+    fn from(ranges: [Range<u64>; N]) -> Self {
+        ranges.into_iter().collect()
+    }
+}

@@ -1,0 +1,349 @@
+//! One attempt at a send: which engine makes it, and what follows where that one cannot.
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use super::origin::Origin;
+use super::outcome::{Sent, Stopped, Transfer};
+use super::sender::{FULL, Sender};
+use crate::conn::{Conn, LockedConn, Outcome, Payload, SendOp};
+use crate::engine::{Choice, Engine, Why};
+use crate::error::Error;
+use crate::holder::{CompletionSource, Held};
+use crate::parcel::Slot;
+use crate::policy::{self, Situation};
+use crate::progress::SendProgress;
+use crate::refusal::Refusal;
+use crate::send::zerocopy::ByReference;
+use crate::send::{copy, zerocopy};
+use crate::source::{Source, View};
+use crate::sys::mapping::Region;
+use crate::ticket::Ticket;
+use crate::wait;
+
+impl Sender {
+    /// Runs one attempt with a ticket of its own.
+    pub(super) fn once(
+        &mut self,
+        attempt: impl FnOnce(&Sender, &mut SendProgress) -> Result<Outcome, Error>,
+    ) -> Result<Sent<Ticket>, Error> {
+        let mut progress = SendProgress::new(self.asked());
+        let outcome = attempt(self, &mut progress)?;
+        self.sent(outcome, || Ticket::sent(progress, Some(Arc::clone(self.conn.link()))))
+    }
+
+    /// What an attempt came to, for its caller.
+    #[inline(always)]
+    pub(super) fn sent<T>(
+        &self,
+        outcome: Outcome,
+        ticket: impl FnOnce() -> T,
+    ) -> Result<Sent<T>, Error> {
+        self.conn.read_acknowledgements();
+        Ok(match outcome {
+            Outcome::Accepted(bytes) => Sent::Accepted { bytes, ticket: ticket() },
+            Outcome::WouldBlock => Sent::WouldBlock,
+            Outcome::Limit(limit) => Sent::Limit(limit),
+            // Memory that was handed over cannot fault, unless it is a mapping of its own.
+            Outcome::Fault => return Err(Error::socket("send")(rustix::io::Errno::FAULT)),
+            Outcome::Refused(reason) => return Err(self.conn.refuse(Engine::Zerocopy, reason)),
+        })
+    }
+
+    /// Repeats `attempt`, given the bytes done so far, until `total` bytes are accepted.
+    pub(super) fn all(
+        &mut self,
+        total: u64,
+        more: bool,
+        deadline: Instant,
+        mut attempt: impl FnMut(&Sender, u64, &mut SendProgress) -> Result<Outcome, Error>,
+    ) -> Result<Transfer, Stopped> {
+        let mut progress = SendProgress::new(self.asked());
+        let mut error = None;
+        if total == 0 && !more {
+            self.conn.flush();
+        }
+        while progress.bytes() < total {
+            let mut step = || {
+                let done = progress.bytes();
+                let outcome = attempt(self, done, &mut progress)?;
+                // The ticket is made of all progress, later.
+                let sent = self.sent(outcome, || ())?;
+                Ok(matches!(sent, Sent::Accepted { .. }).then_some(()))
+            };
+            let stepped = match step() {
+                Ok(None) => wait::until_writable(&*self.conn, deadline, FULL, step),
+                Ok(Some(())) => Ok(()),
+                Err(e) => Err(e),
+            };
+            if let Err(e) = stepped {
+                error = Some(e);
+                break;
+            }
+        }
+        let transfer = Transfer {
+            bytes: progress.bytes(),
+            ticket: Ticket::sent(progress, Some(Arc::clone(self.conn.link()))),
+        };
+        match error {
+            None => Ok(transfer),
+            Some(error) => Err(Stopped { error, transfer }),
+        }
+    }
+
+    /// Sends what follows of a transfer whose progress are `progress`, without blocking.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn try_further(
+        &self,
+        origin: Origin<'_>,
+        range: Range<u64>,
+        more: bool,
+        progress: &mut SendProgress,
+    ) -> Result<Sent<()>, Error> {
+        let outcome = self.attempt_file(origin, range, more, progress)?;
+        self.sent(outcome, || ())
+    }
+
+    pub(super) fn attempt_slice(
+        &self,
+        bytes: &[u8],
+        more: bool,
+        progress: &mut SendProgress,
+    ) -> Result<Outcome, Error> {
+        let choice = Choice { engine: Engine::Copy, why: Why::Slice };
+        copy::region(&self.conn, self.conn.locked()?, Region::from(bytes), more, choice, progress)
+    }
+
+    pub(super) fn attempt_buffer<B>(
+        &self,
+        slot: &Arc<Slot<B>>,
+        from: usize,
+        more: bool,
+        progress: &mut SendProgress,
+    ) -> Result<Outcome, Error>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        let buffer = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        // The slot is empty only when its parcel is gone.
+        let bytes = buffer.as_ref().map_or(&[][..], |b| b.as_ref()).get(from..).unwrap_or_default();
+        let held: Held = Arc::clone(slot) as Held;
+        self.attempt_region(Region::from(bytes), None, more, progress, Some(&held), false)
+    }
+
+    #[inline(always)]
+    pub(super) fn attempt_file(
+        &self,
+        origin: Origin<'_>,
+        wanted: Range<u64>,
+        more: bool,
+        progress: &mut SendProgress,
+    ) -> Result<Outcome, Error> {
+        if wanted.is_empty() {
+            if !more {
+                self.conn.flush();
+            }
+            return Ok(Outcome::Accepted(0));
+        }
+        if self.engine == Engine::Native {
+            let (file, held) = origin.parts();
+            return self.attempt_native(file, wanted, more, progress, held);
+        }
+        let extent = origin.extent(&wanted)?;
+        let (file, held) = origin.parts();
+        let records = self.conn.endpoint().kind().records();
+        if records && wanted.end > extent.size {
+            // Before memory is asked for to read it into.
+            return Err(Error::Truncated { at: extent.size, wanted: wanted.start });
+        }
+        match file.view(wanted.clone(), extent)? {
+            View::Mapped(mapping, clamped) if !records || clamped == wanted => {
+                if let Some(region) = mapping.region(clamped.clone()) {
+                    let more = more && clamped.end == wanted.end;
+                    let at = Some((file, clamped.start));
+                    match self.attempt_region(region, at, more, progress, held, held.is_some())? {
+                        Outcome::Fault => {}
+                        outcome => return Ok(outcome),
+                    }
+                }
+            }
+            View::Mapped(..) => {}
+            View::Read(why, clamped) => {
+                let choice = self.forced_copy(Refusal::File(why))?;
+                return copy::read(&self.conn, file, clamped, more, records, choice, progress);
+            }
+        }
+        self.read_after_fault(file, wanted, more, progress)
+    }
+
+    /// The mapping faulted, or a record does not fit into one, or the kernel could not read the
+    /// file: reading tells what is there, or what is wrong.
+    pub(super) fn read_after_fault(
+        &self,
+        file: &Source,
+        wanted: Range<u64>,
+        more: bool,
+        progress: &mut SendProgress,
+    ) -> Result<Outcome, Error> {
+        let choice = Choice { engine: Engine::Copy, why: Why::Fault };
+        tracing::debug!(?wanted, %choice, "reading instead");
+        let records = self.conn.endpoint().kind().records();
+        copy::read(&self.conn, file, wanted, more, records, choice, progress)
+    }
+
+    /// By `native`, which was asked for by name. Any file will do, mapped or not: the kernel sends
+    /// what `pread` would read, and knows itself where the file ends.
+    pub(super) fn attempt_native(
+        &self,
+        file: &Source,
+        wanted: Range<u64>,
+        more: bool,
+        progress: &mut SendProgress,
+        held: Option<&Held>,
+    ) -> Result<Outcome, Error> {
+        let mut locked = self.locked()?;
+        locked.native().map_err(|reason| self.conn.refuse(self.engine, reason))?;
+        let len = usize::try_from(wanted.end - wanted.start).unwrap_or(usize::MAX);
+        let payload = Payload::File(file.as_fd(), wanted.start, len);
+        let op = SendOp { choice: self.asked(), more, guarded: held.is_some() };
+        match zerocopy::send(&self.conn, locked, payload, op, progress, held)? {
+            ByReference::Done(Outcome::Refused(reason)) => {
+                Err(self.conn.refuse(self.engine, reason))
+            }
+            ByReference::Done(Outcome::Fault) => {
+                let size = file.size()?;
+                if wanted.start >= size {
+                    return Err(Error::Truncated { at: size, wanted: wanted.start });
+                }
+                self.read_after_fault(file, wanted, more, progress)
+            }
+            ByReference::Done(outcome) => Ok(outcome),
+            ByReference::NoRoom(limit) => {
+                let choice = Choice { engine: Engine::Copy, why: Why::Limit(limit) };
+                copy::read(&self.conn, file, wanted, more, false, choice, progress)
+            }
+        }
+    }
+
+    /// Locks the connection, when what was completed is read, if that is due.
+    pub(super) fn locked(&self) -> Result<LockedConn<'_>, Error> {
+        let locked = self.conn.locked()?;
+        if !locked.reap_is_due() {
+            return Ok(locked);
+        }
+        drop(locked);
+        CompletionSource::reap(&*self.conn)?;
+        self.conn.locked()
+    }
+
+    /// `file` is where the region's bytes come from, if they are a file's, and from where on.
+    pub(super) fn attempt_region(
+        &self,
+        region: Region<'_>,
+        file: Option<(&Source, u64)>,
+        more: bool,
+        progress: &mut SendProgress,
+        held: Option<&Held>,
+        guarded: bool,
+    ) -> Result<Outcome, Error> {
+        let conn = &self.conn;
+        let mut locked = self.locked()?;
+        let mut choice = self.choose(&mut locked, region.len() as u64, file.is_some(), more)?;
+        while choice.engine != Engine::Copy {
+            let op = SendOp { choice, more, guarded };
+            let payload = match (choice.engine, file) {
+                (Engine::Native, Some((file, at))) => Payload::File(file.as_fd(), at, region.len()),
+                _ => Payload::Memory(region),
+            };
+            let done = zerocopy::send(conn, locked, payload, op, progress, held)?;
+            locked = conn.locked()?;
+            choice = match done {
+                ByReference::Done(Outcome::Refused(reason)) => self.forced_copy(reason)?,
+                ByReference::Done(outcome) => return Ok(outcome),
+                // RLIMIT_MEMLOCK may be used up by others, which is no limit to native.
+                ByReference::NoRoom(limit) => {
+                    let native = choice.engine == Engine::Zerocopy
+                        && self.engine == Engine::Auto
+                        && file.is_some()
+                        && locked.native().is_ok();
+                    let engine = if native { Engine::Native } else { Engine::Copy };
+                    Choice { engine, why: Why::Limit(limit) }
+                }
+            };
+        }
+        tracing::trace!(%choice, bytes = region.len(), "plain send");
+        copy::region(conn, locked, region, more, choice, progress)
+    }
+
+    pub(crate) fn asked(&self) -> Choice {
+        let engine = match self.engine {
+            Engine::Zerocopy | Engine::Native => self.engine,
+            Engine::Copy | Engine::Uring | Engine::Auto => Engine::Copy,
+        };
+        Choice { engine, why: Why::Asked }
+    }
+
+    #[inline(always)]
+    pub(super) fn choose(
+        &self,
+        locked: &mut LockedConn<'_>,
+        bytes: u64,
+        file: bool,
+        more: bool,
+    ) -> Result<Choice, Error> {
+        if bytes == 0 {
+            return Ok(Choice { engine: Engine::Copy, why: Why::Small });
+        }
+        match self.engine {
+            // No sender has `uring`.
+            Engine::Copy | Engine::Uring => Ok(self.asked()),
+            Engine::Zerocopy => match locked.zerocopy(bytes, more) {
+                Ok(()) => Ok(self.asked()),
+                Err(reason) => Err(self.conn.refuse(self.engine, reason)),
+            },
+            Engine::Native => Ok(match locked.zerocopy(bytes, more) {
+                Ok(()) => Choice { engine: Engine::Zerocopy, why: Why::Buffer },
+                Err(reason) => Choice { engine: Engine::Copy, why: Why::Refused(reason) },
+            }),
+            Engine::Auto => Ok(self.choose_auto(locked, bytes, file, more)),
+        }
+    }
+
+    /// What `auto` would take now for a send of `bytes`, whatever engine was asked for.
+    pub(crate) fn choose_auto(
+        &self,
+        locked: &mut LockedConn<'_>,
+        bytes: u64,
+        file: bool,
+        more: bool,
+    ) -> Choice {
+        let (mostly_copied, since_zerocopy) = locked.history();
+        let zerocopy = locked.zerocopy(bytes, more);
+        policy::choose(&Situation {
+            bytes,
+            zerocopy,
+            native: file && zerocopy.is_err() && locked.native().is_ok(),
+            peer_on_this_host: self.conn.endpoint().peer_on_this_host(),
+            mostly_copied,
+            since_zerocopy,
+        })
+    }
+
+    pub(crate) fn conn(&self) -> &Arc<Conn> {
+        &self.conn
+    }
+
+    /// `copy` in place of what was refused, unless that was asked for by name.
+    pub(super) fn forced_copy(&self, reason: Refusal) -> Result<Choice, Error> {
+        match self.engine {
+            Engine::Copy | Engine::Uring => Ok(self.asked()),
+            Engine::Zerocopy => Err(self.conn.refuse(self.engine, reason)),
+            // A buffer, which is not what it was asked for.
+            Engine::Native | Engine::Auto => {
+                Ok(Choice { engine: Engine::Copy, why: Why::Refused(reason) })
+            }
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Where the bytes of a file come from.
+
+use std::ops::Range;
+
+use crate::error::Error;
+use crate::guard::Lease;
+use crate::holder::Held;
+use crate::source::{Extent, Source};
+
+/// Where the bytes of a file come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    File(&'a Source),
+    /// Under a lease, and what a send of it holds.
+    Lease(&'a Lease, &'a Held),
+}
+
+impl<'a> Origin<'a> {
+    pub(super) fn parts(self) -> (&'a Source, Option<&'a Held>) {
+        match self {
+            Origin::File(file) => (file, None),
+            Origin::Lease(lease, held) => (lease.source(), Some(held)),
+        }
+    }
+
+    /// What the file is like, as far as `range` is concerned.
+    pub(super) fn extent(self, range: &Range<u64>) -> Result<Extent, Error> {
+        match self {
+            Origin::File(file) => file.extent(),
+            Origin::Lease(lease, _) => lease.extent(range),
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What a send came to.
+
+use crate::engine::Limit;
+use crate::error::Error;
+use crate::ticket::Ticket;
+
+/// What a non-blocking send came to.
+#[derive(Debug)]
+pub enum Sent<T> {
+    /// The kernel took `bytes` of it, maybe fewer than given: send the rest next. Fewer do not mean
+    /// that the socket is full (a call is not given everything at once); only
+    /// [`WouldBlock`](Self::WouldBlock) does.
+    Accepted {
+        /// Bytes taken.
+        bytes: usize,
+        /// What becomes of them.
+        ticket: T,
+    },
+    /// The socket buffer is full: try again when the socket is writable.
+    WouldBlock,
+    /// A kernel limit is in the way, and sends of this socket are in flight: try again when one
+    /// of them is released.
+    Limit(Limit),
+}
+
+/// What a blocking send came to.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Bytes the kernel took.
+    pub bytes: u64,
+    /// What becomes of them, together.
+    pub ticket: Ticket,
+}
+
+/// A blocking send that stopped early: why, and how far it had got.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped after {} bytes: {error}", transfer.bytes)]
+pub struct Stopped {
+    /// Why.
+    pub error: Error,
+    /// The part that the kernel took.
+    pub transfer: Transfer,
+}
+
+impl From<Stopped> for Error {
+    fn from(stopped: Stopped) -> Self {
+        stopped.error
+    }
+}

@@ -1,0 +1,430 @@
+//! The sender's interface.
+
+use std::io::IoSlice;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::options::Options;
+use super::origin::Origin;
+use super::outcome::{Sent, Stopped, Transfer};
+use crate::apart::Apart;
+use crate::conn::{Config, Conn};
+use crate::engine::{Choice, Engine};
+use crate::error::Error;
+use crate::guard::Lease;
+use crate::holder::{CompletionSource, Held, InFlight, Link};
+use crate::parcel::Parcel;
+use crate::progress::SendProgress;
+use crate::reaper::Reaper;
+use crate::refusal::Refusal;
+use crate::socket::account::Counters;
+use crate::source::Source;
+use crate::ticket::Ticket;
+use crate::wait;
+
+pub(super) const FULL: &str = "the peer does not read: the socket stayed full";
+
+/// A socket that sends file ranges and buffers and knows what of them is still in flight.
+///
+/// It owns the socket. [`AsFd`] lends it for reading, for options and for `poll`; do not read
+/// its error queue there, nor send with `MSG_ZEROCOPY` other than in
+/// [`application_sends`](Self::application_sends). While `SO_ZEROCOPY` is off, zerocopy is refused.
+///
+/// Dropping a sender frees nothing that is in flight, which is handed over to the
+/// [reaper](crate::reaper). The peer gets everything and then the end of the stream, with two
+/// exceptions: what is still in flight after [`Options::linger`] is aborted, however steadily the
+/// peer reads; and where input of the peer's has not been read, the kernel closes a TCP socket by
+/// a reset, as it always does, and what it had not sent yet is lost. To know that the peer got
+/// everything, use [`close`](Self::close) and the [tickets](Ticket::wait_acknowledged).
+#[derive(Debug)]
+pub struct Sender {
+    pub(super) conn: Arc<Conn>,
+    pub(super) engine: Engine,
+    pub(super) linger: Duration,
+    pub(super) reaper: &'static Reaper,
+}
+
+impl Sender {
+    /// Takes `socket`, with the default [`Options`].
+    ///
+    /// It is taken by value because a duplicate in other hands would withhold the end of the
+    /// stream, and reading its error queue there would steal notifications.
+    ///
+    /// # Errors
+    /// As [`with`](Self::with).
+    pub fn new(socket: impl Into<OwnedFd>) -> Result<Self, Error> {
+        Sender::with(socket, Options::default())
+    }
+
+    /// Takes `socket`: connected TCP, connected UDP, or any other stream or datagram socket
+    /// (which is then served by `copy`). Whether it is in non-blocking mode does not matter.
+    ///
+    /// # Errors
+    /// [`Error::Socket`] if it is no socket; [`Error::AlreadyOwned`] if a sender has it already;
+    /// [`Error::NextIdUnknown`] if `SO_ZEROCOPY` is set on it and [`Options::next_id`] is not
+    /// given; [`Error::Refused`] for the engine `uring`, which no sender takes; [`Error::Wait`] if
+    /// the reaper cannot be started. The socket is then closed.
+    pub fn with(socket: impl Into<OwnedFd>, options: Options) -> Result<Self, Error> {
+        let reaper = Reaper::start()?;
+        let Options { engine, next_id, reset_on_death, hook, linger, acknowledgements } = options;
+        if engine == Engine::Uring {
+            return Err(Error::Refused { engine, reason: Refusal::Driver });
+        }
+        let conn = Conn::new(
+            socket.into(),
+            Config {
+                next_id,
+                reset_on_exit: reset_on_death,
+                hook,
+                ack_timestamps: acknowledgements,
+            },
+        )?;
+        let linger = linger.unwrap_or(Duration::from_secs(60));
+        Ok(Sender { conn, engine, linger, reaper })
+    }
+
+    /// Sends from `range` of the file, without blocking, as far as the kernel takes it in one
+    /// call. `more` says that more follows at once, so that the kernel may wait with a segment
+    /// that is not full (`MSG_MORE`; for a series of such sends on TCP, `TCP_CORK`, until one
+    /// that says otherwise, or somebody waits for a release). What does not follow after all
+    /// delays the last segment by up to 200 ms.
+    ///
+    /// On a socket with record boundaries the range is one record, and is sent whole or not.
+    /// An empty range sends nothing.
+    ///
+    /// # Errors
+    /// [`Error::Truncated`] if the file ends at or before the start of the range (on a socket
+    /// with record boundaries: before its end); [`Error::File`] if it cannot be read;
+    /// [`Error::Socket`]; [`Error::Refused`] if the engine is `zerocopy` or `native` and cannot
+    /// serve it;
+    /// [`Error::Aborted`]; [`Error::NotIssued`] and [`Error::TooEarly`]. Nothing was sent then.
+    pub fn try_send_file(
+        &mut self,
+        file: &Source,
+        range: Range<u64>,
+        more: bool,
+    ) -> Result<Sent<Ticket>, Error> {
+        self.once(|sender, progress| sender.attempt_file(Origin::File(file), range, more, progress))
+    }
+
+    /// Sends `range` of the file, all of it, waiting for the socket until `deadline`.
+    ///
+    /// # Errors
+    /// [`Stopped`], which says why and how much was sent; the causes are those of
+    /// [`try_send_file`](Self::try_send_file), [`Error::Deadline`] and [`Error::Wait`].
+    pub fn send_file(
+        &mut self,
+        file: &Source,
+        range: Range<u64>,
+        more: bool,
+        deadline: Instant,
+    ) -> Result<Transfer, Stopped> {
+        let (start, end) = (range.start, range.end.max(range.start));
+        let origin = Origin::File(file);
+        self.all(end - start, more, deadline, |sender, done, progress| {
+            sender.attempt_file(origin, start + done..end, more, progress)
+        })
+    }
+
+    /// As [`try_send_file`](Self::try_send_file), from a range under `lease`: it stays leased until
+    /// the kernel has released it, whatever happens to the lease's handles, the ticket and this
+    /// sender. While it is in flight, the death of the process resets the connection, unless another
+    /// process has the socket, too (see [`Options::reset_on_death`]).
+    ///
+    /// # Errors
+    /// As [`try_send_file`](Self::try_send_file), and [`Error::NotLeased`].
+    pub fn try_send_lease(
+        &mut self,
+        lease: &Lease,
+        range: Range<u64>,
+        more: bool,
+    ) -> Result<Sent<Ticket>, Error> {
+        let held = self.hold(lease, &range)?;
+        self.once(|sender, progress| {
+            sender.attempt_file(Origin::Lease(lease, &held), range, more, progress)
+        })
+    }
+
+    /// As [`send_file`](Self::send_file), from a range under `lease`; see
+    /// [`try_send_lease`](Self::try_send_lease).
+    ///
+    /// # Errors
+    /// As [`send_file`](Self::send_file), and [`Error::NotLeased`].
+    pub fn send_lease(
+        &mut self,
+        lease: &Lease,
+        range: Range<u64>,
+        more: bool,
+        deadline: Instant,
+    ) -> Result<Transfer, Stopped> {
+        let (start, end) = (range.start, range.end.max(range.start));
+        let held = match self.hold(lease, &range) {
+            Ok(held) => held,
+            Err(error) => {
+                let ticket = Ticket::sent(
+                    SendProgress::new(self.asked()),
+                    Some(Arc::clone(self.conn.link())),
+                );
+                return Err(Stopped { error, transfer: Transfer { bytes: 0, ticket } });
+            }
+        };
+        let origin = Origin::Lease(lease, &held);
+        self.all(end - start, more, deadline, |sender, done, progress| {
+            sender.attempt_file(origin, start + done..end, more, progress)
+        })
+    }
+
+    pub(crate) fn hold(&self, lease: &Lease, range: &Range<u64>) -> Result<Held, Error> {
+        lease.ours()?;
+        if lease.covers(range) {
+            Ok(lease.hold(&self.conn))
+        } else {
+            Err(Error::NotLeased { range: range.clone() })
+        }
+    }
+
+    /// Sends `bytes` by a plain `send(2)`, without blocking: the kernel has copied what it
+    /// accepted when this returns. For headers and the like.
+    ///
+    /// # Errors
+    /// [`Error::Socket`]; [`Error::Aborted`]; [`Error::NotIssued`] and [`Error::TooEarly`].
+    pub fn try_send(&mut self, bytes: &[u8], more: bool) -> Result<Sent<Ticket>, Error> {
+        self.once(|sender, progress| sender.attempt_slice(bytes, more, progress))
+    }
+
+    /// As [`try_send`](Self::try_send), from several slices by one `sendmsg(2)`.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send).
+    pub fn try_send_vectored(
+        &mut self,
+        slices: &[IoSlice<'_>],
+        more: bool,
+    ) -> Result<Sent<Ticket>, Error> {
+        self.once(|sender, progress| sender.conn.locked()?.transmit_slices(slices, more, progress))
+    }
+
+    /// Sends all of `bytes` by plain sends, waiting for the socket until `deadline`.
+    ///
+    /// # Errors
+    /// [`Stopped`]; the causes are those of [`try_send`](Self::try_send), [`Error::Deadline`] and
+    /// [`Error::Wait`].
+    pub fn send(
+        &mut self,
+        bytes: &[u8],
+        more: bool,
+        deadline: Instant,
+    ) -> Result<Transfer, Stopped> {
+        self.all(bytes.len() as u64, more, deadline, |sender, done, progress| {
+            // done < bytes.len(), so it fits.
+            let done = usize::try_from(done).unwrap_or(bytes.len());
+            sender.attempt_slice(&bytes[done..], more, progress)
+        })
+    }
+
+    /// Sends from what is left of `parcel`, by the sender's engine, without blocking. What the
+    /// kernel took is in flight until it is released; then the parcel gives its buffer back.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send); [`Error::Refused`]; [`Error::OtherSender`].
+    pub fn try_send_buffer<B>(
+        &mut self,
+        parcel: &mut Parcel<B>,
+        more: bool,
+    ) -> Result<Sent<Ticket>, Error>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        let link = self.conn.link();
+        if !parcel.link.as_ref().is_some_and(|of| Arc::ptr_eq(of, link)) {
+            // Also where the other sender is gone: this peer would get the tail for the whole.
+            let other = |of: &Arc<Link>| of.source.strong_count() > 0;
+            if parcel.sent() > 0 || parcel.link.as_ref().is_some_and(other) {
+                return Err(Error::OtherSender);
+            }
+            parcel.link = Some(Arc::clone(link));
+        }
+        let from = parcel.sent();
+        if from > 0 && parcel.remaining() == 0 {
+            // On a socket with record boundaries another send would be an empty record.
+            return Ok(Sent::Accepted { bytes: 0, ticket: parcel.ticket() });
+        }
+        let outcome = self.attempt_buffer(&parcel.slot, from, more, &mut parcel.progress)?;
+        self.sent(outcome, || parcel.ticket())
+    }
+
+    /// Sends all that is left of `parcel`, waiting for the socket until `deadline`.
+    /// [`Parcel::sent`] says how far it got.
+    ///
+    /// # Errors
+    /// As [`try_send_buffer`](Self::try_send_buffer); [`Error::Deadline`]; [`Error::Wait`].
+    pub fn send_buffer<B>(
+        &mut self,
+        parcel: &mut Parcel<B>,
+        more: bool,
+        deadline: Instant,
+    ) -> Result<Ticket, Error>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        let conn = Arc::clone(&self.conn);
+        loop {
+            let mut attempt = || match self.try_send_buffer(parcel, more)? {
+                Sent::Accepted { .. } => Ok(Some(())),
+                Sent::WouldBlock | Sent::Limit(_) => Ok(None),
+            };
+            if attempt()?.is_none() {
+                wait::until_writable(&*conn, deadline, FULL, attempt)?;
+            }
+            if parcel.remaining() == 0 {
+                return Ok(parcel.ticket());
+            }
+        }
+    }
+
+    /// Lets the application make zerocopy sends of its own on the socket. `send` makes them, with
+    /// `MSG_DONTWAIT`, and returns beside its result how many succeeded with at least one byte (at
+    /// most 2²⁰ at a time).
+    /// Their completions come to the [notice hook](Options::on_notice).
+    ///
+    /// Wait for all of these before you give the sender up: they do not count as in flight here,
+    /// so neither [`wait_all`](Self::wait_all) nor [`close`](Self::close) nor the reaper waits for
+    /// them, and closing the socket discards their notifications while the kernel may still send.
+    ///
+    /// The connection is locked meanwhile: `send` must not use this sender or its tickets.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`]; [`Error::WindowFull`].
+    pub fn application_sends<T>(
+        &mut self,
+        send: impl FnOnce(BorrowedFd<'_>) -> (T, u32),
+    ) -> Result<T, Error> {
+        self.conn.application_sends(send)
+    }
+
+    /// Reads completions and lets go of what they release, without blocking. Returns how many
+    /// messages were read. To be called when the socket reports EPOLLERR, or whenever convenient.
+    ///
+    /// # Errors
+    /// [`Error::NotIssued`], [`Error::TooEarly`], [`Error::ErrorQueue`], [`Error::Socket`]: nothing is
+    /// released for what could not be understood.
+    pub fn reap(&self) -> Result<usize, Error> {
+        CompletionSource::reap(&*self.conn)
+    }
+
+    /// Waits until nothing is in flight.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] if something still is at `deadline`; as [`reap`](Self::reap);
+    /// [`Error::Wait`].
+    pub fn wait_all(&self, deadline: Instant) -> Result<(), Error> {
+        let drained = || Ok((self.conn.sends_in_flight() == 0).then_some(()));
+        if drained()?.is_some() {
+            return Ok(());
+        }
+        wait::until(&*self.conn, deadline, "sends are still in flight", drained)
+    }
+
+    /// What is in flight, as far as the notifications read so far say.
+    #[must_use]
+    pub fn in_flight(&self) -> InFlight {
+        CompletionSource::in_flight(&*self.conn)
+    }
+
+    /// What a send of `bytes` from a mapped file would be made by now, and why.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub fn choice(&self, bytes: u64) -> Result<Choice, Error> {
+        let mut locked = self.conn.look();
+        if self.engine == Engine::Native && bytes > 0 {
+            return match locked.native() {
+                Ok(()) => Ok(self.asked()),
+                Err(reason) => Err(self.conn.refuse(self.engine, reason)),
+            };
+        }
+        self.choose(&mut locked, bytes, true, false)
+    }
+
+    /// What this sender did so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.conn.counters()
+    }
+
+    /// Ends the connection at once: the peer sees a reset, and what it had not received is lost.
+    /// Frees nothing by itself: what is in flight is released when its notifications arrive.
+    ///
+    /// # Errors
+    /// [`Error::Socket`] if the kernel refuses.
+    pub fn abort(&self) -> Result<(), Error> {
+        CompletionSource::abort(&*self.conn)
+    }
+
+    /// Ends the stream towards the peer, which sees its end after everything that was sent.
+    ///
+    /// # Errors
+    /// [`Error::Socket`].
+    pub fn shutdown(&mut self) -> Result<(), Error> {
+        self.conn.shut_down_writing()
+    }
+
+    /// Ends the stream, waits until nothing is in flight, and closes the socket.
+    ///
+    /// # Errors
+    /// As [`wait_all`](Self::wait_all). The sender is gone also then; what is in flight is handed
+    /// over to the reaper.
+    pub fn close(mut self, deadline: Instant) -> Result<(), Error> {
+        self.shutdown()?;
+        self.wait_all(deadline)
+    }
+
+    /// Waits until nothing is in flight and gives the socket back, with the notification id that
+    /// its next zerocopy send would get (see [`Options::next_id`]).
+    ///
+    /// # Errors
+    /// The cause and the sender, if something is still in flight at `deadline`, the next id is not
+    /// known ([`Error::NotIssued`]; [`Error::Refused`] after a datagram send that may have used
+    /// one), or the descriptor cannot be duplicated.
+    pub fn into_socket(self, deadline: Instant) -> Result<(OwnedFd, u32), (Error, Self)> {
+        if let Err(error) = self.wait_all(deadline) {
+            return Err((error, self));
+        }
+        // A duplicate, because a ticket that is being waited for may know the original a little
+        // longer.
+        let socket = match self.conn.as_fd().try_clone_to_owned() {
+            Ok(socket) => socket,
+            Err(cause) => return Err((Error::Socket { op: "dup", cause }, self)),
+        };
+        match self.conn.retire() {
+            Ok(next) => Ok((socket, next)),
+            Err(error) => Err((error, self)),
+        }
+    }
+}
+
+impl AsFd for Sender {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.conn.as_fd()
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        // Of a fork's copy the notifications are the parent's, and so is the end of the stream.
+        if !self.conn.endpoint().is_ours() || self.conn.sends_in_flight() == 0 {
+            return;
+        }
+        let mut apart = Apart::default();
+        // What has arrived already needs no reaper. An error shows itself there again.
+        apart.run(|| drop(CompletionSource::reap(&*self.conn)));
+        if self.conn.sends_in_flight() > 0 {
+            // No clock counts as far as never.
+            let abort_at = Instant::now().checked_add(self.linger);
+            apart.run(|| self.reaper.adopt(Arc::clone(&self.conn) as _, abort_at));
+        }
+        apart.resume();
+    }
+}
