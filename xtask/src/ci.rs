@@ -257,7 +257,10 @@ impl Ci {
         for (triple, packages) in [
             ("aarch64-unknown-linux-gnu", libraries),
             ("aarch64-unknown-linux-musl", libraries),
-            ("i686-unknown-linux-gnu", "-p sendfile2-sys -p sendfile2 --features tokio"),
+            (
+                "i686-unknown-linux-gnu",
+                "-p sendfile2-sys -p sendfile2 --no-default-features --features tokio",
+            ),
             (MUSL, "--workspace --lib --bins"),
         ] {
             self.for_target(triple, "check", packages)?;

@@ -15,6 +15,11 @@
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code)]
 
+#[cfg(all(feature = "uring", not(target_pointer_width = "64")))]
+compile_error!(
+    "the feature `uring` of sendfile2 is for 64-bit targets: build with `default-features = false`"
+);
+
 pub mod errqueue;
 pub mod filesystem;
 pub mod ledger;

@@ -94,6 +94,7 @@ mod park;
 mod policy;
 pub mod probe;
 mod progress;
+#[cfg_attr(not(feature = "uring"), expect(dead_code, reason = "only a driver queues"))]
 mod queued;
 pub mod reaper;
 mod refusal;
@@ -105,6 +106,7 @@ mod sync;
 mod ticket;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+#[cfg(feature = "uring")]
 pub mod uring;
 mod wait;
 

@@ -93,6 +93,7 @@ pub(crate) enum Interest {
     /// And for becoming writable.
     Writable,
     /// And for becoming readable.
+    #[cfg_attr(not(feature = "uring"), expect(dead_code, reason = "only rings become readable"))]
     Readable,
 }
 

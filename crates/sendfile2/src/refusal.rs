@@ -162,6 +162,8 @@ pub enum Unavailable {
     Missing,
     /// The kernel has `io_uring`, but not `IORING_OP_SEND_ZC` (Linux 6.0).
     Old,
+    /// The library was built without its feature `uring`.
+    NotBuilt,
     /// ENOMEM: no room for a ring is left under `RLIMIT_MEMLOCK`, which all rings and zerocopy sends
     /// of a user share (a ring's memory counts since Linux 6.14).
     Memlock,
@@ -188,6 +190,7 @@ impl fmt::Display for Unavailable {
             Unavailable::Old => {
                 "the kernel's io_uring has no SEND_ZC, which came with Linux 6.0: take copy or zerocopy"
             }
+            Unavailable::NotBuilt => "this build of the library has no io_uring (feature `uring`)",
             Unavailable::Memlock => {
                 "there is no memory for a ring (ENOMEM): RLIMIT_MEMLOCK, which the rings and \
                  zerocopy sends of this user share, is used up; raise it (ulimit -l, LimitMEMLOCK=)"

@@ -40,6 +40,7 @@ enum Progress {
     /// By a sender: the kernel had accepted all that the ticket is of.
     Made(SendProgress),
     /// On a socket of a driver, which goes on with it.
+    #[cfg_attr(not(feature = "uring"), expect(dead_code, reason = "only a driver queues"))]
     Queued(Arc<QueuedProgress>),
 }
 
@@ -60,6 +61,7 @@ impl Ticket {
     }
 
     /// The ticket of what was queued.
+    #[cfg(feature = "uring")]
     pub(crate) fn queued(progress: Arc<QueuedProgress>, link: &Arc<Link>) -> Self {
         Ticket { progress: Progress::Queued(progress), link: Some(Arc::clone(link)) }
     }

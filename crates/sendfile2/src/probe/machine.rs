@@ -14,9 +14,12 @@ use crate::error::Error;
 use crate::mtu::tcp_mtu_probing;
 use crate::native;
 use crate::parcel::Parcel;
+#[cfg(not(feature = "uring"))]
+use crate::refusal::Unavailable;
 use crate::sender::{Options, Sender};
 use crate::source::Source;
 use crate::sys::rlimit;
+#[cfg(feature = "uring")]
 use crate::uring;
 
 /// A notification on loopback takes microseconds. What does not notify at all is found after this.
@@ -157,7 +160,10 @@ fn availability(engine: Engine) -> Availability {
             Availability::Available("it takes, send by send, an engine that can serve it".into())
         }
         Engine::Zerocopy => tried("", zerocopy),
+        #[cfg(feature = "uring")]
         Engine::Uring => tried("", uring),
+        #[cfg(not(feature = "uring"))]
+        Engine::Uring => Availability::Refused(Unavailable::NotBuilt.to_string()),
         Engine::Native => match native::kernel() {
             Ok(kernel) => tried(&format!("{kernel}: "), by_native),
             Err(missing) => Availability::Refused(missing.to_string()),
@@ -187,6 +193,7 @@ fn one_byte() -> Result<Source, Error> {
 }
 
 /// The same by a ring.
+#[cfg(feature = "uring")]
 fn uring(socket: TcpStream, deadline: Instant) -> Trial {
     Ok(Ok(uring::send_file_sync(socket, &one_byte()?, 0..1, deadline)?))
 }
