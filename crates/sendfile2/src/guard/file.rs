@@ -61,7 +61,7 @@ impl GuardedFile {
     /// # Errors
     /// [`Error::NotASource`] for anything else, for a read-only descriptor, and for one with
     /// `O_APPEND` (where `pwrite(2)` appends whatever the offset; for what is set later see
-    /// [`Exclusive::write_at`]); [`Error::File`].
+    /// [`Exclusive::write_at`](crate::guard::Exclusive::write_at)); [`Error::File`].
     pub fn new(file: impl Into<OwnedFd>) -> Result<Self, Error> {
         let file = file.into();
         let flags = rustix::fs::fcntl_getfl(&file).map_err(Error::file("fcntl", 0))?;

@@ -87,7 +87,7 @@ pub struct Limits {
     /// `net.ipv4.tcp_wmem`: the least, the first and the largest send buffer of a TCP socket.
     pub tcp_wmem: Option<[u64; 3]>,
     /// `net.ipv4.tcp_mtu_probing`: where it is not 0, what is sent by reference on TCP sockets is
-    /// refused ([`Refusal::MtuProbing`]).
+    /// refused ([`Refusal::MtuProbing`](crate::Refusal::MtuProbing)).
     pub tcp_mtu_probing: Option<u8>,
 }
 

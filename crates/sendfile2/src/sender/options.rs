@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::conn::{ErrorQueueMessage, Hook};
 use crate::engine::Engine;
 
-/// How a [`Sender`] is to behave.
+/// How a [`Sender`](crate::Sender) is to behave.
 #[derive(Clone, Default)]
 pub struct Options {
     pub(super) engine: Engine,
@@ -83,7 +83,7 @@ impl Options {
     }
 
     /// Let the kernel put each acknowledgement of a send on the error queue (`TX_ACK` stamps,
-    /// Linux 3.17), so that [`Ticket::wait_acknowledged`] is woken by it and need not look again and
+    /// Linux 3.17), so that [`Ticket::wait_acknowledged`](crate::Ticket::wait_acknowledged) is woken by it and need not look again and
     /// again. That costs each send an entry there, which is read here and there. TCP only; not where
     /// the application has set `SO_TIMESTAMPING` already.
     #[must_use]

@@ -23,7 +23,7 @@ use crate::sync::lock;
 use crate::ticket::Ticket;
 use crate::wait;
 
-/// A socket of a [`Driver`]. It owns the socket.
+/// A socket of a [`Driver`](super::Driver). It owns the socket.
 ///
 /// A send that ends early ends the stream: what is queued behind it ends with the same error, and
 /// so does every later send, since bytes are missing before it.
@@ -45,7 +45,7 @@ impl Socket {
     /// Queues `range` of the file, all of it. `more` says that more follows at once, so that the
     /// kernel may wait with a segment that is not full (`MSG_MORE`).
     ///
-    /// It is sent from [`Driver::submit`] or [`Driver::wait`] on, by parts of at most 1 MiB, and
+    /// It is sent from [`Driver::submit`](super::Driver::submit) or [`Driver::wait`](super::Driver::wait) on, by parts of at most 1 MiB, and
     /// goes on whenever somebody reads completions. The bytes are those that the file has then.
     ///
     /// # Errors
