@@ -100,12 +100,13 @@ pub fn tcp_is_over(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
 /// # Errors
 /// What a send on the socket would fail with, EAGAIN and EPIPE among them; no signal is raised.
 pub fn sent_by_tcp(socket: impl AsFd) -> io::Result<bool> {
-    let control = libc::cmsghdr {
-        cmsg_len: size_of::<libc::cmsghdr>() as _,
-        cmsg_level: libc::SOL_SOCKET,
-        cmsg_type: libc::SO_TIMESTAMPING,
-    };
-    // SAFETY: msghdr is a plain C structure, for which all zeroes are a valid value.
+    // SAFETY: cmsghdr is a plain C structure, for which all zeroes are a valid value. (musl's has
+    // padding of its own.)
+    let mut control: libc::cmsghdr = unsafe { std::mem::zeroed() };
+    control.cmsg_len = size_of::<libc::cmsghdr>() as _;
+    control.cmsg_level = libc::SOL_SOCKET;
+    control.cmsg_type = libc::SO_TIMESTAMPING;
+    // SAFETY: as above.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_control = (&raw const control).cast_mut().cast();
     message.msg_controllen = size_of::<libc::cmsghdr>() as _;
