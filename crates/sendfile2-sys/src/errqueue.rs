@@ -47,7 +47,7 @@ pub enum Entry {
         /// The kernel made a private copy of (at least the first of) these sends.
         copied: bool,
     },
-    /// Something else: an ICMP error, a timestamp. It belongs to whoever asked for it.
+    /// Any other message (an ICMP error, a timestamp), which belongs to the code that asked for it.
     Foreign(Foreign),
 }
 
@@ -55,7 +55,7 @@ pub enum Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Foreign {
-    /// Its extended error, if it carries one.
+    /// The extended error of the message, if it carries one.
     pub error: Option<ExtendedError>,
     /// All control messages as the kernel wrote them (`struct cmsghdr` and data, aligned).
     pub control: Vec<u8>,
@@ -66,8 +66,8 @@ pub struct Foreign {
 }
 
 impl Foreign {
-    /// Whether it says that bytes were acknowledged: `SO_EE_ORIGIN_TIMESTAMPING` with
-    /// `SCM_TSTAMP_ACK` of `linux/errqueue.h`.
+    /// Returns whether the message reports that bytes were acknowledged:
+    /// `SO_EE_ORIGIN_TIMESTAMPING` with `SCM_TSTAMP_ACK` of `linux/errqueue.h`.
     pub fn is_acknowledgement(&self) -> bool {
         const ORIGIN_TIMESTAMPING: u8 = 4;
         const ACK: u32 = 2;
@@ -75,17 +75,17 @@ impl Foreign {
     }
 }
 
-/// How a message could not be understood. Nothing is released for it.
+/// The reason why a message could not be decoded. Nothing is released for such a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// `MSG_CTRUNC`: the kernel had more control data than there was room for.
+    /// `MSG_CTRUNC`: the kernel had more control data than the buffer holds.
     #[error("the kernel cut off the control data of an error-queue message (MSG_CTRUNC)")]
     ControlTruncated,
     /// A control message's length is smaller than its header or reaches past the end.
     #[error("a control message of {len} bytes does not fit the {left} bytes that are left")]
     BadLength {
-        /// The length it claims.
+        /// The length that the header claims.
         len: usize,
         /// The bytes that are left.
         left: usize,
@@ -93,7 +93,7 @@ pub enum DecodeError {
     /// A control message that must hold a `sock_extended_err` is too short for one.
     #[error("an extended error of {len} bytes is too short")]
     ShortError {
-        /// The length of its data.
+        /// The length of the message's data.
         len: usize,
     },
 }
@@ -183,12 +183,13 @@ type Flags = libc::c_uint;
 #[cfg(not(target_env = "musl"))]
 type Flags = libc::c_int;
 const FLAGS: Flags = (libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) as Flags;
-/// Room for an extended error with its offender's address beside timestamps and packet info.
+/// The size of the control buffer: an extended error with its offender's address fits beside
+/// timestamps and packet info.
 const CONTROL: usize = 512;
 /// The longest payload of a [`Foreign`] entry that is kept whole, in bytes.
 pub const PAYLOAD_MAX: usize = 2048;
 
-/// What one system call read, decoded.
+/// The messages that one system call read, decoded.
 pub type Batch = SmallVec<[Result<Entry, DecodeError>; BATCH]>;
 
 #[repr(C, align(8))]

@@ -1,4 +1,4 @@
-//! Which notification ids are in flight, and what each of them holds.
+//! The notification ids that are in flight, and what each of them holds.
 //!
 //! The kernel numbers the zerocopy sends of a socket with a `u32` that wraps, and reports their
 //! completion as inclusive ranges of these ids: coalesced, in any order, now and then twice. The
@@ -10,11 +10,11 @@
 
 use std::collections::VecDeque;
 
-/// Ids are told apart by serial-number arithmetic, so no id may stay in flight while more than
-/// this many younger ones are issued.
+/// The size of the window of serial-number arithmetic, which distinguishes ids: no id may stay in
+/// flight while more than this many younger ones are issued.
 const WINDOW: u64 = 1 << 31;
 
-/// What is in flight on one socket, oldest first.
+/// The sends in flight on one socket, oldest first.
 ///
 /// Memory grows with the number of sends in flight, never with the number of sends made. Dropping it
 /// forgets, and does not drop, what the sends in flight hold.
@@ -24,7 +24,7 @@ pub struct Ledger<H> {
     entries: VecDeque<Entry<H>>,
     /// The first id this ledger could have issued.
     first: u64,
-    /// Ids before `first` were issued by the application, which told us the next one.
+    /// Whether the application issued the ids before `first`; it gave us the next one.
     before: bool,
     /// The id of the next zerocopy send.
     next: u64,
@@ -56,11 +56,11 @@ impl<H> Entry<H> {
 /// One consequence of a completion notification.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Done<H> {
-    /// A send of this ledger was released; `held` is let go of by dropping it.
+    /// A send of this ledger was released; dropping `held` drops what the send held.
     Released {
         /// The widened notification id.
         id: u64,
-        /// What the send held.
+        /// The value that the send held.
         held: H,
         /// The kernel flagged the notification `SO_EE_CODE_ZEROCOPY_COPIED`.
         copied: bool,
@@ -95,7 +95,7 @@ pub struct NotIssued {
     pub next: u32,
 }
 
-/// The oldest id is 2³¹ ids behind: another one could not be told from it.
+/// The oldest id in flight is 2³¹ ids behind: a new one could not be distinguished from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the oldest send in flight is 2^31 notification ids old: wait for it or abort")]
 pub struct WindowFull;
@@ -117,12 +117,13 @@ impl<H> Ledger<H> {
     /// were the application's.
     #[must_use]
     pub fn starting_at(next: u32) -> Self {
-        // One turn ahead, so that the application's ids before `next` have room below.
+        // One turn ahead, so that the application's ids before `next` fit below.
         let next = u64::from(next) + (1 << 32);
         Ledger { entries: VecDeque::new(), first: next, before: true, next, held: 0 }
     }
 
-    /// Whether another `ids` ids can be issued and still be told from the oldest in flight.
+    /// Checks that another `ids` ids can be issued and still be distinguished from the oldest in
+    /// flight.
     pub fn room(&self, ids: u32) -> Result<(), WindowFull> {
         let oldest = self.entries.front().map_or(self.next, Entry::lo);
         if self.next - oldest + u64::from(ids) < WINDOW { Ok(()) } else { Err(WindowFull) }
@@ -212,7 +213,7 @@ impl<H> Ledger<H> {
         Ok(())
     }
 
-    /// What the last of the sends in flight among `lo` to `hi` holds.
+    /// Returns what the last of the sends in flight among `lo` to `hi` holds.
     ///
     /// # Errors
     /// As [`complete`](Self::complete).
@@ -226,8 +227,8 @@ impl<H> Ledger<H> {
         }))
     }
 
-    /// Takes it that all sends in flight are released, though not all of their ids were named; as
-    /// [`complete`](Self::complete). The application's own stay.
+    /// Releases all sends in flight, though no notification named all of their ids; `out` is as for
+    /// [`complete`](Self::complete). The application's own ids stay in flight.
     pub fn complete_all(&mut self, out: &mut Vec<Done<H>>) {
         self.held = 0;
         for entry in std::mem::take(&mut self.entries) {
@@ -251,19 +252,19 @@ impl<H> Ledger<H> {
         lo.map(|lo| (lo, lo + span)).ok_or(refuse)
     }
 
-    /// The id that the next zerocopy send on the socket will get.
+    /// Returns the id that the next zerocopy send on the socket will get.
     #[must_use]
     pub fn next_id(&self) -> u32 {
         narrow(self.next)
     }
 
-    /// Sends in flight, the application's own not counted.
+    /// Returns the number of sends in flight, the application's own not counted.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.held
     }
 
-    /// What the sends in flight hold, oldest first, with their widened ids.
+    /// Iterates over what the sends in flight hold, oldest first, with their widened ids.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &H)> {
         self.entries.iter().filter_map(|e| match e {
             Entry::Ours { id, held } => Some((*id, held)),
@@ -273,8 +274,8 @@ impl<H> Ledger<H> {
 }
 
 impl<H> Drop for Ledger<H> {
-    /// Forgets what the sends in flight hold: it stays held, since nobody will read that they are
-    /// released.
+    /// Forgets what the sends in flight hold, and does not drop it: nothing will read their
+    /// notifications any more.
     fn drop(&mut self) {
         self.entries.drain(..).for_each(std::mem::forget);
     }

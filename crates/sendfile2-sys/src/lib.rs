@@ -36,9 +36,9 @@ pub mod tokio;
 #[cfg(feature = "uring")]
 pub mod uring;
 
-/// Closes a descriptor without a point of thread cancellation, which the standard library's way
-/// is: a thread of a C program must not be unwound through Rust.
+/// Closes a descriptor without being a point of thread cancellation, as the standard library's
+/// close is: a thread of a C program must not be unwound through Rust.
 pub fn close(file: std::os::fd::OwnedFd) {
-    // SAFETY: the descriptor was owned, and nobody has it any more.
+    // SAFETY: the descriptor was owned, and nothing has it any more.
     unsafe { rustix::io::close(std::os::fd::IntoRawFd::into_raw_fd(file)) }
 }

@@ -49,14 +49,14 @@ impl Mapping {
 }
 
 impl Region<'_> {
-    /// Its first page's address, and its length from there.
+    /// Returns the address of the region's first page, and the length from there.
     fn pages(self) -> (*mut libc::c_void, usize) {
         let skip = self.ptr.addr() % rustix::param::page_size();
         (self.ptr.wrapping_sub(skip).cast_mut().cast(), self.len + skip)
     }
 
-    /// Whether all its pages are in memory, as far as mincore(2) tells: of a file that the process
-    /// neither owns nor may write it says that they are.
+    /// Returns whether all pages of the region are in memory, as far as mincore(2) reports it: for
+    /// a file that the process neither owns nor may write, mincore always answers yes.
     pub fn is_resident(self) -> bool {
         let (start, len) = self.pages();
         let mut pages = vec![0_u8; len.div_ceil(rustix::param::page_size())];
@@ -65,7 +65,7 @@ impl Region<'_> {
         ret == 0 && pages.iter().all(|page| page & 1 != 0)
     }
 
-    /// Reads its pages into memory (`MADV_POPULATE_READ`, Linux 5.14).
+    /// Reads the region's pages into memory (`MADV_POPULATE_READ`, Linux 5.14).
     pub fn read_in(self) -> Result<(), Errno> {
         let (start, len) = self.pages();
         // SAFETY: the pages are mapped while the region lives, and are only read.
@@ -88,25 +88,25 @@ impl<'a> From<&'a [u8]> for Region<'a> {
 }
 
 impl Region<'_> {
-    /// Its length, in bytes.
+    /// Returns the length of the region, in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it has no bytes.
+    /// Returns whether the region has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Its first byte's address.
+    /// Returns the address of the region's first byte.
     #[must_use]
     pub fn as_ptr(&self) -> *const u8 {
         self.ptr
     }
 
-    /// The first `len` bytes of it.
+    /// Returns the first `len` bytes of the region.
     pub fn truncate(self, len: usize) -> Self {
         Region { len: self.len.min(len), ..self }
     }

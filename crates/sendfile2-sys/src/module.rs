@@ -11,12 +11,12 @@ use rustix::ioctl::opcode;
 
 use crate::socket::last_error;
 
-/// What a call asks for.
+/// The flags of a call, in [`Args::flags`].
 pub mod flags {
     /// One notification id on the socket's error queue for each call that returned more than 0.
     /// Must be set.
     pub const ZC: u32 = 0x2;
-    /// From the file's own position, which moves.
+    /// The call sends from the file's own position, and moves it.
     pub const POSITION: u32 = 0x100;
     /// `MSG_DONTWAIT` of send(2).
     pub const DONTWAIT: u32 = 0x200;
@@ -24,19 +24,19 @@ pub mod flags {
     pub const MORE: u32 = 0x400;
     /// `MSG_NOSIGNAL` of send(2).
     pub const NOSIGNAL: u32 = 0x800;
-    /// Return when the pages are released, no later than at the deadline, and say so in the state.
-    /// An id is used only if the deadline or a signal comes first.
+    /// The call returns when the pages are released, no later than at the deadline, and reports in
+    /// the state which it was. An id is used only if the deadline or a signal comes first.
     pub const WAIT: u32 = 0x1000;
 }
 
-/// In [`Args::state`]: the pages were released before the call returned.
+/// A bit of [`Args::state`]: the pages were released before the call returned.
 pub const RELEASED: u32 = 0x1;
-/// In [`Args::state`], with [`RELEASED`]: the kernel has made a copy of some of them.
+/// A bit of [`Args::state`], beside [`RELEASED`]: the kernel has made a copy of some of the pages.
 pub const COPIED: u32 = 0x2;
 
-/// `SENDFILE2_MODULE_VERSION`: of what both sides mean by all this.
+/// `SENDFILE2_MODULE_VERSION`: the version of this interface.
 pub const VERSION: u32 = 1;
-/// In [`Query::features`]: it can be used by `IORING_OP_URING_CMD`, too.
+/// A bit of [`Query::features`]: `IORING_OP_URING_CMD` can use the device, too.
 pub const FEATURE_URING: u32 = 0x1;
 
 /// `SENDFILE2_IOC_QUERY`.
@@ -49,11 +49,11 @@ pub const SEND: u32 = opcode::read_write::<Args>(0xF7, 1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Query {
-    /// [`VERSION`].
+    /// The module's [`VERSION`].
     pub version: u32,
     /// The [`flags`] a call may have.
     pub flags: u32,
-    /// [`FEATURE_URING`].
+    /// The module's features: [`FEATURE_URING`].
     pub features: u32,
     reserved: u32,
 }
@@ -64,16 +64,16 @@ pub struct Query {
 pub struct Args {
     out_fd: i32,
     in_fd: i32,
-    /// In: where in the file to begin; out: behind the last byte sent. Not with
-    /// [`flags::POSITION`].
+    /// Before the call, the offset in the file to begin at; after it, the offset behind the last
+    /// byte sent. Not used with [`flags::POSITION`].
     pub offset: i64,
     /// Bytes to send.
     pub count: u64,
-    /// [`flags`].
+    /// The [`flags`] of the call.
     pub flags: u32,
-    /// Out: [`RELEASED`] and [`COPIED`].
+    /// The state after the call: [`RELEASED`] and [`COPIED`].
     pub state: u32,
-    /// With [`flags::WAIT`]: nanoseconds of `CLOCK_MONOTONIC`; 0 for none.
+    /// The deadline for [`flags::WAIT`], in nanoseconds of `CLOCK_MONOTONIC`; 0 for none.
     pub deadline: u64,
 }
 
@@ -102,10 +102,10 @@ impl Args {
 pub struct Device(OwnedFd);
 
 impl Device {
-    /// Where it is.
+    /// The path of the device.
     pub const PATH: &str = "/dev/sendfile2";
 
-    /// Opens it, and asks whether it is what this library knows.
+    /// Opens the device, and checks that the module has the version that this library knows.
     ///
     /// # Errors
     /// `NotFound` where the module is not loaded, `PermissionDenied` where its device may not be
@@ -126,7 +126,7 @@ impl Device {
         }
     }
 
-    /// What the module can do.
+    /// Returns what the module can do.
     ///
     /// # Errors
     /// ENOTTY if the device is another one.

@@ -1,9 +1,9 @@
-//! Which `io_uring` operations are under way, and what each of them keeps.
+//! The `io_uring` operations under way, and what each of them keeps.
 //!
-//! A zerocopy send has two completions: its result, and, if that says so (`IORING_CQE_F_MORE`), a
-//! notification that the kernel has let go of the memory. They may come in either order, long
-//! apart, and after an error, too. This hands back what an operation keeps when nothing more of it
-//! is to come, and never before. It does no I/O and knows nothing of rings.
+//! A zerocopy send has two completions: its result, and, if that announces it
+//! (`IORING_CQE_F_MORE`), a notification that the kernel has released the memory. They may come in
+//! either order, long apart, and after an error, too. This hands back what an operation keeps when
+//! nothing more of it is to come, and never before. It does no I/O and knows nothing of rings.
 //!
 //! Source: `io_uring_enter(2)`, `IORING_OP_SEND_ZC`.
 
@@ -11,23 +11,24 @@
 #[derive(Debug)]
 pub struct Slots<T> {
     slots: Vec<Slot<T>>,
-    /// The free ones.
+    /// The indices of the free slots.
     free: Vec<u32>,
 }
 
 #[derive(Debug)]
 struct Slot<T> {
-    /// How often the place was used, so that a late completion is not taken for another's.
+    /// The number of times the slot was used, so that a late completion is not taken for another
+    /// operation's.
     generation: u32,
     /// `None` in a free slot.
     kept: Option<T>,
     /// The result was seen.
     answered: bool,
-    /// The notification was seen, and whether it said that the kernel had copied.
+    /// Whether the kernel had made a copy, once the notification was seen.
     notified: Option<bool>,
 }
 
-/// What one completion says.
+/// The content of one completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Completion {
     /// The operation's result.
@@ -35,23 +36,23 @@ pub enum Completion {
         /// A notification follows.
         more: bool,
     },
-    /// The kernel has let go of the memory.
+    /// The kernel has released the memory.
     Notification {
-        /// It had made a copy.
+        /// The kernel had made a copy.
         copied: bool,
     },
 }
 
-/// What followed from a completion.
+/// The consequence of a completion.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<T> {
     /// More is to come.
     Kept,
-    /// Nothing more is to come: this is what the operation kept.
+    /// Nothing more is to come: the operation is over, and hands back what it kept.
     Done {
-        /// What it kept.
+        /// The value that the operation kept.
         kept: T,
-        /// The kernel had made a copy, as far as a notification said so.
+        /// The kernel had made a copy, as far as a notification reported it.
         copied: bool,
     },
 }
@@ -63,7 +64,7 @@ pub enum Step<T> {
      submits to this ring, or this is a fault of the library; what is in flight stays held"
 )]
 pub struct Stray {
-    /// Its user data.
+    /// The user data of the completion.
     pub key: u64,
 }
 
@@ -87,7 +88,7 @@ impl<T> Slots<T> {
         u64::from(slot.generation) << 32 | u64::from(index)
     }
 
-    /// What the operation keeps, if it is under way.
+    /// Returns what the operation keeps, if it is under way.
     pub fn get_mut(&mut self, key: u64) -> Option<&mut T> {
         self.slot(key).and_then(|slot| slot.kept.as_mut())
     }
@@ -135,25 +136,25 @@ impl<T> Slots<T> {
         kept
     }
 
-    /// How many are under way.
+    /// Returns the number of operations under way.
     #[must_use]
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether none is.
+    /// Returns whether no operation is under way.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Takes back what all of them keep.
+    /// Takes back what all operations under way keep.
     pub fn drain(&mut self) -> impl Iterator<Item = T> + use<T> {
         self.free.clear();
         std::mem::take(&mut self.slots).into_iter().filter_map(|slot| slot.kept)
     }
 
-    /// What all of them keep.
+    /// Iterates over what all operations under way keep.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.slots.iter().filter_map(|slot| slot.kept.as_ref())
     }

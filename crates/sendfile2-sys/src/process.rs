@@ -1,8 +1,9 @@
-//! Which process this is, told from its parent and its children without a system call.
+//! The identity of the calling process, which distinguishes it from its parent and its children
+//! without a system call.
 //!
-//! Its id would cost a system call each time, and may be another's: in a PID namespace of its own a
-//! child can have the id of its parent, and ids come round again. A page that the kernel wipes in
-//! each child tells.
+//! The process id would cost a system call each time, and may be another's: in a PID namespace of
+//! its own a child can have the id of its parent, and ids come round again. A page that the kernel
+//! wipes in each child distinguishes them.
 //!
 //! Source: madvise(2), `MADV_WIPEONFORK` (Linux 4.14).
 
@@ -11,14 +12,14 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
-/// A process, told from its parent and its children.
+/// A process, distinct from its parent and its children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Process(u64);
 
-/// Where this process's number is: 0 where it has none yet, as in a child at first.
+/// The address of this process's number, which is 0 while it has none yet, as in a child at first.
 static MARK: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
 
-/// In place of the page where the kernel wipes none.
+/// A stand-in for the page where the kernel wipes none.
 static NO_PAGE: AtomicU64 = AtomicU64::new(BY_ID);
 const BY_ID: u64 = u64::MAX;
 
@@ -41,7 +42,7 @@ impl Process {
         }
     }
 
-    /// Whether it is this one, and not one that this was forked from.
+    /// Returns whether this is the calling process, and not one that it was forked from.
     #[inline]
     #[must_use]
     pub fn is_current(self) -> bool {
@@ -50,7 +51,7 @@ impl Process {
         mark.is_some_and(|mark| mark.load(Ordering::Relaxed) == self.0) || self.is_it_after_all()
     }
 
-    /// As a child, or where processes are told by their ids.
+    /// Compares anew: a child may have no number yet, or processes may be identified by their ids.
     #[cold]
     #[inline(never)]
     fn is_it_after_all(self) -> bool {
@@ -82,7 +83,7 @@ fn page() -> Option<*mut AtomicU64> {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping, at an address that the kernel chooses.
     let page = unsafe { mmap_anonymous(null_mut(), len, protection, MapFlags::PRIVATE) }.ok()?;
-    // SAFETY: it is the mapping's own address and length, and nobody knows it yet.
+    // SAFETY: it is the mapping's own address and length, and nothing knows it yet.
     unsafe { madvise(page, len, Advice::LinuxWipeOnFork) }.ok()?;
     Some(page.cast())
 }

@@ -1,20 +1,20 @@
-//! What follows when a send fails: one table for every way of sending.
+//! The next step after a send that failed: one table for every way of sending.
 //!
 //! Sources: send(2); `Documentation/networking/msg_zerocopy.rst`; `io_uring_enter(2)`,
 //! `IORING_OP_SEND_ZC`; the kernel module's header.
 
 use rustix::io::Errno;
 
-/// How a send was attempted that failed.
+/// The circumstances of a send that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attempt {
-    /// The kernel was to send from the pages themselves, and to notify their release.
+    /// Whether the kernel was to send from the pages themselves, and to notify their release.
     pub by_reference: bool,
-    /// Other sends of the socket are in flight, whose release makes room under a limit.
+    /// Whether other sends of the socket are in flight, whose release frees some of a limit.
     pub others_in_flight: bool,
-    /// The ring was asked to report whether it copied (`IORING_SEND_ZC_REPORT_USAGE`).
+    /// Whether the ring was asked to report copies (`IORING_SEND_ZC_REPORT_USAGE`).
     pub reports_usage: bool,
-    /// A send of the same bytes has faulted before.
+    /// Whether a send of the same bytes has faulted before.
     pub faulted_before: bool,
 }
 
@@ -28,16 +28,16 @@ pub enum Next {
     /// The same send when another one is released: `RLIMIT_MEMLOCK` or `net.core.optmem_max` is used
     /// up.
     AfterRelease,
-    /// A copy, which those limits do not bound: no release of this socket's would make room.
+    /// A copy, which those limits do not bound: no release of this socket's sends would help.
     Copy,
     /// The same send, without asking whether the kernel copied, which Linux before 6.2 cannot say.
     WithoutUsage,
-    /// Reading the file, which tells what it has: a page of the mapping is gone, since the file was
-    /// truncated or cannot be read.
+    /// A read of the file, whose result is the answer: a page of the mapping is gone, since the
+    /// file was truncated or cannot be read.
     Read,
     /// Another way: the socket does not send by reference.
     Refused,
-    /// None: it is the answer.
+    /// No further step: the error is the answer.
     Failed,
 }
 
@@ -75,7 +75,7 @@ mod tests {
             (Errno::CANCELED,   ring,      Next::Again),
             (Errno::AGAIN,      copy,      Next::WhenWritable),
             (Errno::AGAIN,      busy,      Next::WhenWritable),
-            // A wait for a release that nobody owes would never end.
+            // A wait for a release that is not outstanding would never end.
             (Errno::NOBUFS,     reference, Next::Copy),
             (Errno::NOMEM,      ring,      Next::Copy),
             (Errno::NOBUFS,     busy,      Next::AfterRelease),
@@ -90,7 +90,7 @@ mod tests {
             (Errno::OPNOTSUPP,  copy,      Next::Failed),
             (Errno::FAULT,      copy,      Next::Read),
             (Errno::FAULT,      reference, Next::Read),
-            // Read all the same: memory that does not belong to a file, or one that nobody can read.
+            // Read all the same: memory that does not belong to a file, or one that cannot be read.
             (Errno::FAULT,      faulted,   Next::Failed),
             (Errno::PIPE,       reference, Next::Failed),
             (Errno::CONNRESET,  copy,      Next::Failed),
@@ -103,7 +103,7 @@ mod tests {
         }
     }
 
-    /// Whoever sends by reference must never be told to wait for what cannot come.
+    /// A send by reference never waits for a release that cannot come.
     #[test]
     fn only_what_is_in_flight_is_waited_for() {
         for errno in 1..200 {

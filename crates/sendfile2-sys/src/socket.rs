@@ -1,5 +1,5 @@
-//! What rustix does not offer on sockets: sending from a [`Region`], `SO_ZEROCOPY`, SIOCOUTQ, the
-//! state of a TCP connection, who sends for it, option memory, network namespaces.
+//! The operations on sockets that rustix does not offer: sending from a [`Region`], `SO_ZEROCOPY`,
+//! SIOCOUTQ, the state of a TCP connection, who sends for it, option memory, network namespaces.
 
 use std::ffi::c_int;
 use std::io;
@@ -54,7 +54,7 @@ pub fn send(
     }
 }
 
-/// Whether `SO_ZEROCOPY` is set (socket(7), Linux 4.14).
+/// Returns whether `SO_ZEROCOPY` is set (socket(7), Linux 4.14).
 pub fn zerocopy_enabled(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(option(socket, libc::SOL_SOCKET, libc::SO_ZEROCOPY)? != 0)
 }
@@ -91,7 +91,8 @@ pub fn tcp_is_over(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
 /// that the socket is in (`BPF_SK_MSG_VERDICT`).
 ///
 /// Before that program the kernel copies what is sent, and makes several sends of it; with
-/// `MSG_ZEROCOPY` each of these uses a notification id, so that nobody knows how many one call uses.
+/// `MSG_ZEROCOPY` each of these uses a notification id, so that the number of ids one call uses is
+/// not known.
 ///
 /// Found by a send of no bytes, whose control message lacks its data: TCP refuses that
 /// (`sock_cmsg_send`, Linux 4.6), and what a sockmap puts in its place (`tcp_bpf_sendmsg`) does not look
@@ -125,11 +126,11 @@ pub fn sent_by_tcp(socket: impl AsFd) -> io::Result<bool> {
     }
 }
 
-/// Bytes of option memory that are charged to the socket (`SO_MEMINFO`, Linux 4.12).
+/// Returns the bytes of option memory that are charged to the socket (`SO_MEMINFO`, Linux 4.12).
 ///
-/// What keeps the account of zerocopy sends is, from before the send until its notification is read
-/// (`sock_omalloc`, `msg_zerocopy_alloc`); filters and BPF's storage are, too. So where it is 0 the
-/// kernel has nothing of the socket by reference, whatever ids were told.
+/// The kernel's account of a zerocopy send is charged, from before the send until its notification
+/// is read (`sock_omalloc`, `msg_zerocopy_alloc`); filters and BPF's storage are charged, too. So
+/// where this is 0 the kernel has nothing of the socket by reference, whatever ids were reported.
 pub fn option_memory(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
     /// `SK_MEMINFO_OPTMEM` of `linux/sock_diag.h`.
     const OPTMEM: usize = 6;
@@ -154,8 +155,9 @@ pub fn option_memory(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
     }
 }
 
-/// Whether a socket is of the network namespace of the calling thread, whose sysctls are those that
-/// the thread reads (`SO_NETNS_COOKIE`). `None` where the kernel cannot say (before Linux 5.14).
+/// Returns whether a socket is of the network namespace of the calling thread, whose sysctls are
+/// those that the thread reads (`SO_NETNS_COOKIE`). `None` where the kernel cannot say (before
+/// Linux 5.14).
 #[must_use]
 pub fn in_own_namespace(socket: impl AsFd) -> Option<bool> {
     let theirs = match namespace(socket.as_fd()) {
@@ -174,7 +176,7 @@ pub fn in_own_namespace(socket: impl AsFd) -> Option<bool> {
 
 /// The number of a socket's network namespace, which no other one ever gets.
 fn namespace(socket: BorrowedFd<'_>) -> Result<u64, Errno> {
-    /// Of `asm-generic/socket.h`; the libc crate does not have it.
+    /// `SO_NETNS_COOKIE` of `asm-generic/socket.h`; the libc crate does not have it.
     const SO_NETNS_COOKIE: c_int = 71;
     let mut cookie = 0_u64;
     let mut len = socklen::<u64>();

@@ -20,27 +20,28 @@ use crate::socket::last_error;
 pub const SENDFILE_ZC: c_int = 0x2;
 /// The call returns when the pages are released; no id. Not together with another flag.
 pub const SENDFILE_SYNC: c_int = 0x4;
-/// With [`SENDFILE_ZC`]: the call does not wait for room in the socket, as in send(2).
+/// A flag beside [`SENDFILE_ZC`]: the call does not wait for space in the socket, as in send(2).
 pub const MSG_DONTWAIT: c_int = libc::MSG_DONTWAIT;
-/// With [`SENDFILE_ZC`]: more follows, as in send(2).
+/// A flag beside [`SENDFILE_ZC`]: more follows, as in send(2).
 pub const MSG_MORE: c_int = libc::MSG_MORE;
-/// With [`SENDFILE_ZC`]: no SIGPIPE, as in send(2).
+/// A flag beside [`SENDFILE_ZC`]: no SIGPIPE, as in send(2).
 pub const MSG_NOSIGNAL: c_int = libc::MSG_NOSIGNAL;
-/// For splice(2) and `IORING_OP_SPLICE`, from a pipe to a socket: as [`SENDFILE_ZC`]. That a kernel
-/// takes the flag proves nothing: [`probe`] does.
+/// The flag of splice(2) and `IORING_OP_SPLICE`, from a pipe to a socket, with the meaning of
+/// [`SENDFILE_ZC`]. A kernel may take the flag and not know it: [`probe`] finds that out.
 pub const SPLICE_F_ZC: SpliceFlags = SpliceFlags::from_bits_retain(0x10);
 
-/// sendfile2(2).
+/// The system call sendfile2(2), by its number on this kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Sendfile2 {
     number: c_long,
 }
 
 impl Sendfile2 {
-    /// Where the kernel says what its number is.
+    /// The file in which the kernel shows the number of the call.
     pub const SYSCTL: &str = "/proc/sys/fs/sendfile2_nr";
 
-    /// Asks the kernel. The number is never guessed: it may be another call's.
+    /// Asks the kernel for the number of the call, which is never guessed: it may be another
+    /// call's.
     ///
     /// # Errors
     /// `NotFound` where the kernel has no such call; `Unsupported` where it may not be called, as a
@@ -63,7 +64,7 @@ impl Sendfile2 {
         }
     }
 
-    /// Its number.
+    /// Returns the number of the call.
     #[must_use]
     pub fn number(self) -> c_long {
         self.number
@@ -72,8 +73,8 @@ impl Sendfile2 {
     /// Sends up to `count` bytes of `file` to `socket`, from `offset` on, which moves, or from the
     /// file's position, which moves; returns how many.
     ///
-    /// It waits for room unless the socket is non-blocking or [`MSG_DONTWAIT`] is there, and raises
-    /// SIGPIPE where nobody reads unless [`MSG_NOSIGNAL`] is there.
+    /// The call waits for space unless the socket is non-blocking or [`MSG_DONTWAIT`] is there, and
+    /// raises SIGPIPE where the peer no longer reads unless [`MSG_NOSIGNAL`] is there.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -115,8 +116,8 @@ pub fn splice(
     rustix::pipe::splice(pipe, None, socket, None, count, flags)
 }
 
-/// Whether this kernel does what the series promises, by trying it: one byte that is spliced over a
-/// private TCP connection must give exactly one id, the first.
+/// Checks that this kernel does what the series promises, by trying it: one byte that is spliced
+/// over a private TCP connection must give exactly one id, the first.
 ///
 /// # Errors
 /// `Unsupported` if it does not; what went wrong, if it could not be tried.

@@ -33,23 +33,23 @@ const REPORT_USAGE: u16 = 1 << 3;
 /// `IORING_NOTIF_USAGE_ZC_COPIED` of `linux/io_uring.h`: the highest bit.
 const COPIED: i32 = i32::MIN;
 
-/// The key of what is asked of the ring itself (a cancellation, a no-op), whose result is nobody's.
+/// The key of requests to the ring itself (a cancellation, a no-op), whose result is ignored.
 const NOBODY: u64 = u64::MAX;
 
-/// How large a ring is.
+/// The size of a ring.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
     /// Operations that can be queued between two system calls.
     entries: u32,
-    /// Room for completions. What is under way is limited to half of it, so that it never
-    /// overflows.
+    /// Completions that the ring holds. Operations under way are limited to half of it, so that it
+    /// never overflows.
     completions: u32,
 }
 
 impl Size {
-    /// For one send after another.
+    /// A ring for one send after another.
     pub const SMALL: Size = Size { entries: 8, completions: 128 };
-    /// For many sockets; 44 KiB.
+    /// A ring for many sockets; 44 KiB.
     pub const LARGE: Size = Size { entries: 128, completions: 2048 };
 }
 
@@ -65,27 +65,27 @@ pub struct Queues<H> {
     slots: Slots<Kept<H>>,
     /// [`REPORT_USAGE`], where the kernel knows it.
     zc_flags: u16,
-    /// Completions that were taken, nobody's too.
+    /// The number of completions taken, those of [`NOBODY`] included.
     taken: usize,
-    /// Operations that may be under way.
+    /// The most operations that may be under way.
     most: usize,
 }
 
 #[derive(Debug)]
 struct Kept<H> {
-    /// Until the first completion.
+    /// The socket and the memory, which the kernel needs until the first completion.
     for_kernel: Option<(Arc<OwnedFd>, Memory)>,
     for_caller: H,
 }
 
-/// What a send reads from.
+/// The memory that a send reads.
 #[derive(Debug, Clone)]
 pub enum Memory {
     /// A file range, which the mapping covers.
     Mapped(Arc<Mapping>, Range<u64>),
-    /// These bytes, from the given one on.
+    /// Bytes on the heap, from the given one on.
     Bytes(Arc<[u8]>, usize),
-    /// Nothing.
+    /// No memory, for operations that are no sends.
     None,
 }
 
@@ -100,17 +100,17 @@ impl Memory {
     }
 }
 
-/// How a send is to be made.
+/// The bytes of a send, and how it is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Send {
     /// More follows at once.
     pub more: bool,
-    /// The kernel is to wait for room, and go on with the rest itself (`MSG_WAITALL`). Meanwhile it
-    /// keeps the socket open, also when the process has died.
+    /// The kernel is to wait for space, and go on with the rest itself (`MSG_WAITALL`). Meanwhile
+    /// it keeps the socket open, also when the process has died.
     pub wait: bool,
 }
 
-/// What the kernel is asked to do.
+/// The operation that the kernel is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// `SEND_ZC`: from the memory itself.
@@ -133,7 +133,7 @@ pub enum Event<H> {
         /// Bytes accepted, or the error.
         result: Result<u32, Errno>,
     },
-    /// The kernel has let go of a send that was answered before.
+    /// The kernel has released a send that was answered before.
     Released {
         /// The caller's value.
         kept: H,
@@ -178,13 +178,13 @@ impl Ring {
         }
     }
 
-    /// Whether the descriptor is the ring's still.
+    /// Checks that the descriptor is the ring's still.
     fn check(&self) -> Result<(), Errno> {
         if identity(self.as_fd())? == self.1 { Ok(()) } else { Err(Errno::BADF) }
     }
 }
 
-/// Each ring is a file of its own.
+/// Returns the inode that identifies a ring: each ring is a file of its own.
 fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
     let stat = rustix::fs::fstat(fd)?;
     Ok((stat.st_dev, stat.st_ino))
@@ -245,7 +245,7 @@ impl<H> Queues<H> {
     }
 
     /// Queues an operation on `socket`, to be submitted by the next [`enter`](Ring::enter); gives
-    /// `kept` back if there is no room until then.
+    /// `kept` back if the queue is full until then.
     pub fn push(
         &mut self,
         request: Request,
@@ -290,27 +290,27 @@ impl<H> Queues<H> {
         }
     }
 
-    /// After EINVAL for a zerocopy send: asks no more whether the kernel copied, which Linux before
-    /// 6.2 does not know.
+    /// Stops asking whether the kernel copied, which Linux before 6.2 does not know; for after an
+    /// EINVAL of a zerocopy send.
     pub fn forget_usage(&mut self) {
         self.zc_flags = 0;
     }
 
-    /// Whether it asks so.
+    /// Returns whether the ring asks if the kernel copied.
     #[must_use]
     pub fn reports_usage(&self) -> bool {
         self.zc_flags != 0
     }
 
-    /// Queues a request to end the operation `key` early, if it still waits; `false` if there is
-    /// no room.
+    /// Queues a request to end the operation `key` early, if it still waits; `false` if the queue
+    /// is full.
     pub fn cancel(&mut self, key: u64) -> bool {
         let entry = opcode::AsyncCancel::new(key).build().user_data(NOBODY);
         // SAFETY: the entry names no memory and no descriptor.
         unsafe { self.add(&entry) }
     }
 
-    /// Queues `n` completions of nothing, which wake who waits for completions.
+    /// Queues `n` completions of nothing, which wake threads that wait for completions.
     pub fn no_ops(&mut self, n: usize) {
         let entry = opcode::Nop::new().build().user_data(NOBODY);
         for _ in 0..n {
@@ -333,25 +333,25 @@ impl<H> Queues<H> {
     pub fn is_pending(&mut self) -> bool {
         // SAFETY: as above.
         let queue = unsafe { self.ring.0.submission_shared() };
-        // The kernel has completions that found no room: entering fetches them.
+        // The kernel has completions that did not fit into the queue: entering fetches them.
         !queue.is_empty() || queue.cq_overflow()
     }
 
     /// Takes the next completion that is there; `None` if there is no other.
     ///
     /// # Errors
-    /// [`Stray`], for which nothing is let go of.
+    /// [`Stray`], for which nothing is released.
     pub fn next_event(&mut self) -> Option<Result<Event<H>, Stray>> {
         loop {
             // SAFETY: there is one `Queues` of a ring, and it is borrowed mutably: no other
-            // CompletionQueue exists. It is dropped at once, which tells the kernel.
+            // CompletionQueue exists. It is dropped at once, which informs the kernel.
             let entry = unsafe { self.ring.0.completion_shared() }.next()?;
             self.taken += 1;
             if entry.user_data() == NOBODY {
                 continue;
             }
             match self.take(&entry) {
-                // A notification before the result, with which it will be told.
+                // A notification before the result, with which it will be reported.
                 Ok(None) => {}
                 Ok(Some(event)) => return Some(Ok(event)),
                 Err(stray) => return Some(Err(stray)),
@@ -384,28 +384,28 @@ impl<H> Queues<H> {
         }))
     }
 
-    /// How many completions were taken since this was asked last.
+    /// Returns the number of completions taken since the last call.
     pub fn taken(&mut self) -> usize {
         std::mem::take(&mut self.taken)
     }
 
-    /// What the caller keeps with the operation `key`.
+    /// Returns what the caller keeps with the operation `key`.
     pub fn kept(&mut self, key: u64) -> Option<&mut H> {
         self.slots.get_mut(key).map(|kept| &mut kept.for_caller)
     }
 
-    /// What the caller keeps with all operations under way.
+    /// Iterates over what the caller keeps with all operations under way.
     pub fn all_kept(&self) -> impl Iterator<Item = &H> {
         self.slots.iter().map(|kept| &kept.for_caller)
     }
 
-    /// Operations under way.
+    /// Returns the number of operations under way.
     #[must_use]
     pub fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether no operation is under way.
+    /// Returns whether no operation is under way.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()

@@ -11,7 +11,7 @@ use super::*;
 
 mod model;
 
-/// What the completion of one range gives.
+/// Returns the consequences of completing one range.
 fn complete<H>(ledger: &mut Ledger<H>, lo: u32, hi: u32) -> Result<Vec<Done<H>>, NotIssued> {
     let mut out = Vec::new();
     ledger.complete(lo, hi, false, &mut out).map(|()| out)
@@ -42,7 +42,7 @@ fn fill(mut ledger: Ledger<char>, held: &str) -> Ledger<char> {
     ledger
 }
 
-/// What is in flight, oldest first.
+/// The letters of the sends in flight, oldest first.
 fn in_flight(ledger: &Ledger<char>) -> String {
     ledger.iter().map(|(_, held)| held).collect()
 }
@@ -309,7 +309,7 @@ fn a_range_from_more_than_half_a_turn_before_the_first_id_is_not_issued() {
     assert!(complete(&mut ledger, (1 << 31) - 1, u32::MAX - 1).is_err());
 }
 
-/// Entries of room that may be kept beyond what is in flight.
+/// The spare capacity, in entries, that may be kept beyond what is in flight.
 const SLACK: usize = 128;
 
 #[test]
@@ -475,20 +475,20 @@ fn a_dropped_ledger_never_lets_go_of_what_was_in_flight() {
     assert_eq!(drops.counts(), [1, 0]);
 }
 
-/// What happens to a ledger. Ranges are meant relative to the next id.
+/// One step of a random history of a ledger. Ranges are relative to the next id.
 #[derive(Debug, Clone)]
 enum Op {
     Issue,
     Skip(u32),
-    /// The range's first id is so many before the next one (or after it), and so many ids long.
+    /// A range that begins so many ids before the next one (or after it), and is `span` ids long.
     Complete {
         back: i32,
         span: u32,
         copied: bool,
     },
-    /// The last range again.
+    /// The range completed last, once more.
     Repeat,
-    /// Any two ids.
+    /// A range of any two ids.
     Wild {
         lo: u32,
         hi: u32,
@@ -519,7 +519,7 @@ fn start() -> impl Strategy<Value = Option<u32>> {
     ]
 }
 
-/// The consequences, id by id, as the model tells them.
+/// The consequences, one fact an id, in the model's terms.
 fn facts(done: &[Done<Token>]) -> Vec<Fact> {
     let mut facts = Vec::new();
     for done in done {

@@ -1,4 +1,4 @@
-//! What a ledger must do, told naively: a map with one entry for every id that was ever used.
+//! A naive model of a ledger: a map with one entry for every id that was ever used.
 //!
 //! It walks each range id by id and knows nothing of widening, of runs or of bounded memory. The
 //! fuzz target `ledger_ops` includes this file too.
@@ -14,7 +14,7 @@ enum Id {
     Completed,
 }
 
-/// What one id of a completed range amounts to.
+/// The consequence of a completed range for one of its ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fact {
     Released { id: u32, token: usize },
@@ -25,7 +25,7 @@ pub(crate) enum Fact {
 #[derive(Debug)]
 pub(crate) struct Model {
     ids: BTreeMap<u32, Id>,
-    /// `Some(first)`: the ids before it were the application's.
+    /// `Some(first)` if the ids before `first` were the application's.
     before: Option<u32>,
     next: u32,
     issued: usize,
