@@ -53,12 +53,13 @@ struct timespec;
 #define SENDFILE2_COMPLETION 1
 
 /*
- Kind of a sendfile2_entry: something else, for whoever asked for it: an ICMP error, a timestamp.
+ Kind of a sendfile2_entry: another message, for the code that asked for it: an ICMP error, a
+ timestamp.
  */
 #define SENDFILE2_FOREIGN 2
 
 /*
- Kind of a sendfile2_entry: it could not be understood; nothing is released for it.
+ Kind of a sendfile2_entry: a message that could not be decoded; nothing is released for it.
  */
 #define SENDFILE2_BROKEN 3
 
@@ -73,7 +74,7 @@ struct sendfile2_file;
 struct sendfile2_queue;
 
 /*
- What sendfile2_deadline() tells beside the number of bytes.
+ The outcome of sendfile2_deadline(), beside the number of bytes.
  */
 struct sendfile2_result {
     /*
@@ -91,19 +92,19 @@ struct sendfile2_entry {
      */
     int kind;
     /*
-     Of a completion: not 0 if the kernel has made a copy of (at least the first of) these sends.
+     Not 0 in a completion if the kernel has made a copy of (at least the first of) these sends.
      */
     int copied;
     /*
-     Of a completion: the first id.
+     The first id of a completion.
      */
     uint64_t first;
     /*
-     Of a completion: the last id, inclusive.
+     The last id of a completion, inclusive.
      */
     uint64_t last;
     /*
-     Of a foreign entry: its control messages, for CMSG_FIRSTHDR(3) as msg_control. They stay
+     The control messages of a foreign entry, for CMSG_FIRSTHDR(3) as msg_control. They stay
      until the next sendfile2_reap() or sendfile2_queue_close().
      */
     const void *control;
@@ -112,7 +113,7 @@ struct sendfile2_entry {
      */
     size_t control_length;
     /*
-     Of a foreign entry: its payload. It stays as long.
+     The payload of a foreign entry. It stays until then, too.
      */
     const void *payload;
     /*
@@ -120,7 +121,7 @@ struct sendfile2_entry {
      */
     size_t payload_length;
     /*
-     Of a foreign entry: not 0 if the payload was longer than 2048 bytes, and cut off.
+     Not 0 in a foreign entry if the payload was longer than 2048 bytes, and cut off.
      */
     int truncated;
 };
@@ -130,17 +131,17 @@ extern "C" {
 #endif // __cplusplus
 
 /*
- Sends up to count bytes of the file in_fd to out_fd, as sendfile(2) does, and, as the flag says,
- tells when they may be overwritten.
+ Sends up to count bytes of the file in_fd to out_fd, as sendfile(2) does, and reports, in the
+ way that the flag asks for, when they may be overwritten.
 
  flags is 0, SENDFILE_DEFAULT, SENDFILE_ZC or SENDFILE_SYNC. See sendfile2(3).
  */
 ssize_t sendfile2(int out_fd, int in_fd, loff_t *offset, size_t count, int flags);
 
 /*
- As sendfile2() with SENDFILE_SYNC, but waits no longer than until the deadline, an absolute time
- of CLOCK_MONOTONIC (NULL: for ever). What is known of the range is written to result unless it
- is NULL; it is set if the call returns more than 0.
+ Sends as sendfile2() with SENDFILE_SYNC does, but waits no longer than until the deadline, an
+ absolute time of CLOCK_MONOTONIC (NULL: for ever). The state of the range is written to result
+ unless result is NULL; it is set if the call returns more than 0.
 
  Fails with ETIMEDOUT if nothing was sent by then. flags is SENDFILE_SYNC.
  */
@@ -160,9 +161,9 @@ ssize_t sendfile2_deadline(int out_fd,
 struct sendfile2_file *sendfile2_file_open(int in_fd);
 
 /*
- As sendfile2(), from a file that is kept. With SENDFILE_ZC and SENDFILE_SYNC it is not mapped
- anew for each call. If offset is NULL, the position of the descriptor that was kept counts.
- Threads may use one file at the same time.
+ Sends as sendfile2() does, from a file that is kept. With SENDFILE_ZC and SENDFILE_SYNC the file
+ is not mapped anew for each call. If offset is NULL, the position of the descriptor that was
+ kept counts. Threads may use one file at the same time.
  */
 ssize_t sendfile2_file_send(int out_fd,
                             const struct sendfile2_file *file,
@@ -171,7 +172,7 @@ ssize_t sendfile2_file_send(int out_fd,
                             int flags);
 
 /*
- Lets go of a file. What is in flight is not affected. NULL is no error.
+ Closes a file that was kept. What is in flight is not affected. NULL is no error.
  */
 void sendfile2_file_close(struct sendfile2_file *file);
 
@@ -185,9 +186,9 @@ void sendfile2_file_close(struct sendfile2_file *file);
 struct sendfile2_queue *sendfile2_queue_open(int socket, uint64_t next_id);
 
 /*
- Reads up to room entries of the error queue, without waiting, and returns how many. A range of
- ids may be read that some thread waits for: it is woken. What sendfile2_wait() has read and what
- is not a completion comes here, too. One thread at a time.
+ Reads up to room entries of the error queue, without waiting, and returns how many. If another
+ thread waits for ids that are read here, it is woken. Completions that sendfile2_wait() has read
+ are not returned; its other entries are. One thread at a time.
  */
 ssize_t sendfile2_reap(struct sendfile2_queue *queue, struct sendfile2_entry *entries, size_t room);
 

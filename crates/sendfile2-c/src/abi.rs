@@ -37,7 +37,7 @@ pub const SENDFILE2_COPIED: c_int = 2;
 /// State in a sendfile2_result: the deadline passed first; the kernel may still read the range.
 pub const SENDFILE2_UNKNOWN: c_int = 3;
 
-/// What sendfile2_deadline() tells beside the number of bytes.
+/// The outcome of sendfile2_deadline(), beside the number of bytes.
 #[repr(C)]
 #[allow(non_camel_case_types)]
 #[derive(Debug, Clone, Copy)]
@@ -64,8 +64,8 @@ pub(crate) fn answer(body: impl FnOnce() -> Result<usize, Errno>) -> ssize_t {
     }
 }
 
-/// Sends up to count bytes of the file in_fd to out_fd, as sendfile(2) does, and, as the flag says,
-/// tells when they may be overwritten.
+/// Sends up to count bytes of the file in_fd to out_fd, as sendfile(2) does, and reports, in the
+/// way that the flag asks for, when they may be overwritten.
 ///
 /// flags is 0, SENDFILE_DEFAULT, SENDFILE_ZC or SENDFILE_SYNC. See sendfile2(3).
 #[unsafe(no_mangle)]
@@ -80,9 +80,9 @@ pub unsafe extern "C" fn sendfile2(
     answer(|| unsafe { send_by(how(flags)?, out_fd, in_fd, offset, count, None) })
 }
 
-/// As sendfile2() with SENDFILE_SYNC, but waits no longer than until the deadline, an absolute time
-/// of CLOCK_MONOTONIC (NULL: for ever). What is known of the range is written to result unless it
-/// is NULL; it is set if the call returns more than 0.
+/// Sends as sendfile2() with SENDFILE_SYNC does, but waits no longer than until the deadline, an
+/// absolute time of CLOCK_MONOTONIC (NULL: for ever). The state of the range is written to result
+/// unless result is NULL; it is set if the call returns more than 0.
 ///
 /// Fails with ETIMEDOUT if nothing was sent by then. flags is SENDFILE_SYNC.
 #[unsafe(no_mangle)]
@@ -133,9 +133,9 @@ pub extern "C" fn sendfile2_file_open(in_fd: c_int) -> *mut sendfile2_file {
     file
 }
 
-/// As sendfile2(), from a file that is kept. With SENDFILE_ZC and SENDFILE_SYNC it is not mapped
-/// anew for each call. If offset is NULL, the position of the descriptor that was kept counts.
-/// Threads may use one file at the same time.
+/// Sends as sendfile2() does, from a file that is kept. With SENDFILE_ZC and SENDFILE_SYNC the file
+/// is not mapped anew for each call. If offset is NULL, the position of the descriptor that was
+/// kept counts. Threads may use one file at the same time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendfile2_file_send(
     out_fd: c_int,
@@ -153,7 +153,7 @@ pub unsafe extern "C" fn sendfile2_file_send(
     })
 }
 
-/// Lets go of a file. What is in flight is not affected. NULL is no error.
+/// Closes a file that was kept. What is in flight is not affected. NULL is no error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendfile2_file_close(file: *mut sendfile2_file) {
     if !file.is_null() {
@@ -164,9 +164,10 @@ pub unsafe extern "C" fn sendfile2_file_close(file: *mut sendfile2_file) {
 
 /// Kind of a sendfile2_entry: sends are released.
 pub const SENDFILE2_COMPLETION: c_int = 1;
-/// Kind of a sendfile2_entry: something else, for whoever asked for it: an ICMP error, a timestamp.
+/// Kind of a sendfile2_entry: another message, for the code that asked for it: an ICMP error, a
+/// timestamp.
 pub const SENDFILE2_FOREIGN: c_int = 2;
-/// Kind of a sendfile2_entry: it could not be understood; nothing is released for it.
+/// Kind of a sendfile2_entry: a message that could not be decoded; nothing is released for it.
 pub const SENDFILE2_BROKEN: c_int = 3;
 
 /// An entry of an error queue.
@@ -176,22 +177,22 @@ pub const SENDFILE2_BROKEN: c_int = 3;
 pub struct sendfile2_entry {
     /// SENDFILE2_COMPLETION, SENDFILE2_FOREIGN or SENDFILE2_BROKEN.
     pub kind: c_int,
-    /// Of a completion: not 0 if the kernel has made a copy of (at least the first of) these sends.
+    /// Not 0 in a completion if the kernel has made a copy of (at least the first of) these sends.
     pub copied: c_int,
-    /// Of a completion: the first id.
+    /// The first id of a completion.
     pub first: u64,
-    /// Of a completion: the last id, inclusive.
+    /// The last id of a completion, inclusive.
     pub last: u64,
-    /// Of a foreign entry: its control messages, for CMSG_FIRSTHDR(3) as msg_control. They stay
+    /// The control messages of a foreign entry, for CMSG_FIRSTHDR(3) as msg_control. They stay
     /// until the next sendfile2_reap() or sendfile2_queue_close().
     pub control: *const c_void,
     /// Bytes of control messages.
     pub control_length: size_t,
-    /// Of a foreign entry: its payload. It stays as long.
+    /// The payload of a foreign entry. It stays until then, too.
     pub payload: *const c_void,
     /// Bytes of payload.
     pub payload_length: size_t,
-    /// Of a foreign entry: not 0 if the payload was longer than 2048 bytes, and cut off.
+    /// Not 0 in a foreign entry if the payload was longer than 2048 bytes, and cut off.
     pub truncated: c_int,
 }
 
@@ -200,7 +201,7 @@ pub struct sendfile2_entry {
 #[derive(Debug)]
 pub struct sendfile2_queue {
     queue: Queue,
-    /// What entries that were handed out point at.
+    /// The messages that the entries handed out point at.
     foreign: Mutex<Vec<Foreign>>,
 }
 
@@ -220,9 +221,9 @@ pub extern "C" fn sendfile2_queue_open(socket: c_int, next_id: u64) -> *mut send
     opened
 }
 
-/// Reads up to room entries of the error queue, without waiting, and returns how many. A range of
-/// ids may be read that some thread waits for: it is woken. What sendfile2_wait() has read and what
-/// is not a completion comes here, too. One thread at a time.
+/// Reads up to room entries of the error queue, without waiting, and returns how many. If another
+/// thread waits for ids that are read here, it is woken. Completions that sendfile2_wait() has read
+/// are not returned; its other entries are. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendfile2_reap(
     queue: *mut sendfile2_queue,
@@ -255,7 +256,7 @@ pub unsafe extern "C" fn sendfile2_reap(
                 }
                 Read::Broken => {}
             }
-            // SAFETY: there is room for so many, as C asks of pointers, and no more were read.
+            // SAFETY: there is space for so many, as C asks of pointers, and no more were read.
             unsafe { entries.add(i).write(entry) };
         }
         Ok(count)
@@ -304,8 +305,9 @@ const NO_ENTRY: sendfile2_entry = sendfile2_entry {
     truncated: 0,
 };
 
-/// As [`answer`], for what calls functions of libc that are cancellation points: a thread that is
-/// cancelled must not be unwound through this code.
+/// Calls `body` as [`answer`] does, with thread cancellation disabled: `body` calls functions of
+/// libc that are cancellation points, and a thread that is cancelled must not be unwound through
+/// this code.
 fn without_cancellation(body: impl FnOnce() -> Result<usize, Errno>) -> ssize_t {
     unsafe extern "C" {
         fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
@@ -320,11 +322,11 @@ fn without_cancellation(body: impl FnOnce() -> Result<usize, Errno>) -> ssize_t 
     result
 }
 
-/// How a range is sent.
+/// The way a range is sent.
 enum How<'a> {
     Kernel,
     Notify,
-    /// With a deadline perhaps, and where to tell what is known of the range.
+    /// With a deadline perhaps, and a place for the state of the range.
     Sync(Option<(Option<Instant>, &'a mut State)>),
 }
 

@@ -14,7 +14,7 @@ use crate::send::View;
 #[derive(Debug)]
 pub(crate) struct Kept {
     file: OwnedFd,
-    /// From the start of the file on, and how many bytes of it.
+    /// The mapping, which begins at the start of the file, and the number of bytes it shows.
     mapping: RwLock<Option<(Arc<Mapping>, usize)>>,
 }
 
@@ -30,7 +30,7 @@ impl Kept {
         Ok(Kept { file, mapping: RwLock::default() })
     }
 
-    /// The range as memory. The file is mapped anew when it has grown beyond the mapping.
+    /// Returns the range as memory. The file is mapped anew when it has grown beyond the mapping.
     pub(crate) fn view(&self, at: u64, len: usize) -> Result<View, Errno> {
         let at = usize::try_from(at).map_err(|_| Errno::NOMEM)?;
         let end = at.checked_add(len).ok_or(Errno::NOMEM)?;

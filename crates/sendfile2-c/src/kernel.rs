@@ -39,15 +39,15 @@ pub(crate) unsafe fn sendfile(
     check(unsafe { libc::syscall(libc::SYS_sendfile, out, file, offset, count) })
 }
 
-/// As [`sendfile`], with an offset that nobody else sees.
+/// Calls [`sendfile`] with an offset of its own, which the caller does not see.
 pub(crate) fn sendfile_at(out: c_int, file: c_int, at: u64, count: usize) -> Result<usize, Errno> {
     let mut offset = i64::try_from(at).map_err(|_| Errno::INVAL)?;
     // SAFETY: the offset is this function's own.
     unsafe { sendfile(out, file, &raw mut offset, count) }
 }
 
-/// The number of sendfile2(2), where the kernel has the patch series. Asked for once a process; no
-/// lock is taken, as this may be a signal handler.
+/// Returns the number of sendfile2(2), where the kernel has the patch series. The kernel is asked
+/// once a process; no lock is taken, as this may be a signal handler.
 pub(crate) fn series() -> Option<i64> {
     const UNKNOWN: i64 = 0;
     const NONE: i64 = -1;
@@ -72,7 +72,7 @@ pub(crate) unsafe fn sendfile2(
     count: usize,
     flags: c_int,
 ) -> Result<usize, Errno> {
-    // SAFETY: as for `sendfile`; the kernel has said that this is its number.
+    // SAFETY: as for `sendfile`; the kernel has reported that this is its number.
     check(unsafe { libc::syscall(number, out, file, offset, count, flags) })
 }
 
@@ -100,12 +100,13 @@ pub(crate) fn write(socket: BorrowedFd<'_>, bytes: Bytes<'_>) -> Result<usize, E
     check(unsafe { libc::syscall(libc::SYS_write, socket.as_raw_fd(), bytes.start, bytes.len) })
 }
 
-/// Whether it is what a filter of system calls (seccomp) lets a call fail with that it forbids.
+/// Returns whether a filter of system calls (seccomp) makes the calls that it forbids fail with
+/// this error.
 pub(crate) fn is_forbidden(errno: Errno) -> bool {
     matches!(errno, Errno::PERM | Errno::ACCESS | Errno::NOSYS)
 }
 
-/// Whether `SO_ZEROCOPY` is set; an error where the socket has no such option.
+/// Returns whether `SO_ZEROCOPY` is set; an error where the socket has no such option.
 pub(crate) fn zerocopy(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     let mut value: c_int = 0;
     let mut len = INT;
@@ -123,7 +124,7 @@ pub(crate) fn zerocopy(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     check(ret.into()).map(|_| value != 0)
 }
 
-/// Whether it is a socket on which `SO_ZEROCOPY` is set.
+/// Returns whether `out` is a socket on which `SO_ZEROCOPY` is set.
 pub(crate) fn wants_notifications(out: c_int) -> bool {
     // SAFETY: it is not -1; a number that is no descriptor is refused by the kernel.
     out >= 0 && zerocopy(unsafe { BorrowedFd::borrow_raw(out) }) == Ok(true)
@@ -143,7 +144,7 @@ pub(crate) fn set_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
 #[expect(clippy::cast_possible_truncation, reason = "it is 4")]
 const INT: libc::socklen_t = size_of::<c_int>() as libc::socklen_t;
 
-/// Has the calling thread know a ring by an index, which no closing of descriptors changes
+/// Registers a ring with the calling thread, under an index that no closing of descriptors changes
 /// (`IORING_REGISTER_RING_FDS`, Linux 5.18).
 pub(crate) fn register_ring(ring: c_int) -> Result<c_int, Errno> {
     const IORING_REGISTER_RING_FDS: c_int = 20;
@@ -193,7 +194,8 @@ pub(crate) unsafe fn enter_ring(
     })
 }
 
-/// Which file of the kernel's own a descriptor is of; rings have one each.
+/// Returns the device and inode of a descriptor's file, which identify a ring: each ring has a file
+/// of its own.
 pub(crate) fn identity(fd: c_int) -> Result<(u64, u64), Errno> {
     if fd < 0 {
         return Err(Errno::BADF);
@@ -221,12 +223,12 @@ impl Bytes<'_> {
         self.len
     }
 
-    /// At most the first `len` of them.
+    /// Returns the first `len` bytes at most.
     pub(crate) fn first(self, len: usize) -> Self {
         Bytes { len: self.len.min(len), ..self }
     }
 
-    /// Those after the first `len`.
+    /// Returns the bytes after the first `len`.
     pub(crate) fn after(self, len: usize) -> Self {
         let len = self.len.min(len);
         // SAFETY: it is within the memory, or one past its end.
@@ -239,7 +241,7 @@ impl Bytes<'_> {
 #[derive(Debug)]
 pub(crate) struct Mapping {
     address: *mut c_void,
-    /// Of the whole mapping, which begins at a page.
+    /// The length of the whole mapping, which begins at a page.
     length: usize,
     /// Bytes of the mapping before those that were asked for.
     skip: usize,
@@ -251,7 +253,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Shows `len` bytes of the file from `at` on, read-only.
+    /// Maps `len` bytes of the file from `at` on, read-only.
     pub(crate) fn of(file: BorrowedFd<'_>, at: u64, len: usize) -> Result<Self, Errno> {
         let page = rustix::param::page_size() as u64;
         let skip = at % page;
@@ -286,7 +288,7 @@ impl Drop for Mapping {
 #[derive(Debug)]
 pub(crate) enum Buffer<'a> {
     Own(Mapping),
-    /// Where nothing can be mapped.
+    /// Memory of the caller's, for where nothing can be mapped.
     Lent(&'a mut [u8]),
 }
 

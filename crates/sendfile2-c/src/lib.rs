@@ -6,7 +6,7 @@
 //! deleted file's space. Nothing is remembered by descriptor number, since programs close
 //! descriptors, and libraries see nothing of it.
 //!
-//! What the functions promise is said in `sendfile2.h` and in `sendfile2(3)`.
+//! The promises of the functions are in `sendfile2.h` and in `sendfile2(3)`.
 #![cfg(all(target_os = "linux", target_pointer_width = "64"))]
 
 mod abi;
@@ -25,8 +25,8 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// [`sendfile2`](fn@sendfile2) for a Rust program that wants just this, and does the account of the ids itself.
-/// Others use the crate `sendfile2`.
+/// Calls [`sendfile2`](fn@sendfile2) for a Rust program that needs nothing else, and keeps the
+/// account of the ids itself. Other programs use the crate `sendfile2`.
 ///
 /// # Errors
 /// As `sendfile2(3)`.
@@ -46,8 +46,8 @@ pub fn send(
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// The number of the system call that `sendfile2()` is here; `None` on a kernel without the patch
-/// series, where libsendfile2 does it.
+/// Returns the number of the system call that does the work of `sendfile2()` here; `None` on a
+/// kernel without the patch series, where libsendfile2 does it.
 #[must_use]
 pub fn system_call() -> Option<i64> {
     kernel::series()

@@ -20,13 +20,15 @@ const KEPT: usize = 64;
 /// One socket's error queue.
 #[derive(Debug)]
 pub(crate) struct Queue {
-    /// The program's: a duplicate would withhold the end of the stream when it is closed.
+    /// The program's descriptor: a duplicate would withhold the end of the stream when it is
+    /// closed.
     socket: RawFd,
-    /// Edge-triggered: a dead connection is ready for ever.
+    /// The instance that watches the socket, edge-triggered: a dead connection is ready for ever.
     epoll: OwnedFd,
-    /// Rung for a thread that sleeps, by another one that has read.
+    /// The eventfd that wakes a thread that sleeps; written by another thread that has read.
     bell: OwnedFd,
-    /// What the epoll instance tells of the socket, and no other one does; of the bell, one more.
+    /// The data of the socket's events in the epoll instance, which no other instance has; the
+    /// bell's are one more.
     mark: u64,
     state: Mutex<State>,
     read: Condvar,
@@ -35,9 +37,9 @@ pub(crate) struct Queue {
 #[derive(Debug)]
 struct State {
     released: Released,
-    /// What was read and not handed out yet.
+    /// The entries that were read and not handed out yet.
     pending: VecDeque<Read>,
-    /// A thread sleeps in epoll; others wait for it.
+    /// Whether a thread sleeps in epoll; others wait for it.
     sleeping: bool,
 }
 
@@ -50,7 +52,7 @@ pub(crate) enum Read {
 }
 
 impl Queue {
-    /// For a socket whose next zerocopy send will have the id `next`.
+    /// Opens the queue of a socket whose next zerocopy send will have the id `next`.
     pub(crate) fn new(socket: c_int, next: u64) -> Result<Self, Errno> {
         if socket < 0 {
             return Err(Errno::BADF);
@@ -94,7 +96,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what there is, up to `room` entries.
+    /// Reads the entries that are there, `room` at most.
     pub(crate) fn reap(&self, room: usize) -> Result<Vec<Read>, Errno> {
         let mut state = self.lock();
         let mut failed = None;
@@ -114,7 +116,7 @@ impl Queue {
         }
         let count = state.pending.len().min(room);
         match failed {
-            // What was read is told first.
+            // Entries that were read are returned before the error is.
             Some(e) if count == 0 => Err(e),
             _ => Ok(state.pending.drain(..count).collect()),
         }
@@ -173,14 +175,14 @@ impl Queue {
             if told.u64() == self.mark + 1 {
                 let _ = rustix::io::read(&self.bell, &mut [0; 8]);
             } else if told.u64() != self.mark {
-                // Of an instance of the program's, which may tell it for ever.
+                // An event of an instance of the program's, which may report it for ever.
                 return Err(Errno::BADF);
             }
         }
         Ok(())
     }
 
-    /// Wakes those who wait for what was read.
+    /// Wakes the threads that wait for what was read.
     fn tell(&self, state: &State) {
         self.read.notify_all();
         // No byte is to go to what may have the bell's number; an eventfd is no kind of file.
@@ -191,8 +193,8 @@ impl Queue {
         }
     }
 
-    /// Reads one batch; `false` if there was none. Completions are handed out only to who asks for
-    /// entries.
+    /// Reads one batch; `false` if there was none. Completions are kept for handing out only if
+    /// `completions` is set.
     fn read_some(&self, state: &mut State, completions: bool) -> Result<bool, Errno> {
         let mut entries = Vec::new();
         errqueue::read(self.socket(), &mut entries)?;
@@ -213,10 +215,10 @@ impl Queue {
     }
 }
 
-/// Which ids are released; ids count on where the kernel's wrap.
+/// The ids that are released; ids count on where the kernel's wrap.
 #[derive(Debug)]
 struct Released {
-    /// All below.
+    /// The id below which all are released.
     below: u64,
     /// Ranges further on, by their first id, with the id after their last.
     later: BTreeMap<u64, u64>,
@@ -228,7 +230,7 @@ impl Released {
         id < self.below || range.is_some_and(|(_, end)| id < *end)
     }
 
-    /// Adds a range of the kernel's ids; the same, widened.
+    /// Adds a range of the kernel's ids, and returns it widened.
     fn add(&mut self, lo: u32, hi: u32) -> (u64, u64) {
         let first = self.widen(lo);
         let last = first + u64::from(hi.wrapping_sub(lo));
@@ -252,7 +254,8 @@ impl Released {
         (first, last)
     }
 
-    /// The id nearest to those that are awaited which the kernel's is the lower half of.
+    /// Returns the id whose lower half is `id`, out of these the one nearest to the ids that are
+    /// awaited.
     fn widen(&self, id: u32) -> u64 {
         #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
         let ahead = id.wrapping_sub(self.below as u32);
@@ -278,7 +281,7 @@ mod tests {
         // Over the wrap, and joining all.
         assert_eq!(released.add(u32::MAX - 4, 1), (start + 5, start + 11));
         assert_eq!((released.below, released.later.len()), (start + 15, 0));
-        // What was told before is told again.
+        // A range that was reported before is reported again.
         assert_eq!(released.add(u32::MAX, 0), (start + 9, start + 10));
         assert_eq!(released.below, start + 15);
     }

@@ -1,4 +1,4 @@
-//! What was asked for, after the kernel has checked it as `sendfile(2)` does.
+//! The arguments of a call, after the kernel has checked them as `sendfile(2)` does.
 
 use std::cell::Cell;
 use std::ffi::c_int;
@@ -20,30 +20,30 @@ pub(crate) const MOST: usize = 0x7fff_f000;
 pub(crate) struct Request<'a> {
     pub(crate) socket: BorrowedFd<'a>,
     pub(crate) file: BorrowedFd<'a>,
-    /// Where in the file it begins, in bytes.
+    /// The offset in the file to begin at, in bytes.
     pub(crate) at: u64,
-    /// Bytes, [`MOST`] at most.
+    /// Bytes to send, [`MOST`] at most.
     pub(crate) count: usize,
 }
 
-/// How the file can be sent.
+/// The way a file can be sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum File {
     /// A mapping shows what `pread` would give; so many bytes are left in it.
     Mapped(u64),
-    /// It must be read; no more bytes are left in it than these.
+    /// The file must be read; no more bytes are left in it than these.
     Read(u64),
-    /// It has no pages of its own: what `sendfile(2)` sends from it is a private copy.
+    /// The file has no pages of its own: what `sendfile(2)` sends from it is a private copy.
     Other,
 }
 
-/// Where the position is kept: in memory, or in the open file.
+/// The place where the position is kept: in memory, or in the open file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Offset(*mut i64);
 
 impl<'a> Request<'a> {
     /// Has the kernel check the call, in its own order and with its security hooks, by a real
-    /// `sendfile(2)` of no bytes. What depends on the count is left to it, too.
+    /// `sendfile(2)` of no bytes. Checks that depend on the count are left to the kernel, too.
     ///
     /// `EFAULT` comes for an offset that cannot be written as well, before anything is sent (the
     /// system call would send first).
@@ -79,7 +79,7 @@ impl<'a> Request<'a> {
         if end.is_none_or(|end| i64::try_from(end).is_err()) {
             return Err(kernel::sendfile_at(out, file, at, count).err().unwrap_or(Errno::INVAL));
         }
-        // A file that can reach no further is told before what is wrong with the output.
+        // A file that can reach no further is reported before what is wrong with the output.
         if checked == Err(Errno::INVAL) && count > 0 && past_the_largest_file(out, file, at) {
             return Err(Errno::OVERFLOW);
         }
@@ -89,8 +89,8 @@ impl<'a> Request<'a> {
         Ok((Request { socket, file, at, count: count.min(MOST) }, offset))
     }
 
-    /// What there is at the end of the file, or behind it: nothing, or the error for an offset
-    /// that no such file can have.
+    /// Returns what a call gives at the end of the file, or behind it: nothing, or the error for an
+    /// offset that no such file can have.
     pub(crate) fn at_the_end(&self) -> Result<usize, Errno> {
         let (out, file) = (self.socket.as_raw_fd(), self.file.as_raw_fd());
         if self.count > 0 && past_the_largest_file(out, file, self.at) {
@@ -99,7 +99,7 @@ impl<'a> Request<'a> {
         Ok(0)
     }
 
-    /// How the file can be sent.
+    /// Returns the way in which the file can be sent.
     pub(crate) fn file(&self) -> Result<File, Errno> {
         match Source::examine(self.file) {
             Ok((size, None)) => Ok(File::Mapped(size.saturating_sub(self.at))),
@@ -115,9 +115,9 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The error with which `sendfile(2)` would refuse a file of this kind, if it would: a
-    /// directory, or a file of `/proc` that cannot be spliced. Found by letting it send some
-    /// bytes into a pipe, no more than fit.
+    /// Fails with the error with which `sendfile(2)` would refuse a file of this kind, if it would:
+    /// a directory, or a file of `/proc` that cannot be spliced. The error is found by letting
+    /// `sendfile(2)` send some bytes into a pipe, no more than fit.
     pub(crate) fn refused_by_the_kernel(&self) -> Result<(), Errno> {
         match self.piped() {
             // From its own position it was to be sent: only a place that was named gives ESPIPE.
@@ -134,24 +134,26 @@ impl<'a> Request<'a> {
         Some(kernel::sendfile_at(out, file, self.at, self.count.min(4096)))
     }
 
-    /// Whether `sendfile(2)` would send nothing, since the file ends here. Found by reading it.
+    /// Returns whether `sendfile(2)` would send nothing, since the file ends here; found by reading
+    /// it.
     pub(crate) fn ends_here(&self) -> bool {
         self.count == 0 || self.piped() == Some(Ok(0))
     }
 
-    /// Bytes to send where `left` are left in the file; `None` if there are none.
+    /// Returns the number of bytes to send where `left` are left in the file; `None` if there are
+    /// none.
     pub(crate) fn within(&self, left: u64) -> Option<usize> {
         let left = usize::try_from(left).unwrap_or(usize::MAX);
         Some(self.count.min(left)).filter(|len| *len > 0)
     }
 
-    /// What remains after `sent` bytes.
+    /// Returns the request for what remains after `sent` bytes.
     pub(crate) fn after(&self, sent: usize) -> Self {
         Request { at: self.at + sent as u64, count: self.count.saturating_sub(sent), ..*self }
     }
 
-    /// After EFAULT for `len` bytes of a mapping: how many to try instead, 0 if the file ends here
-    /// by now, or the error of reading it.
+    /// Finds out, after an EFAULT for `len` bytes of a mapping, how many to try instead: 0 if the
+    /// file ends here by now; or the error of reading it.
     pub(crate) fn explain_fault(&self, len: usize) -> Result<usize, Errno> {
         let mut byte = [0];
         loop {
@@ -175,8 +177,8 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Whether no file of this kind can have a byte there: no bytes at the next position are refused
-/// exactly if one byte at this one is.
+/// Returns whether no file of this kind can have a byte at `at`: no bytes at the next position are
+/// refused exactly if one byte at this one is.
 fn past_the_largest_file(out: c_int, file: c_int, at: u64) -> bool {
     kernel::sendfile_at(out, file, at + 1, 0) == Err(Errno::OVERFLOW)
 }
@@ -199,12 +201,12 @@ impl Offset {
         u64::try_from(unsafe { self.0.read_unaligned() }).map_err(|_| Errno::INVAL)
     }
 
-    /// Moves it, as `sendfile(2)` does when it has sent something.
+    /// Moves the position, as `sendfile(2)` does when it has sent something.
     #[allow(unsafe_code)]
     pub(crate) fn advance(self, request: &Request<'_>, sent: usize) {
         let next = request.at + sent as u64;
         if self.0.is_null() {
-            // As the kernel does: whoever moves the position meanwhile is overruled.
+            // As the kernel does: a change of the position meanwhile is overruled.
             let _ = rustix::fs::seek(request.file, SeekFrom::Start(next));
         } else if let Ok(next) = i64::try_from(next) {
             // SAFETY: the kernel has read and written it at the begin of the call.
@@ -213,8 +215,9 @@ impl Offset {
     }
 }
 
-/// Whether it is a file that has no pages of its own (a device, a timer): what `sendfile(2)` sends
-/// from it is a private copy, and how it moves the position is the kernel's affair. In doubt not.
+/// Returns whether `file` is a file that has no pages of its own (a device, a timer): what
+/// `sendfile(2)` sends from it is a private copy, and how it moves the position is the kernel's
+/// affair. `false` in doubt.
 pub(crate) fn is_pageless(file: c_int) -> bool {
     if file < 0 {
         return false;
@@ -230,7 +233,7 @@ pub(crate) fn is_pageless(file: c_int) -> bool {
     })
 }
 
-/// Where the bytes of one send end for the receiver.
+/// The places where the bytes of one send end for the receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Boundaries {
     None,
@@ -239,7 +242,7 @@ pub(crate) enum Boundaries {
 }
 
 impl Boundaries {
-    /// Those of this socket; `None` if it is none.
+    /// Returns the boundaries that the socket `out` keeps; `None` if it is no socket.
     pub(crate) fn of(out: c_int) -> Option<Self> {
         if out < 0 {
             return None;
@@ -280,7 +283,7 @@ impl Notifier {
         }
     }
 
-    /// Whether what a call was given is a UDP socket.
+    /// Returns whether the descriptor that a call was given is a UDP socket.
     pub(crate) fn is_udp(out: c_int) -> bool {
         #[allow(unsafe_code)]
         // SAFETY: it is not -1; a number that is no descriptor is refused by the kernel.
@@ -289,16 +292,17 @@ impl Notifier {
     }
 }
 
-/// Whether it waits (no `O_NONBLOCK`).
+/// Returns whether the socket waits (no `O_NONBLOCK`).
 pub(crate) fn waits(socket: BorrowedFd<'_>) -> bool {
     rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK))
 }
 
-/// Whether TCP sends no MTU probes on this connection, which the kernel would say too early of that
-/// they are released. The sysctl is read once a connection and thread, not in each call, and not for a
-/// socket of another network namespace, which goes by the value there.
+/// Returns whether TCP sends no MTU probes on this connection, whose release the kernel would
+/// report too early. The sysctl is read once a connection and thread, not in each call, and not for
+/// a socket of another network namespace, which goes by the value there.
 pub(crate) fn unprobed(socket: BorrowedFd<'_>) -> bool {
-    /// Connections of a thread that are remembered, by their cookies, which are never used again.
+    /// The number of connections that a thread remembers, by their cookies, which are never used
+    /// again.
     const REMEMBERED: usize = 64;
     thread_local! {
         static UNPROBED: [Cell<u64>; REMEMBERED] = const { [const { Cell::new(0) }; REMEMBERED] };

@@ -1,4 +1,4 @@
-//! `IORING_OP_SEND_ZC` on a private ring, one a thread. It tells of the release on the ring, and
+//! `IORING_OP_SEND_ZC` on a private ring, one a thread. The ring reports the release, and the send
 //! uses no notification id of the socket.
 //!
 //! The ring is used by an index that its thread knows it by, and not by its descriptor: programs
@@ -28,7 +28,7 @@ const CHUNK: usize = 1 << 20;
 /// the notification says whether the kernel copied.
 const REPORT_USAGE: u16 = 1 << 3;
 
-/// The number of requests that nobody waits for: cancellations.
+/// The number of requests whose completion is ignored: cancellations.
 const NOBODY: u64 = 0;
 
 thread_local! {
@@ -44,11 +44,11 @@ enum Slot {
 
 struct Ring {
     ring: ManuallyDrop<IoUring>,
-    /// What its thread knows it by.
+    /// The index under which its thread has registered the ring.
     index: c_int,
-    /// Which file it is.
+    /// The device and inode of the ring's file.
     identity: (u64, u64),
-    /// A child must not touch its parent's ring.
+    /// The process that made the ring: a child must not touch its parent's.
     owner: Pid,
     next: u64,
 }
@@ -68,7 +68,7 @@ impl Drop for Ring {
     }
 }
 
-/// What a sending on the ring came to.
+/// The outcome of sending on the ring.
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) bytes: usize,
@@ -76,19 +76,19 @@ pub(crate) struct Sent {
     pub(crate) stop: Stop,
 }
 
-/// Why it ended.
+/// The reason why a sending ended.
 #[derive(Debug)]
 pub(crate) enum Stop {
     /// All was sent.
     Done,
-    /// A plain send can go on, or tells what is wrong in the manner of `sendfile(2)`.
+    /// A plain send can go on, or fails in the manner of `sendfile(2)`.
     Plain,
     Failed(Errno),
     /// The ring was closed under the request: the kernel may read the memory for a while yet.
     Lost,
 }
 
-/// Sends `bytes`, and waits until the kernel has let go of them. `None` where there is no ring.
+/// Sends `bytes`, and waits until the kernel has released them. `None` where there is no ring.
 pub(crate) fn send(
     request: &Request<'_>,
     bytes: Bytes<'_>,
@@ -120,20 +120,21 @@ pub(crate) fn send(
     sent
 }
 
-/// The ring can no longer be asked. What is known, unless nothing was sent.
+/// The ring can no longer be used: what is known of the sending, unless nothing was sent.
 struct Lost(Option<Sent>);
 
-/// What is in flight of one call.
+/// The sends and notifications of one call that are in flight.
 struct Tally {
     /// The number of the first request of the call.
     first: u64,
-    /// Those that are out. A notification may come before the result that announces it.
+    /// Notifications that are outstanding. One may come before the result that announces it, and is
+    /// then counted below 0.
     notifications: isize,
     copied: bool,
 }
 
 impl Tally {
-    /// Takes in a completion; the result, if it is that of the request `id`.
+    /// Takes in a completion; returns the result, if it is that of the request `id`.
     fn note(&mut self, number: u64, result: i32, flags: u32, id: u64) -> Option<i32> {
         if number < self.first {
             return None; // Of an earlier call that could not wait for it, or a cancellation.
@@ -231,7 +232,7 @@ impl Ring {
                         stop = Stop::Failed(reason);
                         break;
                     }
-                    // Room for it comes with a notification that is out.
+                    // A notification that is outstanding frees memory for it.
                     (Errno::NOMEM | Errno::NOBUFS, None) if tally.notifications > 0 => {
                         let out = tally.notifications;
                         if self.drain(&mut tally, out - 1, deadline)?.is_some() {
@@ -268,8 +269,8 @@ impl Ring {
         Ok(Sent { bytes: sent, state: tally.state(), stop })
     }
 
-    /// Waits until no more than `down_to` notifications are out. Signals do not end that: the
-    /// range is not released by them. Says so if the time is over first.
+    /// Waits until no more than `down_to` notifications are outstanding. Signals do not end the
+    /// wait: the range is not released by them. Returns [`TimeIsOver`] if the time was over first.
     fn drain(
         &mut self,
         tally: &mut Tally,
@@ -307,8 +308,8 @@ impl Ring {
         }
     }
 
-    /// The next completion. With a limit, ETIME when that is over, and EINTR for signals; without
-    /// one, neither.
+    /// Returns the next completion. With a limit, ETIME when that is over, and EINTR for signals;
+    /// without one, neither.
     fn completion(&mut self, limit: Option<Option<Instant>>) -> Result<cqueue::Entry, Errno> {
         loop {
             if let Some(completion) = self.ring.completion().next() {

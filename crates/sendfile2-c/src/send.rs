@@ -13,12 +13,12 @@ use crate::file::Kept;
 use crate::kernel::{self, Buffer, Bytes, Mapping};
 use crate::request::{Boundaries, File, Notifier, Request, unprobed};
 
-/// What is asked for at once after the whole was too much for `RLIMIT_MEMLOCK`, in bytes: of the
-/// usual 8 MiB several such calls can be in flight.
+/// Bytes to ask for at once after the whole was too much for `RLIMIT_MEMLOCK`: of the usual 8 MiB
+/// several such calls can be in flight.
 const MEMLOCK_CALL: u64 = 1 << 20;
 
-/// What the kernel moves in one turn of `sendfile(2)`: a pipe of sixteen pages. On a socket that
-/// keeps record boundaries each turn is a record.
+/// Bytes that the kernel moves in one turn of `sendfile(2)`: a pipe of sixteen pages. On a socket
+/// that keeps record boundaries each turn is a record.
 const TURN: u64 = 64 << 10;
 
 /// Bytes read at a time where a file cannot be mapped.
@@ -80,7 +80,7 @@ fn one_id(request: &Request<'_>) -> Result<(), Errno> {
     }
 }
 
-/// How many bytes to ask for when the notification of `len` did not fit: so many that
+/// Returns how many bytes to ask for when the notification of `len` did not fit: so many that
 /// `RLIMIT_MEMLOCK` allows them when nothing else is in flight. `None` if that is no fewer.
 ///
 /// The kernel charges a call `(len >> PAGE_SHIFT) + 2` pages (`mm_account_pinned_pages`). Whether
@@ -92,12 +92,12 @@ fn below_memlock(len: usize) -> Option<usize> {
     usize::try_from(most.min(MEMLOCK_CALL)).ok().filter(|most| (1..len).contains(most))
 }
 
-/// How long to wait for room in the socket.
+/// The limit of a wait for space in the socket.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Patience {
-    /// As the socket does by itself: for ever, for `SO_SNDTIMEO`, or not at all.
+    /// The socket's own limit: for ever, `SO_SNDTIMEO`, or no wait at all.
     Socket,
-    /// Until then.
+    /// A wait until this time.
     Until(Instant),
 }
 
@@ -141,7 +141,7 @@ pub(crate) fn copy(
     copy_from(from, request, len, boundaries, kept, patience)
 }
 
-/// Where nothing can be mapped at all, but for what the program maps itself.
+/// Copies by way of the stack, where nothing can be mapped but by the program itself.
 #[inline(never)]
 fn copy_by_the_stack(
     request: &Request<'_>,
@@ -155,7 +155,7 @@ fn copy_by_the_stack(
     copy_from(from, request, len, boundaries, kept, patience)
 }
 
-/// Where the bytes of a copying send are.
+/// The source of the bytes of a copying send.
 enum From<'a> {
     View(View),
     Buffer(Buffer<'a>),
@@ -203,7 +203,7 @@ fn copy_from(
                     break;
                 }
             }
-            // What was sent is told first; the next call meets the error.
+            // The bytes that were sent are reported first; the next call meets the error.
             Err(_) if sent > 0 => break,
             Err(Errno::FAULT) if matches!(from, From::View(_)) => {
                 let less = request.explain_fault(len)?;
@@ -219,7 +219,7 @@ fn copy_from(
     if sent == 0 { request.at_the_end() } else { Ok(sent) }
 }
 
-/// One part of a copying send; a stream takes all of it unless something comes in between.
+/// Sends one part of a copying send; a stream takes all of it unless something comes in between.
 fn transmit(
     request: &Request<'_>,
     bytes: Bytes<'_>,
@@ -253,7 +253,7 @@ fn transmit(
     Ok(sent)
 }
 
-/// Waits until there is room in the socket, or it is dead; `false` if the time is over first.
+/// Waits until the socket has space, or is dead; `false` if the time is over first.
 fn writable(request: &Request<'_>, deadline: Instant) -> Result<bool, Errno> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -272,7 +272,7 @@ fn writable(request: &Request<'_>, deadline: Instant) -> Result<bool, Errno> {
 #[derive(Debug)]
 pub(crate) enum View {
     Fresh(Mapping),
-    /// Of a file that is kept open and mapped; so many bytes before those that are wanted.
+    /// A part of a file that is kept open and mapped; so many bytes of the mapping come before it.
     Kept(Arc<Mapping>, usize),
 }
 

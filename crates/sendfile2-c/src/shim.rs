@@ -1,4 +1,5 @@
-//! What the preload shim is made of. Nothing here allocates, locks, or keeps anything.
+//! The part of the preload shim that does the work. Nothing here allocates, locks, or keeps
+//! anything.
 
 use std::ffi::c_int;
 
@@ -10,18 +11,19 @@ use crate::kernel;
 use crate::request::{Boundaries, Request, is_pageless};
 use crate::send::{self, Patience};
 
-/// What the shim does with `sendfile(2)`.
+/// The shim's treatment of `sendfile(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// It stays as it is.
+    /// `sendfile(2)` stays as it is.
     Off,
-    /// From a file to a socket it is safe when it returns.
+    /// When a call from a file to a socket returns, the file may be overwritten.
     Safe,
-    /// As `Safe`; on a socket on which the program has set `SO_ZEROCOPY` it gives notifications.
+    /// As `Safe`; but on a socket on which the program has set `SO_ZEROCOPY` a call gives
+    /// notifications.
     Notify,
 }
 
-/// `sendfile(2)` in this mode, in the manner of C.
+/// Calls `sendfile(2)` in this mode, and returns its result in the manner of C.
 ///
 /// # Safety
 /// `offset` must be null, or as for `sendfile(2)`.

@@ -13,22 +13,22 @@ use crate::request::{Boundaries, File, Notifier, Request, unprobed, waits};
 use crate::ring::{self, Stop};
 use crate::send::{self, Patience, View};
 
-/// From this many bytes on, waiting for a notification is worth what copying costs.
+/// The number of bytes from which on waiting for a notification is worth what copying costs.
 const WORTH_A_NOTIFICATION: usize = 16 << 10;
 
-/// What is known of the range that was sent.
+/// The state of the range that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// It was sent by reference, and is released.
+    /// The range was sent by reference, and is released.
     Released,
-    /// The kernel has made a copy, at the call or later; it is released.
+    /// The kernel has made a copy, at the call or later; the range is released.
     Copied,
-    /// The time was over first: it may still be read by the kernel.
+    /// The time was over first: the kernel may still read the range.
     Unknown,
 }
 
-/// Sends, and waits until the range is released, or until then. Reads nothing from the socket's
-/// error queue, and uses no id.
+/// Sends, and waits until the range is released, or until the deadline. Reads nothing from the
+/// socket's error queue, and uses no id.
 pub(crate) fn sync(
     request: &Request<'_>,
     kept: Option<&Kept>,
@@ -65,7 +65,7 @@ pub(crate) fn sync(
     }
 }
 
-/// The same, for who is not told whether it was copied and waits for as long as it takes: a kernel
+/// Sends as [`sync`] does without a deadline, and does not report whether a copy was made: a kernel
 /// with the patch series does all of it.
 pub(crate) fn untold(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize, Errno> {
     if let Some(number) = kernel::series().filter(|_| by_reference(request)) {
@@ -83,7 +83,7 @@ pub(crate) fn untold(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize
     sync(request, kept, None).map(|(sent, _)| sent)
 }
 
-/// Whether it is to be sent by reference, where the file allows it.
+/// Returns whether the range is to be sent by reference, where the file allows it.
 fn by_reference(request: &Request<'_>) -> bool {
     let socket = request.socket;
     request.count >= WORTH_A_NOTIFICATION
@@ -97,7 +97,7 @@ fn by_reference(request: &Request<'_>) -> bool {
         && unprobed(socket)
 }
 
-/// The range, if it is to be sent by reference.
+/// Returns the range, if it is to be sent by reference.
 fn view(request: &Request<'_>, kept: Option<&Kept>) -> Result<Option<View>, Errno> {
     if !by_reference(request) {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What `cargo xtask install` installs, and C programs that use it.
+//! The files that `cargo xtask install` installs, and C programs that use them.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub fn run(command: &mut Command) -> String {
     text
 }
 
-/// What pkg-config says of the installed library.
+/// Returns the words that pkg-config prints for the installed library.
 pub fn pkg_config(arguments: &[&str]) -> Vec<String> {
     let mut command = Command::new("pkg-config");
     command.env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig")).args(arguments).arg("sendfile2");
