@@ -1,7 +1,7 @@
 //! `libsendfile2_preload.so`: the `sendfile(2)` of programs that cannot be rebuilt, made safe.
 //!
-//! `LD_PRELOAD=libsendfile2_preload.so PROGRAM` replaces `sendfile` and `sendfile64`. What they do
-//! is said by the environment variable `SENDFILE2_MODE`, which is read once, when the library is
+//! `LD_PRELOAD=libsendfile2_preload.so PROGRAM` replaces `sendfile` and `sendfile64`. The
+//! environment variable `SENDFILE2_MODE` chooses what they do; it is read once, when the library is
 //! loaded: `safe` (the default, and what everything else means), `notify`, or `off`. See
 //! `sendfile2(7)`.
 //!
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use libc::{off_t, size_t, ssize_t};
 use sendfile2_c::shim::{self, Mode};
 
-/// The mode, as [`MODES`] counts them. Until it is known the safe one holds.
+/// The mode, by its place in [`MODES`]. Until it is known the safe one holds.
 static MODE: AtomicU8 = AtomicU8::new(0);
 
 const MODES: [(&str, Mode); 3] =
@@ -25,7 +25,8 @@ const MODES: [(&str, Mode); 3] =
 const COMPLAINT: &[u8] =
     b"libsendfile2_preload: SENDFILE2_MODE is none of safe, notify, off: taken as safe\n";
 
-/// What a value of the variable means, as [`MODES`] counts them; `None` for what is no mode.
+/// Returns the place in [`MODES`] of the mode that a value of the variable names; `None` if it
+/// names none.
 fn meaning(value: &[u8]) -> Option<usize> {
     match value.trim_ascii() {
         [] => Some(0),
@@ -33,7 +34,7 @@ fn meaning(value: &[u8]) -> Option<usize> {
     }
 }
 
-/// Run when the library is loaded.
+/// The function that runs when the library is loaded.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static LOADED: extern "C" fn() = {
@@ -46,7 +47,7 @@ static LOADED: extern "C" fn() = {
         // SAFETY: a variable of the environment is a C string.
         let known = meaning(unsafe { CStr::from_ptr(mode) }.to_bytes());
         if known.is_none() {
-            // SAFETY: it is that long. If it cannot be written, there is nobody to tell.
+            // SAFETY: it is that long. If it cannot be written, there is nobody to inform.
             unsafe {
                 libc::syscall(
                     libc::SYS_write,

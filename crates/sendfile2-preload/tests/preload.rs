@@ -49,7 +49,7 @@ fn every_rule_of_sendfile_holds_with_the_shim() {
     run(installed(program).env("LD_PRELOAD", shim()));
 }
 
-/// What a program with the shim does, and what it says on standard error.
+/// Runs a program with the shim in this mode, and returns what it prints on standard error.
 fn in_mode(value: &str, does: &str) -> String {
     let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/shim.c"));
     let mut command = installed(program);
@@ -89,7 +89,7 @@ fn an_unknown_mode_is_not_told_by_each_program_that_is_started() {
     assert_eq!(said.matches(COMPLAINT).count(), 1, "{said}");
 }
 
-/// Each kind of input and output, offset and count: as the system call does.
+/// Compares each kind of input and output, offset and count with the system call.
 fn compared(mode: &str) {
     let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/compare.c"));
     let mut command = installed(program);
@@ -111,7 +111,8 @@ fn all_that_the_system_call_answers_in_mode_off() {
     compared("off");
 }
 
-/// As other programs see it that a sandbox forbids calls which `sendfile(2)` does not need.
+/// Runs a program in a sandbox that forbids calls which `sendfile(2)` does not need, as other
+/// programs do.
 fn filtered(mode: &str) {
     let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/filtered.c"));
     let mut command = installed(program);
@@ -147,7 +148,7 @@ fn file(directory: &Path) -> PathBuf {
     path
 }
 
-/// Ends with the test.
+/// A server process, which ends with the test.
 struct Server(Child);
 
 impl Drop for Server {
@@ -157,8 +158,8 @@ impl Drop for Server {
     }
 }
 
-/// How many of the bytes are not as the file was when it was sent. The program is to be overtaken
-/// without the shim, in every byte, and with it in none.
+/// Compares the number of bytes that are not as the file was when it was sent: the program is to be
+/// overtaken without the shim, in every byte, and with it in none.
 fn trial(what: &str, wrong: impl Fn(bool) -> Option<usize>) {
     let Some(control) = wrong(false) else { return };
     let with_the_shim = wrong(true).unwrap();
