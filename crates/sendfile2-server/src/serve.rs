@@ -24,11 +24,11 @@ use crate::net::{self, Address};
 use crate::{output, units};
 use connection::Server;
 
-/// How long the end waits for releases.
+/// The longest that the end waits for releases.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// How many connections may wait until they are accepted; the standard library's 128 are less than
-/// a burst of clients. The kernel takes at most net.core.somaxconn.
+/// The number of connections that may wait until they are accepted; the standard library's 128 are
+/// less than a burst of clients. The kernel takes at most net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// Finds out whether there are the descriptors and threads that a runtime needs, which panics where
 /// there are not.
 fn rehearse(threads: usize) -> anyhow::Result<()> {
-    /// Of epoll and for signals, and one or two to spare.
+    /// The descriptors of a runtime: epoll's and those for signals, and one or two to spare.
     const DESCRIPTORS: usize = 8;
     let descriptors = (0..DESCRIPTORS)
         .map(|_| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC))
@@ -116,7 +116,7 @@ fn usable(engine: Engine, listen: &[Address]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many descriptors there may be, at most.
+/// Raises the limit of descriptors as far as it goes, and returns it; `None` if there is none.
 fn descriptors() -> Option<u64> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -131,8 +131,8 @@ fn descriptors() -> Option<u64> {
     }
 }
 
-/// How many connections there may be at that many descriptors: each takes one, and so does each
-/// file that is kept open, and what else the process has.
+/// Returns the number of connections that so many descriptors allow: each connection takes one, and
+/// so does each file that is kept open, and what else the process has.
 fn allowed(descriptors: Option<u64>) -> u32 {
     const FILES: u64 = 1024;
     const OTHERS: u64 = 64;
@@ -204,7 +204,7 @@ async fn serve(args: &Args, connections: u32, dir: ServeDir) -> anyhow::Result<(
 /// A listener of tokio's.
 enum Listening {
     Tcp(tokio::net::TcpListener),
-    /// With what removes its path in the end.
+    /// A unix listener, with the owner of its path, which removes the path in the end.
     Unix(tokio::net::UnixListener, net::Listener),
 }
 

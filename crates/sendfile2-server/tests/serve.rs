@@ -18,7 +18,7 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream
 
 struct Server {
     child: Child,
-    /// Each `--listen`, and then the admin's, in this order.
+    /// The address of each `--listen`, and then the admin's, in this order.
     addresses: Vec<String>,
     stderr: BufReader<std::process::ChildStderr>,
 }
@@ -76,7 +76,7 @@ fn files() -> TempDir {
     dir
 }
 
-/// Whether there is such a program; the reason for a skip if not.
+/// Returns whether there is such a program; prints the reason for a skip if not.
 fn have(program: &str) -> bool {
     let found = Command::new(program)
         .arg("--version")
@@ -108,7 +108,7 @@ fn get(address: &str, path: &str) -> String {
     ask(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
 }
 
-/// Waits for what others do.
+/// Waits for something that other processes do.
 #[track_caller]
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     for _ in 0..3000 {
@@ -216,20 +216,20 @@ fn tls_with_http2_and_http1() {
     assert_eq!(got.stdout.len(), 8_000_000);
 }
 
-/// A metric's value.
+/// Returns the value of a metric.
 fn number(text: &str, name: &str) -> f64 {
     let line = text.lines().find(|line| line.starts_with(name));
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
 }
 
-/// Zerocopy sends, and those of them that are known to be released.
+/// Returns the number of zerocopy sends, and of those of them that are known to be released.
 fn issued_and_released(text: &str) -> (f64, f64) {
     let copied = |c: &str| number(text, &format!("sendfile2_releases_total{{copied=\"{c}\"}}"));
     (number(text, "sendfile2_sends_total{engine=\"zerocopy\"}"), copied("yes") + copied("no"))
 }
 
-/// Connects, gets, stalls, resets, closes. What was sent by connections that are gone is either
-/// released or told to be unknown, and that ends.
+/// Clients connect, get, stall, reset and close. Sends of connections that are gone are either
+/// released or reported as unknown, and that ends.
 #[test]
 fn after_a_storm_everything_issued_is_released_or_unknown_and_unknown_ends() {
     let dir = files();
@@ -324,7 +324,7 @@ fn metrics_health_and_the_log() {
     });
 }
 
-/// More lines than the pipe and the server keep.
+/// The log has more lines than the pipe and the server keep.
 #[test]
 fn an_access_log_that_nobody_reads_stops_nothing() {
     let dir = files();
@@ -460,7 +460,7 @@ fn slow_and_stalled_clients_are_ended() {
     assert!(get(&server.addresses[0], "/small").ends_with("hello\n"));
 }
 
-/// The kernel has room for more only when a third of the buffer is free, which takes these clients
+/// The kernel has space for more only when a third of the buffer is free, which takes these clients
 /// longer than the stall timeout.
 #[test]
 fn slow_clients_that_read_all_the_time_are_not_stalled() {
@@ -493,7 +493,7 @@ fn slow_clients_that_read_all_the_time_are_not_stalled() {
     });
 }
 
-/// Of some of these answers the end is in none of the kernel's buffers, but in TLS's own, which is
+/// The end of some of these answers is in none of the kernel's buffers, but in TLS's own, which is
 /// written when it is flushed.
 #[test]
 fn tls_clients_that_stop_reading_are_ended() {
@@ -592,7 +592,7 @@ fn an_engine_that_is_not_there_is_refused_at_the_start() {
     assert!(!output.status.success() && text.contains("native is not to be had"), "{text}");
 }
 
-/// Memory that may not be locked is what an engine finds missing only when it sends.
+/// An engine finds only when it sends that memory may not be locked.
 #[test]
 fn an_answer_that_breaks_off_is_told() {
     let ordinary = ["--user", "--map-root-user"];
@@ -624,7 +624,7 @@ fn an_answer_that_breaks_off_is_told() {
     assert!(line.contains("zerocopy refused"), "{line}");
 }
 
-/// With HTTP/2 the connection goes on then, and says nothing.
+/// The connection goes on with HTTP/2, and reports nothing more.
 #[test]
 fn a_file_that_becomes_shorter_is_counted_once() {
     if !have("curl") {

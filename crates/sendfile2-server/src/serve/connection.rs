@@ -41,25 +41,25 @@ pub(super) struct Server {
     limit: Arc<Semaphore>,
     connections: u32,
     graceful: std::sync::Mutex<Option<GracefulShutdown>>,
-    /// Told to connections that have not asked for anything yet.
+    /// The announcement of the end to connections that have not asked for anything yet.
     ending: watch::Sender<bool>,
     trouble: Seldom,
-    /// hyper-util would find out which by itself, but by reading, after which hyper's buffer is
-    /// twice as large, and without a limit of time.
+    /// The builder for HTTP/1, chosen beforehand: hyper-util would find out the version by itself,
+    /// but by reading, after which hyper's buffer is twice as large, and without a limit of time.
     http1: auto::Builder<TokioExecutor>,
     http2: auto::Builder<TokioExecutor>,
 }
 
-/// What a connection of HTTP/2 begins with.
+/// The first bytes of a connection of HTTP/2.
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What was accepted, and from whom.
+/// An accepted connection, by the kind of its socket.
 enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-/// What a connection speaks.
+/// The version of HTTP that a connection speaks.
 #[derive(Clone, Copy)]
 enum Http {
     One,
@@ -67,7 +67,7 @@ enum Http {
 }
 
 impl Accepted {
-    /// Waits until the first bytes have said what is to be spoken, and leaves them where they are.
+    /// Waits until the first bytes show which HTTP is spoken, and leaves them where they are.
     async fn spoken(&self) -> io::Result<Http> {
         loop {
             let ready = match self {
@@ -87,7 +87,7 @@ impl Accepted {
     }
 }
 
-/// Would-block until it is clear: tokio then waits for more.
+/// Looks at the first bytes; would-block until it is clear: tokio then waits for more.
 fn look(socket: impl AsFd) -> io::Result<Http> {
     let mut first = [0; HTTP2.len()];
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
@@ -100,7 +100,8 @@ fn look(socket: impl AsFd) -> io::Result<Http> {
     }
 }
 
-/// What was not the client's doing, where a connection ended because it could not be written to.
+/// Returns the error that was not the client's doing, where a connection ended because it could not
+/// be written to.
 fn unsendable<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a sendfile2::Error> {
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
         // It is no source of what it is in.
@@ -145,7 +146,7 @@ impl Server {
         })
     }
 
-    /// Accepts for ever.
+    /// Accepts connections for ever.
     pub(super) async fn accept(self: Arc<Self>, listener: Listening) {
         loop {
             // It is never closed.
@@ -213,7 +214,7 @@ impl Server {
         drop(permit);
     }
 
-    /// What comes before the first request, which has as long as a request's headers, and is not
+    /// Does the work before the first request, which has as long as a request's headers, and is not
     /// waited for in the end.
     async fn early<T>(&self, work: impl Future<Output = io::Result<T>>) -> Option<T> {
         let mut ending = self.ending.subscribe();
@@ -227,7 +228,7 @@ impl Server {
         Timed::new(io, self.idle_timeout, self.stall_timeout)
     }
 
-    /// No mapped bytes: TLS reads them.
+    /// Serves a TLS connection, without mapped bytes: TLS reads them.
     async fn https<I>(self: &Arc<Self>, tls: &TlsAcceptor, stream: I, peer: &str)
     where
         I: AsyncRead + AsyncWrite + Queue + Unpin + Send + 'static,
@@ -323,7 +324,7 @@ impl Server {
         self.left()
     }
 
-    /// How many lines the access log could not take, when the rest is written.
+    /// Writes the rest of the access log; returns how many lines it could not take.
     pub(super) async fn finish_log(&self) -> u64 {
         match &self.log {
             Some(log) => log.finish().await,
@@ -331,7 +332,7 @@ impl Server {
         }
     }
 
-    /// How many connections there are, while none is accepted.
+    /// Returns the number of connections, while none is accepted.
     pub(super) fn left(&self) -> usize {
         usize::try_from(self.connections).unwrap_or(usize::MAX) - self.limit.available_permits()
     }

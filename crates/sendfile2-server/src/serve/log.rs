@@ -12,19 +12,20 @@ use axum::http::{Method, StatusCode, Uri, Version};
 use metrics::counter;
 use tokio::sync::mpsc;
 
-/// Lines that wait while the one who reads them (`--access-log -`) pauses.
+/// The number of lines that wait while the reader of the log (`--access-log -`) pauses.
 const LINES: usize = 4096;
 
-/// How long the end waits for those.
+/// The longest that the end waits for those lines.
 const FLUSH: Duration = Duration::from_secs(2);
 
 pub(super) struct Log {
-    /// Written by a thread of their own, so that no writing stops the server; nothing is the end.
+    /// The lines, which a thread of their own writes, so that no writing stops the server; `None`
+    /// is the end.
     lines: mpsc::Sender<Option<String>>,
     dropped: AtomicU64,
 }
 
-/// What was asked.
+/// A request, as the log shows it.
 pub(super) struct Asked {
     pub(super) method: Method,
     pub(super) uri: Uri,
@@ -55,7 +56,7 @@ impl Log {
         Ok(Log { lines, dropped: AtomicU64::new(0) })
     }
 
-    /// `bytes` is the size of the answer's body, as far as it is known.
+    /// Logs one line. `bytes` is the size of the answer's body, as far as it is known.
     pub(super) fn write(&self, peer: &str, asked: &Asked, status: StatusCode, bytes: Option<u64>) {
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
         let bytes = bytes.map_or("-".into(), |bytes| bytes.to_string());
@@ -67,7 +68,8 @@ impl Log {
         }
     }
 
-    /// Waits until what there is is written, but not for ever. How many lines were dropped.
+    /// Waits until the lines that are there are written, but not for ever; returns how many were
+    /// dropped.
     pub(super) async fn finish(&self) -> u64 {
         let written = async {
             let _ = self.lines.send(None).await;

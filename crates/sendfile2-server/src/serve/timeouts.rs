@@ -11,12 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep};
 
-/// What can tell how much of what was written waits in the kernel.
+/// A connection of which it can be asked how much of what was written waits in the kernel.
 ///
 /// Bytes that the peer has not acknowledged (TCP); memory of what it has not read, which becomes
 /// less a whole buffer at a time (unix sockets).
 pub(super) trait Queue {
-    /// Nothing if the kernel does not tell.
+    /// Returns how much waits in the kernel; `None` if the kernel does not report it.
     fn queued(&self) -> Option<u64>;
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Timed<I> {
     io: I,
     idle: Duration,
     stall: Duration,
-    /// When something came or went last.
+    /// The time at which something came or went last.
     moved: Instant,
     stalled: Option<Stalled>,
     timer: Pin<Box<Sleep>>,
@@ -51,8 +51,8 @@ pub(super) struct Timed<I> {
 /// The peer has not taken what is ready for it.
 struct Stalled {
     since: Instant,
-    /// What waited in the kernel then. It has room for more only when a third of its buffer is
-    /// free, for which a slow peer may need minutes; but this gets less.
+    /// The amount that waited in the kernel then. The socket has space for more only when a third
+    /// of its buffer is free, for which a slow peer may need minutes; but this amount becomes less.
     queued: Option<u64>,
 }
 
@@ -102,7 +102,8 @@ impl<I: Queue + Unpin> Timed<I> {
         self.stalled.as_ref().map_or(idle, |stalled| idle.min(stalled.since + self.stall))
     }
 
-    /// Whether the peer has taken something since this was looked at. It then begins anew.
+    /// Returns whether the peer has taken something since the last look. The stall then begins
+    /// anew.
     fn drains(&mut self) -> bool {
         let Some(stalled) = &mut self.stalled else { return false };
         let queued = self.io.queued();
