@@ -24,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// Sends a file over TCP on this machine with plain sendfile(2) and with each engine of this
 /// library. Each piece is overwritten, every byte of it, when the way of sending seems to allow it,
-/// and the receiver reads it only after that: what it then gets wrong, the kernel had not let go of.
+/// and the receiver reads it only after that: bytes that it then gets wrong, the kernel had not
+/// released.
 ///
 /// Exits 0 if every engine was safe and sendfile(2) was seen not to be, and 1 if not.
 #[derive(Debug, clap::Args)]
@@ -37,12 +38,12 @@ Examples:
                                     over what leads to a namespace of yours
   sendfile2 demo --json | jq '.rows[] | {way, wrong_bytes}'")]
 pub(crate) struct Args {
-    /// How much to send each way: bytes, or with K, M or G (4K to 16G)
+    /// Bytes to send each way, or with K, M or G (4K to 16G)
     #[arg(long, default_value = "8M", value_parser = size)]
     size: u64,
     #[command(flatten)]
     place: Place,
-    /// Where to put the file, which is gone afterwards [default: a disk, the current directory
+    /// Directory for the file, which is gone afterwards [default: a disk, the current directory
     /// first]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     dir: Option<PathBuf>,

@@ -29,7 +29,7 @@ Examples:
   sendfile2 man ~/.local/share/man/man1 && man sendfile2-demo
   sendfile2 man . && man ./sendfile2.1")]
 pub(crate) struct Man {
-    /// Where to write them
+    /// Directory to write them into
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     directory: PathBuf,
 }

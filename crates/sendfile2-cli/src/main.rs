@@ -20,7 +20,7 @@ use sendfile2_command::{
 /// Send files without a copy, and know when they may be overwritten.
 ///
 /// sendfile(2) returns while the kernel still reads the file's pages: a file that is overwritten
-/// then arrives changed. sendfile2 says when the kernel has let go of it.
+/// then arrives changed. sendfile2 reports when the kernel has released it.
 #[derive(Debug, Parser)]
 #[command(name = "sendfile2", version, arg_required_else_help = true, after_help = EXAMPLES)]
 pub(crate) struct Cli {

@@ -37,8 +37,8 @@ Examples:
   sendfile2 recv 127.0.0.1:9000 --rate 1M       as a slow peer
   sendfile2 recv unix:/run/log.sock --json | jq .blake3")]
 pub(crate) struct Args {
-    /// Where to listen: HOST:PORT, :PORT for every address of this host (port 0 for any that is
-    /// free), unix:PATH, or unix:@NAME (an abstract socket)
+    /// Address to listen on: HOST:PORT, :PORT for every address of this host (port 0 for any that
+    /// is free), unix:PATH, or unix:@NAME (an abstract socket)
     listen: Address,
     /// Write to this file; - is standard output
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut sink = Sink::new(args.output.as_deref())?;
     let listener = args.listen.listen()?;
     let address = listener.address()?;
-    // Standard output is for what was received. Where nobody reads this, nobody needs it.
+    // Standard output is for the bytes received. Where this cannot be written, nobody needs it.
     let _ = writeln!(io::stderr(), "sendfile2: listening on {address}");
     loop {
         let (mut stream, from) = listener.accept().context("cannot accept a connection")?;
@@ -141,7 +141,7 @@ fn receive(
     Ok((report, error))
 }
 
-/// Says what there is of what was to come.
+/// Reports how much there is of what was to come.
 fn partial(
     error: &anyhow::Error,
     sink: &Sink,
@@ -175,7 +175,7 @@ fn partial(
     }
 }
 
-/// Where it goes.
+/// The destination of the bytes received.
 enum Sink {
     Nowhere,
     StandardOutput(File),
@@ -246,8 +246,9 @@ impl Sink {
     }
 }
 
-/// Whether a standard stream was closed when the program started: Rust's runtime then puts the null
-/// device in its place, open for both, where who wants it opens it for writing.
+/// Returns whether a standard stream was closed when the program started: Rust's runtime then puts
+/// the null device in its place, open for both reading and writing; a caller that redirects it
+/// opens it for writing only.
 fn is_closed(out: BorrowedFd<'_>) -> bool {
     let null = rustix::fs::fstat(out).is_ok_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
@@ -265,7 +266,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// What may be saved up, and so taken at once.
+    /// The time whose bytes may be saved up, and so taken at once.
     const BURST: Duration = Duration::from_millis(100);
 
     fn new(rate: u64) -> Self {
@@ -288,14 +289,14 @@ impl Bucket {
     }
 }
 
-/// What is printed of a connection. The names of the fields are those of the JSON.
+/// The report on one connection. The names of the fields are those of the JSON.
 #[derive(Debug, Serialize)]
 struct Report {
     from: String,
     bytes: u64,
     blake3: String,
     micros: u64,
-    /// `null` if it was discarded.
+    /// The file written to; `null` if the bytes were discarded.
     file: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,

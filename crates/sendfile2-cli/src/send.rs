@@ -27,16 +27,17 @@ use crate::connection::Connection;
 use crate::net::{self, Address};
 use crate::{output, units};
 
-/// Without a deadline, this long without any progress ends it.
+/// The time without any progress that ends a transfer without a deadline.
 const STALL: Duration = Duration::from_secs(60);
 
-/// How often the three figures are looked at.
+/// The interval at which the three figures are looked at.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long the kernel may take to let go of the file after an abort, until that is called unknown.
+/// The time that the kernel has to release the file after an abort, until its state is called
+/// unknown.
 const AFTERMATH: Duration = Duration::from_secs(2);
 
-/// What is said of a peer that reset the connection.
+/// The message about a peer that reset the connection.
 const GONE: &str = "the peer closed the connection before it had everything";
 
 /// Send a file, or a part of it, and say when it was sent, released and acknowledged
@@ -45,10 +46,10 @@ const GONE: &str = "the peer closed the connection before it had everything";
 /// that the file may be overwritten. acknowledged: the peer's TCP has it. The digest is of what was
 /// read from the file where it was sent: compare it with the receiver's.
 ///
-/// Exits 0 if everything was sent and what --wait says has happened, and 1 if not; then the
-/// connection is reset, so that the peer does not take a part for the whole. So it is if this
-/// command is killed before. Only TCP has resets: over a unix socket the receiver sees an ordinary
-/// end, and only its digest tells.
+/// Exits 0 if everything was sent and what --wait names has happened, and 1 if not; then the
+/// connection is reset, so that the peer does not take a part for the whole. It is reset, too, if
+/// this command is killed before. Only TCP has resets: over a unix socket the receiver sees an
+/// ordinary end, and only its digest shows the difference.
 ///
 /// Without --length the file is sent to its end, also if it grows meanwhile.
 #[derive(Debug, clap::Args)]
@@ -64,19 +65,19 @@ pub(crate) struct Args {
     /// The file: a regular file or a block device
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     file: PathBuf,
-    /// Where it is sent to, or unix:PATH, or unix:@NAME (an abstract socket)
+    /// Address to send to: HOST:PORT, or unix:PATH, or unix:@NAME (an abstract socket)
     #[arg(value_name = "HOST:PORT", value_parser = net::destination)]
     destination: Address,
     /// The way the bytes travel
     #[arg(long, value_name = "ENGINE", default_value_t, value_parser = engine())]
     engine: Engine,
-    /// Where in the file to begin: bytes, or with K, M or G
+    /// Offset in the file to begin at: bytes, or with K, M or G
     #[arg(long, value_name = "N", default_value = "0", value_parser = units::size)]
     offset: u64,
-    /// How much to send: bytes, or with K, M or G [default: to the end of the file]
+    /// Length to send: bytes, or with K, M or G [default: to the end of the file]
     #[arg(long, value_name = "N", value_parser = units::size)]
     length: Option<u64>,
-    /// What to wait for when everything is sent
+    /// Event to wait for when everything is sent
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     wait: Wait,
     /// End after this time in all, such as 500ms, 30s or 1h [default: after 60s in which nothing
@@ -95,12 +96,12 @@ fn engine() -> impl TypedValueParser<Value = Engine> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Wait {
-    /// For nothing: the kernel may still read the file
+    /// Nothing: the kernel may still read the file
     None,
-    /// Until the file may be overwritten
+    /// The release: the file may be overwritten
     #[default]
     Released,
-    /// Until the file may be overwritten, and the peer's TCP has everything
+    /// The release, and the acknowledgement of everything by the peer's TCP
     Acknowledged,
 }
 
@@ -137,7 +138,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Why the engine cannot serve the file, or any socket of the destination's family.
+/// Returns the reason why the engine cannot serve the file, or any socket of the destination's
+/// family.
 fn refusal(
     source: &Source,
     engine: Engine,
@@ -187,7 +189,7 @@ fn true_size(source: &Source, args: &Args) -> anyhow::Result<u64> {
     }
 }
 
-/// What is to be sent, if the file has it.
+/// Returns the range to send, if the file has it.
 fn range(args: &Args, size: u64) -> anyhow::Result<Range<u64>> {
     let Args { offset, length, .. } = *args;
     let file = args.file.display();
@@ -205,7 +207,7 @@ fn range(args: &Args, size: u64) -> anyhow::Result<Range<u64>> {
     Ok(offset..offset + length)
 }
 
-/// When to give up.
+/// The deadline of a transfer, or the limit of the time without progress.
 #[derive(Debug)]
 struct Clock {
     deadline: Option<(Instant, Duration)>,
@@ -230,7 +232,7 @@ impl Clock {
         }
     }
 
-    /// When to look again, at the latest.
+    /// Returns the time to look again at, at the latest.
     fn tick(&self) -> Instant {
         let tick = Instant::now() + TICK;
         self.deadline.map_or(tick, |(at, _)| at.min(tick))
@@ -242,24 +244,25 @@ struct Transfer<'a> {
     source: &'a Source,
     carrier: Connection,
     range: Range<u64>,
-    /// Wherever the end of the file is, when everything before it is sent.
+    /// Whether the transfer ends at the end of the file, wherever that is when everything before it
+    /// is sent.
     to_the_end: bool,
     clock: Clock,
     started: Instant,
     digest: Digest,
     progress: ProgressBar,
-    /// Not released yet, as far as it was looked at.
+    /// The tickets that were not released when they were last looked at.
     tickets: VecDeque<Ticket>,
     last: Option<Ticket>,
     choices: Vec<Taken>,
     sent: u64,
     released: u64,
-    /// `None` where it cannot be known.
+    /// Bytes that the peer has acknowledged; `None` where it cannot be known.
     acknowledged: Option<u64>,
     until: Until,
 }
 
-/// From the beginning until everything was.
+/// The times from the beginning until everything was sent, released and acknowledged.
 #[derive(Debug, Default)]
 struct Until {
     sent: Option<Duration>,
@@ -439,7 +442,7 @@ impl<'a> Transfer<'a> {
         });
         let domain = sockopt::socket_domain(&self.carrier);
         let aborted = self.carrier.abort();
-        // What was in flight is let go of in a moment, if not a queueing discipline has it.
+        // The kernel releases what was in flight in a moment, unless a queueing discipline has it.
         let drained = self.carrier.wait_all(Instant::now() + AFTERMATH);
         let mut text = if by_peer { GONE.to_owned() } else { output::whole(error) };
         // The figures are those from before the abort.
@@ -501,7 +504,7 @@ impl<'a> Transfer<'a> {
     }
 }
 
-/// That the time until the next look is over is no error.
+/// Ignores that the time until the next look is over, which is no error.
 fn ended_early<T>(result: Result<T, Error>) -> Result<(), Error> {
     match result {
         Ok(_) | Err(Error::Deadline(_)) => Ok(()),
@@ -529,7 +532,7 @@ impl Serialize for Taken {
     }
 }
 
-/// What is printed at the end. The names of the fields are those of the JSON.
+/// The report at the end. The names of the fields are those of the JSON.
 #[derive(Debug, Serialize)]
 struct Report {
     file: String,
@@ -544,15 +547,15 @@ struct Report {
     choices: Vec<Taken>,
     wait: Wait,
     released_bytes: u64,
-    /// `null` where nothing is acknowledged.
+    /// Bytes acknowledged; `null` where nothing is acknowledged.
     acknowledged_bytes: Option<u64>,
     micros_until_sent: Option<u64>,
-    /// `null` if it was not waited for.
+    /// The time until the release; `null` if it was not waited for.
     micros_until_released: Option<u64>,
     micros_until_acknowledged: Option<u64>,
     zerocopy_sends: u64,
     copied_sends: u64,
-    /// Of the zerocopy sends that were released; `null` if there are none.
+    /// The share of copies among the zerocopy sends that were released; `null` if there are none.
     copied_share: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
@@ -643,7 +646,7 @@ impl Digest {
     }
 
     fn upto(&self, sent: u64) {
-        // Who is not there any more has an error to tell.
+        // A receiver that is gone has an error of its own to report.
         let _ = self.sent.send(sent);
     }
 

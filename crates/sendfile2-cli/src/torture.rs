@@ -53,7 +53,7 @@ Examples:
                                                      with the clients in a namespace of yours
   sendfile2 torture --json | jq '{wrong_blocks, unknown_left}'")]
 pub(crate) struct Args {
-    /// How the responses are sent
+    /// Engine that sends the responses
     #[arg(long, default_value = "auto", value_parser = methods())]
     engine: Method,
     /// Clients at a time
@@ -62,10 +62,10 @@ pub(crate) struct Args {
     /// Writers at a time
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=500))]
     writers: u32,
-    /// How long, for example 30s or 10m
+    /// Time to run, for example 30s or 10m
     #[arg(long, default_value = "30s", value_parser = duration)]
     duration: Duration,
-    /// Repeat the random choices of a run [default: a new one, which is told]
+    /// Repeat the random choices of a run [default: a new seed, which is printed]
     #[arg(long)]
     seed: Option<u64>,
     /// Processes that the clients are spread over
@@ -77,20 +77,20 @@ pub(crate) struct Args {
     /// Bytes of a slot, or with K or M; a multiple of 512
     #[arg(long, default_value = "256K", value_parser = slot_size)]
     slot_size: u32,
-    /// What goes wrong meanwhile: none, all, or a list of client-kill, server-kill, emfile, memlock
-    /// and optmem
+    /// Faults to bring about: none, all, or a list of client-kill, server-kill, emfile, memlock and
+    /// optmem
     #[arg(long, value_name = "LIST", default_value = "none")]
     faults: Faults,
     #[command(flatten)]
     place: Place,
-    /// Where to put the file, which is gone afterwards [default: a disk, the current directory
+    /// Directory for the file, which is gone afterwards [default: a disk, the current directory
     /// first]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     dir: Option<PathBuf>,
     /// Print one JSON object in place of the table
     #[arg(long)]
     json: bool,
-    /// Run as a child of a torture, which says on standard input as what
+    /// Run as a child of a torture, which sends the role on standard input
     #[arg(long, hide = true)]
     role: bool,
 }
@@ -125,7 +125,7 @@ impl Args {
         Layout { slots: self.slots, slot_size: self.slot_size }
     }
 
-    /// Where it takes place; for a fault that needs it, a namespace of its own.
+    /// Returns the network to run in: for a fault that needs it, a namespace of its own.
     fn net(&self) -> anyhow::Result<Net> {
         match self.place.net().context("torture")? {
             Some(net) => Ok(net),

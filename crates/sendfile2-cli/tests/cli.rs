@@ -19,7 +19,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
 
-/// Standard error, which must be one line that says who speaks.
+/// Returns standard error, which must be one line that begins with the command's name.
 fn complaint(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).expect("UTF-8");
     assert!(text.starts_with("sendfile2: "), "{text}");
@@ -157,7 +157,7 @@ fn help_has_examples_for_every_command() {
     }
 }
 
-/// What a wrong command line is answered.
+/// Runs a wrong command line, and returns the answer to it.
 fn usage_error(args: &[&str]) -> String {
     let output = run(args);
     assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
@@ -229,7 +229,7 @@ fn help_that_cannot_be_written_is_an_error() {
     assert!(complaint(&output).contains("standard output"));
 }
 
-/// Whether the command `wrapper` starts what follows it.
+/// Returns whether the command `wrapper` starts the program that follows it.
 fn can(wrapper: &[&str], program: &str) -> bool {
     let tried = Command::new(wrapper[0]).args(&wrapper[1..]).args([program, "--version"]).output();
     let can = tried.as_ref().is_ok_and(|output| output.status.success());

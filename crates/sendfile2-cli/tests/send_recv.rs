@@ -21,7 +21,7 @@ fn run(args: &[&str]) -> Output {
     sendfile2(args).output().expect("the command starts")
 }
 
-/// Standard error, which must be one line that says who speaks, of a command that failed.
+/// Returns standard error of a command that failed: one line that begins with the command's name.
 fn complaint(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stderr.clone()).expect("UTF-8");
@@ -328,8 +328,8 @@ fn a_connection_that_breaks_leaves_a_partial_file_and_says_so() {
 /// More than the sockets and the pipe of a receiver that is held up hold.
 const MUCH: usize = 16 << 20;
 
-/// A sender that has not sent everything and cannot, as its receiver is held up: nobody reads what
-/// that passes on to its standard output.
+/// Starts a sender that cannot send everything, as its receiver is held up: the receiver's standard
+/// output is not read.
 fn held_up(content: &Content, listen: &str, args: &[&str]) -> (Child, Receiver) {
     let mut receiver = Receiver::start(listen, &["--once", "-o", "-"]);
     let send = ["send", &content.path(), &receiver.address];
@@ -343,7 +343,7 @@ fn held_up(content: &Content, listen: &str, args: &[&str]) -> (Child, Receiver) 
     (sending, receiver)
 }
 
-/// What a `recv -o -` that failed passed on, its report and its complaint.
+/// Returns what a `recv -o -` that failed passed on, its report and its complaint.
 fn failed(output: &Output) -> (usize, Value, String) {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stderr.clone()).expect("UTF-8");
@@ -374,7 +374,7 @@ fn a_sender_that_is_killed_is_no_end_for_its_receiver() {
     }
 }
 
-/// The control, and what is documented: without a reset a part passes for the whole.
+/// The control for a documented limit: without a reset a part passes for the whole.
 #[test]
 fn control_a_sender_that_is_killed_over_a_unix_socket_is_taken_for_an_end() {
     let content = Content::new(MUCH);

@@ -45,10 +45,10 @@ pub(super) enum Outcome {
 pub(super) struct Measured {
     pub(super) pieces: Pieces,
     pub(super) wrong_bytes: u64,
-    /// From the return of the first send call of a piece until it was released. Nothing for
-    /// `sendfile(2)`, which never says.
+    /// The times from the return of the first send call of a piece until it was released. `None`
+    /// for `sendfile(2)`, which never reports a release.
     pub(super) free: Option<Times>,
-    /// From when the whole piece was sent until the writer could begin to overwrite it.
+    /// The times from when the whole piece was sent until the writer could begin to overwrite it.
     pub(super) wait: Times,
     /// Zerocopy sends, and how many of them came back COPIED.
     pub(super) zerocopy: Option<(u64, u64)>,
@@ -184,7 +184,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// The reason, if `error` says that the engine does not work here.
+/// Returns the reason, if `error` shows that the engine does not work here.
 fn refusal(error: &anyhow::Error) -> Option<String> {
     match error.downcast_ref::<Error>() {
         Some(Error::Refused { reason, .. }) => Some(reason.to_string()),
@@ -200,7 +200,7 @@ enum Conn {
 
 /// A piece that was sent.
 struct Piece {
-    /// When the first send call returned, and when the last.
+    /// The times at which the first send call returned, and the last.
     first: Instant,
     last: Instant,
     /// One a send call; none for `sendfile(2)`.

@@ -17,8 +17,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::PATIENCE;
 use crate::scratch::{Generation, len};
 
-/// What is asked of the kernel for each socket's buffers; it gives what `net.core.rmem_max` and
-/// `wmem_max` allow.
+/// Bytes that the kernel is asked for as each socket's buffers; it gives what `net.core.rmem_max`
+/// and `wmem_max` allow.
 const BUFFERS: usize = 4 << 20;
 
 /// Pieces to try, the largest first.
@@ -26,10 +26,10 @@ const PIECES: [u64; 7] =
     [1 << 20, 512 << 10, 256 << 10, 128 << 10, 64 << 10, 32 << 10, SMALLEST_PIECE];
 const SMALLEST_PIECE: u64 = 16 << 10;
 
-/// Into so many pieces a file is cut at least, if it is not a small one.
+/// The least number of pieces that a file is cut into, if it is not a small one.
 const ROUNDS: u64 = 32;
 
-/// A receiver that reads only when it is told to.
+/// A receiver that reads only on an order.
 #[derive(Debug)]
 pub(super) struct Peer {
     orders: mpsc::Sender<Order>,
@@ -41,7 +41,7 @@ pub(super) struct Peer {
 enum Order {
     /// Read a piece of the file, and count the bytes that are not this generation's.
     Piece(Range<u64>, Generation),
-    /// Nothing more is to come.
+    /// The end: nothing more is to come.
     End,
 }
 
@@ -50,7 +50,7 @@ pub(super) type Elsewhere = (File, IpAddr);
 
 /// Connects to a new receiver, over loopback or elsewhere. Returns the socket to send on, the
 /// receiver, and how large a piece may be: the buffers hold it (tried), so that it can be sent and
-/// acknowledged while nobody reads.
+/// acknowledged while the receiver does not read.
 pub(super) fn connect(
     file_size: u64,
     place: Option<&Elsewhere>,
@@ -128,7 +128,7 @@ fn rehearse(mut socket: &TcpStream, peer: &Peer, piece: u64) -> anyhow::Result<b
 /// Waits until the peer's TCP has acknowledged everything; `false` if it did not in time.
 pub(super) fn wait_acknowledged(socket: &TcpStream, patience: Duration) -> anyhow::Result<bool> {
     let deadline = Instant::now() + patience;
-    // No event tells of an acknowledgement.
+    // No event reports an acknowledgement.
     while sendfile2::unacknowledged(socket)? > 0 {
         if Instant::now() > deadline {
             return Ok(false);
@@ -146,7 +146,7 @@ impl Peer {
             .name("receiver".into())
             .spawn(move || {
                 for order in inbox {
-                    // The other side went away: it has its own error to tell.
+                    // The other side went away: it has its own error to report.
                     let Ok(()) = outbox.send(obey(&socket, order)) else { return };
                 }
             })

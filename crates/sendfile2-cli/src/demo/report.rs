@@ -1,4 +1,4 @@
-//! What the demo found: as a table with its explanation, as JSON, and as a verdict.
+//! The demo's findings: as a table with its explanation, as JSON, and as a verdict.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ const DELAYED_ACK: u64 = 30_000;
 pub(super) struct Report {
     rows: Vec<Row>,
     size: u64,
-    /// What was measured at a time; not known if nothing was.
+    /// Bytes of a piece, which is sent and measured at a time; not known if nothing was sent.
     piece_bytes: Option<u64>,
     kernel: String,
     filesystem: String,
@@ -57,7 +57,7 @@ struct Row {
     engine_taken: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     choices: Vec<Taken>,
-    /// Why the engine does not work here.
+    /// The reason why the engine does not work here.
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
     #[serde(skip)]
@@ -163,7 +163,7 @@ fn share(part: u64, whole: u64) -> f64 {
     share
 }
 
-/// Never rounded to 0 % or 100 % where it is neither.
+/// Formats a share in percent, never rounded to 0 % or 100 % where it is neither.
 fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if percent > 0.0 && percent < 0.1 {
@@ -198,7 +198,7 @@ impl Report {
         }
     }
 
-    /// An error if an engine was not safe, or if nothing was proved.
+    /// Fails if an engine was not safe, or if nothing was proved.
     pub(super) fn verdict(&self) -> anyhow::Result<()> {
         let unsafe_engines: Vec<&str> = self
             .rows
@@ -259,7 +259,7 @@ impl Report {
         table
     }
 
-    /// What the table says, in sentences.
+    /// Returns the sentences that explain the table.
     fn explanation(&self) -> Vec<String> {
         let mut text = Vec::new();
         if let Some(Pieces { number, bytes }) = self.pieces {

@@ -2,7 +2,7 @@
 //!
 //! Every block of 512 bytes holds its slot, its generation, its position in the slot, a payload
 //! derived from these, and a checksum. A receiver knows which generation was announced and compares
-//! every byte; the checksum tells a whole block of another time or place from a torn one.
+//! every byte; the checksum distinguishes a whole block of another time or place from a torn one.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ const POSITION: usize = 16;
 const PAYLOAD: usize = 24;
 const CHECKSUM: usize = BLOCK - 4;
 
-/// What a block says it is.
+/// The identity that a block claims: its slot, generation and position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Label {
     pub(super) slot: u64,
@@ -38,7 +38,7 @@ impl Label {
         block[CHECKSUM..].copy_from_slice(&checksum.to_le_bytes());
     }
 
-    /// What a block says it is, if its checksum agrees.
+    /// Returns the label of a block, if its checksum agrees.
     pub(super) fn read(block: &[u8; BLOCK]) -> Option<Self> {
         let word = |at: usize| {
             let mut word = [0; 8];
@@ -75,7 +75,7 @@ pub(super) struct Wrong {
     pub(super) found: Found,
 }
 
-/// What was there instead.
+/// The bytes that were there instead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Found {
@@ -126,7 +126,7 @@ impl Checker {
         }
     }
 
-    /// Nothing more comes: checks the part of a block that did.
+    /// Ends the check, as nothing more comes: checks the part of a block that did.
     pub(super) fn cut(&mut self, wrong: &mut Vec<Wrong>) {
         let received = offset(self.at);
         if self.at < self.end && received > self.from {
@@ -175,7 +175,7 @@ mod tests {
         buffer
     }
 
-    /// What the checker finds wrong in `bytes`, received in pieces of `piece`.
+    /// Returns what the checker finds wrong in `bytes`, received in pieces of `piece`.
     fn check(bytes: &[u8], range: std::ops::Range<u64>, piece: usize) -> Vec<Wrong> {
         let mut checker = Checker::new(SLOT, GENERATION, range.start, range.end);
         let mut wrong = Vec::new();

@@ -19,27 +19,28 @@ use crate::child;
 
 const STACK: usize = 256 << 10;
 
-/// If nothing comes for so long, the server has lost us: its own deadlines are shorter.
+/// The longest that a client waits for bytes. After that the server has lost us: its own deadlines
+/// are shorter.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long the clients have to end when they are told to.
+/// The time that the clients have to end after the order to.
 const END: Duration = Duration::from_secs(3);
 
-/// Wrong blocks that are told at once and in full.
+/// The number of wrong blocks that are reported at once and in full.
 const SAMPLES: u64 = 20;
 
-/// How a client behaves on a connection.
+/// The behaviour of a client on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
     /// Reads what comes, many responses on one connection.
     Fast,
     /// Reads little at a time, with pauses.
     Slow,
-    /// Does not read, until the connection is over or it has had enough.
+    /// Stops reading until the connection is over or the client has had enough.
     Stalled,
     /// Resets the connection in mid-response.
     Resetting,
-    /// Closes it in mid-response.
+    /// Closes the connection in mid-response.
     Vanishing,
 }
 
@@ -104,7 +105,7 @@ pub(super) fn run(role: ClientsRole) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What ends a connection before its time.
+/// The early end of a connection.
 type Ended = ControlFlow<()>;
 
 impl Shared {
@@ -290,7 +291,7 @@ impl Shared {
         }
     }
 
-    /// Does not read until the connection is over, or for some seconds.
+    /// Waits without reading until the connection is over, or for some seconds.
     fn stall(&self, socket: &TcpStream, rng: &mut Rng) {
         let until = Instant::now() + Duration::from_millis(rng.u64(200..5_000));
         while Instant::now() < until && !self.stop.load(Ordering::Relaxed) {

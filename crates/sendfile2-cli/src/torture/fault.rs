@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// What goes wrong on purpose during a run.
+/// A fault that is brought about on purpose during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Fault {
@@ -21,7 +21,7 @@ impl Fault {
     pub(super) const ALL: [Fault; 5] =
         [Fault::ClientKill, Fault::ServerKill, Fault::Emfile, Fault::Memlock, Fault::Optmem];
 
-    /// Its name on the command line.
+    /// Returns the fault's name on the command line.
     pub(super) fn name(self) -> &'static str {
         match self {
             Fault::ClientKill => "client-kill",
@@ -39,7 +39,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What `--faults` names: `none`, `all`, or a list.
+/// The faults that `--faults` names: `none`, `all`, or a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Faults(pub(super) Vec<Fault>);
 
@@ -65,7 +65,7 @@ impl FromStr for Faults {
     }
 }
 
-/// What the parent does at some time.
+/// An action of the parent at some time of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     KillClients,
@@ -75,11 +75,11 @@ pub(super) enum Action {
     Restart {
         memlock: bool,
     },
-    /// Set `net.core.optmem_max`; none for what it was.
+    /// Set `net.core.optmem_max`; `None` for the value from before the run.
     Optmem(Option<u32>),
 }
 
-/// When what is done in a run of this length, in order.
+/// Returns the actions of a run of this length and their times, in order.
 pub(super) fn schedule(faults: &[Fault], run: Duration) -> Vec<(Duration, Action)> {
     let at = |share: f64| run.mul_f64(share);
     // Once in so many seconds, within a part of the run.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::block::Wrong;
 use crate::method::Method;
 
-/// How often children report.
+/// The interval at which children report.
 pub(super) const EVERY: Duration = Duration::from_millis(250);
 
 /// The role of a child process.
@@ -27,7 +27,7 @@ pub(super) enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Layout {
     pub(super) slots: u32,
-    /// Bytes of each.
+    /// The number of bytes of each slot.
     pub(super) slot_size: u32,
 }
 
@@ -35,7 +35,7 @@ impl Layout {
     /// Slots begin one block into a page, so that neighbours share pages, but no byte.
     const BASE: u64 = 512;
 
-    /// Where byte `at` of a slot is in the file.
+    /// Returns the offset in the file of byte `at` of a slot.
     pub(super) fn offset(self, slot: u32, at: u32) -> u64 {
         Self::BASE + u64::from(slot) * u64::from(self.slot_size) + u64::from(at)
     }
@@ -60,9 +60,9 @@ pub(super) struct ServerRole {
     pub(super) listen: SocketAddr,
     pub(super) method: Method,
     pub(super) writers: u32,
-    /// How many clients to expect.
+    /// The number of clients to expect.
     pub(super) clients: u32,
-    /// How many servers there were before on the file.
+    /// The number of servers that ran on the file before.
     pub(super) life: u32,
     pub(super) seed: u64,
 }
@@ -104,7 +104,7 @@ pub(super) enum Line {
         name: String,
         why: String,
     },
-    /// The last line of a server that was told to stop.
+    /// The last line of a server that was stopped.
     Left {
         unknown: u64,
     },
@@ -113,7 +113,7 @@ pub(super) enum Line {
 /// The deeds of a server since its last line.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct ServerTally {
-    /// Now, in bytes.
+    /// The memory of the process now, in bytes.
     pub(super) rss: u64,
     /// Slots overwritten.
     pub(super) overwrites: u64,
@@ -132,7 +132,7 @@ pub(super) struct ServerTally {
     pub(super) choices: BTreeMap<String, u64>,
     /// Responses that ended early, by the reason.
     pub(super) ended: BTreeMap<String, u64>,
-    /// How long writers took for an overwrite, in microseconds: values and how often.
+    /// The times that writers took for an overwrite, in microseconds, each with its count.
     pub(super) writer_micros: Vec<(u64, u64)>,
 }
 
@@ -146,7 +146,7 @@ pub(super) struct ClientsTally {
     pub(super) responses: u64,
     /// Responses of which a part was received and checked.
     pub(super) cut: u64,
-    /// Of these, cut by a reset.
+    /// Responses of which a part was received, and which ended with a reset.
     pub(super) resets: u64,
     /// Times that nothing came for too long.
     pub(super) timeouts: u64,

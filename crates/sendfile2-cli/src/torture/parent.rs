@@ -18,26 +18,26 @@ use super::process::{Event, Id, Process};
 use super::report::Totals;
 use crate::netns::{self, Net};
 
-/// How long a server has to start, or to stop and drain.
+/// The time that a server has to start, or to stop and drain.
 const SERVER: Duration = Duration::from_secs(60);
 
-/// How long client processes have to end.
+/// The time that client processes have to end.
 const CLIENTS: Duration = Duration::from_secs(6);
 
 /// The limit of the fault `memlock`, in bytes.
 const MEMLOCK: u64 = 64 << 10;
 
-/// What the server is about to do.
+/// The state of the server process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Server {
     Starting(Instant),
     Up,
-    /// It was told to stop; then another one starts, or none.
+    /// The server was ordered to stop; then another one starts, or none.
     Stopping(Instant, Option<Next>),
     Stopped,
 }
 
-/// How the next server runs.
+/// The way the next server runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Next {
     memlock: bool,
@@ -89,7 +89,7 @@ impl<'a> Parent<'a> {
         })
     }
 
-    /// The whole run. What went wrong in it is in the totals; an error is what kept it from
+    /// Runs the whole torture. Its findings are in the totals; an error is what kept it from
     /// running.
     pub(super) fn run(&mut self, progress: &ProgressBar) -> anyhow::Result<()> {
         let faults = self.possible_faults();
@@ -146,7 +146,7 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
-    /// The faults that are possible here; the others are noted with the reason.
+    /// Returns the faults that are possible here; the others are noted with the reason.
     fn possible_faults(&mut self) -> Vec<Fault> {
         let mut possible = Vec::new();
         for fault in &self.args.faults.0 {
@@ -177,7 +177,8 @@ impl<'a> Parent<'a> {
         possible
     }
 
-    /// What runs the server with little locked memory, as somebody whom the limit binds.
+    /// Returns the command that runs the server with little locked memory, as a user whom the limit
+    /// binds.
     fn limited(&self) -> Vec<String> {
         let mut words = self.net.server.clone();
         words.extend(["prlimit".into(), format!("--memlock={MEMLOCK}:{MEMLOCK}")]);
@@ -240,7 +241,7 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
-    /// The process of that number, with its share of the clients.
+    /// Starts the process of that number, with its share of the clients.
     fn client_process(&mut self, number: u32) -> anyhow::Result<Process> {
         let (all, processes) = (self.args.clients, self.args.processes);
         let clients = all / processes + u32::from(number < all % processes);
@@ -344,7 +345,7 @@ impl<'a> Parent<'a> {
                 _ => bail!("the server ended by itself"),
             }
         } else if let Some(at) = self.clients.iter().position(|process| process.id == id) {
-            // They end when they are told to, which is after the server has ended.
+            // They end after the order to, which comes when the server has ended.
             if self.state != Server::Stopped {
                 bail!("a process of clients ended by itself");
             }

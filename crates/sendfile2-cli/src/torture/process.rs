@@ -14,7 +14,7 @@ pub(super) type Id = u32;
 #[derive(Debug)]
 pub(super) enum Event {
     Sent(Id, Line),
-    /// Its output has ended, and nothing more comes of it.
+    /// The end of the child's output: nothing more comes of it.
     Gone(Id),
 }
 
@@ -52,7 +52,7 @@ impl Process {
         Ok(Process { id, child })
     }
 
-    /// Sends an order. If the process is gone, its events say so.
+    /// Sends an order. If the process is gone, its events report that.
     pub(super) fn order(&mut self, order: Order) {
         let _ = self.child.send(&order);
     }

@@ -1,4 +1,4 @@
-//! What a run came to: added up while it runs, as a table, as JSON, and as a verdict.
+//! The findings of a run: added up while it runs, as a table, as JSON, and as a verdict.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use super::message::{ClientsTally, ServerTally};
 use crate::netns::Net;
 use crate::units;
 
-/// Wrong blocks, and unexpected things, that are told in full.
+/// The number of wrong blocks, and of unexpected things, that are shown in full.
 const SAMPLES: usize = 10;
 
 /// Memory is compared over this many seconds at the beginning and the end, or over a tenth.
@@ -38,7 +38,7 @@ pub(super) struct Totals {
     wrong_blocks: u64,
     samples: Vec<Wrong>,
     first_wrong: Option<f64>,
-    /// What was left when servers stopped in good order; none if none did.
+    /// Sends and leases that were left when servers stopped in good order; `None` if none did.
     pub(super) unknown_left: Option<u64>,
     overwrites: u64,
     waits: u64,
@@ -170,7 +170,7 @@ impl Totals {
         }
     }
 
-    /// In one line, while it runs.
+    /// Returns the totals in one line, while the torture runs.
     pub(super) fn line(&self) -> String {
         let rss =
             self.rss.last().and_then(|(_, samples)| samples.last()).map_or(0, |(_, rss)| *rss);
@@ -286,9 +286,9 @@ pub(super) struct Report {
     kernel: String,
     filesystem: String,
     connections: u64,
-    /// Received to the end.
+    /// Responses received to the end.
     responses: u64,
-    /// Ended early; what had come was checked.
+    /// Responses that ended early; what had come was checked.
     responses_cut: u64,
     resets_seen: u64,
     connections_refused: u64,
@@ -333,7 +333,7 @@ struct Percentiles {
 }
 
 impl Report {
-    /// An error if something was wrong, or if nothing was proved.
+    /// Fails if something was wrong, or if nothing was proved.
     pub(super) fn verdict(&self) -> anyhow::Result<()> {
         if self.wrong_blocks > 0 && !self.control {
             bail!(

@@ -27,19 +27,19 @@ use crate::child;
 /// Stacks are small: there are hundreds of them.
 const STACK: usize = 256 << 10;
 
-/// So many rings are shared.
+/// The number of rings that connections share.
 const SHARED_RINGS: usize = 4;
 
-/// How long a server that stops waits for what is in flight.
+/// The longest that a server that stops waits for what is in flight.
 const DRAIN: Duration = Duration::from_secs(40);
 
-/// How long all descriptors are used up.
+/// The time for which all descriptors are used up.
 const EXHAUSTED: Duration = Duration::from_secs(1);
 
-/// What the threads of the server share.
+/// The state that the threads of the server share.
 pub(super) struct Shared {
     pub(super) layout: Layout,
-    /// None for the control, plain `sendfile(2)`.
+    /// The engine; `None` for the control, plain `sendfile(2)`.
     engine: Option<Engine>,
     pub(super) guard: GuardedFile,
     pub(super) writers_stop: AtomicBool,
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     /// All descriptors are used up, or were a moment ago.
     exhausted: Mutex<Option<Instant>>,
     tally: Mutex<ServerTally>,
-    /// What was reported already.
+    /// The counters that were reported already.
     counted: Mutex<GuardCounters>,
     micros: Mutex<Histogram<u64>>,
 }
@@ -146,8 +146,9 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(work)
 }
 
-/// Each connection needs its socket, two descriptors to wait with, and maybe a few for a ring; so
-/// does each that has ended, until the reaper has drained it, and on a busy machine these pile up.
+/// Raises the limit of descriptors. Each connection needs its socket, two descriptors to wait with,
+/// and maybe a few for a ring; so does each that has ended, until the reaper has drained it, and on
+/// a busy machine these pile up.
 fn allow_descriptors(clients: u32) -> anyhow::Result<()> {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let wanted = 512 + 32 * u64::from(clients);
@@ -157,7 +158,7 @@ fn allow_descriptors(clients: u32) -> anyhow::Result<()> {
         .context("cannot set the limit of descriptors")
 }
 
-/// The port of a server that was killed a moment ago may not be free yet.
+/// Binds the port, with retries: that of a server that was killed a moment ago may not be free yet.
 fn bind(role: &ServerRole) -> anyhow::Result<TcpListener> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -204,13 +205,13 @@ fn timespec(duration: Duration) -> rustix::event::Timespec {
     }
 }
 
-/// Why a connection ends.
+/// The reason why a connection ends.
 enum End {
     /// The client went away between two responses, or the server stops.
     Quiet,
     /// The client went away during a response, or was too slow.
     Early(String),
-    /// What must not happen.
+    /// An event that must not happen.
     Unexpected(String),
 }
 
@@ -221,7 +222,7 @@ impl From<std::io::Error> for End {
 }
 
 impl Shared {
-    /// Whether responses are sent by plain `sendfile(2)`.
+    /// Returns whether responses are sent by plain `sendfile(2)`.
     pub(super) fn is_control(&self) -> bool {
         self.engine.is_none()
     }
@@ -249,7 +250,7 @@ impl Shared {
         child::send(&Line::Unexpected(what.into()));
     }
 
-    /// Whether descriptors may be missing.
+    /// Returns whether descriptors may be missing.
     pub(super) fn is_exhausted(&self) -> bool {
         lock(&self.exhausted).is_some_and(|until| Instant::now() < until)
     }
@@ -264,7 +265,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells the parent what was done since the last time.
+    /// Reports to the parent what was done since the last time.
     fn report(&self) {
         let mut tally = std::mem::take(&mut *self.tally());
         let mut micros = lock(&self.micros);
@@ -305,7 +306,8 @@ impl Shared {
         }
     }
 
-    /// Sends and leases that are still in flight at `deadline`, after all threads have ended.
+    /// Returns the number of sends and leases that are still in flight at `deadline`, after all
+    /// threads have ended.
     fn left(&self, deadline: Instant) -> u64 {
         if let Err(e) = reaper::drain(deadline) {
             self.unexpected(&format!("the reaper: {e}"));
@@ -391,7 +393,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What the slot holds, read while it is leased.
+    /// Returns the generation that the slot holds, read while it is leased.
     fn generation_of(&self, part: Part) -> Result<u64, End> {
         let mut block = [0; BLOCK];
         self.file.read_exact_at(&mut block, self.layout.offset(part.slot, 0))?;
@@ -424,7 +426,7 @@ impl Shared {
         Ok(request)
     }
 
-    /// Which failures belong to the torture, and which must not happen.
+    /// Classifies a failure: it belongs to the torture, or must not happen.
     fn end_of(&self, error: &Error) -> End {
         match error {
             Error::Aborted => End::Early("aborted for a writer".into()),
@@ -586,8 +588,8 @@ impl Transport {
     }
 }
 
-/// The ranges in pieces, each with whether more follows: sometimes in one go, sometimes in many
-/// small sends.
+/// Cuts the ranges in pieces, each with whether more follows: sometimes in one go, sometimes in
+/// many small sends.
 fn pieces(ranges: &[Range<u64>], rng: &mut Rng) -> Vec<(Range<u64>, bool)> {
     let window = [u64::MAX, u64::MAX, 64 << 10, 20_000, 5_000][rng.usize(0..5)];
     let mut pieces = Vec::new();
@@ -654,7 +656,7 @@ fn plain(
     Ok(())
 }
 
-/// Bytes of memory that this process has now.
+/// Returns the bytes of memory that this process has now.
 fn rss() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm")
         .ok()

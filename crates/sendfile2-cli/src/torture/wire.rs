@@ -1,4 +1,4 @@
-//! What clients and the server say to each other.
+//! The protocol between clients and the server.
 //!
 //! A request names one or two ranges of slots. The response repeats each with the generation that
 //! it holds, and then come the bytes, range after range. All numbers are little-endian.

@@ -10,7 +10,7 @@ use sendfile2::guard::TryWrite;
 use super::block::{BLOCK, fill_blocks};
 use super::server::Shared;
 
-/// How a writer came off.
+/// The outcome of one overwrite.
 enum Outcome {
     Written,
     InTheWay,
@@ -92,7 +92,7 @@ fn stuck(error: Error) -> Error {
     }
 }
 
-/// Fills the slot by several writes in any order, for nobody to see half done.
+/// Fills the slot by several writes in any order, so that no reader sees it half done.
 fn fill_slowly(shared: &Shared, rng: &mut Rng, slot: u32, buffer: &[u8]) -> Result<(), Error> {
     let at = shared.layout.offset(slot, 0);
     let deadline = Instant::now() + Duration::from_millis(rng.u64(0..500));
