@@ -81,7 +81,7 @@ impl Connection {
         }
     }
 
-    /// Sleeps until there is room, or a completion, or `tick` is over.
+    /// Sleeps until the socket has space, or there is a completion, or `tick` is over.
     pub fn wait_for_room(&self, tick: Duration) -> anyhow::Result<()> {
         let tick = Timespec::try_from(tick)?;
         let mut watched = match self {

@@ -37,7 +37,7 @@ impl Method {
         [Method::Sendfile, Method::Splice, Method::ReadWrite].into_iter().chain(Method::engines())
     }
 
-    /// Its name on the command line and in results.
+    /// Returns the method's name on the command line and in results.
     pub fn name(self) -> String {
         let lease = if let Method::Leased(_) = self { LEASED } else { "" };
         format!("{}{lease}", self.base())

@@ -20,7 +20,7 @@ use crate::output;
 /// `HOST:PORT`, `unix:PATH`, or `unix:@NAME`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// An empty host is any address of this host.
+    /// An address of the internet; an empty host is any address of this host.
     Internet {
         /// A name, or an IP address without brackets.
         host: String,
@@ -55,7 +55,7 @@ impl FromStr for Address {
         };
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         if bare.is_none() && text.parse::<Ipv6Addr>().is_ok() {
-            // Of "::1:80" nobody can say what its end is.
+            // The end of the host in "::1:80" is not clear.
             return Err(format!(
                 "put an IPv6 address in brackets, and a port behind them: [{text}]:9000, or \
                  [{host}]:{port} if {port} is the port"
@@ -104,7 +104,7 @@ pub fn destination(text: &str) -> Result<Address, String> {
 }
 
 impl Address {
-    /// Whether it is of a unix socket.
+    /// Returns whether the address is of a unix socket.
     pub fn is_unix(&self) -> bool {
         matches!(self, Address::Unix(_) | Address::Abstract(_))
     }
@@ -231,11 +231,11 @@ fn resolve(host: &str, port: u16) -> anyhow::Result<impl Iterator<Item = SocketA
     })
 }
 
-/// Removes a socket that nobody listens on any more: an interrupted command left it.
+/// Removes a socket that no process listens on any more: an interrupted command left it.
 fn remove_stale(path: &Path) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
     // A datagram socket cannot connect to a listener (EPROTOTYPE), which so sees nothing of this;
-    // where nobody is, it is refused like any other.
+    // where nobody listens, it is refused like any other.
     let nobody = |socket: UnixDatagram| {
         socket.connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
     };
@@ -255,7 +255,7 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// The address that it listens at.
+    /// Returns the address that it listens at.
     pub fn address(&self) -> io::Result<Address> {
         Ok(match self {
             Listener::Tcp(listener) => listener.local_addr()?.into(),
@@ -263,7 +263,7 @@ impl Listener {
         })
     }
 
-    /// Waits for the next connection; also returns where it comes from.
+    /// Waits for the next connection; returns its peer's address, too.
     pub fn accept(&self) -> io::Result<(Stream, String)> {
         Ok(match self {
             Listener::Tcp(listener) => {

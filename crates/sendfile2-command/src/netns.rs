@@ -77,7 +77,7 @@ impl Place {
     }
 }
 
-/// clap cannot say "unless it is new".
+/// Ends the program with an error of the command line: clap cannot express "unless it is new".
 fn missing() -> ! {
     let message = "--peer-netns with a namespace that exists needs --connect ADDRESS: where the \
                    sending side is, as seen from there\n";
@@ -186,7 +186,8 @@ impl Net {
     }
 }
 
-/// Whether this process is in the network namespace of the machine itself, or that is not known.
+/// Returns whether this process is in the network namespace of the machine itself; `true` where
+/// that is not known.
 fn in_first_namespace() -> bool {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
     match (namespace("self"), namespace("1")) {
@@ -195,7 +196,7 @@ fn in_first_namespace() -> bool {
     }
 }
 
-/// Whether the process is root's, in its own user namespace.
+/// Returns whether the process is root's, in its own user namespace.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -209,7 +210,7 @@ impl Anchor {
     fn new(wrapper: &[String]) -> anyhow::Result<Self> {
         let mut words = wrapper.to_vec();
         words.push("unshare".into());
-        // Whoever is not root is root in a user namespace; within that, there is one already.
+        // A user who is not root is root in a user namespace; within that, there is one already.
         if !is_root() && wrapper.is_empty() {
             words.extend(["--user".into(), "--map-root-user".into()]);
         }
@@ -275,7 +276,7 @@ fn sh(wrapper: &[String], script: &str) -> anyhow::Result<()> {
     run(&words)
 }
 
-/// Checks that `wrapper` can run a command; the error is why not.
+/// Checks that `wrapper` can run a command; the error is the reason why not.
 pub fn possible(wrapper: &[String]) -> anyhow::Result<()> {
     let mut words = wrapper.to_vec();
     words.push("true".into());

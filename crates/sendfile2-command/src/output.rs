@@ -20,8 +20,8 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Returns an error and its causes, in one line. A cause that the message before it ends with is not
-/// repeated: those of the library tell theirs.
+/// Returns an error and its causes, in one line. A cause that the message before it ends with is
+/// not repeated: errors of the library name theirs.
 #[must_use]
 pub fn whole(error: &anyhow::Error) -> String {
     let mut whole = error.to_string();
@@ -35,7 +35,7 @@ pub fn whole(error: &anyhow::Error) -> String {
 
 /// Reports an error on standard error, in one line.
 pub fn report_error(error: &anyhow::Error) {
-    // Where standard error is closed nobody can be told.
+    // An error is lost where standard error is closed.
     let _ = writeln!(io::stderr().lock(), "sendfile2: {}", whole(error));
 }
 
@@ -67,7 +67,7 @@ pub fn usage_error(mut error: clap::Error) -> ExitCode {
             report_error(&anyhow::Error::from(e).context("cannot write to standard output"));
             ExitCode::FAILURE
         }
-        // Where standard error is closed nobody can be told.
+        // An error is lost where standard error is closed.
         _ => u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
     }
 }

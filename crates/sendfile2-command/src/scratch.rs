@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use sendfile2::Source;
 use tempfile::TempDir;
 
-/// Content is written this many bytes at a time.
+/// The number of bytes of content that are written at a time.
 const CHUNK: u64 = 1 << 20;
 
 /// A file without a name, so that it is gone with the process, however that ends.
@@ -22,7 +22,7 @@ pub struct Scratch {
     pub file: File,
     /// The same, to send from.
     pub source: Source,
-    /// Its size in bytes.
+    /// The size of the file in bytes.
     pub size: u64,
     /// The directory in which it was made.
     pub directory: PathBuf,

@@ -44,13 +44,13 @@ pub enum Command {
 /// The arguments that all commands that measure have.
 #[derive(Debug, clap::Args)]
 pub struct Common {
-    /// How long to measure at most, such as 30s or 10m [default: 3m]
+    /// The longest to measure, such as 30s or 10m [default: 3m]
     #[arg(long, value_parser = units::duration)]
     pub time: Option<Duration>,
-    /// Less, and in less than 40 seconds
+    /// Measure less, in less than 40 seconds
     #[arg(long, conflicts_with = "time")]
     pub quick: bool,
-    /// Where to put the file, which is gone afterwards [default: a disk, the current directory
+    /// Directory for the file, which is gone afterwards [default: a disk, the current directory
     /// first]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
@@ -63,7 +63,7 @@ pub struct Common {
 }
 
 impl Common {
-    /// Returns when to stop, given how long --quick takes.
+    /// Returns the time to stop at, given how long --quick takes.
     pub fn deadline(&self, quick: Duration) -> Instant {
         let default = if self.quick { quick } else { Duration::from_secs(180) };
         Instant::now() + self.time.unwrap_or(default)
@@ -73,9 +73,9 @@ impl Common {
 /// Compare the engines with sendfile(2), splice(2) and read(2) + write(2)
 ///
 /// A sender and a receiver, each a process on a processor of its own, send a file with each way in
-/// turn, round after round, until the figures are certain or the time is up. Both figures are told:
-/// the sender's CPU, and that of sender and receiver together, because on one machine zerocopy moves
-/// work to the receiver. Ratios are to sendfile(2) in the same round.
+/// turn, round after round, until the figures are certain or the time is up. Both figures are
+/// shown: the sender's CPU, and that of sender and receiver together, because on one machine
+/// zerocopy moves work to the receiver. Ratios are to sendfile(2) in the same round.
 ///
 /// On loopback and on a veth pair nothing is zero copy, whatever the engine is called: the COPIED
 /// column says how many sends the kernel copied.
@@ -101,7 +101,8 @@ pub struct Engines {
     /// Ways to compare; sendfile is always among them [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Method::parser(Method::all()))]
     pub engine: Vec<Method>,
-    /// Where the receiver is: "lo", at the other end of loopback, or "veth", of a veth pair made for it
+    /// Place of the receiver: "lo", at the other end of loopback, or "veth", of a veth pair made
+    /// for it
     #[arg(
         long,
         value_name = "LIST",
@@ -123,12 +124,12 @@ pub struct Engines {
     /// Sizes of the file (4K to 16G); a larger chunk is left out
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64M", value_parser = size)]
     pub size: Vec<u64>,
-    /// From a file that is not in the page cache
+    /// Send from a file that is not in the page cache
     #[arg(long)]
     pub cold: bool,
 
-    /// With calls that say that more follows, as for a file that is sent in pieces: `MSG_MORE`, and
-    /// for sendfile, splice and read+write `TCP_CORK`
+    /// Announce with each call that more follows, as for a file that is sent in pieces: `MSG_MORE`,
+    /// and for sendfile, splice and read+write `TCP_CORK`
     #[arg(long)]
     pub more: bool,
     /// The arguments of all that measure.
@@ -153,7 +154,8 @@ pub struct Latency {
     /// Ways to measure [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Method::parser(Method::all()))]
     pub engine: Vec<Method>,
-    /// Where the receiver is: "lo", at the other end of loopback, or "veth", of a veth pair made for it
+    /// Place of the receiver: "lo", at the other end of loopback, or "veth", of a veth pair made
+    /// for it
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "lo,veth")]
     pub path: Vec<Path>,
     /// Bytes of a send (4K to 1G)
@@ -206,7 +208,7 @@ pub struct Memory {
 ///
 /// Servers with one worker each on one processor, wrk on another one, and files that are in memory.
 /// The servers take turns of a second in an order of chance; ratios are to nginx in the same round.
-/// nginx is told to use sendfile, to push nothing early, and to keep files open.
+/// nginx is set to use sendfile, to push nothing early, and to keep files open.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Needs the programs wrk and nginx (Debian: apt-get install wrk nginx-light).
@@ -228,7 +230,7 @@ pub struct Http {
     /// 16M and more]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub connections: Option<u32>,
-    /// How sendfile2 sends: auto, copy or zerocopy
+    /// Way in which sendfile2 sends: auto, copy or zerocopy
     #[arg(long, default_value_t)]
     pub engine: Engine,
     /// The arguments of all that measure.
@@ -258,7 +260,7 @@ pub struct Crowd {
     /// Bytes a second that each client reads
     #[arg(long, default_value = "50K", value_parser = units::rate)]
     pub rate: u64,
-    /// How files are sent: auto, copy or zerocopy
+    /// Way in which files are sent: auto, copy or zerocopy
     #[arg(long, default_value_t)]
     pub engine: Engine,
     /// The arguments of all that measure.
@@ -304,7 +306,7 @@ pub struct Report {
     /// Results that --save has written
     #[arg(value_name = "RESULT", required = true, value_hint = ValueHint::FilePath)]
     pub results: Vec<PathBuf>,
-    /// Where to write it: a name that ends in .html or .md
+    /// File to write: a name that ends in .html or .md
     #[arg(short, long, value_name = "OUT", value_parser = page, value_hint = ValueHint::FilePath)]
     pub output: Page,
 }
@@ -325,15 +327,15 @@ pub enum Path {
     Loopback,
     /// A veth pair.
     Veth,
-    /// To the receiver in the namespace that `--peer-netns` names.
+    /// The path to the receiver in the namespace that `--peer-netns` names.
     Peer,
 }
 
 impl Path {
-    /// Those that there are without a namespace of the user's.
+    /// The paths that there are without a namespace of the user's.
     pub const ALL: [Path; 2] = [Path::Loopback, Path::Veth];
 
-    /// Its name on the command line and in results.
+    /// Returns the path's name on the command line and in results.
     pub fn name(self) -> &'static str {
         match self {
             Path::Loopback => "lo",
@@ -380,7 +382,7 @@ impl HttpServer {
         }
     }
 
-    /// Reads its name from the command line.
+    /// Reads a server's name from the command line.
     pub fn parser() -> impl TypedValueParser<Value = HttpServer> {
         PossibleValuesParser::new(HttpServer::ALL.map(HttpServer::name)).try_map(|name| {
             HttpServer::ALL

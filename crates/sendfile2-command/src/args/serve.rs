@@ -27,8 +27,8 @@ pub struct Args {
     /// The directory
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
-    /// Where to listen: HOST:PORT, :PORT for every address of this host, or unix:PATH; may be given
-    /// several times
+    /// Address to listen on: HOST:PORT, :PORT for every address of this host, or unix:PATH; may be
+    /// given several times
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub listen: Vec<Address>,
     /// Speak TLS, with this chain of certificates (PEM)
@@ -37,7 +37,7 @@ pub struct Args {
     /// The certificate's private key (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert", value_hint = ValueHint::FilePath)]
     pub tls_key: Option<PathBuf>,
-    /// How files are sent where they are not read: auto, copy or zerocopy
+    /// Way in which files are sent where they are not read: auto, copy or zerocopy
     #[arg(long, default_value_t)]
     pub engine: Engine,
     /// Threads that serve connections [default: one a processor]
@@ -46,17 +46,17 @@ pub struct Args {
     /// Connections at a time; more wait until they are accepted
     #[arg(long, value_name = "N", default_value = "16384", value_parser = units::some::<NonZeroU32>)]
     pub max_connections: NonZeroU32,
-    /// How long a client may take for a request's headers (or the TLS handshake), also counted from
-    /// the end of the answer before
+    /// Time that a client may take for a request's headers (or the TLS handshake), also counted
+    /// from the end of the answer before
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = units::duration)]
     pub header_timeout: Duration,
-    /// How long nothing at all may come or go on a connection
+    /// Time for which nothing at all may come or go on a connection
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = units::duration)]
     pub idle_timeout: Duration,
-    /// How long a client may read nothing of what is ready for it
+    /// Time for which a client may read nothing of what is ready for it
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
     pub stall_timeout: Duration,
-    /// How long requests in progress may take after SIGTERM
+    /// Time that requests in progress may take after SIGTERM
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
     pub grace: Duration,
     /// Serve /metrics (for Prometheus) and /health here
