@@ -58,7 +58,7 @@ struct Args {
     /// Read notifications after so many sends
     #[arg(short = 'l', value_name = "SENDS", default_value_t = 32)]
     limit: u32,
-    /// Of the parts of a datagram, send every second one by zerocopy (with -c and -z)
+    /// Send every second part of a datagram by zerocopy (with -c and -z)
     #[arg(short = 'm')]
     mixed: bool,
     /// The port
@@ -88,7 +88,7 @@ struct Args {
     /// Seconds to wait for the last notifications [default: half a second]
     #[arg(short = 'w', value_name = "SECONDS")]
     wait: Option<u32>,
-    /// What to test
+    /// The protocol to test
     test: Test,
 }
 
@@ -111,7 +111,8 @@ fn main() -> ExitCode {
 }
 
 impl Args {
-    /// How long to send or receive: somewhat longer than the seconds that are asked for.
+    /// Returns the time to send or receive for: somewhat longer than the seconds that are asked
+    /// for.
     fn runtime(&self) -> Duration {
         match self.seconds {
             Some(seconds) => Duration::from_secs(seconds.into()) + Duration::from_millis(200),
@@ -126,7 +127,7 @@ impl Args {
         }
     }
 
-    /// A socket for the test, after what else is asked of the process.
+    /// Makes a socket for the test, after what else is asked of the process.
     fn socket(&self) -> anyhow::Result<std::os::fd::OwnedFd> {
         ensure!(self.payload <= PAYLOAD_MAX, "-s: {} bytes at most", PAYLOAD_MAX);
         ensure!(self.payload > 0, "-s: one byte at least");
@@ -153,7 +154,7 @@ impl Args {
         Ok(socket)
     }
 
-    /// An address with the port given, on the interface if it is a link-local one.
+    /// Makes an address with the port given, on the interface if it is a link-local one.
     fn address(
         &self,
         socket: BorrowedFd<'_>,
@@ -189,12 +190,13 @@ impl Args {
     }
 }
 
-/// The payload of sends that are from memory: the alphabet, over and over.
+/// Returns the payload of sends that are from memory: the alphabet, over and over.
 fn alphabet() -> Vec<u8> {
     (b'a'..=b'z').cycle().take(PAYLOAD_MAX).collect()
 }
 
-/// Waits for `events`, or an error, until then; `false` if the time is over first.
+/// Waits for `events`, or an error, until then; returns those that came, none if the time is over
+/// first.
 fn wait(socket: BorrowedFd<'_>, events: PollFlags, until: Instant) -> anyhow::Result<PollFlags> {
     loop {
         let left = Timespec::try_from(until.saturating_duration_since(Instant::now()))?;
@@ -207,7 +209,7 @@ fn wait(socket: BorrowedFd<'_>, events: PollFlags, until: Instant) -> anyhow::Re
     }
 }
 
-/// A result, or nothing if the socket would block.
+/// Turns the error of a socket that would block, or of an interruption, into `None`.
 fn unless_blocked<T>(result: Result<T, Errno>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

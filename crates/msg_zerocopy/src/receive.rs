@@ -14,7 +14,7 @@ use crate::{Args, Test, alphabet, nonblocking, unless_blocked, wait};
 /// Bytes of the socket's receive buffer, and the most that are received at once.
 const BUFFER: usize = 1 << 21;
 
-/// How much longer than the sender it runs.
+/// The time by which the receiver runs longer than the sender.
 const LONGER: Duration = Duration::from_millis(400);
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -71,8 +71,8 @@ fn listen(args: &Args) -> anyhow::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Whether a stream, of which `before` bytes have been received, goes on with the file, which is
-/// sent over and over.
+/// Checks that a stream, of which `before` bytes have been received, goes on with the file, which
+/// is sent over and over.
 fn compare_stream(file: &File, before: u64, mut got: &[u8]) -> anyhow::Result<()> {
     let size = file.metadata()?.len();
     ensure!(size > 0, "-f: the file is empty by now");

@@ -17,7 +17,7 @@ use crate::{Args, Test, alphabet, nonblocking, unless_blocked, wait};
 /// `MSG_ZEROCOPY` of `linux/socket.h`, for which rustix has no name.
 const ZEROCOPY: SendFlags = SendFlags::from_bits_retain(0x400_0000);
 
-/// As much as one call takes, in bytes.
+/// The most that one call takes, in bytes.
 const MOST: usize = 0x7fff_f000;
 
 /// Bytes of the socket's send buffer.
@@ -48,9 +48,10 @@ struct Sender<'a> {
     args: &'a Args,
     socket: OwnedFd,
     file: Option<File>,
-    /// Where in the file the next send begins.
+    /// The offset in the file at which the next send begins.
     offset: u64,
-    /// It must stay as it is as long as the kernel may read it: until the end.
+    /// The payload of sends from memory, which must stay as it is as long as the kernel may read
+    /// it: until the end.
     payload: &'static [u8],
     ledger: Ledger<()>,
     sends: u64,
@@ -105,7 +106,7 @@ impl<'a> Sender<'a> {
         })
     }
 
-    /// One send, or one datagram.
+    /// Makes one send, or sends one datagram.
     fn send(&mut self) -> anyhow::Result<()> {
         if self.file.is_some() {
             return self.send_file();
@@ -128,8 +129,8 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
-    /// One send, or one part of a datagram. A datagram that was begun is completed: what waits in
-    /// the socket for its end is not let go of.
+    /// Makes one send, or sends one part of a datagram. A datagram that was begun is completed:
+    /// what waits in the socket for its end is not released.
     fn send_bytes(&mut self, bytes: &[u8], zerocopy: bool, more: bool) -> anyhow::Result<()> {
         let mut flags = SendFlags::DONTWAIT;
         flags.set(ZEROCOPY, zerocopy);
@@ -194,7 +195,8 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// After ENOBUFS: a notification that is read makes room. Where none is out, none ever will.
+    /// Waits, after ENOBUFS, for a notification, whose reading frees memory. Fails where none is
+    /// outstanding: none would ever come.
     fn make_room(&mut self) -> anyhow::Result<()> {
         if self.completions == self.expected {
             bail!(
@@ -253,7 +255,7 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
-    /// Waits for the last notifications, and says what was done.
+    /// Waits for the last notifications, and reports what was done.
     fn finish(&mut self) -> anyhow::Result<()> {
         let until = Instant::now() + self.args.patience();
         self.read()?;

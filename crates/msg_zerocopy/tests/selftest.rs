@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 const OURS: &str = env!("CARGO_BIN_EXE_msg_zerocopy");
 
-/// The script, if namespaces are allowed here.
+/// Runs the script, if namespaces are allowed here.
 fn script(tx: &Path, rx: &Path, arguments: &[&str]) -> Option<String> {
     let allowed = Command::new("unshare")
         .args(["--user", "--map-root-user", "--net", "--mount"])
@@ -114,7 +114,7 @@ fn with_the_kernels_program() {
 fn missing_notifications_are_a_failure() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
-    // It is connected, but nobody ever reads: what is in the socket is not let go of.
+    // It is connected, but its peer never reads: what is in the socket is not released.
     let output = Command::new(OURS)
         .args(["-4", "-D", "127.0.0.1", "-p", &port, "-t", "0", "-w", "0", "-z", "tcp"])
         .output()
