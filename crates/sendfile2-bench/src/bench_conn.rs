@@ -26,7 +26,7 @@ pub(super) struct BenchConn {
     transport: Transport,
     /// The rest of the range that is still to be sent.
     part: Range<u64>,
-    /// Each call says that more follows.
+    /// Whether each call announces that more follows.
     more: bool,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct BenchConn {
 enum Transport {
     Library {
         sender: Sender,
-        /// Plain copies that it chose to make.
+        /// The number of plain copies that the library chose to make.
         plain: u64,
         leased: bool,
         lease: Option<Lease>,
@@ -80,7 +80,7 @@ impl BenchConn {
         Ok(BenchConn { transport, part: 0..0, more: false })
     }
 
-    /// Gives it a range to send, when it has sent the last one.
+    /// Gives the connection a range to send, when it has sent the last one.
     pub(super) fn give(&mut self, part: Range<u64>) -> anyhow::Result<()> {
         let between = part.end - part.start;
         self.part = part;
@@ -106,7 +106,7 @@ impl BenchConn {
         Ok(())
     }
 
-    /// Says that more follows with each call from here on, or no longer.
+    /// Announces with each call from here on that more follows, or no longer.
     pub(super) fn set_more(&mut self, more: bool) -> anyhow::Result<()> {
         match &mut self.transport {
             // An empty send that does not say so ends it.
@@ -120,12 +120,12 @@ impl BenchConn {
         Ok(())
     }
 
-    /// Whether there is nothing left of what it was given.
+    /// Returns whether nothing is left of the range that the connection was given.
     pub(super) fn is_done(&self) -> bool {
         self.part.is_empty()
     }
 
-    /// One call that sends, as much of the part as the kernel takes.
+    /// Makes one call that sends as much of the part as the kernel takes.
     pub(super) fn step(&mut self, files: &Files) -> anyhow::Result<Step> {
         let part = self.part.clone();
         let taken = match &mut self.transport {
@@ -206,7 +206,7 @@ impl BenchConn {
         Ok(())
     }
 
-    /// Whether everything that was sent is released, as far as this method says so.
+    /// Returns whether everything that was sent is released, as far as this method reports it.
     pub(super) fn is_released(&self) -> bool {
         match &self.transport {
             Transport::Library { sender, .. } => sender.in_flight().sends == 0,
@@ -214,7 +214,8 @@ impl BenchConn {
         }
     }
 
-    /// Calls so far after which the kernel had copied the bytes; nothing where it does not say.
+    /// Returns the number of calls so far after which the kernel had copied the bytes; `None` where
+    /// it does not report that.
     pub(super) fn copies(&self, sends: u64) -> Option<u64> {
         match &self.transport {
             Transport::Library { sender, plain, .. } => Some(plain + sender.counters().copied),
@@ -223,7 +224,7 @@ impl BenchConn {
         }
     }
 
-    /// The library's sender, where it has one.
+    /// Returns the library's sender, where the connection has one.
     pub(super) fn sender(&mut self) -> Option<&mut Sender> {
         match &mut self.transport {
             Transport::Library { sender, .. } => Some(sender),

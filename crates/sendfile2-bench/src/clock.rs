@@ -2,7 +2,7 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// `CLOCK_MONOTONIC`, which is the same in all processes, in nanoseconds.
+/// Returns `CLOCK_MONOTONIC`, which is the same in all processes, in nanoseconds.
 pub(super) fn now() -> u64 {
     nanoseconds(ClockId::Monotonic)
 }
@@ -19,7 +19,7 @@ fn nanoseconds(clock: ClockId) -> u64 {
     u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap_or(0)
 }
 
-/// How often this thread gave up the processor, and how often it was taken from it.
+/// Returns how often this thread gave up the processor, and how often it was taken from it.
 pub(super) fn switches() -> (u64, u64) {
     let status = procfs::process::Process::myself().and_then(|process| process.status());
     let status = status.ok();

@@ -8,18 +8,18 @@ use super::result::{GuardRow, HttpRow, Row, Rows, Saved};
 use super::table::{self, figure};
 use crate::{args, output, units};
 
-/// What a comparison found.
+/// The findings of a comparison.
 #[derive(Debug, Serialize)]
 struct Comparison {
     changed: Vec<Change>,
     /// Figures whose intervals overlap, or that have none.
     unchanged: usize,
-    /// Of these, figures without an interval: too few rounds.
+    /// Figures, among the unchanged ones, without an interval: too few rounds.
     uncertain: usize,
     /// Rows that only one of them has.
     only_before: Vec<String>,
     only_after: Vec<String>,
-    /// Why the two may differ for other reasons.
+    /// The differences for which the results may differ, too: machine, kernel, settings.
     differences: Vec<String>,
 }
 
@@ -157,7 +157,7 @@ fn http(row: &HttpRow) -> (String, Figures) {
     (format!("{server}: {connections} connections, {}", units::bytes(*size)), figures.collect())
 }
 
-/// What else was different.
+/// Returns the other differences between two results: of the machine and the settings.
 fn differences(before: &Saved, after: &Saved) -> Vec<String> {
     let (a, b) = (&before.machine, &after.machine);
     let mut found = Vec::new();

@@ -86,7 +86,7 @@ fn descriptors(wanted: u64) -> anyhow::Result<()> {
     })
 }
 
-/// The clients, as a child of the benchmark.
+/// Runs the clients, as a child of the benchmark.
 pub(super) fn clients(role: &Crowd) -> anyhow::Result<()> {
     clock::pin(role.cpu)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -141,8 +141,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Reads what there is, as far as it fits into the buffer and is at most `most` bytes: whether that
-    /// is as many, what of it is wrong; nothing if there is nothing.
+    /// Reads what there is, as far as it fits into the buffer and is at most `most` bytes.
     async fn read(&self, stream: &TcpStream, most: usize) -> anyhow::Result<Vec<u8>> {
         loop {
             stream.readable().await?;
@@ -158,10 +157,10 @@ impl Shared {
     }
 }
 
-/// How often a client reads.
+/// The interval at which a client reads.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Gives the number of wrong bytes.
+/// Runs one client; returns the number of wrong bytes.
 async fn client(
     stream: TcpStream,
     n: usize,

@@ -10,7 +10,7 @@ use super::test_bed::TestBed;
 use crate::args::{self, Path};
 use crate::method::Method;
 
-/// How long --quick may measure.
+/// The longest that --quick may measure.
 const QUICK: Duration = Duration::from_secs(28);
 
 fn settings(args: &args::Engines, paths: &[Path]) -> Vec<Setting> {

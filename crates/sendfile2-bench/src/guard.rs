@@ -15,14 +15,14 @@ use super::test_bed::TestBed;
 use crate::args::{self, Path};
 use crate::method::Method;
 
-/// How long --quick may measure.
+/// The longest that --quick may measure.
 const QUICK: Duration = Duration::from_secs(15);
 
-/// The file, and the calls.
+/// The size of the file, and of the calls.
 const SIZE: u64 = 64 << 20;
 const CHUNK: u64 = 64 << 10;
 
-/// Other leases that are in flight.
+/// The numbers of other leases that are in flight.
 const OTHERS: [u64; 2] = [0, 10_000];
 
 pub(super) fn run(args: &args::Guard) -> anyhow::Result<()> {
@@ -66,7 +66,7 @@ pub(super) fn run(args: &args::Guard) -> anyhow::Result<()> {
     bed.finish(Rows::Guard(rows), &args.common)
 }
 
-/// A lease taken and ended, while `others` are in flight on other ranges.
+/// Measures a lease taken and ended, while `others` are in flight on other ranges.
 fn leases(others: u64) -> anyhow::Result<GuardRow> {
     const SLOT: u64 = 4096;
     const LEASES: u64 = 20_000;

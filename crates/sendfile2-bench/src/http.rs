@@ -20,10 +20,10 @@ pub(super) use server::Server;
 pub(super) use server::serve_dir;
 use wrk::{Sample, Wrk};
 
-/// How long --quick may measure.
+/// The longest that --quick may measure.
 const QUICK: Duration = Duration::from_secs(25);
 
-/// The one that the others are compared with.
+/// The server that the others are compared with.
 const REFERENCE: HttpServer = HttpServer::Nginx;
 
 pub(super) fn run(args: &args::Http) -> anyhow::Result<()> {
@@ -64,7 +64,7 @@ pub(super) fn run(args: &args::Http) -> anyhow::Result<()> {
     bed.finish(Rows::Http(rows), &args.common)
 }
 
-/// Checks that the server sends the file; and whatever it keeps of it is kept now.
+/// Checks that the server sends the file, and so lets it keep of the file whatever it keeps.
 fn check(server: &Server, files: &Path, size: u64) -> anyhow::Result<()> {
     let expected = std::fs::read(files.join(size.to_string()))?;
     let got = server.get(size)?;
@@ -127,7 +127,7 @@ fn row(measured: &Measured, connections: u32, size: u64) -> impl Iterator<Item =
     })
 }
 
-/// Starts what runs as another program, to stay on a processor.
+/// Starts a command that runs another program, to stay on a processor.
 pub(super) fn spawn(
     command: &mut std::process::Command,
     cpu: Option<usize>,

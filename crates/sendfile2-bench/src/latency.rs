@@ -13,7 +13,7 @@ use crate::args::{self, Path};
 use crate::method::Method;
 use crate::units;
 
-/// How long --quick may measure.
+/// The longest that --quick may measure.
 const QUICK: Duration = Duration::from_secs(15);
 
 /// Sends of a way before it is the next one's turn.
@@ -108,7 +108,7 @@ fn measure(
     Ok(refused)
 }
 
-/// How long it took, in nanoseconds.
+/// The times of the sends of one method, in nanoseconds.
 #[derive(Debug)]
 struct Times {
     method: Method,
@@ -127,7 +127,7 @@ impl Times {
 
     fn rows(&self, path: Path, size: u64) -> impl Iterator<Item = LatencyRow> {
         let both = [("released", &self.released), ("acknowledged", &self.acknowledged)];
-        // Of some ways nobody knows when what they sent is released.
+        // Some ways do not report when what they sent is released.
         both.into_iter().filter(|(_, times)| !times.is_empty()).map(move |(until, times)| {
             #[expect(clippy::cast_precision_loss, reason = "up to a minute")]
             let at = |percentile| times.value_at_percentile(percentile) as f64 / 1e3;

@@ -11,7 +11,7 @@ use super::stats::Median;
 /// Load of others, as a share of one processor, from which on results are doubtful.
 const QUIET: f64 = 0.25;
 
-/// What the results depend on.
+/// The machine and its state, on which the results depend.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Machine {
     pub(super) kernel: String,
@@ -21,21 +21,23 @@ pub(super) struct Machine {
     pub(super) receiver_processor: Option<usize>,
     pub(super) memory_bytes: u64,
     pub(super) last_level_cache_bytes: Option<u64>,
-    /// Of the frequency; nothing where the machine does not say, as virtual ones do.
+    /// The governor of the frequency; `None` where the machine does not report it, as virtual ones
+    /// do not.
     pub(super) governor: Option<String>,
     pub(super) filesystem: String,
-    /// Copied by a loop over more than the caches hold, and over half of a small one; in GB/s.
+    /// The rate of a loop that copies more than the caches hold, and of one that copies half of a
+    /// small one; in GB/s.
     pub(super) memory_copy_gb_per_s: f64,
     pub(super) cached_copy_gb_per_s: f64,
     pub(super) load_before: Option<f32>,
     pub(super) load_after: Option<f32>,
-    /// What others used of the processors meanwhile, in processors.
+    /// The processors that other programs used meanwhile, as a number of processors.
     pub(super) others: Option<f64>,
     /// The share of the time that a hypervisor took away.
     pub(super) steal: Option<f64>,
 }
 
-/// Where the two processes are to stay.
+/// The processors that the two processes are to stay on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Processors {
     pub(super) sender: Option<usize>,
@@ -43,7 +45,7 @@ pub(super) struct Processors {
 }
 
 impl Processors {
-    /// Two on different cores, if this process may use two; else none is pinned.
+    /// Chooses two processors on different cores, if this process may use two; else none is pinned.
     pub(super) fn choose() -> Self {
         let allowed = rustix::thread::sched_getaffinity(None).ok();
         let mut cores = Vec::new();
@@ -66,7 +68,7 @@ impl Processors {
     }
 }
 
-/// What ran before.
+/// The ticks of the processors before the measurement.
 #[derive(Debug)]
 pub(super) struct Before {
     start: Instant,
@@ -129,7 +131,7 @@ impl Machine {
         }
     }
 
-    /// To be called when the first process starts, and again, with [`Machine::after`], when all
+    /// Takes the ticks when the first process starts; [`Machine::after`] takes them again, when all
     /// have ended.
     pub(super) fn before() -> Option<Before> {
         Some(Before { start: Instant::now(), used: Used::now()? })
@@ -145,7 +147,7 @@ impl Machine {
         self.steal = Some((now.steal - before.used.steal) as f64 / ticks / self.processors as f64);
     }
 
-    /// What makes the results doubtful.
+    /// Returns warnings of what makes the results doubtful.
     pub(super) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(others) = self.others.filter(|others| *others > QUIET) {
@@ -179,7 +181,7 @@ fn last_level_cache() -> Option<u64> {
     sizes.max()
 }
 
-/// Copies `bytes` again and again, and says how many GB a second.
+/// Copies `bytes` again and again; returns how many GB a second.
 #[expect(clippy::cast_precision_loss, reason = "sizes of buffers")]
 fn copy_rate(bytes: u64) -> f64 {
     const LONG_ENOUGH: Duration = Duration::from_millis(30);

@@ -52,7 +52,7 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Bench(args::Command),
-    /// Run as a child of a benchmark, which says on standard input as what
+    /// Run as a child of a benchmark, which sends the role on standard input
     #[command(hide = true)]
     Role,
 }

@@ -42,7 +42,7 @@ pub(super) fn run(args: &args::Memory) -> anyhow::Result<()> {
     bed.finish(Rows::Memory(rows), &args.common)
 }
 
-/// Makes many, and says what one of them takes.
+/// Makes many, and measures what one of them takes.
 pub(super) fn measure(what: What) -> anyhow::Result<MemoryRow> {
     match what {
         What::Connections => connections(),
@@ -51,7 +51,8 @@ pub(super) fn measure(what: What) -> anyhow::Result<MemoryRow> {
     }
 }
 
-/// Anonymous memory of this process, in bytes: counted page by page, which statm no longer is.
+/// Returns the anonymous memory of this process, in bytes: counted page by page, which statm no
+/// longer is.
 fn anonymous() -> anyhow::Result<u64> {
     let rollup = Proc::myself()?.smaps_rollup().context("/proc/self/smaps_rollup")?;
     let maps = rollup.memory_map_rollup;
@@ -67,7 +68,7 @@ fn row(what: &str, before: u64, number: usize) -> anyhow::Result<MemoryRow> {
     Ok(MemoryRow { what: what.into(), bytes, number: number as u64 })
 }
 
-/// Two sockets that are connected; the second one receives.
+/// Makes pairs of sockets that are connected; the second one receives.
 fn pairs(number: usize) -> anyhow::Result<(Vec<TcpStream>, Vec<TcpStream>)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     // So that little leaves the sender.
@@ -80,7 +81,8 @@ fn pairs(number: usize) -> anyhow::Result<(Vec<TcpStream>, Vec<TcpStream>)> {
     Ok((senders, receivers))
 }
 
-/// As many descriptors as are allowed, so that there can be many connections.
+/// Raises the limit of descriptors as far as is allowed, so that there can be many connections;
+/// returns it.
 fn descriptors() -> usize {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

@@ -25,7 +25,7 @@ pub(super) enum Role {
     },
     /// Many slow clients. Answers: `()` when all are connected, and after any order [`Crowded`].
     Crowd(Crowd),
-    /// Says what its own memory has grown by.
+    /// A process that reports by how much its own memory has grown.
     Memory(What),
 }
 
@@ -53,19 +53,19 @@ pub(super) struct Crowd {
 /// The outcome of such clients.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Crowded {
-    /// Got the whole file.
+    /// Clients that got the whole file.
     pub(super) complete: usize,
     pub(super) wrong_bytes: u64,
     /// The first thing that went wrong.
     pub(super) failure: Option<String>,
-    /// From the first request to the last byte.
+    /// The time from the first request to the last byte.
     pub(super) seconds: f64,
 }
 
 /// An answer of a child; the error is the whole chain of causes.
 pub(super) type Answer<T> = Result<T, String>;
 
-/// The sender's first answer: where it listens, and what its network is set to.
+/// The sender's first answer: the address that it listens at, and the settings of its network.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Hello {
     pub(super) address: SocketAddr,
@@ -88,7 +88,7 @@ pub(super) enum SenderOrder {
 /// The bytes to be sent, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Job {
-    /// In all, over all streams.
+    /// Bytes in all, over all streams.
     pub(super) bytes: u64,
     /// Bytes that each call is given.
     pub(super) chunk: u64,
@@ -96,22 +96,22 @@ pub(super) struct Job {
     pub(super) size: u64,
     /// Drop the file from the page cache first.
     pub(super) cold: bool,
-    /// Say with each call that more follows, but for the end.
+    /// Announce with each call that more follows, but for the end.
     pub(super) more: bool,
 }
 
 /// The work of the sender, which ends when everything is released.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Sent {
-    /// On the clock `CLOCK_MONOTONIC`, in nanoseconds.
+    /// The time of the first call, on the clock `CLOCK_MONOTONIC`, in nanoseconds.
     pub(super) start: u64,
     pub(super) end: u64,
     /// Nanoseconds of CPU.
     pub(super) cpu: u64,
     /// Calls that sent something.
     pub(super) sends: u64,
-    /// Those calls after which the kernel had a copy of the bytes, as far as it says so;
-    /// nothing for methods with which it does not.
+    /// Those calls after which the kernel had a copy of the bytes, as far as it reports that;
+    /// `None` for methods with which it does not.
     pub(super) copies: Option<u64>,
     /// Times that it gave up the processor, and times that it was taken from it.
     pub(super) switches: u64,
@@ -120,10 +120,10 @@ pub(super) struct Sent {
     pub(super) instructions: Option<u64>,
 }
 
-/// Nanoseconds from when the last byte was handed over.
+/// The delays from when the last byte was handed over, in nanoseconds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Delays {
-    /// Nothing for methods that never say.
+    /// The times until the release; `None` for methods that never report it.
     pub(super) released: Option<Vec<u64>>,
     pub(super) acknowledged: Vec<u64>,
 }

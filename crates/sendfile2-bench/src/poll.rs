@@ -29,7 +29,7 @@ impl Poll {
         epoll::add(&self.epoll, fd, epoll::EventData::new_u64(number as u64), what).context("epoll")
     }
 
-    /// Waits until something happens, and says to whom, and what.
+    /// Waits until something happens; returns to which members, and what.
     pub(super) fn wait(
         &mut self,
         deadline: Instant,

@@ -56,7 +56,7 @@ pub(super) struct Pair {
     receiver: Process,
     connect: SocketAddr,
     pub(super) hello: Hello,
-    /// Its namespaces last as long as this.
+    /// The namespaces of the pair, which last as long as this.
     _net: Net,
 }
 
@@ -64,7 +64,8 @@ pub(super) struct Pair {
 #[derive(Debug)]
 pub(super) struct Sample {
     pub(super) bytes: u64,
-    /// From the first call until everything was both received and released; in nanoseconds.
+    /// The time from the first call until everything was both received and released; in
+    /// nanoseconds.
     pub(super) elapsed: u64,
     /// Nanoseconds of CPU of the receiver.
     pub(super) receiver_cpu: u64,

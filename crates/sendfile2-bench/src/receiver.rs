@@ -12,7 +12,7 @@ use super::message::{self, Received, ReceiverOrder};
 use super::poll::Poll;
 use crate::child;
 
-/// What one read can take.
+/// The most that one read can take.
 const BUFFER: usize = 1 << 20;
 
 /// Serves the parent until it goes away.

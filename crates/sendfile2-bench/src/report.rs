@@ -28,7 +28,7 @@ pub(super) fn run(args: &args::Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a result is called: its file's name.
+/// Returns the name of a result: that of its file.
 fn name(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -1,4 +1,4 @@
-//! What a benchmark found, as it is printed and saved.
+//! The findings of a benchmark, as they are printed and saved.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -22,7 +22,7 @@ pub(super) struct Saved {
     pub(super) rows: Rows,
     pub(super) machine: Machine,
     pub(super) paths: Vec<PathRow>,
-    /// What could not be measured, and why.
+    /// The measurements that could not be made, and why.
     pub(super) skipped: Vec<Skipped>,
     pub(super) warnings: Vec<String>,
 }
@@ -64,35 +64,37 @@ pub(super) struct Row {
     pub(super) chunk: u64,
     pub(super) size: u64,
     pub(super) cold: bool,
-    /// Each call said that more follows.
+    /// Whether each call announced that more follows.
     pub(super) more: bool,
     pub(super) gb_per_s: f64,
     pub(super) sender_cpu_s_per_gb: f64,
     pub(super) receiver_cpu_s_per_gb: f64,
     pub(super) total_cpu_s_per_gb: f64,
-    /// To what `reference` did in the same round.
+    /// The ratio of the throughput to that of `reference` in the same round.
     pub(super) throughput_ratio: f64,
     pub(super) sender_cpu_ratio: f64,
     pub(super) total_cpu_ratio: f64,
     pub(super) reference: String,
-    /// Of the sends that succeeded, those whose bytes the kernel copied: plain copies, and
-    /// zerocopy sends whose notification said COPIED. Nothing where the kernel does not say.
+    /// The share of the sends that succeeded whose bytes the kernel copied: plain copies, and
+    /// zerocopy sends whose notification had COPIED. `None` where the kernel does not report that.
     pub(super) copied_share: Option<f64>,
-    /// What the throughput is of that of a copy loop in memory.
+    /// The share of the throughput in that of a copy loop in memory.
     pub(super) memory_copy_share: f64,
     pub(super) rounds: usize,
     /// 95 % confidence intervals of the medians.
     pub(super) ci: Intervals,
     pub(super) bytes_per_send: f64,
-    /// Of the sender, beyond those of the processor: how often it slept, and was made to.
+    /// The number of times that the sender slept, for each send, and below, that it was made to
+    /// give up the processor.
     pub(super) switches_per_send: f64,
     pub(super) preemptions_per_send: f64,
-    /// Nothing where the processor's counters are not to be had (`perf_event_open(2)`), as in most
-    /// virtual machines; docs/costs.md says what else counts them.
+    /// The instructions of a send outside the kernel. `None` where the processor's counters are not
+    /// to be had (`perf_event_open(2)`), as in most virtual machines; docs/costs.md has other ways
+    /// to count them.
     pub(super) user_instructions_per_send: Option<f64>,
 }
 
-/// Intervals; nothing if there were too few rounds for one.
+/// The 95 % confidence intervals; `None` if there were too few rounds for one.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Intervals {
     pub(super) gb_per_s: Option<[f64; 2]>,
@@ -103,27 +105,27 @@ pub(super) struct Intervals {
     pub(super) total_cpu_ratio: Option<[f64; 2]>,
 }
 
-/// What the guard costs.
+/// The cost of an operation of the guard.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct GuardRow {
     pub(super) what: String,
-    /// Of CPU, in nanoseconds: for sends the sender's.
+    /// The CPU time in nanoseconds: for sends the sender's.
     pub(super) nanoseconds: f64,
     pub(super) ci: Option<[f64; 2]>,
-    /// To the same without a lease; only for sends.
+    /// The ratio to the same without a lease; only for sends.
     pub(super) ratio: Option<f64>,
     pub(super) ratio_ci: Option<[f64; 2]>,
     pub(super) rounds: usize,
 }
 
-/// How long a send took from when its last byte was handed over, in microseconds.
+/// The time that a send took from when its last byte was handed over, in microseconds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct LatencyRow {
     pub(super) path: String,
     pub(super) engine: String,
     pub(super) safe: bool,
     pub(super) size: u64,
-    /// "released" or "acknowledged".
+    /// The end of the time: "released" or "acknowledged".
     pub(super) until: String,
     pub(super) sends: u64,
     pub(super) p50: f64,
@@ -136,12 +138,12 @@ pub(super) struct LatencyRow {
     pub(super) curve: Vec<[f64; 2]>,
 }
 
-/// What something takes of this process's memory.
+/// The memory that one of many things takes in this process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct MemoryRow {
     pub(super) what: String,
     pub(super) bytes: f64,
-    /// How many there were at a time.
+    /// The number of things that there were at a time.
     pub(super) number: u64,
 }
 
@@ -154,7 +156,7 @@ pub(super) struct Figure {
     pub(super) ratio_ci: Option<[f64; 2]>,
 }
 
-/// What serving files of a size costs a server.
+/// The cost to a server of serving files of a size.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct HttpRow {
     pub(super) server: String,
@@ -163,12 +165,12 @@ pub(super) struct HttpRow {
     pub(super) requests_per_s: Figure,
     pub(super) gb_per_s: Figure,
     pub(super) server_cpu_s_per_gb: Figure,
-    /// Of the server and its client.
+    /// The CPU time of the server and its client.
     pub(super) total_cpu_s_per_gb: Figure,
     pub(super) rounds: usize,
 }
 
-/// What many slow clients cost.
+/// The cost of many slow clients.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct CrowdRow {
     pub(super) engine: String,
@@ -179,11 +181,12 @@ pub(super) struct CrowdRow {
     pub(super) complete: usize,
     pub(super) wrong_bytes: u64,
     pub(super) seconds: f64,
-    /// What the server had more of in memory, at most, than before them; for each.
+    /// The most memory that the server had beyond what it had before the clients came, for each
+    /// client.
     pub(super) resident_bytes_per_connection: f64,
     /// The same when they were connected, and had not asked yet.
     pub(super) resident_bytes_per_idle_connection: f64,
-    /// Of one processor, while they read.
+    /// The server's share of one processor, while the clients read.
     pub(super) server_cpu_share: f64,
 }
 

@@ -40,8 +40,9 @@ impl Ring {
     }
 
     /// Sends what `next` gives, and waits until everything is released; returns how many requests
-    /// that took: one that the socket had too little room for is followed by another. Each stream that has nothing queued gets a range, and all of them together one
-    /// system call, which sleeps until half as many completions are there.
+    /// that took: one that the socket had too little space for is followed by another. Each stream
+    /// that has nothing queued gets a range, and all of them together one system call, which sleeps
+    /// until half as many completions are there.
     pub(super) fn send(
         &mut self,
         files: &Files,
@@ -98,12 +99,12 @@ impl Ring {
         self.sockets.first().context("no connection")
     }
 
-    /// Requests so far that were released.
+    /// Returns the number of requests so far that were released.
     fn requests(&self) -> u64 {
         self.sockets.iter().map(|socket| socket.counters().released).sum()
     }
 
-    /// Of these, those of which the kernel has made a copy.
+    /// Returns the number of requests so far of which the kernel has made a copy.
     pub(super) fn copies(&self) -> u64 {
         self.sockets.iter().map(|socket| socket.counters().copied).sum()
     }

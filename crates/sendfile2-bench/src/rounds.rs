@@ -36,12 +36,13 @@ impl std::fmt::Display for Setting {
     }
 }
 
-/// When to stop.
+/// The conditions on which a measurement stops.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// When an interval's width is at most this share of the median.
+    /// The share of the median that an interval's width is at most, when the measurement stops
+    /// early.
     pub(super) width: f64,
-    /// Then in any case.
+    /// The time to stop at in any case.
     pub(super) deadline: Instant,
 }
 
@@ -53,7 +54,7 @@ impl Limits {
         Limits { deadline: Instant::now() + share, ..*self }
     }
 
-    /// How long a measurement may take before something is broken.
+    /// Returns the time that a measurement may take before something is broken.
     pub(super) fn patience(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(3)
     }
@@ -75,14 +76,14 @@ pub(super) struct Measured {
     pub(super) refused: Vec<(Method, String)>,
 }
 
-/// Before anything is known, so much is sent by each connection.
+/// The number of bytes that each connection sends before anything is known.
 const WARM_UP: u64 = 4 << 20;
 
-/// A measurement takes so long, if there is the time.
+/// The shortest and the longest that a measurement takes, if there is the time.
 const SHORTEST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_millis(200);
 
-/// So many rounds are aimed at.
+/// The number of rounds that are aimed at.
 const ROUNDS: u32 = 12;
 
 pub(super) fn measure(

@@ -100,7 +100,7 @@ impl Files {
         advise(0, Advice::Normal).context("fadvise")
     }
 
-    /// Whether any of some pages is in the page cache.
+    /// Returns whether any of some pages is in the page cache.
     fn is_warm(&self, size: u64) -> bool {
         (0..16).any(|i| {
             let buffer = &mut [0];
@@ -124,12 +124,13 @@ fn nudge() -> anyhow::Result<()> {
 struct Group {
     method: Method,
     conns: Vec<BenchConn>,
-    /// In place of lines, for the engine that has one; or why there is none.
+    /// The connections on a ring in place of `conns`, for the engine that has one; or the reason
+    /// why there is none.
     ring: Option<Result<Ring, String>>,
     poll: Poll,
     /// Calls made so far that sent something.
     sends: u64,
-    /// Where in the file the next range begins.
+    /// The offset in the file at which the next range begins.
     at: u64,
 }
 
@@ -259,8 +260,8 @@ impl Group {
         range
     }
 
-    /// Sends, and waits until everything is released. Streams that have room take turns, one call
-    /// each; when none has room, the socket that says first that it has goes on.
+    /// Sends, and waits until everything is released. Streams that have space take turns, one call
+    /// each; when none has space, the socket that reports first that it has goes on.
     fn send(&mut self, files: &Files, job: &Job, deadline: Instant) -> anyhow::Result<()> {
         let mut left = job.bytes;
         if let Some(ring) = &mut self.ring {

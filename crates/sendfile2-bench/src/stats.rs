@@ -4,12 +4,12 @@
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Median {
     pub(super) value: f64,
-    /// The 95 % confidence interval; nothing if there are too few values for one (fewer than six).
+    /// The 95 % confidence interval; `None` if there are too few values for one (fewer than six).
     pub(super) interval: Option<[f64; 2]>,
 }
 
 impl Median {
-    /// Of no values it is not a number.
+    /// Returns the median of some values; if there are none, it is not a number.
     pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -29,9 +29,9 @@ impl Median {
     }
 }
 
-/// Which of `n` sorted values (and, from the other end, which other one) bounds the interval: the
-/// largest `k` for which the median lies outside with a probability of at most 5 %. The number of
-/// values below the median is binomial with p = ½.
+/// Returns which of `n` sorted values (and, from the other end, which other one) bounds the
+/// interval: the largest `k` for which the median lies outside with a probability of at most 5 %.
+/// The number of values below the median is binomial with p = ½.
 fn rank(n: usize) -> Option<usize> {
     #[expect(clippy::cast_precision_loss, reason = "rounds")]
     let many = n as f64;

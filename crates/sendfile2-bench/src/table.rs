@@ -39,12 +39,12 @@ pub(super) fn markdown(saved: &Saved) -> String {
     table.to_string()
 }
 
-/// What the columns mean, and what the results depend on.
+/// Returns the meaning of the columns, and the circumstances that the results depend on.
 pub(super) fn notes(saved: &Saved) -> Vec<String> {
     legend(&saved.rows).into_iter().map(String::from).chain(about(saved)).collect()
 }
 
-/// What the columns mean.
+/// Returns the meaning of the columns.
 fn legend(rows: &Rows) -> Vec<&'static str> {
     match rows {
         Rows::Engines(_) => vec![
@@ -87,7 +87,7 @@ fn legend(rows: &Rows) -> Vec<&'static str> {
     }
 }
 
-/// What the results depend on.
+/// Returns the circumstances that the results depend on.
 fn about(saved: &Saved) -> Vec<String> {
     let machine = &saved.machine;
     let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
@@ -198,7 +198,7 @@ pub(super) fn rows(rows: &Rows) -> Table {
     }
 }
 
-/// How many columns come before the first one with numbers to compare.
+/// Returns the number of columns before the first one with numbers to compare.
 pub(super) fn text_columns(rows: &Rows) -> usize {
     match rows {
         Rows::Engines(_) => 6,
@@ -227,7 +227,7 @@ pub(super) fn verdict(good: bool, yes: &str, no: &str) -> Cell {
     if good { Cell::new(yes).fg(Color::Green) } else { Cell::new(no).fg(Color::Red) }
 }
 
-/// Whether the sender knows when the file may be overwritten.
+/// Returns a cell that shows whether the sender knows when the file may be overwritten.
 fn safety(safe: bool) -> Cell {
     verdict(safe, "safe", "UNSAFE")
 }

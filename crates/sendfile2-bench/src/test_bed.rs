@@ -1,5 +1,5 @@
-//! The things that all benchmarks have in common: a file, a machine, places to send from and to, and results
-//! to be told.
+//! The things that all benchmarks have in common: a file, a machine, places to send from and to,
+//! and results to be shown.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -81,7 +81,7 @@ impl TestBed {
         }
     }
 
-    /// Tells the results, when all processes have ended.
+    /// Prints and saves the results, when all processes have ended.
     pub(super) fn finish(mut self, rows: Rows, common: &Common) -> anyhow::Result<()> {
         self.machine.after(self.before);
         let saved = Saved::new(rows, self.machine, self.paths, self.skipped);

@@ -224,8 +224,8 @@ fn memory_is_told_a_connection_a_send_and_a_lease() {
     }
 }
 
-/// Whether the server is there that "bench http" and "bench crowd" run: cargo has built it if all of
-/// the workspace is tested.
+/// Returns whether the server is there that "bench http" and "bench crowd" run: cargo has built it
+/// if all of the workspace is tested.
 fn have_server() -> bool {
     let own = Path::new(env!("CARGO_BIN_EXE_sendfile2-bench"));
     let built = own.with_file_name("sendfile2-server").exists();
@@ -325,7 +325,7 @@ fn compare_finds_what_changed_and_nothing_else() {
     for words in ["Of what can be compared nothing changed beyond noise", "too few rounds"] {
         assert!(text.contains(words), "{words}: {text}");
     }
-    // Where nothing has an interval, nobody knows whether anything changed.
+    // Where nothing has an interval, it is not known whether anything changed.
     let mut short = result.clone();
     for row in short["rows"].as_array_mut().expect("rows") {
         row["ci"]["gb_per_s"] = Value::Null;

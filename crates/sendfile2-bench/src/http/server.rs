@@ -63,14 +63,14 @@ impl Server {
         Ok(Server { which, address, process, _running: running })
     }
 
-    /// Seconds of CPU that it has used.
+    /// Returns the seconds of CPU that the server has used.
     #[expect(clippy::cast_precision_loss, reason = "ticks of a run")]
     pub(crate) fn cpu(&self) -> anyhow::Result<f64> {
         let stat = self.process.stat().context("the server is gone")?;
         Ok((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
     }
 
-    /// Bytes that it has in memory.
+    /// Returns the bytes that the server has in memory.
     pub(crate) fn resident(&self) -> anyhow::Result<u64> {
         let status = self.process.status().context("the server is gone")?;
         Ok(status.vmrss.context("no VmRSS")? * 1024)

@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use super::server::Server;
 use super::spawn;
 
-/// What it says of itself in the end, as JSON.
+/// The script by which wrk prints its summary in the end, as JSON.
 const SCRIPT: &str = r#"
 done = function(summary, latency, requests)
     local e = summary.errors
@@ -37,7 +37,7 @@ struct Summary {
     errors: u64,
 }
 
-/// What one turn of a server was.
+/// The outcome of one turn of a server.
 #[derive(Debug)]
 pub(super) struct Sample {
     summary: Summary,
@@ -105,7 +105,7 @@ impl Sample {
         self.gb() / self.seconds()
     }
 
-    /// Seconds a GB.
+    /// Returns the server's seconds of CPU a GB.
     pub(super) fn server_cpu(&self) -> f64 {
         self.server / self.gb()
     }

@@ -19,7 +19,7 @@ const SIZE: (u32, u32) = (500, 300);
 const INK: (RGBColor, &str) = (RGBColor(28, 30, 33), "#e6e8eb");
 const GRID: (RGBColor, &str) = (RGBColor(217, 220, 225), "#383d45");
 
-/// The colours of the ways (those of Okabe and Ito, which most people can tell apart), in light
+/// The colours of the ways (those of Okabe and Ito, which most people can distinguish), in light
 /// mode and in dark mode. Ways that come later take the last one.
 const COLOURS: [(&str, RGBColor, &str); 7] = [
     ("sendfile", RGBColor(213, 94, 0), "#ff8f47"),
@@ -36,7 +36,7 @@ fn colour(method: &str) -> RGBColor {
     known.unwrap_or(&COLOURS[COLOURS.len() - 1]).1
 }
 
-/// What replaces the colours in dark mode, and marks what is unsafe.
+/// Returns the styles that replace the colours in dark mode, and mark what is unsafe.
 pub(super) fn styles() -> String {
     let mut text = String::from("@media (prefers-color-scheme: dark) {\n");
     let all = COLOURS.iter().map(|(_, light, dark)| (*light, *dark)).chain([INK, GRID]);
@@ -108,7 +108,7 @@ impl Series {
     }
 }
 
-/// What the lines are.
+/// Returns the key of the plots: a list of the ways and their colours.
 fn key(rows: &[(String, bool)]) -> String {
     let mut text = String::from("<ul class=\"key\">\n");
     let mut seen = BTreeSet::new();
@@ -285,12 +285,12 @@ fn engines(rows: &[Row]) -> anyhow::Result<String> {
     Ok(text + "</div>\n")
 }
 
-/// Where a percentile is on the axis: at how many nines.
+/// Returns the place of a percentile on the axis: its number of nines.
 fn nines(percentile: f64) -> f64 {
     if percentile >= 100.0 { MAX } else { -(1.0 - percentile / 100.0).log10() }
 }
 
-/// Where the largest value is on that axis.
+/// The place of the largest value on that axis.
 const MAX: f64 = 3.5;
 
 fn latency(rows: &[LatencyRow]) -> anyhow::Result<String> {
