@@ -22,15 +22,16 @@ use sendfile2_guest::Count;
 /// Bytes of the file, which is sent again and again.
 const FILE: u64 = 8 << 20;
 
-/// Bytes a call.
+/// The sizes of the calls, in bytes.
 const SIZES: [u64; 3] = [16 << 10, 64 << 10, 1 << 20];
 
-/// Of each connection: bytes until its buffers and windows have grown, and bytes that are counted.
+/// The bytes that each connection sends until its buffers and windows have grown, and the bytes
+/// that are counted.
 const GROWTH: u64 = 2 * FILE;
 const COUNTED: u64 = 4 * FILE;
 
-/// Connections, with all ways in turn. Who waits for whom falls out differently on each, and stays
-/// so: one says little.
+/// The number of connections, each with all ways in turn. Which side waits for which differs
+/// between connections, and stays so on each: a single one shows little.
 const ROUNDS: u64 = 24;
 
 fn main() -> anyhow::Result<()> {
@@ -165,7 +166,7 @@ fn connect(namespace: &str, address: IpAddr) -> anyhow::Result<TcpStream> {
     Ok(TcpStream::connect(address)?)
 }
 
-/// The threads in which the kernel handles what the sending device is told of.
+/// The threads in which the kernel handles what the sending device is given.
 struct Device(Vec<PathBuf>);
 
 impl Device {
@@ -182,7 +183,7 @@ impl Device {
         Ok(Device(found))
     }
 
-    /// That it was given, as the network stack cuts them.
+    /// Returns the number of packets that the device was given, as the network stack cuts them.
     fn packets() -> anyhow::Result<u64> {
         let packets = std::fs::read_to_string("/sys/class/net/eth0/statistics/tx_packets")?;
         packets.trim().parse().context("tx_packets")
@@ -199,7 +200,7 @@ impl Device {
     }
 }
 
-/// Those of this thread.
+/// Returns the instructions of this thread.
 fn instructions() -> anyhow::Result<u64> {
     let own = clock_gettime(ClockId::ThreadCPUTime);
     Ok(u64::try_from(own.tv_sec * 1_000_000_000 + own.tv_nsec)?)

@@ -1,5 +1,5 @@
 //! The first process of a guest: mounts what every program expects, loads the modules, runs the
-//! plan, tells what happens, and powers off.
+//! plan, reports what happens, and powers off.
 #![forbid(unsafe_code)]
 
 use std::ffi::CString;
@@ -18,7 +18,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::system::{RebootCommand, finit_module, reboot};
 use sendfile2_guest::{End, Event, PLAN, Plan, Step, USER};
 
-/// What `finit_module(2)` calls it when the file is compressed.
+/// The flag of `finit_module(2)` for a file that is compressed.
 const COMPRESSED: std::ffi::c_int = 4;
 
 fn main() {
@@ -94,7 +94,7 @@ struct Console {
 
 impl Console {
     fn tell(&mut self, event: &Event) {
-        // A write is a record. Whoever waits for it on the other side has a deadline.
+        // A write is a record. The host, which waits for it, has a deadline.
         let _ = self.kmsg.write_all(event.encode().as_bytes());
     }
 

@@ -1,4 +1,4 @@
-//! What the host and a guest say to each other: the host gives a [`Plan`], which lies in the
+//! The messages between the host and a guest: the host gives a [`Plan`], which lies in the
 //! initramfs as `/plan.json`; the guest answers with [`Event`]s on its console, one a line.
 //!
 //! The console is the kernel's, too. So that no line is torn, the guest writes them to `/dev/kmsg`.
@@ -6,42 +6,42 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Where the plan lies in the guest.
+/// The path of the plan in the guest.
 pub const PLAN: &str = "/plan.json";
 
-/// The user that is not root.
+/// The id of the user that is not root.
 pub const USER: u32 = 1000;
 
-/// What the guest is to do: load the modules, run the steps one after another, and power off.
+/// The work of a guest: load the modules, run the steps one after another, and power off.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Paths of modules in the guest, in the order in which they are to be loaded.
     pub modules: Vec<String>,
-    /// What to run.
+    /// The steps to run.
     pub steps: Vec<Step>,
 }
 
 /// One command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// What it is called in the results.
+    /// The name of the step in the results.
     pub name: String,
     /// The program and its arguments.
     pub command: Vec<String>,
-    /// Beside `PATH`, `HOME` and `TMPDIR`.
+    /// Variables of the environment, beside `PATH`, `HOME` and `TMPDIR`.
     pub env: Vec<(String, String)>,
-    /// As [`USER`], not as root.
+    /// Whether [`USER`] runs the step, and not root.
     pub ordinary: bool,
     /// `RLIMIT_MEMLOCK` in bytes; without it, the one that the kernel gives (8 MiB).
     pub memlock: Option<u64>,
-    /// After so many seconds it is killed, and has failed.
+    /// The seconds after which the step is killed, and has failed.
     pub seconds: u64,
-    /// Where it fails, the rest is not run.
+    /// Whether the rest is not run if the step fails.
     pub must: bool,
 }
 
 impl Step {
-    /// A command that root runs, for at most a minute.
+    /// Makes a step of a command that root runs, for at most a minute.
     pub fn new<S: Into<String>>(
         name: impl Into<String>,
         command: impl IntoIterator<Item = S>,
@@ -57,31 +57,31 @@ impl Step {
         }
     }
 
-    /// A line for the shell, without which the rest makes no sense.
+    /// Makes a step of a line for the shell, without which the rest makes no sense.
     pub fn setup(name: impl Into<String>, script: impl Into<String>) -> Self {
         let command = ["/bin/sh".into(), "-ec".into(), script.into()];
         Step { must: true, ..Step::new(name, command) }
     }
 
-    /// The same, by a user that is not root, with a finite `RLIMIT_MEMLOCK`.
+    /// Lets a user that is not root run the step, with a finite `RLIMIT_MEMLOCK`.
     #[must_use]
     pub fn ordinary(self) -> Self {
         Step { ordinary: true, memlock: self.memlock.or(Some(8 << 20)), ..self }
     }
 
-    /// The same, with another `RLIMIT_MEMLOCK`, in bytes.
+    /// Sets the step's `RLIMIT_MEMLOCK`, in bytes.
     #[must_use]
     pub fn memlock(self, bytes: u64) -> Self {
         Step { memlock: Some(bytes), ..self }
     }
 
-    /// The same, killed after so many seconds.
+    /// Sets the seconds after which the step is killed.
     #[must_use]
     pub fn seconds(self, seconds: u64) -> Self {
         Step { seconds, ..self }
     }
 
-    /// The same, with a variable in its environment.
+    /// Adds a variable to the step's environment.
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.push((name.into(), value.into()));
@@ -89,44 +89,44 @@ impl Step {
     }
 }
 
-/// What sending so cost on one connection: what `guest-count` prints.
+/// The cost of one way of sending on one connection, which `guest-count` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// The engine, or `sendfile`.
     pub way: String,
-    /// Bytes a call.
+    /// The size of the calls, in bytes.
     pub size: u64,
-    /// How many calls were counted.
+    /// The number of calls that were counted.
     pub calls: u64,
-    /// Instructions of the sending thread, for all of them.
+    /// Instructions of the sending thread, for all calls.
     pub thread: u64,
-    /// And of its device's.
+    /// Instructions of the sending device's threads, for all calls.
     pub device: u64,
     /// Packets that the device was given.
     pub packets: u64,
-    /// Bytes that the sending side's kernel copied, of all.
+    /// Bytes that the sending side's kernel copied, for all calls.
     pub copied: u64,
 }
 
-/// What the guest tells.
+/// A report of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// Init runs, and the modules are loaded. What the kernel reports from here on counts.
     Ready,
     /// A step begins.
     Begin(String),
-    /// The step said so; with `more`, the next one continues this line.
+    /// A step has printed a line, or a part of one; with `more`, the next event continues it.
     Said {
-        /// What it said.
+        /// The text that the step printed.
         text: String,
         /// Whether the line was longer.
         more: bool,
     },
     /// The step has ended.
     End {
-        /// How.
+        /// The way it ended.
         end: End,
-        /// After so many milliseconds.
+        /// The milliseconds that the step ran.
         millis: u64,
     },
     /// All steps are done; the guest powers off.
@@ -135,21 +135,21 @@ pub enum Event {
     Broken(String),
 }
 
-/// How a step ended.
+/// The way a step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
-    /// By itself.
+    /// The step exited, with this status.
     Exit(i32),
-    /// By a signal.
+    /// The step was killed by this signal.
     Signal(i32),
-    /// It was killed when its time was over.
+    /// The step was killed when its time was over.
     Late,
-    /// It could not be started: why was said.
+    /// The step could not be started; an event before this has the reason.
     NotStarted,
 }
 
 impl End {
-    /// Whether it exited with 0.
+    /// Returns whether the step exited with 0.
     pub fn ok(self) -> bool {
         self == End::Exit(0)
     }
@@ -167,7 +167,7 @@ impl std::fmt::Display for End {
     }
 }
 
-/// What each event begins with.
+/// The beginning of each line that is an event.
 const MARK: &str = "sendfile2-guest: ";
 
 /// The longest text of an [`Event::Said`]: the kernel takes records of 1,024 bytes, and a byte
@@ -175,13 +175,13 @@ const MARK: &str = "sendfile2-guest: ";
 const TEXT: usize = 150;
 
 impl Event {
-    /// The line that tells it, without a newline.
+    /// Returns the line that stands for the event, without a newline.
     pub fn encode(&self) -> String {
         // Maps with keys that are no strings are all that could fail.
         format!("{MARK}{}", serde_json::to_string(self).unwrap_or_default())
     }
 
-    /// What a line of the console tells, if it is a guest's event.
+    /// Reads the event from a line of the console, if it is a guest's event.
     pub fn decode(line: &str) -> Option<Result<Self, serde_json::Error>> {
         let (before, json) = line.split_once(MARK)?;
         // Only the kernel's time stands before it; a step may print the mark itself.
@@ -189,7 +189,7 @@ impl Event {
         before.chars().all(stamp).then(|| serde_json::from_str(json.trim_end()))
     }
 
-    /// The events that tell one line of output.
+    /// Returns the events that report one line of output.
     pub fn said(line: &str) -> Vec<Self> {
         let mut events = Vec::new();
         let mut rest = line;
