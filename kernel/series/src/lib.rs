@@ -1,4 +1,4 @@
-//! What the tests of the patch series share: where it is, connections, ids.
+//! The helpers that the tests of the patch series share: finding the series, connections, ids.
 //!
 //! The tests run on kernels that have the series; elsewhere they say that they are skipped, and
 //! where `SENDFILE2_SERIES` is set they fail. What needs no more than one process and the loopback
@@ -17,10 +17,10 @@ use rustix::io::Errno;
 use sendfile2_sys::errqueue::{self, Entry};
 use sendfile2_sys::syscall::{self, SENDFILE_ZC, Sendfile2};
 
-/// Only a hang passes it, also of a debug kernel under emulation.
+/// The limit of a wait that only a hang passes, also on a debug kernel under emulation.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The system call, if this kernel has the series; else the reason is printed.
+/// Finds the system call, if this kernel has the series; else prints the reason.
 pub fn series() -> Option<Sendfile2> {
     match syscall::probe().and_then(|()| Sendfile2::find()) {
         Ok(call) => Some(call),
@@ -32,7 +32,7 @@ pub fn series() -> Option<Sendfile2> {
     }
 }
 
-/// Where a connection leads.
+/// The path of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
     /// The loopback device: the kernel copies when it delivers.
@@ -42,11 +42,11 @@ pub enum Via {
     Devices,
 }
 
-/// Where the namespace is.
+/// The file of the peer's namespace.
 const PEER: &str = "/run/netns/peer";
 
 impl Via {
-    /// Whether it is there; else the reason is printed.
+    /// Returns whether the path is there; else prints the reason.
     pub fn is_there(self) -> bool {
         if self == Via::Loopback {
             return true;
@@ -62,8 +62,8 @@ impl Via {
         true
     }
 
-    /// The sending end, and the receiving end, which takes in so many bytes at most until it is
-    /// read.
+    /// Returns the sending end, and the receiving end, which takes in so many bytes at most until
+    /// it is read.
     pub fn connect(self, receive: Option<usize>) -> (TcpStream, TcpStream) {
         match self {
             Via::Loopback => connect(Ipv4Addr::LOCALHOST.into(), receive, |listen| listen()),
@@ -103,24 +103,24 @@ fn connect(
     (sender, receiver)
 }
 
-/// A file of so many bytes.
+/// Makes a file of so many bytes.
 pub fn file(byte: u8, len: usize) -> File {
     let file = tempfile::tempfile().expect("a file");
     file.write_all_at(&vec![byte; len], 0).expect("write");
     file
 }
 
-/// Overwrites it, in place.
+/// Overwrites a file, in place.
 pub fn overwrite(file: &File, byte: u8, len: usize) {
     file.write_all_at(&vec![byte; len], 0).expect("overwrite");
 }
 
-/// Calls that send from the start of a file, or nothing, with a notification.
+/// Calls sendfile2(2) from the start of a file, with a notification.
 pub fn send(call: Sendfile2, socket: impl AsFd, file: &File, count: usize) -> Result<usize, Errno> {
     call.send(socket.as_fd(), file.as_fd(), Some(&mut 0), count, SENDFILE_ZC)
 }
 
-/// A pipe with these bytes of a file.
+/// Makes a pipe with these bytes of a file.
 pub fn piped(file: &File, count: usize) -> OwnedFd {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
     let flags = rustix::pipe::SpliceFlags::empty();
@@ -134,12 +134,12 @@ pub fn piped(file: &File, count: usize) -> OwnedFd {
 pub struct Ids {
     /// All ids, as they came.
     pub seen: Vec<u32>,
-    /// How many of them came with COPIED.
+    /// The number of ids that came with COPIED.
     pub copied: usize,
 }
 
 impl Ids {
-    /// Reads those that are there.
+    /// Reads the notifications that are there.
     pub fn reap(&mut self, socket: impl AsFd) {
         let mut entries = Vec::new();
         while errqueue::read(socket.as_fd(), &mut entries).expect("the error queue") {}
@@ -154,7 +154,7 @@ impl Ids {
         }
     }
 
-    /// Waits until there are so many.
+    /// Waits until there are so many ids.
     #[track_caller]
     pub fn wait(&mut self, socket: impl AsFd, count: usize) {
         let until = Instant::now() + PATIENCE;
@@ -170,7 +170,7 @@ impl Ids {
         }
     }
 
-    /// Each id from 0 on has come, once.
+    /// Asserts that each id from 0 on has come, once.
     #[track_caller]
     pub fn assert_each_once(mut self, count: usize) {
         self.seen.sort_unstable();
@@ -188,7 +188,7 @@ pub fn wait(socket: BorrowedFd<'_>, events: PollFlags, seconds: i64) {
     }
 }
 
-/// Reads so many bytes, and counts those that are others.
+/// Reads so many bytes, and counts those that differ from `byte`.
 pub fn wrong(mut socket: &TcpStream, len: usize, byte: u8) -> usize {
     let mut bytes = vec![0; len];
     socket.read_exact(&mut bytes).expect("receive");
@@ -210,7 +210,7 @@ pub fn drain(mut socket: TcpStream) -> std::thread::JoinHandle<()> {
     })
 }
 
-/// Closes it so that the peer gets a reset.
+/// Closes the socket so that the peer gets a reset.
 pub fn reset(socket: TcpStream) {
     rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("SO_LINGER");
     drop(socket);

@@ -1,5 +1,5 @@
-//! Over network devices that send from the pages of the file: what is overwritten when it is
-//! released arrives unchanged, and what is overwritten before does not, or nothing is proved.
+//! Over network devices that send from the pages of the file: a file that is overwritten at the
+//! release arrives unchanged, and one that is overwritten before does not, or nothing is proved.
 
 use std::fs::File;
 use std::net::TcpStream;
@@ -26,7 +26,7 @@ fn discipline(what: &str) {
     assert!(status.success(), "tc {words}: {status}");
 }
 
-/// Sends the whole file; how many calls that took.
+/// Sends the whole file; returns how many calls that took.
 fn send_all(call: Sendfile2, socket: &TcpStream, file: &File) -> usize {
     let (mut at, mut calls) = (0, 0);
     while at < LEN as u64 {

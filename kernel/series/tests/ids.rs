@@ -1,4 +1,4 @@
-//! Ids are given out once each, whoever takes them at the same time.
+//! Ids: each is given out once, whichever calls take ids at the same time.
 
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -11,7 +11,7 @@ use series_tests::{Ids, Via, drain, file, piped, send, series, wait};
 
 const MSG_ZEROCOPY: SendFlags = SendFlags::from_bits_retain(0x400_0000);
 
-/// What a sender of a thread does, until it has sent so often; returns how often.
+/// Calls `call` until it has sent so often; returns how often.
 fn repeat(calls: usize, mut call: impl FnMut() -> Result<usize, Errno>, room: impl Fn()) -> usize {
     let mut sent = 0;
     while sent < calls {
@@ -74,7 +74,7 @@ fn each_id_comes_once_while_all_calls_are_made_at_the_same_time() {
             scope.spawn(|| repeat(calls / 4, || send(call, &sender, &data, 65_536), room)),
             scope.spawn(spliced),
         ];
-        // Where one has failed, nobody is to wait for its ids.
+        // After a sender has failed, its ids are not waited for.
         let all = senders.map(|thread| thread.join().unwrap_or(0)).iter().sum();
         sent.store(all, Ordering::Release);
         done.store(true, Ordering::Release);
@@ -88,7 +88,7 @@ fn each_id_comes_once_while_all_calls_are_made_at_the_same_time() {
     total.join().expect("the receiver");
 }
 
-/// Of each kind: `SENDFILE2_CALLS`, or a number that takes some seconds.
+/// Returns the number of calls of each kind: `SENDFILE2_CALLS`, or one that takes some seconds.
 fn calls() -> usize {
     std::env::var("SENDFILE2_CALLS").map_or(5000, |text| text.parse().expect("SENDFILE2_CALLS"))
 }

@@ -1,5 +1,5 @@
-//! Where TCP probes the path for larger packets, it puts the data of several sends into one. What
-//! they referenced must not be released before that one is.
+//! MTU probing: TCP puts the data of several sends into one probe. The pages of these sends must
+//! not be released before the probe is.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -14,7 +14,7 @@ use series_tests::{Ids, Via, file, overwrite, send, series, wait, wrong};
 const PROBING: &str = "/proc/sys/net/ipv4/tcp_mtu_probing";
 const LEN: usize = 700;
 
-/// Whether TCP probes (on each connection, always); else the reason is printed.
+/// Returns whether TCP probes (on each connection, always); else prints the reason.
 fn probes() -> bool {
     match std::fs::write(PROBING, "2") {
         Ok(()) => true,
@@ -27,7 +27,8 @@ fn probes() -> bool {
 
 const CALLS: usize = 80;
 
-/// Sends as much as [`overwritten`] does in as many parts, but copied; how many probes that made.
+/// Sends as much as [`overwritten`] does in as many parts, but copied; returns how many probes that
+/// made.
 fn copied(mut sender: &TcpStream, receiver: TcpStream) -> u64 {
     const ROUNDS: usize = 20;
     sender.set_nonblocking(false).expect("O_NONBLOCK");
@@ -40,8 +41,8 @@ fn copied(mut sender: &TcpStream, receiver: TcpStream) -> u64 {
     probed() - before
 }
 
-/// Sends a file in many small calls, more than the congestion window has room for, and overwrites
-/// it when everything is said to be released, and before it is read.
+/// Sends a file in many small calls, more than fit the congestion window, and overwrites it when
+/// everything is reported as released, and before it is read.
 fn overwritten(call: Sendfile2, sender: &TcpStream, receiver: TcpStream) -> usize {
     const ROUNDS: u8 = 20;
     let data = file(0, LEN);
@@ -67,7 +68,7 @@ fn overwritten(call: Sendfile2, sender: &TcpStream, receiver: TcpStream) -> usiz
     reader.join().expect("the reader")
 }
 
-/// How many probes have arrived.
+/// Returns the number of probes that have arrived.
 fn probed() -> u64 {
     let text = std::fs::read_to_string("/proc/net/netstat").expect("netstat");
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));

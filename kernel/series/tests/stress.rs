@@ -1,5 +1,5 @@
 //! Everything at once, on many connections that end in all ways: nothing is lost, nothing hangs,
-//! and the kernel has nothing to say about it.
+//! and the kernel logs nothing about it.
 
 use std::fs::File;
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ use series_tests::{Ids, Via, drain, file, piped, reset, send, series, wait};
 
 const MSG_ZEROCOPY: SendFlags = SendFlags::from_bits_retain(0x400_0000);
 
-/// How the receiving end behaves.
+/// The behaviour of the receiving end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Peer {
     Reads,
@@ -23,7 +23,7 @@ enum Peer {
     Resets,
 }
 
-/// Some calls of all kinds; how many ids they used.
+/// Makes some calls of all kinds; returns how many ids they used.
 fn calls(call: Sendfile2, rng: &mut Rng, socket: &TcpStream, data: &File, ids: &mut Ids) -> usize {
     let mut used = 0;
     for _ in 0..rng.usize(1..60) {

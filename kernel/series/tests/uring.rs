@@ -9,7 +9,7 @@ use series_tests::{Ids, Via, file, piped, series, wrong};
 
 const SPLICE_F_ZC: u32 = sendfile2_sys::syscall::SPLICE_F_ZC.bits();
 
-/// A ring, or the reason why there is none.
+/// Makes a ring, or prints the reason why there is none.
 fn ring() -> Option<IoUring> {
     match IoUring::new(2) {
         Ok(ring) => Some(ring),
