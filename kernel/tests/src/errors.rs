@@ -1,4 +1,5 @@
-//! Errors: sendfile(2)'s, in its order; what cannot be told about; and that none of them uses an id.
+//! Errors: sendfile(2)'s, in its order; sends whose release the module could not report; and that
+//! none of them uses an id.
 
 use std::fs::File;
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -26,7 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("nothing_is_sent_if_it_could_not_be_told", Run::Plain(read_only_arguments)),
 ];
 
-/// These need root.
+/// The tests that need root.
 pub(crate) const ROOT_TESTS: &[Test] = &[
     ("kernel_tls_is_refused", Run::MaySkip(tls)),
     ("a_sockmap_is_refused", Run::MaySkip(sockmap)),
@@ -36,7 +37,7 @@ pub(crate) const ROOT_TESTS: &[Test] = &[
 
 const NOBODY: i32 = 1000;
 
-/// What is open for the errors.
+/// The descriptors that the tests of errors use.
 struct Bench {
     file: File,
     write_only: File,
@@ -102,7 +103,7 @@ fn beside_sendfile() {
         ("/proc/self/maps", bench.proc_maps.as_fd()),
     ];
     // Where both may succeed each sends to a socket of the same kind, and is given so little that
-    // there is room.
+    // it fits.
     let outs: [(&str, BorrowedFd<'_>); 6] = [
         ("a socket", bench.socket.as_fd()),
         ("nothing", sys::number(NOBODY)),
@@ -144,7 +145,7 @@ fn beside_sendfile() {
     assert!(differ.is_empty(), "\n{}", differ.join("\n"));
 }
 
-/// The bytes, and the offset afterwards. Where the position is used, it begins at 0.
+/// The result, and the offset afterwards. Where the position is used, it begins at 0.
 type Answer = (Result<usize, Errno>, Option<i64>);
 
 fn rewind(from: BorrowedFd<'_>) {
@@ -304,8 +305,8 @@ fn sockmap() -> Done {
     Done::Passed
 }
 
-/// A probe carries pages without what counts them, so their notification comes while it is on its
-/// way.
+/// MTU probing is refused: a probe carries pages without what counts them, so their notification
+/// comes while it is on its way.
 fn mtu_probing() {
     let probing = |value| {
         std::fs::write("/proc/sys/net/ipv4/tcp_mtu_probing", value).expect("tcp_mtu_probing");
@@ -325,7 +326,7 @@ fn mtu_probing() {
     assert_eq!(send(&device, &before, &from, &mut args(10, 0)), Ok(10), "one that does not");
 }
 
-/// `sendfile(2)` would have sent.
+/// Arguments that cannot be written to are refused, where `sendfile(2)` would have sent.
 fn read_only_arguments() {
     let (device, from, (tx, rx)) = (device(), file(19, 100), tcp());
     let arguments = args(10, 0).command(tx.as_fd(), from.as_fd());
@@ -339,7 +340,7 @@ fn read_only_arguments() {
     assert_eq!(read(&rx, 20), pattern(19, 20), "the first bytes on their way");
 }
 
-/// With `TCP_FASTOPEN_CONNECT` the first send connects.
+/// A socket with `TCP_FASTOPEN_CONNECT` connects by its first send.
 fn put_off() {
     const PATH: &str = "/proc/sys/net/ipv4/tcp_fastopen";
     let before = std::fs::read(PATH).expect(PATH);

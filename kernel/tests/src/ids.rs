@@ -1,4 +1,4 @@
-//! Ids: each exactly once, whoever else sends on the socket.
+//! Ids: each exactly once, whatever else sends on the socket.
 
 use std::fs::File;
 use std::net::Shutdown;
@@ -42,7 +42,7 @@ fn among_others() {
     assert_eq!(received.join().expect("reader").len(), 10 * 103_100);
 }
 
-/// Who watches the file makes the way longer from a call's last send to its id.
+/// Watches the file, which makes the way longer from a call's last send to its id.
 fn watched(file: &File) -> OwnedFd {
     use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
     let watch = init(CreateFlags::CLOEXEC).expect("inotify_init");
@@ -52,8 +52,8 @@ fn watched(file: &File) -> OwnedFd {
 }
 
 /// Small sends that extend each other's notification read the counter and set it later; a call that
-/// takes its id without the socket's lock comes in between. Only where several processors are, and
-/// only for who `RLIMIT_MEMLOCK` counts: so much more is done between the two.
+/// takes its id without the socket's lock comes in between. The race needs several processors, and
+/// a user whom `RLIMIT_MEMLOCK` binds: so much more is done between the two.
 fn race(options: &Options) {
     let (device, (tx, rx)) = (device(), tcp());
     sys::enable_zerocopy(&tx).expect("SO_ZEROCOPY");

@@ -1,4 +1,4 @@
-//! What the tests share: files with known content, connected sockets, ids.
+//! The helpers that the tests share: files with known content, connected sockets, ids.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -14,10 +14,11 @@ use sendfile2_sys::module::{Args, Device, flags};
 
 use crate::sys;
 
-/// Only a hang passes it, also of a debug kernel under emulation.
+/// The limit of a wait that only a hang passes, also on a debug kernel under emulation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Bytes that differ from place to place; under `pattern(seed)` and `pattern(!seed)` everywhere.
+/// Returns bytes that differ from place to place; those of `pattern(seed)` and `pattern(!seed)`
+/// differ everywhere.
 pub(crate) fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len)
         .map(|i| {
@@ -27,7 +28,7 @@ pub(crate) fn pattern(seed: u8, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A file of its own with this pattern.
+/// Makes a file with this pattern.
 pub(crate) fn file(seed: u8, len: usize) -> File {
     let path = std::env::temp_dir().join(format!("kernel-tests-{}", unique()));
     let mut open = OpenOptions::new();
@@ -48,12 +49,12 @@ pub(crate) fn overwrite(file: &File, seed: u8, len: usize) {
     file.write_all_at(&pattern(seed, len), 0).expect("overwrite");
 }
 
-/// The sending end, the receiving end.
+/// Returns a connection: its sending end, and its receiving end.
 pub(crate) fn tcp() -> (TcpStream, TcpStream) {
     pair(None)
 }
 
-/// The receiving end takes in little until it is read.
+/// Returns a connection whose receiving end takes in little until it is read.
 pub(crate) fn tcp_small() -> (TcpStream, TcpStream) {
     pair(Some(128 << 10))
 }
@@ -79,7 +80,7 @@ pub(crate) fn device() -> Device {
     Device::open().unwrap_or_else(|e| panic!("{}: {e}", Device::PATH))
 }
 
-/// From the file's start.
+/// Returns the arguments of a call that sends from the file's start.
 pub(crate) fn args(count: usize, extra: u32) -> Args {
     let mut args = Args::default();
     args.count = count as u64;
@@ -105,7 +106,7 @@ pub(crate) fn settle(socket: impl AsFd) {
     });
 }
 
-/// Sends from the file, again and again, until the socket has no room, and gets none unless the
+/// Sends from the file, again and again, until the socket has no space, and gets none unless the
 /// peer reads; returns how often, and the bytes.
 pub(crate) fn fill(device: &Device, socket: BorrowedFd<'_>, file: &File) -> (u32, usize) {
     let (mut calls, mut bytes) = (0, 0);
@@ -123,8 +124,8 @@ pub(crate) fn fill(device: &Device, socket: BorrowedFd<'_>, file: &File) -> (u32
     }
 }
 
-/// Sends bytes of no file until the peer's window is closed; there is room for more in the socket,
-/// where it stays until the peer reads. Returns the bytes.
+/// Sends bytes of no file until the peer's window is closed; the socket has space for more, which
+/// stays there until the peer reads. Returns the bytes.
 pub(crate) fn stall(socket: &TcpStream) -> usize {
     rustix::net::sockopt::set_socket_send_buffer_size(socket, 208 << 10).expect("SO_SNDBUF");
     let mut bytes = 0;
@@ -175,7 +176,7 @@ pub(crate) fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Each id from 0 on exactly once.
+/// Asserts that each id from 0 on has come exactly once.
 #[track_caller]
 pub(crate) fn assert_ids(mut ids: Vec<u32>, count: u32) {
     ids.sort_unstable();
@@ -199,14 +200,14 @@ pub(crate) fn drain(mut socket: TcpStream) -> std::thread::JoinHandle<Vec<u8>> {
     })
 }
 
-/// How many bytes differ.
+/// Returns the number of bytes that differ.
 #[track_caller]
 pub(crate) fn wrong(got: &[u8], expected: &[u8]) -> usize {
     assert_eq!(got.len(), expected.len(), "length");
     got.iter().zip(expected).filter(|(a, b)| a != b).count()
 }
 
-/// The module's use count: open devices, and structures that wait for pages.
+/// Returns the module's use count: open devices, and structures that wait for pages.
 pub(crate) fn uses() -> usize {
     let text = std::fs::read_to_string("/sys/module/sendfile2/refcnt").expect("is sysfs mounted?");
     text.trim().parse().expect("a number")

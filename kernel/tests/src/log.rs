@@ -1,10 +1,10 @@
-//! What the kernel says meanwhile.
+//! The kernel's log during the tests.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
-/// What a kernel says only of something broken.
+/// The words that a kernel logs only when something is broken.
 const COMPLAINTS: [&str; 11] = [
     "BUG:",
     "WARNING:",
@@ -24,11 +24,11 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// From here on.
+    /// Begins the part of the log that is looked at, by a marker.
     pub(crate) fn begin() -> Self {
         let marker = format!("kernel-tests begin {}", std::process::id());
         let to = OpenOptions::new().write(true).open("/dev/kmsg");
-        // If it cannot be written, the marker is not found, which is said then.
+        // If it cannot be written, the marker is not found, which is reported then.
         let _ = to.and_then(|mut to| to.write_all(marker.as_bytes()));
         Log { marker }
     }

@@ -1,6 +1,6 @@
-//! What the kernel module promises, each promise a test. Runs in a guest, as root: loads the module
-//! if it is told where that is, runs itself anew as an ordinary user for what must work for one, and
-//! does what needs root itself. The last line says what it came to; so does the exit status.
+//! The promises of the kernel module, each a test. Runs in a guest, as root: loads the module if
+//! its path is given, runs itself anew as an ordinary user for what must work for one, and does
+//! what needs root itself. The last line has the outcome; so does the exit status.
 
 mod errors;
 mod ids;
@@ -30,7 +30,7 @@ struct Options {
     /// and stays
     #[arg(long, value_name = "SENDFILE2.KO")]
     module: Option<PathBuf>,
-    /// How often what is a race is tried
+    /// Times that each race is tried
     #[arg(long, default_value_t = 1000)]
     rounds: u32,
     /// Only the tests whose names contain this
@@ -41,13 +41,13 @@ struct Options {
     victim: Option<ring::Victim>,
 }
 
-/// What a test came to, unless it panicked.
+/// The outcome of a test, unless it panicked.
 enum Done {
     Passed,
     Skipped(String),
 }
 
-/// What a test is. It fails by a panic.
+/// The function of a test, which fails by a panic.
 #[derive(Debug, Clone, Copy)]
 enum Run {
     Plain(fn()),
@@ -66,7 +66,7 @@ impl Run {
     }
 }
 
-/// Its name, and what it does.
+/// The name and the function of a test.
 type Test = (&'static str, Run);
 
 #[derive(Debug, Default)]

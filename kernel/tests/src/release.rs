@@ -37,7 +37,8 @@ fn after() {
 
 const LITTLE: usize = 32 << 10;
 
-/// The peer has it in its queue.
+/// A file that is overwritten after the release arrives unchanged, though the peer has not read it
+/// yet.
 fn before_it_is_read() {
     let (device, (tx, rx)) = (device(), tcp());
     let from = file(31, LITTLE);
@@ -47,7 +48,7 @@ fn before_it_is_read() {
     assert_eq!(wrong(&read(&rx, LITTLE), &pattern(31, LITTLE)), 0);
 }
 
-/// What is in the sender's queue is by reference, on loopback too.
+/// A file that is overwritten before the release arrives changed, on loopback too: the control.
 fn before() {
     let (device, (tx, rx)) = (device(), tcp_small());
     let from = file(32, SIZE);

@@ -1,5 +1,5 @@
-//! Through `io_uring`: one completion, when the pages are released; and what becomes of it when
-//! nobody waits for it any more.
+//! Sends through `io_uring`: one completion, when the pages are released; and what becomes of it
+//! when nothing waits for it any more.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -64,7 +64,7 @@ fn command(device: &Device, op: u32, command: [u8; 80]) -> squeue::Entry128 {
     bare(device, op, command).flags(Flags::ASYNC)
 }
 
-/// Without `IOSQE_ASYNC`.
+/// Makes a command without `IOSQE_ASYNC`.
 fn bare(device: &Device, op: u32, command: [u8; 80]) -> squeue::Entry128 {
     let on = Fd(device.as_fd().as_raw_fd());
     opcode::UringCmd80::new(on, op).cmd(command).build().user_data(7)
@@ -80,7 +80,7 @@ pub(crate) fn submit(
     sys::submit(ring, &entry(device, socket, file, count, 0));
 }
 
-/// The next completion: its result, and its state.
+/// Waits for the next completion; returns its result, and its state.
 pub(crate) fn complete(ring: &mut sys::Ring) -> (i32, u64) {
     let limit = Timespec::from(PATIENCE);
     ring.submitter()
@@ -169,7 +169,8 @@ fn small_entry() {
     assert_eq!(result, -Errno::INVAL.raw_os_error());
 }
 
-/// Linux has its arguments in the ring until a worker reads them.
+/// A command without `IOSQE_ASYNC` is refused: Linux has its arguments in the ring until a worker
+/// reads them.
 fn replaceable() {
     let (device, mut ring, (tx, rx)) = (device(), ring(), tcp());
     let from = file(55, 1000);
@@ -181,7 +182,8 @@ fn replaceable() {
     assert_eq!(received.join().expect("reader"), [], "it has sent nothing");
 }
 
-/// Each of them is the ring's only slot, and is submitted while the one before it is only begun.
+/// Commands that replace each other: each is in the ring's only slot, and is submitted while the
+/// one before it is only begun.
 fn replaced() {
     const ENTRIES: usize = 200;
     let device = device();
@@ -207,12 +209,12 @@ fn replaced() {
     assert_eq!(received.join().expect("reader").len(), expected);
 }
 
-/// What the process does that is to be killed. It has the socket as its standard input.
+/// The work of the process that is to be killed. It has the socket as its standard input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Victim {
     /// The socket has taken it all; it waits for the release.
     Waits,
-    /// The socket is full; a worker of the kernel's waits for room.
+    /// The socket is full; a worker of the kernel's waits for space.
     Sends,
 }
 
@@ -276,7 +278,7 @@ fn killed(victim: Victim) {
     wait_until("the command waits", || uses() >= idle + 2);
     child.kill().expect("kill");
     child.wait().expect("wait");
-    // The ring lets go of the device when the command is done with, and not before.
+    // The ring closes the device when the command is done with, and not before.
     wait_until("the ring ends", || uses() <= idle + 1);
     assert_eq!(uses(), idle + 1, "what counts the pages must outlive the ring");
     reset(rx);

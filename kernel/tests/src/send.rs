@@ -1,4 +1,4 @@
-//! What a call sends, from where, and how it ends early.
+//! Sends: their bytes, where they come from, and how they end early.
 
 use std::io::{Seek, SeekFrom};
 use std::net::Shutdown;
@@ -102,7 +102,7 @@ fn full_socket() {
     for nonblocking in [false, true] {
         let (device, (tx, rx)) = (device(), tcp_small());
         tx.set_nonblocking(nonblocking).expect("O_NONBLOCK");
-        // One byte only if the socket said so itself.
+        // One byte only if the socket reported that itself.
         let flag = if nonblocking { 0 } else { flags::DONTWAIT };
         let mut all = args(16 << 20, flag);
         let first = send(&device, &tx, &from, &mut all).expect("some");
@@ -177,12 +177,12 @@ fn signal() {
 fn many() {
     let (device, (tx, rx)) = (device(), tcp_small());
     let from = file(8, 4 << 20);
-    // The socket's buffer has grown then; and there is room for many small sends, which wait.
+    // The socket's buffer has grown then; and it has space for many small sends, which wait.
     let (mut calls, filled) = fill(&device, tx.as_fd(), &from);
     read(&rx, filled / 2);
     settle(&tx);
     let before = calls;
-    // Only so much is there, but a call that asks for 1 MiB shares nobody's notification.
+    // Only so much is there, but a call that asks for 1 MiB shares no other call's notification.
     let mut last = args(1 << 20, flags::DONTWAIT);
     let limit = loop {
         last.offset = (4 << 20) - 64;

@@ -1,4 +1,4 @@
-//! What neither rustix nor the library offers safely.
+//! The calls that neither rustix nor the library offers safely.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -19,7 +19,8 @@ fn check(ret: c_int) -> Result<c_int, Errno> {
     if ret < 0 { Err(last_error()) } else { Ok(ret) }
 }
 
-/// A descriptor by its number, for numbers that nobody has open, and those a parent has left open.
+/// Returns a descriptor by its number, for numbers that are not open, and those a parent has left
+/// open.
 pub(crate) fn number(fd: RawFd) -> BorrowedFd<'static> {
     assert!(fd >= 0);
     // SAFETY: it is not -1. The kernel checks every number; none is closed through this.
@@ -70,7 +71,7 @@ pub(crate) fn not_sent(socket: impl AsFd) -> Result<u64, Errno> {
     Ok(u64::try_from(value).unwrap_or(0))
 }
 
-/// What `BPF_MAP_CREATE` takes of `union bpf_attr`.
+/// The part of `union bpf_attr` that `BPF_MAP_CREATE` takes.
 #[repr(C)]
 struct MapCreate {
     map_type: u32,
@@ -79,7 +80,7 @@ struct MapCreate {
     max_entries: u32,
 }
 
-/// What `BPF_MAP_UPDATE_ELEM` takes.
+/// The part of `union bpf_attr` that `BPF_MAP_UPDATE_ELEM` takes.
 #[repr(C)]
 struct MapUpdate {
     map: RawFd,
@@ -139,7 +140,7 @@ pub(crate) fn count_signal(signal: c_int) {
     assert_eq!(ret, 0, "sigaction: {}", last_error());
 }
 
-/// How many were counted so far.
+/// Returns the number of signals that were counted so far.
 pub(crate) fn signals() -> u32 {
     SIGNALS.load(Ordering::SeqCst)
 }
@@ -159,7 +160,7 @@ pub(crate) fn signal_thread(thread: rustix::thread::Pid) {
     assert!(ret == 0 || last_error() == Errno::SRCH, "tgkill: {}", last_error());
 }
 
-/// A ring whose entries have room for the module's arguments.
+/// A ring whose entries hold the module's arguments.
 pub(crate) type Ring = IoUring<squeue::Entry128, cqueue::Entry32>;
 
 /// Submits one entry, which must refer to no memory.
@@ -170,7 +171,7 @@ pub(crate) fn submit(ring: &mut Ring, entry: &squeue::Entry128) {
     ring.submit().expect("io_uring_enter");
 }
 
-/// As [`submit`], on a ring without room for the arguments.
+/// Submits an entry as [`submit`] does, on a ring whose entries are too small for the arguments.
 pub(crate) fn submit_small(ring: &mut IoUring, entry: &squeue::Entry) {
     // SAFETY: the entry refers to no memory.
     unsafe { ring.submission().push(entry) }.expect("room for one entry");

@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("not_unloaded_while_anything_of_its_own_waits", Run::With(busy)),
 ];
 
-/// Loads it and lets everybody open its device.
+/// Loads the module, and lets every user open its device.
 pub(crate) fn load(module: &Path) -> std::io::Result<()> {
     rustix::system::finit_module(std::fs::File::open(module)?, c"", 0)?;
     Ok(())
@@ -36,10 +36,11 @@ fn unload() -> Result<(), Errno> {
     rustix::system::delete_module(c"sendfile2", flags)
 }
 
-/// What the kernel answers where rmmod(8) says "in use".
+/// The error with which the kernel refuses where rmmod(8) prints "in use".
 const IN_USE: Errno = Errno::AGAIN;
 
-/// The notification is the kernel's own: nothing of the module is needed for it.
+/// The module can go while a notification is due: that is the kernel's own, and needs nothing of
+/// the module.
 fn plain(options: &Options) {
     let (tx, rx) = tcp_small();
     stall(&tx);
@@ -58,8 +59,9 @@ fn plain(options: &Options) {
     reload(options);
 }
 
-/// A call whose deadline has passed, a ring's command, and a ring that was closed before its
-/// command was done with; each waits for a peer that does not read, and then resets.
+/// The module stays while something of it is due: a call whose deadline has passed, a ring's
+/// command, and a ring that was closed before its command was done with; each waits for a peer that
+/// does not read, and then resets.
 fn busy(options: &Options) {
     let from = file(61, 4096);
     let (mut refused, mut beside) = (0, 0);
@@ -125,8 +127,8 @@ fn busy(options: &Options) {
     println!("{} rounds: refused {refused} times, and {beside} times at the end", options.rounds);
 }
 
-/// Bytes that the socket has taken, as its peer reads none: what the peer has, and what is not sent.
-/// (A peer whose buffer is full may make room in it by itself.)
+/// Returns the bytes that the socket has taken, as its peer reads none: those that the peer has,
+/// and those that are not sent. (A peer whose buffer is full may free some of it by itself.)
 fn written(tx: &TcpStream, rx: &TcpStream) -> u64 {
     rustix::io::ioctl_fionread(rx).expect("FIONREAD") + not_sent(tx).expect("SIOCOUTQNSD")
 }
