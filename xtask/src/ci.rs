@@ -120,7 +120,7 @@ impl Ci {
         self.skips.insert(reason);
     }
 
-    /// A command in the checkout; its arguments are separated by blanks.
+    /// Makes a command in the checkout; its arguments are separated by blanks.
     fn command(&self, program: impl AsRef<std::ffi::OsStr>, arguments: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.root).args(arguments.split_whitespace()).stdin(Stdio::null());
@@ -154,7 +154,8 @@ impl Ci {
         Ok(())
     }
 
-    /// By the README's command. What a test prints is shown, so that no test is skipped in silence.
+    /// Runs the tests by the README's command. What a test prints is shown, so that no test is
+    /// skipped in silence.
     fn tests(&mut self) -> anyhow::Result<()> {
         let readme = std::fs::read_to_string(self.root.join("README.md"))?;
         let line = readme.lines().find_map(|line| line.trim().strip_prefix("cargo test"));
@@ -207,7 +208,7 @@ impl Ci {
         show(&mut perl)
     }
 
-    /// Whether all of these programs are there; skips `what` if not.
+    /// Returns whether one of these programs is missing; then skips `what`.
     fn lacks(&mut self, what: &str, programs: &[&str]) -> bool {
         let lacking: Vec<_> = programs.iter().copied().filter(|p| !have(p)).collect();
         if !lacking.is_empty() {
@@ -240,7 +241,8 @@ impl Ci {
         Ok(())
     }
 
-    /// Debian has old releases of Rust beside its own. The packages are only unpacked.
+    /// Checks that the oldest Rust that is promised compiles the library. Debian has old releases
+    /// of Rust beside its own. The packages are only unpacked.
     fn msrv(&mut self) -> anyhow::Result<()> {
         let version = env!("CARGO_PKG_RUST_VERSION");
         let Some(rust) = Toolchain::debian(version)? else {

@@ -15,7 +15,7 @@ const SONAME: &str = "libsendfile2.so.0";
 /// The libraries, the header, the pkg-config file, the commands and the manual pages.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where it will be used
+    /// Prefix that it will be used below
     #[arg(long, default_value = "/usr/local")]
     prefix: PathBuf,
     /// Put before the prefix while installing, for packages
@@ -34,7 +34,7 @@ const COMMAND: [(&str, &str); 3] = [
 ];
 
 impl Args {
-    /// Only the libraries, to use them from there.
+    /// Returns the arguments that install only the libraries, to use them from there.
     pub(crate) fn libraries(prefix: PathBuf) -> Self {
         Args { prefix, destdir: None, only_libraries: true }
     }
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What remains to be done for programs to find libsendfile2.so, if anything does.
+/// Returns what remains to be done for programs to find libsendfile2.so, if anything does.
 fn unknown_to_the_linker(libraries: &Path) -> Option<String> {
     let ldconfig = |arguments: &[&str]| {
         // Not everybody has /sbin in PATH.
@@ -102,7 +102,7 @@ fn unknown_to_the_linker(libraries: &Path) -> Option<String> {
     if ldconfig(&["-p"])?.lines().any(|line| line.ends_with(&format!("=> {library}"))) {
         return None;
     }
-    // The directories that it looks into: "DIRECTORY: (where that is said)".
+    // The directories that it looks into: "DIRECTORY: (the file that names it)".
     let directories = ldconfig(&["-v", "-N", "-X"])?;
     let mut directories = directories.lines().filter_map(|line| line.split_once(": ("));
     Some(if directories.any(|(directory, _)| directory == here) {
@@ -115,7 +115,7 @@ fn unknown_to_the_linker(libraries: &Path) -> Option<String> {
     })
 }
 
-/// The manual pages that are written by hand, and a link for each function.
+/// Installs the manual pages that are written by hand, and a link for each function.
 fn manual(root: &Path, to: &Tree) -> anyhow::Result<()> {
     for page in [
         "crates/sendfile2-c/man/sendfile2.3",
@@ -134,11 +134,11 @@ fn manual(root: &Path, to: &Tree) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What Rust's standard library needs (`rustc --print native-static-libs`), but for libgcc: which one
-/// it is depends on `-static`, and compilers add it themselves.
+/// The libraries that Rust's standard library needs (`rustc --print native-static-libs`), but for
+/// libgcc: which one it is depends on `-static`, and compilers add it themselves.
 pub(crate) const PRIVATE: [&str; 5] = ["-lpthread", "-lrt", "-lm", "-ldl", "-lc"];
 
-/// Builds in release mode; the directory where it lies.
+/// Builds in release mode; returns the directory of the results.
 fn build(root: &Path, only_libraries: bool) -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
@@ -203,14 +203,15 @@ impl Tree {
         Ok(Tree(std::path::absolute(tree)?))
     }
 
-    /// A directory in it, made if it is missing.
+    /// Returns a directory in it, made if it is missing.
     fn path(&self, directory: impl AsRef<OsStr>) -> anyhow::Result<PathBuf> {
         let path = self.0.join(Path::new(directory.as_ref()));
         std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         Ok(path)
     }
 
-    /// Puts it where nothing is: a program that runs keeps what it has open or mapped.
+    /// Makes a file beside its place, and renames it into that: a program that runs keeps what it
+    /// has open or mapped.
     fn place(&self, at: &str, put: impl Fn(&Path) -> std::io::Result<()>) -> anyhow::Result<()> {
         let path = self.0.join(at);
         let directory = path.parent().context("no directory")?;
@@ -228,7 +229,7 @@ impl Tree {
         .with_context(|| from.display().to_string())
     }
 
-    /// Installs it without what only debuggers read; whole, where there is no strip(1).
+    /// Installs a file without what only debuggers read; whole, where there is no strip(1).
     fn stripped(&self, from: &Path, at: &str, mode: u32, how: &str) -> anyhow::Result<()> {
         let strip = std::env::var_os("STRIP").unwrap_or_else(|| "strip".into());
         self.place(at, |new| {

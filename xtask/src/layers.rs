@@ -1,4 +1,5 @@
-//! `cargo xtask layers`: which module of the library uses which, and that no arrow runs up.
+//! `cargo xtask layers`: the uses of the library's modules of each other, and a check that no arrow
+//! runs up.
 //!
 //! A room is a module at the top of `crates/sendfile2/src`; a module uses only rooms that stand
 //! above its own in [`ROOMS`], and what is in its own room. No modules use each other in a circle,
@@ -105,7 +106,7 @@ impl Graph {
         Ok(graph)
     }
 
-    /// The module that a path names, or that has what it names.
+    /// Returns the module that a path names, or that has what it names.
     fn module(&self, path: &[String]) -> Option<String> {
         let longest = (1..=path.len()).rev().map(|len| path[..len].join("::"));
         longest.into_iter().find(|name| self.lines.contains_key(name))

@@ -19,7 +19,7 @@ pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
 #[derive(Debug)]
 pub(crate) struct Toolchain {
     root: PathBuf,
-    /// Where its shared libraries are, as `LD_LIBRARY_PATH` has it.
+    /// The directories of its shared libraries, as `LD_LIBRARY_PATH` has them.
     libraries: OsString,
 }
 
@@ -37,7 +37,7 @@ impl Toolchain {
         Ok(Some(Toolchain { root, libraries }))
     }
 
-    /// Its cargo, in `directory`, which builds into `target`.
+    /// Makes a command of its cargo, in `directory`, which builds into `target`.
     pub(crate) fn cargo(&self, directory: &Path, target: &Path) -> Command {
         let mut cargo = Command::new(self.root.join("usr/bin/cargo"));
         cargo.current_dir(directory).stdin(Stdio::null());
@@ -51,7 +51,8 @@ impl Toolchain {
         cargo
     }
 
-    /// As [`cargo`](Self::cargo), for the target `triple`, whose standard library is built, too.
+    /// Makes a command of [`cargo`](Self::cargo) for the target `triple`, whose standard library is
+    /// built, too.
     pub(crate) fn cargo_for(
         &self,
         triple: &str,
@@ -95,7 +96,7 @@ fn unwinder() -> anyhow::Result<PathBuf> {
     Ok(at)
 }
 
-/// The newest version of the package that is this release.
+/// Returns the newest version of the package that is this release.
 fn offered(version: &str) -> anyhow::Result<Option<String>> {
     let mut apt = Command::new("apt-cache");
     let output = match apt.args(["madison", "rustc-web"]).stdin(Stdio::null()).output() {
@@ -136,7 +137,7 @@ fn unpack(version: &str, new: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The directories below `directory` that have shared libraries.
+/// Finds the directories below `directory` that have shared libraries.
 fn shared_libraries(directory: &Path, found: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let mut has = false;
     for entry in std::fs::read_dir(directory)? {

@@ -1,5 +1,5 @@
-//! What is kept between runs, outside the checkout: Debian packages as they were downloaded, and
-//! what was made of them, each in a directory that is named after its version.
+//! The directory that is kept between runs, outside the checkout: Debian packages as they were
+//! downloaded, and what was made of them, each in a directory that is named after its version.
 
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub(crate) fn directory() -> anyhow::Result<PathBuf> {
     Ok(directory)
 }
 
-/// The newest package of those whose name begins and ends so, unpacked.
+/// Finds the newest package of those whose name begins and ends so, and unpacks it.
 pub(crate) fn newest(begins: &str, ends: &str) -> anyhow::Result<Package> {
     let debs = debs()?;
     let mut names = offered(begins, ends)?;
@@ -38,13 +38,13 @@ pub(crate) fn newest(begins: &str, ends: &str) -> anyhow::Result<Package> {
     package(name)
 }
 
-/// A package by its name, in the version that the archive offers; unpacked.
+/// Unpacks a package by its name, in the version that the archive offers.
 pub(crate) fn package(name: &str) -> anyhow::Result<Package> {
     let deb = download(name)?;
     unpack(&deb)
 }
 
-/// A package by its name, only downloaded: its file.
+/// Downloads a package by its name, and returns its file.
 pub(crate) fn download(name: &str) -> anyhow::Result<PathBuf> {
     let debs = debs()?;
     let file = match file_name(name) {
@@ -73,8 +73,8 @@ pub(crate) fn download(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Packages that belong together, unpacked into one directory of this name; `mend` is told where
-/// they are, and where they will be.
+/// Unpacks packages that belong together into one directory of this name; `mend` gets the directory
+/// that they are in, and the one that they will be in.
 pub(crate) fn together(
     name: &str,
     packages: &[String],
@@ -99,11 +99,11 @@ pub(crate) fn together(
 /// A package that is unpacked.
 #[derive(Debug)]
 pub(crate) struct Package {
-    /// Where its files are, as if below `/`.
+    /// The directory of its files, as if below `/`.
     pub(crate) root: PathBuf,
-    /// Its name.
+    /// The name of the package.
     pub(crate) name: String,
-    /// Its version.
+    /// The version of the package.
     pub(crate) version: String,
 }
 
@@ -207,7 +207,8 @@ fn numbers(text: &str) -> Vec<u64> {
 const APT: &str = "packages are downloaded by Debian's apt-get, which needs the network";
 const DPKG: &str = "packages are unpacked by Debian's dpkg-deb";
 
-/// Runs a command that shows what it does; `hint` says what it is needed for.
+/// Runs a command that shows what it does; `hint` is what it is needed for, for the error of a
+/// failure.
 pub(crate) fn run(command: &mut Command, hint: &str) -> anyhow::Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let status = match command.stdin(Stdio::null()).status() {

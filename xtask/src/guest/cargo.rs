@@ -9,10 +9,10 @@ use serde_json::Value;
 /// A program that cargo built.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Program {
-    /// Of the binary, or of the test; with `axum-` before it if that is the crate's.
+    /// The name of the binary, or of the test; with `axum-` before it if that is the crate's.
     pub(super) name: String,
     pub(super) path: PathBuf,
-    /// It is made of tests.
+    /// Whether the program is made of tests.
     pub(super) test: bool,
 }
 
@@ -32,7 +32,7 @@ pub(super) fn programs(arguments: &[&str]) -> anyhow::Result<Vec<Program>> {
     Ok(read(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// A program of them, by its name.
+/// Finds a program among them, by its name.
 pub(super) fn program<'a>(programs: &'a [Program], name: &str) -> anyhow::Result<&'a Program> {
     let found = programs.iter().find(|program| program.name == name);
     found.with_context(|| format!("cargo built no program {name}"))

@@ -1,4 +1,4 @@
-//! Following a guest's console: what is shown of it, and what became of the plan.
+//! Following a guest's console: the lines to show, and what became of the plan.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use sendfile2_guest::{End, Event};
 
-/// What a guest did.
+/// The record of a guest's run.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     /// The steps that ended, in their order.
     pub(super) steps: Vec<Ran>,
-    /// What the kernel reported about itself after init began.
+    /// The kernel's reports of its own faults after init began.
     pub(super) reports: Vec<String>,
-    /// Why it did not come to its end.
+    /// The reason why the guest did not come to its end.
     pub(super) broken: Option<String>,
     done: bool,
     ready: bool,
@@ -30,7 +30,7 @@ pub(super) struct Ran {
     pub(super) name: String,
     pub(super) end: End,
     pub(super) millis: u64,
-    /// What it printed.
+    /// The lines that the step printed.
     pub(super) lines: Vec<String>,
 }
 
@@ -182,12 +182,12 @@ impl Outcome {
         found.with_context(|| format!("the guest ran no step {name:?}"))
     }
 
-    /// Whether init began.
+    /// Returns whether init began.
     pub(super) fn ready(&self) -> bool {
         self.ready
     }
 
-    /// Whether all is well: every step passed, the kernel reported nothing, the plan is done.
+    /// Fails unless all is well: every step passed, the kernel reported nothing, the plan is done.
     pub(super) fn verdict(&self) -> anyhow::Result<()> {
         let mut wrong = Vec::new();
         wrong.extend(self.broken.clone());
@@ -206,7 +206,7 @@ fn seconds(millis: u64) -> f64 {
     Duration::from_millis(millis).as_secs_f64()
 }
 
-/// Whether the kernel complains in this line.
+/// Returns whether the kernel complains in this line.
 fn is_report(line: &str) -> bool {
     // Behind the time.
     let said = line.trim_start().strip_prefix('[').and_then(|rest| rest.split_once("] "));

@@ -15,8 +15,9 @@ use super::{NETWORK, Stock, stock};
 /// On Debian's stock kernel, over a network device: those of the sending thread and of its device,
 /// nearly the same in every run, beside what they were (kernel/count.baseline).
 ///
-/// Instructions underrate copying: one moves 8 bytes here, however far away they are. So what was
-/// copied is told beside them. What a way costs on a real machine, `sendfile2 bench` tells.
+/// Instructions underrate copying: one moves 8 bytes here, however far away they are. So the bytes
+/// copied are shown beside them. The cost of a way on a real machine is measured by `sendfile2
+/// bench`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Make these the figures that later ones are compared with
@@ -24,7 +25,7 @@ pub(super) struct Args {
     save: bool,
 }
 
-/// Where the figures are that were found before.
+/// The file of the figures that were found before.
 const BASELINE: &str = "kernel/count.baseline";
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
@@ -56,7 +57,7 @@ fn measure() -> anyhow::Result<Vec<Count>> {
     let built = super::cargo::programs(&["build", "--release", "--package", "sendfile2-guest"])?;
     let program = &super::cargo::program(&built, "guest-count")?.path;
     initramfs.program(program, "/usr/bin/guest-count")?;
-    // What a device is told of is handled by a thread of its own, so that it can be counted.
+    // The device's work is done by a thread of its own, so that it can be counted.
     let threads = "for device in eth0 eth1; do echo 1 > /sys/class/net/$device/threaded; done";
     // No connection begins with what an earlier one has learnt.
     let metrics = "for at in '' 'ip netns exec peer'; do \
@@ -95,12 +96,12 @@ fn measure() -> anyhow::Result<Vec<Count>> {
 /// Instructions per call, by way and size.
 type Baseline = BTreeMap<(String, u64), u64>;
 
-/// What was counted of one way, with calls of one size.
+/// The cost of one way, with calls of one size.
 #[derive(Debug, PartialEq)]
 struct Cost {
     way: String,
     size: u64,
-    /// Of a call: the sending thread's instructions, its device's, and packets.
+    /// The sending thread's instructions of a call; below, its device's, and packets.
     thread: f64,
     device: f64,
     packets: f64,
@@ -211,11 +212,12 @@ fn table(costs: &[Cost], baseline: &Baseline) -> String {
     table
 }
 
-/// So many instructions a call may take by native beyond those of `sendfile(2)`.
+/// The instructions that a call by native may take beyond those of `sendfile(2)`.
 const NATIVE: f64 = 5000.0;
 
-/// What must hold: sending by reference from a mapping takes fewer than `sendfile(2)` does for
-/// calls that are not small, and by the module it takes few more, as far as the connections differ.
+/// Checks what must hold: sending by reference from a mapping takes fewer than `sendfile(2)` does
+/// for calls that are not small, and by the module it takes few more, as far as the connections
+/// differ.
 fn verdict(costs: &[Cost]) -> anyhow::Result<()> {
     for size in [64 << 10, 1 << 20] {
         let of = |way: &str| {

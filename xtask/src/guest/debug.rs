@@ -15,7 +15,7 @@ use super::{NETWORK, cargo, stock};
 /// may be reported after init has begun.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// How often what is a race is tried
+    /// Times that each race is tried
     #[arg(long, default_value_t = 1000)]
     rounds: u32,
     /// Only the tests whose names contain this

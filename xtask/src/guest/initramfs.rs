@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use cpio::newc::{Builder, ModeFileType, trailer};
 use sendfile2_guest::{PLAN, Plan};
 
-/// What the tests and the steps use: found where it is, here as there.
+/// The programs that the tests and the steps use, at the same paths in the guest as here.
 const TOOLS: [&str; 34] = [
     "sh", "ip", "tc", "unshare", "nsenter", "mount", "umount", "true", "cat", "echo", "ls",
     "sleep", "mkdir", "rm", "chmod", "touch", "stat", "sysctl", "env", "timeout", "truncate",
@@ -20,7 +20,7 @@ const TOOLS: [&str; 34] = [
 
 #[derive(Debug, Default)]
 pub(super) struct Initramfs {
-    /// By absolute path, so that directories come before what is in them.
+    /// The entries by their absolute path, so that directories come before what is in them.
     entries: BTreeMap<String, Entry>,
 }
 
@@ -34,7 +34,7 @@ enum Entry {
 }
 
 impl Initramfs {
-    /// One that has the mount points, the init, and the tools that this machine has.
+    /// Makes one that has the mount points, the init, and the tools that this machine has.
     pub(super) fn new(init: &Path) -> anyhow::Result<Self> {
         let mut new = Initramfs::default();
         for at in ["/dev", "/proc", "/sys", "/tmp", "/run", "/etc"] {
@@ -59,7 +59,7 @@ impl Initramfs {
         Ok(new)
     }
 
-    /// A directory, with those that it is in.
+    /// Adds a directory, with those that it is in.
     pub(super) fn directory(&mut self, at: &str, mode: u32) {
         self.parents(at);
         self.entries.insert(at.into(), Entry::Directory(mode));
@@ -75,7 +75,7 @@ impl Initramfs {
         self.entries.insert(at.into(), Entry::Copy(from.to_owned(), mode));
     }
 
-    /// A program, without its debugging information, and the shared libraries that it needs.
+    /// Adds a program, without its debugging information, and the shared libraries that it needs.
     pub(super) fn program(&mut self, from: &Path, at: &str) -> anyhow::Result<()> {
         self.parents(at);
         self.entries.insert(at.into(), Entry::Stripped(from.to_owned()));
@@ -86,8 +86,9 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Modules of the unpacked package of a kernel, each with what it depends on; returns where
-    /// they are, in the order to load them in. What is built into the kernel is left out.
+    /// Adds modules of the unpacked package of a kernel, each with what it depends on; returns
+    /// where they are, in the order to load them in. Modules that are built into the kernel are
+    /// left out.
     pub(super) fn modules(
         &mut self,
         modules: &Modules,
@@ -113,7 +114,7 @@ impl Initramfs {
         }
     }
 
-    /// Writes it as the archive that the kernel unpacks.
+    /// Writes the archive that the kernel unpacks.
     pub(super) fn write(&self, to: &Path) -> anyhow::Result<()> {
         let file = File::create(to).with_context(|| to.display().to_string())?;
         let mut out = BufWriter::new(file);
@@ -164,7 +165,8 @@ pub(super) struct Modules {
 }
 
 impl Modules {
-    /// Of an unpacked package, or a tree that modules were installed into, for this release.
+    /// Reads the modules of an unpacked package, or of a tree that modules were installed into, for
+    /// this release.
     pub(super) fn new(root: &Path, release: &str) -> anyhow::Result<Self> {
         // depmod looks there, wherever the package has them.
         let lib = root.join("lib");
@@ -189,10 +191,10 @@ impl Modules {
     }
 }
 
-/// What modules.dep and modules.builtin say.
+/// The content of modules.dep and modules.builtin.
 #[derive(Debug)]
 struct Dependencies {
-    /// By name: its path, and the paths of those that it needs.
+    /// The modules by name: each one's path, and the paths of those that it needs.
     modules: BTreeMap<String, (String, Vec<String>)>,
     builtin: BTreeSet<String>,
 }

@@ -19,21 +19,21 @@ use super::initramfs::find;
 
 /// The package of the source.
 const SOURCE: &str = "linux-source-6.12";
-/// Where the series is, in the checkout.
+/// The directory of the series, in the checkout.
 const SERIES: &str = "kernel/patches/6.12";
-/// What user-mode Linux needs beside it, on some hosts; not part of the series.
+/// The patches that user-mode Linux needs beside it, on some hosts; not part of the series.
 const UML: &str = "kernel/patches/uml";
-/// Where the fragments of configurations are.
+/// The directory of the fragments of configurations.
 const CONFIG: &str = "kernel/config";
 
 /// A kernel that can be built.
 #[derive(Debug)]
 pub(super) struct Recipe {
-    /// What it is called here.
+    /// The name of the kernel in the cache and in messages.
     pub(super) name: &'static str,
-    /// What make knows its architecture by.
+    /// The architecture, as make knows it.
     pub(super) arch: Arch,
-    /// With the patch series.
+    /// Whether the kernel has the patch series.
     pub(super) series: bool,
     /// The fragments of its configuration, in `kernel/config`.
     pub(super) fragments: &'static [&'static str],
@@ -53,7 +53,7 @@ impl Arch {
         }
     }
 
-    /// What make makes, and where it then is.
+    /// Returns make's target, and the path of its result.
     fn target(self) -> (&'static str, &'static str) {
         match self {
             Arch::Uml => ("linux", "linux"),
@@ -66,7 +66,7 @@ impl Arch {
 pub(super) const UML_PLAIN: Recipe =
     Recipe { name: "uml", arch: Arch::Uml, series: true, fragments: &["common", "uml"] };
 
-/// The same, which checks itself.
+/// The same kernel, which checks itself.
 pub(super) const UML_DEBUG: Recipe = Recipe {
     name: "uml-debug",
     arch: Arch::Uml,
@@ -82,7 +82,7 @@ pub(super) const PATCHED: Recipe = Recipe {
     fragments: &["common", "x86", "checks", "x86-debug"],
 };
 
-/// The same without the series, for the module.
+/// The same kernel without the series, for the module.
 pub(super) const DEBUG: Recipe = Recipe {
     name: "debug",
     arch: Arch::X86,
@@ -96,12 +96,12 @@ pub(super) struct Kernel {
     pub(super) image: PathBuf,
     /// The source, with its patches.
     pub(super) tree: PathBuf,
-    /// Where it was built: for modules.
+    /// The directory that it was built in: for modules.
     pub(super) build: PathBuf,
 }
 
 impl Recipe {
-    /// Builds it, unless the cache has it.
+    /// Builds the kernel, unless the cache has it.
     pub(super) fn build(&self) -> anyhow::Result<Kernel> {
         let source = Source::new()?;
         let kernel = self.kernel(&source, self.name);
@@ -139,8 +139,8 @@ impl Recipe {
         Ok(kernel)
     }
 
-    /// Whether it was built before, so that [`build`](Self::build) compiles no more than what has
-    /// changed since; else it is said that this is skipped.
+    /// Returns whether the kernel was built before, so that [`build`](Self::build) compiles no more
+    /// than what has changed since; else prints that it is skipped.
     pub(super) fn is_cached(&self) -> anyhow::Result<bool> {
         let source = Source::cached()?;
         let cached = source.is_some_and(|source| self.kernel(&source, self.name).image.exists());
@@ -199,7 +199,8 @@ impl Recipe {
 }
 
 impl Kernel {
-    /// Written when all is done: what it was made from.
+    /// Returns the path of a file that is written when all is done: its content identifies what the
+    /// kernel was made from.
     fn mark(&self) -> PathBuf {
         self.build.join("made-from")
     }
@@ -218,7 +219,7 @@ fn made_from(patches: &[Patch], config: &str) -> String {
     hash.finalize().to_hex().to_string()
 }
 
-/// What was asked for and is not so.
+/// Returns the lines that were asked for and are not there.
 fn missing<'a>(asked: &'a str, got: &str) -> Vec<&'a str> {
     let has = |line: &str| got.lines().any(|own| own == line);
     let mut missing = Vec::new();
@@ -252,7 +253,7 @@ pub(super) fn each() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What checkpatch says of each patch of the series must be nothing.
+/// Checks that checkpatch finds nothing in any patch of the series.
 pub(super) fn checkpatch() -> anyhow::Result<()> {
     let tree = Source::new()?.pristine;
     find("perl").context("perl is missing, which checkpatch.pl is written in")?;
@@ -294,7 +295,7 @@ impl Source {
         Ok(source)
     }
 
-    /// What is there without a download.
+    /// Finds the source that is there without a download.
     fn cached() -> anyhow::Result<Option<Self>> {
         let Ok(entries) = std::fs::read_dir(cache::directory()?.join("debs")) else {
             return Ok(None);
@@ -384,7 +385,7 @@ struct Patch {
 }
 
 impl Patch {
-    /// The files that it changes, makes or removes.
+    /// Returns the files that the patch changes, makes or removes.
     fn files(&self) -> impl Iterator<Item = &str> {
         let text = std::str::from_utf8(&self.text).unwrap_or_default();
         text.lines().filter_map(|line| line.strip_prefix("+++ b/").or(line.strip_prefix("--- a/")))
@@ -398,7 +399,7 @@ impl Patch {
     }
 }
 
-/// The patches of the series, in their order; not its cover letter.
+/// Reads the patches of the series, in their order; not its cover letter.
 fn series() -> anyhow::Result<Vec<Patch>> {
     let patches = patches_in(SERIES)?;
     ensure!(!patches.is_empty(), "{SERIES} has no patches");
@@ -424,7 +425,8 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
-/// Two builds at a time would take as long each; and they may be of the same kernel.
+/// Takes the lock of builds: two at a time would take as long each; and they may be of the same
+/// kernel.
 fn lock() -> anyhow::Result<File> {
     let file = File::create(cache::directory()?.join("kernel-build.lock"))?;
     let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
@@ -435,7 +437,8 @@ fn lock() -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// What kernels are built with, and the packages of Debian that have it.
+/// Checks that the programs are there that kernels are built with, and names Debian's packages of
+/// those that are missing.
 fn tools() -> anyhow::Result<()> {
     let programs = [
         ("make", "make"),
@@ -462,7 +465,7 @@ fn tools() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs make, shows how far it is, and what it says if it fails. All of it is in `make.log`.
+/// Runs make, shows how far it is, and its output if it fails. All of it is in `make.log`.
 fn make(kernel: &Kernel, arch: Arch, targets: &[&str]) -> anyhow::Result<()> {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let began = Instant::now();
@@ -471,7 +474,7 @@ fn make(kernel: &Kernel, arch: Arch, targets: &[&str]) -> anyhow::Result<()> {
     let mut command = Command::new("nice");
     command.args(["make", &format!("-j{jobs}"), &format!("ARCH={}", arch.name())]);
     command.arg("-C").arg(&kernel.tree).arg("O=build").args(targets);
-    // The same kernel, whoever builds it.
+    // The kernel is the same for every user and host that builds it.
     command.env("KBUILD_BUILD_USER", "sendfile2").env("KBUILD_BUILD_HOST", "guest");
     command.stdin(Stdio::null()).stderr(input.try_clone()?).stdout(input);
     let mut child = command.spawn().context("cannot run make")?;

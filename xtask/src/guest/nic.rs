@@ -29,10 +29,10 @@ pub(super) struct Args {
     only: Option<String>,
 }
 
-/// Where the tests find the peer.
+/// The address and the namespace at which the tests find the peer.
 pub(super) const PEER: &str = "10.8.0.2@/run/netns/peer";
 
-/// The engines that send from the file's pages, and what sendfile2 calls the control.
+/// The engines that send from the file's pages, and the control's name in sendfile2.
 const ENGINES: [&str; 3] = ["zerocopy", "uring", "native"];
 const CONTROL: &str = "sendfile";
 
@@ -44,18 +44,19 @@ const BENCH: (&str, &str) = ("sendfile2-bench", "sendfile2-bench");
 /// kernel, which flags the whole call; more than this share of calls is no zero copy.
 const COPIED: f64 = 0.1;
 
-/// The tests that are about releases, the library's and the HTTP server's: what a short run has.
+/// The tests of a short run: those about releases, the library's and the HTTP server's.
 const SHORT: [&str; 9] =
     ["content", "death", "ending", "guard", "holds", "races", "release", "threads", "uring"];
 
-/// As large as those of loopback grow by themselves.
+/// The setting of socket buffers as large as those of loopback grow by themselves.
 pub(super) const BUFFERS: &str =
     "for which in wmem rmem; do echo 8388608 > /proc/sys/net/core/${which}_max; done";
 
-/// The device reads the pages when it is given a packet, so only a queue makes that late.
+/// The queueing discipline that delays packets: the device reads the pages when it is given a
+/// packet, so only a queue makes that late.
 pub(super) const DELAY: &str = "delay 1ms limit 100000";
 
-/// What the tests of late and lost packets are run with.
+/// The queueing disciplines that the tests of late and lost packets are run with.
 const QUEUES: [(&str, &str); 3] = [
     ("delay", "delay 20ms limit 100000"),
     ("loss", "delay 2ms 1ms loss 1% limit 100000"),
@@ -117,7 +118,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     told
 }
 
-/// Where the tests were compiled to put their files.
+/// Returns the directory that the tests were compiled to put their files in.
 pub(super) fn scratch(tests: &[Program]) -> anyhow::Result<String> {
     let first = tests.first().context("cargo built no tests")?;
     // TARGET/debug/deps/TEST
@@ -142,7 +143,7 @@ fn steps(args: &Args, tests: &[Program], scratch: &str) -> Vec<Step> {
             ),
         ),
     ];
-    // Where nothing is said of the network, the place of a test is this host.
+    // A test for which no network is set takes this host as its place.
     for test in tests.iter().filter(|_| !args.short) {
         let program = format!("/tests/{}", test.name);
         // One by one: the tests of a user share its RLIMIT_MEMLOCK.
@@ -181,8 +182,8 @@ fn steps(args: &Args, tests: &[Program], scratch: &str) -> Vec<Step> {
         steps.push(Step::new(format!("torture {engine}"), command(&words)).seconds(300));
     }
     if !args.short {
-        // What it costs is not told by an emulated machine; that every way works, is.
-        // (With eight at once nothing moved for longer than it waits, by sendfile(2).)
+        // An emulated machine does not show the cost; but it shows that every way works. (With
+        // eight at once nothing moved for longer than it waits, by sendfile(2).)
         let words = ["bench", "engines", "--quick", "--size", "16M", "--streams", "1"];
         steps.push(Step::new("bench", command(&words)).seconds(600));
     }
@@ -197,7 +198,7 @@ pub(super) fn queue(name: &str, options: &str) -> Step {
     Step::setup(format!("queue: {name}"), script)
 }
 
-/// Says what was found, engine by engine, and whether it proves what it should.
+/// Shows what was found, engine by engine, and checks that it proves what it should.
 fn tell(outcome: &Outcome) -> anyhow::Result<()> {
     let mut wrong = Vec::new();
     println!("\nwhat arrived wrong, and what share of the zerocopy sends was COPIED:");
@@ -236,7 +237,7 @@ fn line(name: &str, said: &str, row: &Value) {
     println!("  {name:48} {said:44} {share:>8}");
 }
 
-/// Why this is no zero copy, if it should be.
+/// Returns the reason why this is no zero copy, if it should be.
 pub(super) fn copied(engine: &str, row: &Value) -> Option<String> {
     if !ENGINES.contains(&engine) {
         return None;
@@ -252,7 +253,7 @@ fn text<'a>(row: &'a Value, field: &str) -> &'a str {
     row[field].as_str().unwrap_or("?")
 }
 
-/// The object that a step printed.
+/// Returns the object that a step printed.
 pub(super) fn json(outcome: &Outcome, name: &str) -> anyhow::Result<Value> {
     let step = outcome.step(name)?;
     let Some(line) = step.lines.iter().rev().find(|line| line.starts_with('{')) else {

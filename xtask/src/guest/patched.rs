@@ -16,7 +16,7 @@ use super::{NETWORK, nic, series};
 /// memory limit, over e1000e, and those that a device matters to over vmxnet3, too.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where a kernel would have to be built from nothing: do nothing, and say that it is skipped
+    /// Do nothing, and report a skip, where a kernel would have to be built from nothing
     #[arg(long)]
     cached: bool,
     /// Less of everything, as every push is tried with
@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a short run has, of each kind: the ids, and what a device matters to.
+/// The steps of a short run, some of each kind: the ids, and those for which a device matters.
 const SHORT: [&str; 9] = [
     "selftest, as a user",
     "ids, as a user",
@@ -91,7 +91,7 @@ const SHORT: [&str; 9] = [
     "torture native",
 ];
 
-/// The engine `native` where nothing copies for it; and the control.
+/// Returns the steps of the engine `native` where nothing copies for it; and the control.
 fn over_the_device() -> Vec<Step> {
     let mut steps = vec![Step::setup("buffers", nic::BUFFERS), nic::queue("short", nic::DELAY)];
     for test in ["guard", "holds", "native", "release"] {

@@ -12,7 +12,7 @@ use super::initramfs::find;
 /// A machine, and what it boots.
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
-    /// What its lines are marked with.
+    /// The mark before each of its lines.
     pub(super) label: &'a str,
     pub(super) kernel: &'a Path,
     pub(super) initramfs: &'a Path,
@@ -20,20 +20,22 @@ pub(super) struct Machine<'a> {
     pub(super) mebibytes: u32,
     pub(super) processors: u32,
     pub(super) network: Network,
-    /// The same instructions in every run: one processor, and time is counted in instructions.
+    /// Whether each run has the same instructions: one processor, and time is counted in
+    /// instructions.
     pub(super) deterministic: bool,
     /// More of the kernel's command line.
     pub(super) append: &'a str,
-    /// After this it is killed, and has failed.
+    /// The time after which the machine is killed, and has failed.
     pub(super) patience: Duration,
 }
 
 /// Two network devices, eth0 and eth1, joined by a hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Network {
-    /// Debian's stock kernel knows it. It sends from the very pages, and cuts large packets itself.
+    /// The device that Debian's stock kernel knows. It sends from the very pages, and cuts large
+    /// packets itself.
     Vmxnet3,
-    /// The same, for kernels that have its driver.
+    /// A device of the same kind, for kernels that have its driver.
     E1000e,
 }
 
@@ -60,7 +62,7 @@ impl Disk {
     }
 }
 
-/// How to install QEMU.
+/// The message that tells how to install QEMU.
 const INSTALL: &str = "qemu-system-x86_64 is missing: \
                        apt-get install --no-install-recommends qemu-system-x86";
 
@@ -69,7 +71,7 @@ pub(super) fn program() -> anyhow::Result<PathBuf> {
 }
 
 impl Machine<'_> {
-    /// Runs it to its end.
+    /// Runs the machine to its end.
     pub(super) fn run(&self) -> anyhow::Result<Outcome> {
         let outcome = console::follow(&mut self.command()?, self.label, self.patience)?;
         if outcome.ready() {

@@ -1,4 +1,4 @@
-//! What is run on a kernel with the patch series, whatever it runs in.
+//! The tests that are run on a kernel with the patch series, whatever it runs in.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use super::initramfs::Initramfs;
 use super::kernel::Kernel;
 use super::{cache, cargo};
 
-/// Says to the tests that the series is there: where it is not found, they fail and do not skip.
+/// The variable that makes the tests fail, and not skip, where the series is not found.
 const REQUIRED: &str = "SENDFILE2_SERIES";
 
 /// Puts the tests into the initramfs; returns how to run them: as root, and as an ordinary user with
@@ -107,7 +107,7 @@ pub(super) fn users(initramfs: &mut Initramfs, installed: &Path) -> anyhow::Resu
     Ok(steps)
 }
 
-/// Those of the library's tests that are about engines, and need neither a disk nor a gigabyte.
+/// The library's tests that are about engines, and need neither a disk nor a gigabyte.
 const USING: [&str; 11] = [
     "content",
     "death",
@@ -122,7 +122,7 @@ const USING: [&str; 11] = [
     "threads",
 ];
 
-/// A test of the library, without what ramfs cannot do: holes.
+/// Returns the command of a test of the library, without what ramfs cannot do: holes.
 pub(super) fn without_a_disk(program: &str) -> [&str; 4] {
     [program, "--nocapture", "--skip", "set_len_and_punching_wait_for_what_they_touch"]
 }
@@ -140,7 +140,7 @@ cp /tests/c/lower lower
 mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
 exec /tests/c/overlay merged";
 
-/// The selftest that the series brings.
+/// Compiles the selftest that the series brings.
 fn compile(kernel: &Kernel, to: &Path) -> anyhow::Result<()> {
     let selftests = kernel.tree.join("tools/testing/selftests");
     let mut command = Command::new("cc");

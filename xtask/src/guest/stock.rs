@@ -16,7 +16,7 @@ use super::{NETWORK, Stock, cache, cargo};
 /// Builds the module with the kernel's own headers, which are downloaded.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// How often what is a race is tried
+    /// Times that each race is tried
     #[arg(long, default_value_t = 200)]
     rounds: u32,
     /// Only the tests whose names contain this
@@ -24,7 +24,7 @@ pub(super) struct Args {
     only: String,
 }
 
-/// Where the module is in the guest.
+/// The path of the module in the guest.
 pub(super) const MODULE: &str = "/lib/modules/sendfile2.ko";
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
@@ -67,7 +67,7 @@ pub(super) fn module(stock: &Stock, initramfs: &mut Initramfs) -> anyhow::Result
     Ok(())
 }
 
-/// The tree that modules for this kernel are built with.
+/// Finds the tree that modules for this kernel are built with.
 pub(super) fn headers(release: &str) -> anyhow::Result<PathBuf> {
     // 6.12.9+deb12-cloud-amd64
     let (version, _) = release.split_once("-cloud").context("a strange name of a kernel")?;

@@ -16,7 +16,7 @@ use super::{console, series};
 /// both.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Leave the second kernel out, and say so, where it would have to be built from nothing
+    /// Leave the second kernel out, and report that, where it would have to be built from nothing
     #[arg(long)]
     cached: bool,
     /// Also compile after each patch of the series (some ten minutes, not cached)
@@ -38,7 +38,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     guest("uml-debug", &debug, vec![Step::setup("what the kernel lost", KMEMLEAK).seconds(120)])
 }
 
-/// kmemleak takes what is younger than five seconds for in use, and finds the rest in two scans.
+/// The search for leaks: kmemleak takes memory that is younger than five seconds for in use, and
+/// finds the rest in two scans.
 const KMEMLEAK: &str = "
 mount -t debugfs none /sys/kernel/debug
 echo scan > /sys/kernel/debug/kmemleak
