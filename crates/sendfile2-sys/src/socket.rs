@@ -77,14 +77,34 @@ pub fn stamp_acknowledgements(socket: BorrowedFd<'_>, on: bool) -> Result<bool, 
     Ok(true)
 }
 
-/// Whether a TCP connection is over: no segment will come or go any more.
+/// The state of a TCP connection, as far as the account of what it has sent goes by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TcpState {
+    /// The end of the stream was sent, and is not acknowledged.
+    EndSent,
+    /// No segment will come or go any more.
+    Closed,
+    /// Any other.
+    Other,
+}
+
+/// Returns the state of a TCP connection.
 ///
-/// Source: tcp(7), `TCP_INFO`, whose first byte is the state.
-pub fn tcp_is_over(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
-    /// `TCP_CLOSE` of `net/tcp_states.h`.
+/// Source: tcp(7), `TCP_INFO`, whose first byte is the state; `net/tcp_states.h`.
+///
+/// # Errors
+/// What `getsockopt(2)` fails with.
+pub fn tcp_state(socket: BorrowedFd<'_>) -> Result<TcpState, Errno> {
+    const FIN_WAIT1: u8 = 4;
     const CLOSE: u8 = 7;
+    const LAST_ACK: u8 = 9;
+    const CLOSING: u8 = 11;
     let info = option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
-    Ok(info.to_ne_bytes()[0] == CLOSE)
+    Ok(match info.to_ne_bytes()[0] {
+        CLOSE => TcpState::Closed,
+        FIN_WAIT1 | LAST_ACK | CLOSING => TcpState::EndSent,
+        _ => TcpState::Other,
+    })
 }
 
 /// Whether what is sent on a TCP socket goes to TCP itself, and not to the program of a BPF sockmap

@@ -75,8 +75,11 @@ pub(super) struct ConnState {
     pub(super) mtu_probing: Option<Result<(), Refusal>>,
     /// Whether `native` can serve this socket, once that was asked.
     pub(super) native: Option<Result<(), Refusal>>,
-    /// Bytes that were not acknowledged when the application had last sent by itself.
-    pub(super) others: u64,
+    /// Bytes that had been accepted here when the application had last sent by itself.
+    pub(super) others: Option<u64>,
+    /// Before the first send by reference the socket had no option memory: what is charged to it later
+    /// is what counts these sends.
+    pub(super) sole_user: Option<bool>,
     /// Something was read that cannot be attributed; nothing is released any more, unless all is.
     pub(super) desynced: Option<Desynced>,
     /// An id that a failed datagram may have used.
@@ -103,6 +106,20 @@ impl ConnState {
             Some(desynced) => Err(desynced.into()),
             None => Ok(()),
         }
+    }
+
+    /// Bytes that the kernel has accepted here.
+    pub(super) fn accepted(&self) -> u64 {
+        self.account.counters.accepted
+    }
+
+    /// Whether completions may be those of others, so that what is in flight ends only with all of it.
+    pub(super) fn doubts(&self, endpoint: &Endpoint) -> bool {
+        self.desynced.is_some()
+            || (self.sole_user == Some(true)
+                && self.ledger.in_flight() > 0
+                && (self.account.aborted
+                    || sys::tcp_state(endpoint.as_fd()) == Ok(sys::TcpState::Closed)))
     }
 }
 
@@ -171,7 +188,8 @@ impl Conn {
                 zerocopy: zerocopy.map(|_| ()),
                 mtu_probing: None,
                 native: None,
-                others: 0,
+                others: None,
+                sole_user: None,
                 desynced: None,
                 ambiguous_id: None,
                 recent: Recent::default(),
@@ -299,8 +317,10 @@ impl CompletionSource for Conn {
         let _ = acknowledged::look(&self.endpoint, &state.account, &self.link.acknowledged);
         state.account.aborted = true;
         let in_flight = state.ledger.in_flight();
+        let aborted = self.endpoint.abort();
+        drop(state);
         tracing::debug!(cookie = self.endpoint.cookie(), in_flight, "abort");
-        self.endpoint.abort()
+        aborted
     }
 
     fn in_flight(&self) -> InFlight {

@@ -11,7 +11,6 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::refusal::Refusal;
 use crate::socket::acknowledged;
-use crate::socket::kind::Kind;
 use crate::sync::lock;
 use crate::sys::socket as sys;
 
@@ -42,9 +41,7 @@ impl Conn {
                 state.zerocopy = Err(Refusal::IdsUnsure);
             }
         }
-        if self.endpoint.kind() == Kind::Tcp {
-            state.others = sys::unacknowledged(&self.endpoint).unwrap_or(u64::MAX);
-        }
+        state.others = Some(state.accepted());
         drop(state);
         sent.map_or_else(|panic| resume_unwind(panic), |(result, _)| Ok(result))
     }

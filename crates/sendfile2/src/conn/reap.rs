@@ -6,12 +6,26 @@ use std::sync::atomic::Ordering;
 use super::connection::{Conn, ConnState, Desynced, ErrorQueueMessage, InFlightSend, REAP_EVERY};
 use crate::apart::Apart;
 use crate::error::Error;
-use crate::socket::acknowledged;
 use crate::socket::kind::Kind;
 use crate::sync::lock;
 use crate::sys::errqueue::{self, Entry};
 use crate::sys::ledger::Done;
-use crate::sys::socket as sys;
+use crate::sys::socket::{self as sys, TcpState};
+
+/// How often the kernel's account is looked at again where a notification was just read: it is queued
+/// a moment before what counted it is freed.
+const LOOKS: usize = 64;
+
+/// What a completion is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// It is that of the send with its id.
+    Ours,
+    /// Nothing tells whose it is.
+    Unknowable,
+    /// It cannot be that of the send with its id.
+    TooEarly,
+}
 
 /// After this many sends whose acknowledgements come to the error queue, it is read.
 const MOST_UNREAD: u32 = 16;
@@ -41,12 +55,22 @@ impl Conn {
             count += entries.len();
             state.unread = 0;
             let empty = entries.is_empty();
-            if empty && !self.all_are_released(&mut state, &mut done) {
+            let released = empty && {
+                let looks = if count > 0 && state.doubts(&self.endpoint) { LOOKS } else { 1 };
+                (0..looks).any(|look| {
+                    if look > 0 {
+                        std::thread::yield_now();
+                    }
+                    self.all_are_released(&mut state, &mut done)
+                })
+            };
+            if empty && !released {
                 state.reap_from = state.ledger.in_flight() + REAP_EVERY;
                 let error = error.or(state.desynced.filter(|_| trusted).map(Error::from));
                 return error.map_or(Ok(count), Err);
             }
-            trusted |= state.desynced.is_none();
+            let before = state.desynced;
+            trusted |= before.is_none();
             for entry in entries {
                 match entry {
                     Ok(Entry::Completion { lo, hi, copied }) => {
@@ -78,6 +102,7 @@ impl Conn {
             state.account.unguard(&self.endpoint);
             state.reap_from = state.ledger.in_flight() + REAP_EVERY;
             let desynced = state.desynced;
+            let over = state.doubts(&self.endpoint);
             drop(state);
             // A destructor or hook that panics must not keep the others, the tickets or the waiters
             // from what is due to them, for it was read off the queue and does not come again.
@@ -107,12 +132,16 @@ impl Conn {
                     ),
                 });
             }
+            if let Some(doubt) = desynced.filter(|_| before.is_none()) {
+                let cookie = self.endpoint.cookie();
+                apart.run(|| tracing::error!(cookie, "{}", Error::from(doubt)));
+            }
             if let Some(error) = &error {
                 apart.run(|| tracing::error!(cookie = self.endpoint.cookie(), "{error}"));
             }
             apart.resume();
             // Where ids are in doubt, to the end of the queue: then it is seen whether all is released.
-            if !more && (empty || desynced.is_none()) {
+            if !more && (empty || !over) {
                 let error = error.or(desynced.filter(|_| trusted).map(Error::from));
                 return error.map_or(Ok(count), Err);
             }
@@ -130,37 +159,52 @@ impl Conn {
         if let Some(Desynced::NotIssued(_)) = state.desynced {
             return;
         }
-        let doubt = match state.ledger.last_of(lo, hi) {
-            Err(e) => Some(Desynced::NotIssued(e)),
-            Ok(last)
-                if state.desynced.is_some()
-                    || last.is_some_and(|s| self.is_needed(state, s.end)) =>
-            {
-                Some(Desynced::TooEarly { lo, hi })
-            }
-            Ok(_) => state.ledger.complete(lo, hi, copied, done).err().map(Desynced::NotIssued),
+        let verdict = match state.ledger.last_of(lo, hi) {
+            Err(e) => Err(Desynced::NotIssued(e)),
+            Ok(_) if state.desynced.is_some() => Err(Desynced::TooEarly { lo, hi }),
+            Ok(Some(last)) => match self.judge(state, last.end) {
+                Verdict::Ours => Ok(true),
+                Verdict::Unknowable => Ok(false),
+                Verdict::TooEarly => Err(Desynced::TooEarly { lo, hi }),
+            },
+            Ok(None) => Ok(true),
         };
-        if let Some(doubt) = doubt {
-            tracing::error!(cookie = self.endpoint.cookie(), "{}", Error::from(doubt));
+        let taken = verdict.and_then(|ours| match ours {
+            true => state.ledger.complete(lo, hi, copied, done).map_err(Desynced::NotIssued),
+            false => Ok(()),
+        });
+        if let Err(doubt) = taken {
             state.desynced = Some(doubt);
         }
     }
 
-    /// Whether TCP may yet have to send what ends with byte `end`: the peer has not acknowledged it,
-    /// and the connection lives. TCP keeps what counts it for so long, so no notification is due.
+    /// Judges a completion of what ends with byte `end`. TCP keeps what counts a send's pages until the
+    /// peer has acknowledged its bytes, so that before that no notification is due.
     ///
     /// (Where a route cannot gather, TCP copies in the call, and notifies at once. That is made good
     /// when all is found to be released, [`all_are_released`](Self::all_are_released).)
-    fn is_needed(&self, state: &ConnState, end: u64) -> bool {
-        // What others have sent behind it is not among what we have; nor is the end of the stream.
-        let needed =
-            |acknowledged: u64| acknowledged.saturating_add(state.others).saturating_add(1) < end;
-        self.endpoint.kind() == Kind::Tcp
-            && !state.account.aborted
-            && needed(self.link.acknowledged.load(Ordering::Relaxed))
-            && acknowledged::look(&self.endpoint, &state.account, &self.link.acknowledged).is_ok_and(needed)
+    fn judge(&self, state: &ConnState, end: u64) -> Verdict {
+        let known = &self.link.acknowledged;
+        if self.endpoint.kind() != Kind::Tcp || known.load(Ordering::Relaxed) >= end {
+            return Verdict::Ours;
+        }
+        if !state.account.aborted {
+            let left = sys::unacknowledged(&self.endpoint);
             // Asked last: who asks for the former waits until the end of a connection is complete.
-            && sys::tcp_is_over(self.endpoint.as_fd()) == Ok(false)
+            let tcp = sys::tcp_state(self.endpoint.as_fd());
+            if let (Ok(left), Ok(tcp)) = (left, tcp) {
+                if tcp != TcpState::Closed {
+                    // The end of the stream counts as a byte, and so does what the application has sent
+                    // by itself, which is no part of what we have counted.
+                    let left = left.saturating_sub(u64::from(tcp == TcpState::EndSent));
+                    let since = state.others.map_or(u64::MAX, |at| state.accepted() - at);
+                    let acknowledged = state.accepted().saturating_sub(left.min(since));
+                    return if acknowledged < end { Verdict::TooEarly } else { Verdict::Ours };
+                }
+            }
+        }
+        // On a connection that is over nothing tells whose send a completion is.
+        if state.sole_user == Some(true) { Verdict::Unknowable } else { Verdict::Ours }
     }
 
     /// Whether the kernel has nothing by reference any more, though sends are in flight by their ids:
@@ -169,7 +213,6 @@ impl Conn {
         if state.ledger.in_flight() == 0 || sys::option_memory(self.endpoint.as_fd()) != Ok(0) {
             return false;
         }
-        tracing::debug!(cookie = self.endpoint.cookie(), "released, by the kernel's account");
         state.ledger.complete_all(done);
         if let Some(Desynced::TooEarly { hi, .. }) = state.desynced {
             if hi.wrapping_add(1) == state.ledger.next_id() {

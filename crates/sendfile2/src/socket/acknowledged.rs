@@ -52,7 +52,8 @@ pub(crate) fn ask(
     // Asked first: what was not acknowledged when it was over never will be.
     let over = account.is_over()
         || !tcp
-        || sys::tcp_is_over(endpoint.as_fd()).map_err(Error::socket("TCP_INFO"))?;
+        || sys::tcp_state(endpoint.as_fd()).map_err(Error::socket("TCP_INFO"))?
+            == sys::TcpState::Closed;
     let acknowledged = look(endpoint, account, known)?;
     Ok(if acknowledged >= end && tcp {
         Acknowledgement::Acknowledged
