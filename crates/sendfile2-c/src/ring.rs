@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use rustix::io::Errno;
-use rustix::process::{Pid, getpid};
+use sendfile2_sys::process::Process;
 
 use crate::kernel::{self, Bytes};
 use crate::request::Request;
@@ -49,7 +49,7 @@ struct Ring {
     /// The device and inode of the ring's file.
     identity: (u64, u64),
     /// The process that made the ring: a child must not touch its parent's.
-    owner: Pid,
+    owner: Process,
     next: u64,
 }
 
@@ -58,7 +58,7 @@ impl Drop for Ring {
         // In a child the mappings are not there. The number may mean another file by now, which is
         // not this code's to close; if not, the descriptor goes with exec.
         let ours = || kernel::identity(self.ring.as_raw_fd()) == Ok(self.identity);
-        if self.owner == getpid() && ours() {
+        if self.owner.is_current() && ours() {
             // SAFETY: it is dropped once, and not used any more.
             #[allow(unsafe_code)]
             unsafe {
@@ -98,7 +98,7 @@ pub(crate) fn send(
     let mut sent = None;
     let _ = RING.try_with(|slot| {
         let Ok(mut slot) = slot.try_borrow_mut() else { return };
-        if matches!(&*slot, Slot::Open(ring) if ring.owner != getpid()) {
+        if matches!(&*slot, Slot::Open(ring) if !ring.owner.is_current()) {
             *slot = Slot::Untried;
         }
         if matches!(&*slot, Slot::Untried) {
@@ -169,7 +169,7 @@ impl Ring {
             .ok()?;
         let identity = kernel::identity(ring.as_raw_fd()).ok()?;
         let index = kernel::register_ring(ring.as_raw_fd()).ok()?;
-        let (ring, owner) = (ManuallyDrop::new(ring), getpid());
+        let (ring, owner) = (ManuallyDrop::new(ring), Process::current());
         Some(Ring { ring, index, identity, owner, next: NOBODY + 1 })
     }
 

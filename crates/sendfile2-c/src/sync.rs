@@ -80,7 +80,11 @@ pub(crate) fn untold(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize
             return sent;
         }
     }
-    sync(request, kept, None).map(|(sent, _)| sent)
+    match sync(request, kept, None)? {
+        // Returning would say that it is.
+        (_, State::Unknown) => Err(Errno::IO),
+        (sent, _) => Ok(sent),
+    }
 }
 
 /// Returns whether the range is to be sent by reference, where the file allows it.

@@ -106,6 +106,7 @@ impl Lane {
             op: job.op,
             range,
             accepted: 0,
+            reports_usage: queues.reports_usage(),
             guarded,
             held: job.held.clone(),
             progress: Arc::clone(&job.progress),
@@ -141,12 +142,10 @@ impl Lane {
         self.failed.is_some() && !self.ended && !self.account.aborted
     }
 
-    pub(super) fn abort(&mut self) {
+    pub(super) fn abort(&mut self) -> Result<(), Error> {
         self.account.aborted = true;
         self.failed = Some(Failure::Aborted);
-        if let Err(e) = self.endpoint.abort() {
-            tracing::error!("aborting a socket of a ring: {e}");
-        }
+        self.endpoint.abort()
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Part {
     /// The file range; empty for bytes.
     pub(super) range: Range<u64>,
     pub(super) accepted: u64,
+    /// The kernel was asked to report whether it copies.
+    pub(super) reports_usage: bool,
     pub(super) guarded: bool,
     pub(super) held: Option<Held>,
     pub(super) progress: Arc<QueuedProgress>,
@@ -59,7 +61,7 @@ pub(super) fn stream(socket: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
 /// [`Error::Refused`] if the limit allows no send at all.
 pub(super) fn limit() -> Result<u64, Error> {
     match CALL.min(rlimit::call()) {
-        0 => Err(refused(Refusal::Memlock(rlimit::memlock().unwrap_or(0)))),
+        0 => Err(refusal(Refusal::Memlock(rlimit::memlock().unwrap_or(0)))),
         most => Ok(most as u64),
     }
 }
@@ -77,15 +79,19 @@ pub(super) fn next(
     let end = range.end.min(range.start.saturating_add(most));
     match file.view(range.start..end, extent)? {
         View::Mapped(mapping, part) => Ok((Memory::Mapped(mapping, part.clone()), part)),
-        View::Read(why, _) => Err(refused(Refusal::File(why))),
+        View::Read(why, _) => Err(refusal(Refusal::File(why))),
     }
 }
 
 /// Refuses the engine with `reason`, for all to see.
 pub(super) fn refused(reason: Refusal) -> Error {
-    let engine = Engine::Uring;
-    tracing::debug!(%engine, %reason, "refused");
-    Error::Refused { engine, reason }
+    tracing::debug!(engine = %Engine::Uring, %reason, "refused");
+    refusal(reason)
+}
+
+/// As [`refused`], under a lock, where nobody is told.
+fn refusal(reason: Refusal) -> Error {
+    Error::Refused { engine: Engine::Uring, reason }
 }
 
 /// What is wrong with `part`, which faulted. Nothing any more, if the file is shorter now: then

@@ -82,13 +82,13 @@ impl CompletionSource for RingConn {
         // What is acknowledged by now stays so.
         let _ = acknowledged::look(&self.endpoint, &lane.account, &self.link.acknowledged);
         let parts = lane.parts;
-        lane.abort();
+        let aborted = lane.abort();
         state.ready.push_back(self.index);
         state.begin(&mut deferred);
         drop(state);
         self.shared.finish(deferred, None);
         tracing::debug!(cookie = self.endpoint.cookie(), parts, "abort");
-        Ok(())
+        aborted
     }
 
     fn in_flight(&self) -> InFlight {

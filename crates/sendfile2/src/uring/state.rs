@@ -44,6 +44,21 @@ impl Deferred {
     }
 }
 
+/// What the kernel was asked to do that has answered.
+pub(super) struct Asked {
+    lane: usize,
+    op: Op,
+    range: Range<u64>,
+    reports_usage: bool,
+}
+
+impl Asked {
+    fn of(part: &Part) -> Self {
+        let Part { lane, op, reports_usage, .. } = *part;
+        Asked { lane, op, range: part.range.clone(), reports_usage }
+    }
+}
+
 /// The state of a driver, behind its lock.
 pub(super) struct State {
     pub(super) queues: Queues<Part>,
@@ -83,8 +98,8 @@ impl State {
                         (Op::Room, _) | (_, Err(_)) => 0,
                         (_, Ok(bytes)) => bytes.into(),
                     };
-                    let (lane, next, range) = (part.lane, part.op, part.range.clone());
-                    self.answered(lane, next, &range, result, deferred);
+                    let asked = Asked::of(part);
+                    self.answered(&asked, result, deferred);
                 }
                 // Also if it was cancelled, as the thread that had submitted it ended.
                 Ok(Event::Ended { kept: Part { op: Op::Room, .. }, .. }) => {
@@ -97,14 +112,11 @@ impl State {
                     if let (Op::Zerocopy | Op::Copy, Ok(bytes)) = (kept.op, result) {
                         kept.accepted = bytes.into();
                     }
-                    self.answered(kept.lane, kept.op, &kept.range, result, deferred);
+                    self.answered(&Asked::of(&kept), result, deferred);
                     self.released(kept, copied, deferred);
                 }
                 Ok(Event::Released { kept, copied }) => self.released(kept, copied, deferred),
-                Err(stray) => {
-                    tracing::error!("{stray}");
-                    self.stray = Some(stray);
-                }
+                Err(stray) => self.stray = Some(stray),
             }
         }
         count
@@ -113,12 +125,11 @@ impl State {
     /// The result of what was asked for the first job of a lane.
     pub(super) fn answered(
         &mut self,
-        index: usize,
-        asked: Op,
-        range: &Range<u64>,
+        asked: &Asked,
         result: Result<u32, Errno>,
         deferred: &mut Vec<Deferred>,
     ) {
+        let index = asked.lane;
         let Some(lane) = self.lanes.get_mut(index) else { return };
         lane.submitted = false;
         self.ready.push_back(index);
@@ -141,10 +152,10 @@ impl State {
             Err(_) if aborted => failure = Some(Failure::Aborted),
             Err(errno) => {
                 let attempt = Attempt {
-                    by_reference: asked == Op::Zerocopy,
+                    by_reference: asked.op == Op::Zerocopy,
                     // This part is one still.
                     others_in_flight: lane.parts > 1,
-                    reports_usage: self.queues.reports_usage(),
+                    reports_usage: asked.reports_usage,
                     faulted_before: job.faulted == Some(job.done),
                 };
                 match recover::next(errno, attempt) {
@@ -171,7 +182,7 @@ impl State {
                         if let SendFrom::File(file, _, extent) = &mut job.from {
                             // Whatever was promised about it.
                             *extent = None;
-                            let explained = part::explain_fault(file, range);
+                            let explained = part::explain_fault(file, &asked.range);
                             failure = explained.as_ref().err().map(Failure::from);
                         }
                     }
@@ -259,6 +270,7 @@ impl State {
             op: Op::Room,
             range: 0..0,
             accepted: 0,
+            reports_usage: false,
             guarded: false,
             held: None,
             progress: QueuedProgress::none(),
@@ -297,8 +309,8 @@ impl State {
                     deferred.push(Deferred::over(&job.progress, Some(failure)));
                 }
                 if lane.ending && lane.is_broken() {
-                    // Not an end that looks like that of everything.
-                    lane.abort();
+                    // Not an end that looks like that of everything. Where it fails the peer is gone.
+                    let _ = lane.abort();
                 }
                 self.blocked -= usize::from(std::mem::take(&mut lane.blocked));
                 self.bury(index, deferred);
