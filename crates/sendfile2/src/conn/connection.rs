@@ -77,9 +77,9 @@ pub(super) struct ConnState {
     pub(super) native: Option<Result<(), Refusal>>,
     /// Bytes that had been accepted here when the application had last sent by itself.
     pub(super) others: Option<u64>,
-    /// Before the first send by reference the socket had no option memory: what is charged to it later
-    /// is what counts these sends.
-    pub(super) sole_user: Option<bool>,
+    /// At first the socket had no option memory: what is charged to it later is what counts sends by
+    /// reference.
+    pub(super) sole_user: bool,
     /// Something was read that cannot be attributed; nothing is released any more, unless all is.
     pub(super) desynced: Option<Desynced>,
     /// An id that a failed datagram may have used.
@@ -116,7 +116,7 @@ impl ConnState {
     /// Whether completions may be those of others, so that what is in flight ends only with all of it.
     pub(super) fn doubts(&self, endpoint: &Endpoint) -> bool {
         self.desynced.is_some()
-            || (self.sole_user == Some(true)
+            || (self.sole_user
                 && self.ledger.in_flight() > 0
                 && (self.account.aborted
                     || sys::tcp_state(endpoint.as_fd()) == Ok(sys::TcpState::Closed)))
@@ -177,6 +177,7 @@ impl Conn {
         let ack_timestamps = config.ack_timestamps
             && kind == Kind::Tcp
             && sys::stamp_acknowledgements(endpoint.as_fd(), true) == Ok(true);
+        let sole_user = zerocopy.is_ok() && sys::option_memory(endpoint.as_fd()) == Ok(0);
         Ok(Arc::new_cyclic(|conn: &Weak<Conn>| Conn {
             endpoint,
             hook: config.hook,
@@ -189,7 +190,7 @@ impl Conn {
                 mtu_probing: None,
                 native: None,
                 others: None,
-                sole_user: None,
+                sole_user,
                 desynced: None,
                 ambiguous_id: None,
                 recent: Recent::default(),

@@ -204,7 +204,7 @@ impl Conn {
             }
         }
         // On a connection that is over nothing tells whose send a completion is.
-        if state.sole_user == Some(true) { Verdict::Unknowable } else { Verdict::Ours }
+        if state.sole_user { Verdict::Unknowable } else { Verdict::Ours }
     }
 
     /// Whether the kernel has nothing by reference any more, though sends are in flight by their ids:

@@ -131,10 +131,6 @@ impl LockedConn<'_> {
                 return Ok(Outcome::Refused(reason));
             }
             state.ledger.room(1)?;
-            if state.sole_user.is_none() {
-                let charged = sys::option_memory(conn.endpoint.as_fd());
-                state.sole_user = Some(charged == Ok(0));
-            }
             if guarded {
                 state.account.guard(&conn.endpoint)?;
             }
