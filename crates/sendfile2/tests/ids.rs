@@ -438,3 +438,66 @@ fn control_switched_off_the_kernel_uses_no_id() {
     assert_eq!(read(&mut rx, 3), b"abc");
     assert_eq!(ids(&tx, 2), [0, 1]);
 }
+
+/// An id of somebody else's is not excused by what the application had sent before, once that is
+/// acknowledged.
+#[test]
+fn application_sends_excuse_no_id_for_ever() {
+    let (tx, mut peer) = common::tcp_small_window_on_this_host();
+    let file = GuardedFile::new(file(5, 4 << 20)).unwrap();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let (bytes, _) = accepted(sender.try_send_file(file.source(), 0..1 << 20, false));
+    sender.application_sends(|_| ((), 0)).unwrap();
+    read(&mut peer, bytes);
+    sender.wait_all(deadline()).unwrap();
+    stray(sender.as_fd(), &[b'?'; 4096]);
+    let lease = file.try_lease(0..1 << 20).unwrap();
+    let (bytes, ticket) = accepted(sender.try_send_lease(&lease, 0..1 << 20, false));
+    drop(lease);
+    // The stray one is delivered, and most of ours is not.
+    read(&mut peer, 4096);
+    let doubt = ticket.wait_released(deadline()).unwrap_err();
+    let written = file.try_write_at(&pattern(!5, 0..1 << 20), 0).unwrap();
+    let got = read(&mut peer, bytes);
+    assert_eq!(common::wrong(&got, &pattern(5, 0..bytes as u64)), 0);
+    assert!(matches!(doubt, Error::TooEarly { .. }), "{doubt}");
+    assert!(matches!(written, TryWrite::InTheWay(_)));
+    file.write_at(b"free", 0, deadline()).unwrap();
+}
+
+/// After an abort TCP has nothing left to compare a completion with, and segments may still be in a
+/// queueing discipline.
+#[test]
+fn ids_of_others_release_nothing_after_an_abort() {
+    const LEN: u64 = 8688;
+    let name = "ids_of_others_release_nothing_after_an_abort";
+    if !common::inside(name, common::SLOW) {
+        return;
+    }
+    common::sh("ip link set lo mtu 1500");
+    for strays in [0, 1] {
+        let (tx, mut peer) = common::tcp_on_this_host();
+        common::sh("tc qdisc replace dev lo root tbf rate 64kbit burst 3k limit 64m");
+        let file = GuardedFile::new(file(9, LEN)).unwrap();
+        let mut sender = sender(tx, Engine::Zerocopy);
+        let reader = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            // It ends with a reset.
+            let _ = std::io::Read::read_to_end(&mut peer, &mut got);
+            got
+        });
+        for _ in 0..strays {
+            stray(sender.as_fd(), &[b'?'; 1400]);
+        }
+        let lease = file.try_lease(0..LEN).unwrap();
+        let (bytes, _) = accepted(sender.try_send_lease(&lease, 0..LEN, false));
+        drop(lease);
+        let other = vec![b'!'; bytes];
+        file.write_at_abort(&other, 0, std::time::Instant::now()).unwrap();
+        let got = reader.join().unwrap();
+        common::sh(common::SLOW);
+        assert!(got.len() > 1400 * strays, "nothing arrived: this proves nothing");
+        let expected = pattern(9, 0..(got.len() - 1400 * strays) as u64);
+        assert_same(&got[1400 * strays..], &expected);
+    }
+}
