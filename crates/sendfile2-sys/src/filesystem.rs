@@ -24,13 +24,14 @@ const COHERENT: [(u64, &str); 13] = [
     (0x1501_3346, "udf"),
 ];
 
-/// Whether `pread` and mappings of its files are known to read the same page cache.
+/// Returns whether `pread` and mappings of the filesystem's files are known to read the same page
+/// cache.
 #[must_use]
 pub fn is_coherent(magic: u64) -> bool {
     COHERENT.iter().any(|(known, _)| *known == magic)
 }
 
-/// Others that people meet, for their names only.
+/// Other filesystems that people meet, for their names only.
 const OTHERS: [(u64, &str); 12] = [
     (OVERLAYFS, "overlayfs"),
     (0x6573_5546, "FUSE or virtiofs"),

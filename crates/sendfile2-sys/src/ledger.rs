@@ -20,7 +20,7 @@ const WINDOW: u64 = 1 << 31;
 /// forgets, and does not drop, what the sends in flight hold.
 #[derive(Debug)]
 pub struct Ledger<H> {
-    /// Sorted by id; disjoint.
+    /// The entries, sorted by id; disjoint.
     entries: VecDeque<Entry<H>>,
     /// The first id this ledger could have issued.
     first: u64,

@@ -21,8 +21,8 @@ pub fn call() -> usize {
     })
 }
 
-/// Whether `CAP_IPC_LOCK` lifts the limit. The kernel asks for it in the first user namespace: the
-/// root of a container that has a namespace of its own has it in vain.
+/// Returns whether `CAP_IPC_LOCK` lifts the limit. The kernel asks for it in the first user
+/// namespace: the root of a container that has a namespace of its own has it in vain.
 pub fn lifted() -> bool {
     rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))

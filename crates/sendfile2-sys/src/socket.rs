@@ -107,8 +107,8 @@ pub fn tcp_state(socket: BorrowedFd<'_>) -> Result<TcpState, Errno> {
     })
 }
 
-/// Whether what is sent on a TCP socket goes to TCP itself, and not to the program of a BPF sockmap
-/// that the socket is in (`BPF_SK_MSG_VERDICT`).
+/// Returns whether bytes sent on a TCP socket go to TCP itself, and not to the program of a BPF
+/// sockmap that the socket is in (`BPF_SK_MSG_VERDICT`).
 ///
 /// Before that program the kernel copies what is sent, and makes several sends of it; with
 /// `MSG_ZEROCOPY` each of these uses a notification id, so that the number of ids one call uses is

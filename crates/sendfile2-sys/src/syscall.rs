@@ -151,7 +151,7 @@ pub fn probe() -> io::Result<()> {
             return Err(unsupported("SPLICE_F_ZC is accepted, and no notification comes"));
         }
         let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
-        // What comes is POLLERR, which is not asked for.
+        // The event is POLLERR, which is reported without being asked for.
         match poll(&mut [PollFd::new(&sender, PollFlags::empty())], Some(&left)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),

@@ -103,7 +103,7 @@ impl Memory {
 /// The bytes of a send, and how it is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Send {
-    /// More follows at once.
+    /// Whether more follows at once.
     pub more: bool,
     /// The kernel is to wait for space, and go on with the rest itself (`MSG_WAITALL`). Meanwhile
     /// it keeps the socket open, also when the process has died.
@@ -140,7 +140,7 @@ pub enum Event<H> {
         /// The kernel made a private copy.
         copied: bool,
     },
-    /// Both at once: nothing is in flight.
+    /// The answer and the release at once: nothing is in flight.
     Ended {
         /// The caller's value.
         kept: H,
@@ -192,7 +192,7 @@ fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // What has the number now is not to be closed here.
+        // Another file that has the number by now must not be closed here.
         if self.check().is_ok() {
             // SAFETY: it is dropped once, and not used any more.
             unsafe { ManuallyDrop::drop(&mut self.0) };
@@ -283,7 +283,7 @@ impl<H> Queues<H> {
         if unsafe { self.add(&entry.user_data(key)) } {
             return Ok(key);
         }
-        // It was inserted just now.
+        // The slot was inserted just now.
         match self.slots.remove(key) {
             Some(kept) => Err(kept.for_caller),
             None => unreachable!("a slot that was inserted is there"),
@@ -329,7 +329,7 @@ impl<H> Queues<H> {
         unsafe { self.ring.0.submission_shared().push(entry).is_ok() }
     }
 
-    /// Whether something is queued that was not submitted.
+    /// Returns whether something is queued that was not submitted.
     pub fn is_pending(&mut self) -> bool {
         // SAFETY: as above.
         let queue = unsafe { self.ring.0.submission_shared() };
