@@ -237,7 +237,8 @@ pub unsafe extern "C" fn sendfile2_reap(
         foreign.clear();
         let read = queue.queue.reap(room)?;
         let count = read.len();
-        // What entries point at does not move: the contents of a vector stay where they are.
+        // The memory that entries point at does not move: the contents of a vector stay where they
+        // are.
         for (i, read) in read.into_iter().enumerate() {
             let mut entry = NO_ENTRY;
             match read {
@@ -326,7 +327,8 @@ fn without_cancellation(body: impl FnOnce() -> Result<usize, Errno>) -> ssize_t 
 enum How<'a> {
     Kernel,
     Notify,
-    /// With a deadline perhaps, and a place for the state of the range.
+    /// A send that is released when it returns; with a deadline perhaps, and a place for the state
+    /// of the range.
     Sync(Option<(Option<Instant>, &'a mut State)>),
 }
 
@@ -356,7 +358,7 @@ unsafe fn send_by(
     if let (How::Notify, Some(number)) = (&how, kernel::series()) {
         // SAFETY: as the caller's.
         match unsafe { kernel::sendfile2(number, out_fd, in_fd, offset, count, SENDFILE_ZC) } {
-            // It serves TCP only.
+            // The kernel's call serves TCP only.
             Err(Errno::OPNOTSUPP) if Notifier::is_udp(out_fd) => {}
             // A sandbox may have been put up since.
             Err(Errno::NOSYS) => {}
@@ -398,7 +400,7 @@ fn instant(at: &timespec) -> Result<Instant, Errno> {
         return Err(Errno::INVAL);
     }
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    // It does not run backwards from 0.
+    // The clock does not run backwards from 0.
     let now = Duration::try_from(now).unwrap_or_default();
     let left = Duration::new(seconds, nanoseconds).saturating_sub(now);
     // A time that this cannot hold is for ever, or as good as that.

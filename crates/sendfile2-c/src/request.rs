@@ -58,7 +58,7 @@ impl<'a> Request<'a> {
         count: usize,
     ) -> Result<(Request<'a>, Offset), Errno> {
         if isize::try_from(count).is_err() {
-            // It cannot but refuse; with what, it knows best.
+            // The kernel refuses this for certain; it knows best with which error.
             // SAFETY: as the caller's.
             return Err(unsafe { kernel::sendfile(out, file, offset, count) }
                 .err()
@@ -107,7 +107,7 @@ impl<'a> Request<'a> {
             Ok((0, Some(_))) => Ok(File::Read(u64::MAX)),
             Ok((size, Some(_))) => Ok(File::Read(size.saturating_sub(self.at))),
             Err(Error::File { cause, .. }) => match Errno::from_io_error(&cause) {
-                // What it is cannot be asked here; reading is always right.
+                // The kind of the file cannot be asked for here; reading is always right.
                 Some(errno) if kernel::is_forbidden(errno) => Ok(File::Read(u64::MAX)),
                 errno => Err(errno.unwrap_or(Errno::IO)),
             },
@@ -192,7 +192,7 @@ impl Offset {
             }
             // SAFETY: it is not -1; what is no descriptor is refused.
             return match rustix::fs::tell(unsafe { BorrowedFd::borrow_raw(file) }) {
-                // What cannot be sought in sendfile(2) does not send from.
+                // Files that cannot be sought in sendfile(2) does not send from.
                 Err(Errno::SPIPE) => Err(Errno::INVAL),
                 at => at,
             };

@@ -260,7 +260,7 @@ impl Ring {
                 },
             }
             if let Some(reason) = cancelled {
-                // It was done before it could be cancelled.
+                // The request was done before it could be cancelled.
                 stop = if sent < bytes.len() { Stop::Failed(reason) } else { Stop::Done };
                 break;
             }

@@ -230,7 +230,8 @@ fn transmit(
     let more = if more { libc::MSG_MORE } else { 0 };
     let Patience::Until(deadline) = patience else {
         return match kernel::send(request.socket, bytes, more) {
-            // What has no flags can be written. (A packet filter says EPERM, too, and says it again.)
+            // A send without flags can be a write. (A packet filter's answer is EPERM, too, and
+            // write(2) gets it again.)
             Err(e) if kernel::is_forbidden(e) && (more == 0 || stream) => {
                 kernel::write(request.socket, bytes)
             }

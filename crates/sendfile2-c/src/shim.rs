@@ -16,9 +16,9 @@ use crate::send::{self, Patience};
 pub enum Mode {
     /// `sendfile(2)` stays as it is.
     Off,
-    /// When a call from a file to a socket returns, the file may be overwritten.
+    /// A call from a file to a socket returns when the file may be overwritten.
     Safe,
-    /// As `Safe`; but on a socket on which the program has set `SO_ZEROCOPY` a call gives
+    /// The mode `Safe`; but on a socket on which the program has set `SO_ZEROCOPY` a call gives
     /// notifications.
     Notify,
 }
@@ -38,7 +38,7 @@ pub unsafe fn sendfile(
     answer(|| {
         let socket = if mode == Mode::Off { None } else { Boundaries::of(out_fd) };
         let notify = mode == Mode::Notify && kernel::wants_notifications(out_fd);
-        // What sends nothing has no notification.
+        // A call that sends nothing has no notification.
         let copied = || (!notify || count == 0) && is_pageless(in_fd);
         let Some(boundaries) = socket.filter(|_| !copied()) else {
             // SAFETY: as the caller's.

@@ -227,7 +227,7 @@ fn the_manual_pages_refer_to_pages_that_there_are() {
             let path = entry.unwrap().path();
             let page = std::fs::read_to_string(&path).unwrap();
             let (_, also) = page.split_once("SEE ALSO").unwrap_or_else(|| panic!("{path:?}"));
-            // Of ours; each section of sendfile2 but its own is named.
+            // References to pages of ours; each section of sendfile2 but the page's own is named.
             let referred: Vec<String> = also
                 .lines()
                 .filter_map(|line| {

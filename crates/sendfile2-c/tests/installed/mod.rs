@@ -50,7 +50,7 @@ pub fn pkg_config(arguments: &[&str]) -> Vec<String> {
             String::from_utf8_lossy(&output.stdout).split_whitespace().map(Into::into).collect()
         }
         Ok(output) => panic!("pkg-config: {}", String::from_utf8_lossy(&output.stderr)),
-        // What it would say.
+        // The words that pkg-config would print.
         Err(_) => {
             let file = prefix().join("lib/pkgconfig/sendfile2.pc");
             let description = std::fs::read_to_string(file).unwrap();
