@@ -213,7 +213,7 @@ fn nginx() {
         let directory = tempfile::tempdir_in("/tmp").unwrap();
         let path = directory.path();
         let file = file(path);
-        // It says in its log that a response has been sent; the log is a socket of this test's.
+        // The server logs that a response has been sent; the log is a socket of this test's.
         let log = UnixDatagram::bind(path.join("log")).unwrap();
         log.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
