@@ -61,8 +61,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     rehearse(args.workers.map_or_else(processors, NonZeroUsize::get))?;
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
     let done = runtime.block_on(serve(args, connections, dir));
-    // What still reads a file is not waited for; what was sent without a copy is, since it is the
-    // process that keeps an eye on it.
+    // Threads that still read a file are not waited for; sends without a copy are, since it is the
+    // process that keeps an eye on them.
     runtime.shutdown_background();
     if let Err(e) = sendfile2::reaper::drain(Instant::now() + DRAIN) {
         output::note(&format!("sendfile2: {e}"));
@@ -177,7 +177,7 @@ async fn serve(args: &Args, connections: u32, dir: ServeDir) -> anyhow::Result<(
     let ending = Instant::now();
     let left = tokio::select! {
         left = server.finish(args.grace) => left,
-        // Who says it twice does not want to wait.
+        // A second signal means that its sender does not want to wait.
         _ = stop.recv() => server.left(),
         _ = interrupt.recv() => server.left(),
     };

@@ -48,7 +48,7 @@ pub(super) fn start(address: &Address) -> anyhow::Result<JoinHandle<()>> {
 }
 
 fn render(handle: &PrometheusHandle) -> String {
-    // What was released of connections that are gone is counted now.
+    // Releases on connections that are gone are counted now.
     sendfile2_axum::outstanding();
     handle.run_upkeep();
     handle.render()

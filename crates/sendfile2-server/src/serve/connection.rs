@@ -104,7 +104,7 @@ fn look(socket: impl AsFd) -> io::Result<Http> {
 /// be written to.
 fn unsendable<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a sendfile2::Error> {
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
-        // It is no source of what it is in.
+        // An error in an `io::Error` is not among the sources of that.
         let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
         let ours = inner.downcast_ref::<sendfile2::Error>()?;
         (!matches!(ours, sendfile2::Error::Aborted)).then_some(ours)
@@ -149,7 +149,7 @@ impl Server {
     /// Accepts connections for ever.
     pub(super) async fn accept(self: Arc<Self>, listener: Listening) {
         loop {
-            // It is never closed.
+            // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&self.limit).acquire_owned().await else { return };
             let accepted = match &listener {
                 Listening::Tcp(tcp) => tcp

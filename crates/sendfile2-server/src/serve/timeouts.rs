@@ -98,7 +98,7 @@ impl<I: Queue + Unpin> Timed<I> {
 
     fn deadline(&self) -> Instant {
         let idle = self.moved + self.idle;
-        // What comes from the peer does not say that it reads.
+        // Bytes from the peer do not show that it reads.
         self.stalled.as_ref().map_or(idle, |stalled| idle.min(stalled.since + self.stall))
     }
 
@@ -156,7 +156,7 @@ impl<I: AsyncWrite + Queue + Unpin> AsyncWrite for Timed<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // It has a limit of its own where it waits for releases.
+        // The connection has a limit of its own where it waits for releases.
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
