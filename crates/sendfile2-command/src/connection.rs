@@ -72,7 +72,7 @@ impl Connection {
             return Ok(Sent::WouldBlock);
         }
         match ticket.error() {
-            // It was not sent to its end; what was, is.
+            // The send was not accepted to its end; bytes that were accepted are sent.
             Some(error) if ticket.bytes() == 0 => Err(error),
             _ => {
                 let bytes = usize::try_from(ticket.bytes()).unwrap_or(usize::MAX);

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub enum Method {
     /// An engine of the library.
     Library(Engine),
-    /// The same under a lease, taken for each call.
+    /// An engine of the library under a lease, taken for each call.
     Leased(Engine),
     /// `sendfile(2)`, to which the others are compared.
     Sendfile,
@@ -32,7 +32,8 @@ impl Method {
         Engine::ALL.into_iter().map(Method::Library)
     }
 
-    /// All but those under a lease: what there was before this library first.
+    /// Returns all methods but those under a lease: first those that there were before this
+    /// library.
     pub fn all() -> impl Iterator<Item = Method> {
         [Method::Sendfile, Method::Splice, Method::ReadWrite].into_iter().chain(Method::engines())
     }
@@ -52,7 +53,7 @@ impl Method {
         }
     }
 
-    /// Whether the sender knows when the file may be overwritten.
+    /// Returns whether the sender knows when the file may be overwritten.
     pub fn is_safe(self) -> bool {
         !matches!(self, Method::Sendfile | Method::Splice)
     }

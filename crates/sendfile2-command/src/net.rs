@@ -215,7 +215,7 @@ fn connect(address: SocketAddr, patience: Duration) -> io::Result<OwnedFd> {
 /// Lets a connection end in order, and what the kernel has of it be sent, also when this process
 /// is gone.
 pub fn outlive(socket: impl AsFd) -> io::Result<()> {
-    // It may never have been set.
+    // The option may never have been set.
     if sockopt::socket_linger(&socket)?.is_some() {
         sockopt::set_socket_linger(&socket, None)?;
     }

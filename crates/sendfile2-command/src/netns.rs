@@ -164,7 +164,7 @@ impl Net {
         };
         let mut clients = vec!["nsenter".into()];
         match peer {
-            // It belongs to that process's user namespace.
+            // The network namespace belongs to that process's user namespace.
             Peer::Process(pid) if !is_root() => clients
                 .extend([format!("--user=/proc/{pid}/ns/user"), "--preserve-credentials".into()]),
             _ => {}

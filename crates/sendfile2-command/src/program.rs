@@ -13,7 +13,7 @@ use std::process::Command;
 )]
 pub struct Missing {
     name: &'static str,
-    /// This program.
+    /// The path of this program.
     beside: String,
 }
 

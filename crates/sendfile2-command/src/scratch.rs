@@ -20,7 +20,7 @@ const CHUNK: u64 = 1 << 20;
 pub struct Scratch {
     /// The file, open for reading and writing.
     pub file: File,
-    /// The same, to send from.
+    /// The source to send from, which is the same file.
     pub source: Source,
     /// The size of the file in bytes.
     pub size: u64,
