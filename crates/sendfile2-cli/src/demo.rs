@@ -17,7 +17,7 @@ use crate::{output, units};
 use case::Case;
 use report::Report;
 
-/// No single wait is longer than this.
+/// The longest that a single wait may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Show what arrives when a file is overwritten while it is being sent

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::net::{self, Address};
 use crate::output;
 
-/// No connection takes longer.
+/// The longest that a connection may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Show what this machine allows, engine by engine, and why

@@ -106,7 +106,7 @@ fn receive(
         let most = bucket.as_ref().map_or(READ, Bucket::piece);
         match stream.read(&mut buffer[..most]) {
             Ok(n) => {
-                // What the file holds stays until there is something to replace it.
+                // The file keeps its content until there is something to replace it.
                 let ready = if begun { Ok(()) } else { sink.begin() };
                 begun = true;
                 bytes += n as u64;
@@ -194,7 +194,7 @@ impl Sink {
                 Sink::StandardOutput(out.context("cannot write to standard output")?.into())
             }
             Some(path) => {
-                // What is in it stays until there is something to replace it.
+                // The file keeps its content until there is something to replace it.
                 let file = OpenOptions::new()
                     .write(true)
                     .create(true)

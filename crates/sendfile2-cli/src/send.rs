@@ -330,7 +330,7 @@ impl<'a> Transfer<'a> {
         net::outlive(&self.carrier).context("cannot let the connection end in order: SO_LINGER")
     }
 
-    /// Whether there is nothing more to send.
+    /// Returns whether there is nothing more to send.
     fn all_is_sent(&mut self) -> anyhow::Result<bool> {
         if self.sent == self.total() && self.to_the_end {
             self.range.end = self.range.end.max(self.source.size()?);
@@ -410,7 +410,8 @@ impl<'a> Transfer<'a> {
         self.clock.check()
     }
 
-    /// Whether there is anything that the peer will never acknowledge.
+    /// Looks at how much the peer has acknowledged; returns whether the acknowledgement of the rest
+    /// can never be known.
     fn look_for_acknowledgement(&mut self) -> anyhow::Result<bool> {
         let Some(acknowledged) = self.acknowledged else { return Ok(false) };
         let left = sendfile2::unacknowledged(&self.carrier).context("ioctl(SIOCOUTQ)")?;

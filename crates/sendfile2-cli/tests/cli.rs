@@ -373,7 +373,7 @@ fn a_program_that_is_missing_is_named_with_the_ways_to_get_it() {
         for word in [name, &build, &format!("cargo install {name}")] {
             assert!(text.contains(word), "{word}: {text}");
         }
-        // What the command line may be is known all the same.
+        // A wrong command line is recognised all the same.
         let output = Command::new(&program).args(args).arg("--dance").output().expect("it starts");
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         let text = String::from_utf8_lossy(&output.stderr);

@@ -325,7 +325,7 @@ fn a_connection_that_breaks_leaves_a_partial_file_and_says_so() {
     assert!(object(&received)["error"].is_string());
 }
 
-/// More than the sockets and the pipe of a receiver that is held up hold.
+/// A length that is more than the sockets and the pipe of a receiver that is held up hold.
 const MUCH: usize = 16 << 20;
 
 /// Starts a sender that cannot send everything, as its receiver is held up: the receiver's standard
@@ -431,7 +431,7 @@ fn files_that_do_not_tell_their_size_are_refused_before_anybody_is_connected_to(
     }
     for file in sysfs.into_iter().chain(["/proc/version"]) {
         for length in [&[][..], &["--length", "1"]] {
-            // Nobody listens there.
+            // No process listens there.
             let text = complaint(&run(&[&["send", file, "127.0.0.1:1"], length].concat()));
             assert!(text.contains(file) && text.contains("nothing was sent"), "{text}");
             assert!(text.contains("does not end where it says"), "{text}");
@@ -495,7 +495,7 @@ fn abstract_unix_sockets_have_names_and_no_files() {
     assert!(!Path::new(&name).exists());
     let probed = object(&run(&["probe", &socket, "--json"]));
     assert_eq!(probed["destination"]["address"], socket, "{probed}");
-    // That was its one connection.
+    // The probe was its one connection.
     assert_eq!(object(&receiver.end())["bytes"], 0);
 
     let receiver = Receiver::start(&socket, &["--once"]);

@@ -88,7 +88,7 @@ impl Case {
         Case { method: Method::Library(engine), overwrite: Overwrite::Released }
     }
 
-    /// All that this library knows: the controls first.
+    /// Returns all cases that this library knows: the controls first.
     pub(super) fn all() -> impl Iterator<Item = Case> {
         let acknowledged = Case { overwrite: Overwrite::Acknowledged, ..Case::CONTROL };
         let engines = Engine::ALL.into_iter().map(Case::engine);
@@ -108,7 +108,7 @@ impl Case {
         }
     }
 
-    /// The same, in words that follow "overwritten when".
+    /// Returns the moment in words that follow "overwritten when".
     pub(super) fn when(self) -> &'static str {
         match self.overwrite {
             Overwrite::Returned => "returned",

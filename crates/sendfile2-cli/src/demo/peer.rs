@@ -114,7 +114,8 @@ fn receiver(address: SocketAddr, namespace: Option<&File>) -> anyhow::Result<Tcp
     Ok(socket)
 }
 
-/// Whether a piece sent by a plain `send(2)` is acknowledged while the receiver does not read.
+/// Checks whether a piece sent by a plain `send(2)` is acknowledged while the receiver does not
+/// read.
 fn rehearse(mut socket: &TcpStream, peer: &Peer, piece: u64) -> anyhow::Result<bool> {
     let mut content = vec![0; usize::try_from(piece)?];
     Generation::A.fill(&mut content, 0);

@@ -39,7 +39,7 @@ struct Row {
     overwritten_at: &'static str,
     bytes: u64,
     wrong_bytes: u64,
-    /// No byte was wrong; unknown if nothing was sent.
+    /// Whether no byte was wrong; unknown if nothing was sent.
     safe: Option<bool>,
     /// Median, from the return of the first send call of a piece to its release.
     micros_until_free: Option<u64>,

@@ -271,7 +271,7 @@ impl<'a> Parent<'a> {
                     server.child.kill();
                 }
                 self.totals.fault(Fault::ServerKill.name());
-                // It overwrites everything before it does anything else.
+                // The new server overwrites everything before it does anything else.
                 self.start_server(false)?;
             }
             Action::Emfile => self.order(Order::Emfile),

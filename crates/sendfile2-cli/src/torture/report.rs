@@ -96,12 +96,12 @@ impl Default for Totals {
 }
 
 impl Totals {
-    /// The clients start now.
+    /// Begins the totals, when the clients start.
     pub(super) fn begin(&mut self) {
         self.began = Instant::now();
     }
 
-    /// Another server starts.
+    /// Counts another server that starts.
     pub(super) fn life(&mut self) {
         self.rss.push((Instant::now(), Vec::new()));
     }
@@ -117,7 +117,7 @@ impl Totals {
         add(&mut self.choices, &tally.choices);
         add(&mut self.ended, &tally.ended);
         for (micros, n) in &tally.writer_micros {
-            // It resizes itself: nothing is out of range.
+            // The histogram resizes itself: nothing is out of range.
             let _ = self.writer_micros.record_n(*micros, *n);
         }
         if let Some((began, samples)) = self.rss.last_mut() {

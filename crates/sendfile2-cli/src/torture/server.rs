@@ -49,7 +49,7 @@ pub(super) struct Shared {
     stop: AtomicBool,
     generation: AtomicU64,
     connections: AtomicUsize,
-    /// All descriptors are used up, or were a moment ago.
+    /// The time until which descriptors may be missing, after all were used up.
     exhausted: Mutex<Option<Instant>>,
     tally: Mutex<ServerTally>,
     /// The counters that were reported already.
@@ -296,7 +296,7 @@ impl Shared {
             let why = format!("descriptors ended by {error}");
             child::send(&Line::NoFault { name: "emfile".into(), why });
         }
-        // Whatever is closed meanwhile is used up, too.
+        // A descriptor that is closed meanwhile is used up, too.
         let until = Instant::now() + EXHAUSTED;
         while Instant::now() < until {
             match File::open("/dev/null") {
@@ -465,7 +465,7 @@ impl From<std::io::Error> for Failed {
 
 impl Transport {
     fn new(socket: TcpStream, server: &Shared, rng: &mut Rng) -> Result<Self, End> {
-        // How often a thread that waits for a request looks whether the server stops.
+        // The interval at which a thread that waits for a request looks whether the server stops.
         socket.set_read_timeout(Some(EVERY))?;
         socket.set_nodelay(true)?;
         match server.engine {
@@ -560,7 +560,7 @@ impl Transport {
                 for range in ranges {
                     plain(socket, file, range.clone(), deadline)?;
                 }
-                // What the caller drops now is what sendfile(2) lets a program know.
+                // The caller drops its lease on this: sendfile(2) lets a program know no more.
                 Ok(None)
             }
         }

@@ -62,8 +62,8 @@ fn overwrite(
             });
         }
         15..30 => fill_slowly(shared, rng, slot, buffer),
-        // Nobody but the server's own threads can end the leases of the control: the kernel
-        // knows nothing of them.
+        // Only the server's own threads can end the leases of the control: the kernel knows nothing
+        // of them.
         30..40 if !shared.is_control() => {
             guard.write_at_abort(buffer, at, soon(rng)).map_err(stuck)
         }
