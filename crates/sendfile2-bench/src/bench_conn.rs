@@ -131,7 +131,7 @@ impl BenchConn {
         let taken = match &mut self.transport {
             Transport::Library { sender, plain, leased, lease } => {
                 let sent = if *leased {
-                    // Nobody writes, so it is granted at once.
+                    // There is no writer, so the lease is granted at once.
                     let granted = match lease.take() {
                         None => files.guard()?.try_lease(part.clone()).context("no lease")?,
                         Some(lease) => lease,

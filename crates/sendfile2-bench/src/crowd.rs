@@ -126,7 +126,7 @@ async fn connect(role: &Crowd) -> anyhow::Result<Vec<TcpStream>> {
     let mut streams = Vec::new();
     for n in 0..role.connections {
         let socket = TcpSocket::new_v4()?;
-        // What a client has not read is to wait with the server.
+        // Bytes that a client has not read are to wait with the server.
         socket.set_recv_buffer_size(32 << 10)?;
         let stream = socket.connect(role.address).await;
         streams.push(stream.with_context(|| format!("cannot connect client {n}"))?);

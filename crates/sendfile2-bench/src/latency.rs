@@ -81,7 +81,7 @@ fn measure(
         if method == Method::Sendfile {
             return Err(error.context(method.to_string()));
         }
-        // What is left of its connections is in the way of the others.
+        // The rest of its connections would be in the way of the others.
         all.retain(|times| times.method != method);
         refused.push((method, error));
     }

@@ -110,8 +110,8 @@ pub(super) struct Sent {
     pub(super) cpu: u64,
     /// Calls that sent something.
     pub(super) sends: u64,
-    /// Those calls after which the kernel had a copy of the bytes, as far as it reports that;
-    /// `None` for methods with which it does not.
+    /// Calls after which the kernel had a copy of the bytes, as far as it reports that; `None` for
+    /// methods with which it does not.
     pub(super) copies: Option<u64>,
     /// Times that it gave up the processor, and times that it was taken from it.
     pub(super) switches: u64,

@@ -184,7 +184,7 @@ pub(super) struct CrowdRow {
     /// The most memory that the server had beyond what it had before the clients came, for each
     /// client.
     pub(super) resident_bytes_per_connection: f64,
-    /// The same when they were connected, and had not asked yet.
+    /// The same memory for each client, when all were connected and had not asked yet.
     pub(super) resident_bytes_per_idle_connection: f64,
     /// The server's share of one processor, while the clients read.
     pub(super) server_cpu_share: f64,

@@ -124,7 +124,7 @@ pub(super) fn measure(
         if method == Method::Sendfile {
             return Err(error.context(method.to_string()));
         }
-        // What is left of its connections is in the way of the others.
+        // The rest of its connections would be in the way of the others.
         methods.retain(|other| *other != method);
         refused.push((method, crate::output::whole(&error)));
     };

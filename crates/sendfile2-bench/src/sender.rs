@@ -74,7 +74,7 @@ impl Files {
 
     /// Drops the first `size` bytes from the page cache, and looks whether they are gone.
     fn cool(&mut self, size: u64) -> anyhow::Result<()> {
-        // What is mapped stays.
+        // Pages that are mapped stay in the page cache.
         (self.source, self.guard) = (None, None);
         rustix::fs::fdatasync(&self.plain).context("fdatasync")?;
         let advise =
@@ -82,8 +82,8 @@ impl Files {
         // Looking must not make the kernel read ahead.
         advise(0, Advice::Random).context("fadvise")?;
         for tries in 1.. {
-            // What another processor has received is kept until this one receives something
-            // (`skb_attempt_defer_free`), and the file's pages with it.
+            // Buffers that another processor has received are kept until this one receives
+            // something (`skb_attempt_defer_free`), and the file's pages with them.
             nudge()?;
             advise(size, Advice::DontNeed).context("fadvise")?;
             if !self.is_warm(size) {
@@ -243,7 +243,7 @@ impl Group {
         if let Some(ring) = &self.ring {
             return ring.as_ref().map(Ring::copies).ok();
         }
-        // What a way does not say of one connection, it says of none.
+        // A way that does not report copies on one connection reports them on none.
         let others = self.conns.iter().skip(1).map(|conn| conn.copies(0).unwrap_or(0));
         self.conns.first()?.copies(self.sends).map(|first| first + others.sum::<u64>())
     }

@@ -161,7 +161,7 @@ fn a_file_in_pieces_of_which_each_says_that_more_follows() {
         "--time",
         "6s",
     ]);
-    // Whatever was held back came in the end, or there would be no row.
+    // Bytes that were held back came in the end, or there would be no row.
     assert_eq!(rows(&result).len(), 2 * ways().len());
     assert!(rows(&result).iter().all(|row| row["more"] == true), "{result}");
 }
@@ -412,7 +412,7 @@ fn reports_need_nothing_else_and_have_every_row() {
     }
     assert!(!markdown.contains("<svg"));
 
-    // What is in a result may come from anywhere.
+    // The text in a result may come from anywhere.
     result["rows"][0]["path"] = "<script>alert(1)</script>".into();
     write(Path::new(engines), &result);
     assert!(!page("report.html").contains("<script"));

@@ -48,7 +48,7 @@ pub(super) struct Sample {
 
 impl Wrk {
     pub(super) fn find(cpu: Option<usize>) -> anyhow::Result<Self> {
-        // It fails, and is there.
+        // This call fails, but shows that wrk is there.
         Command::new("wrk").arg("--version").output().context(
             "wrk, which makes the requests, does not start (Debian: apt-get install wrk)",
         )?;

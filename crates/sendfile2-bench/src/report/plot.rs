@@ -64,7 +64,7 @@ struct Series {
     method: String,
     safe: bool,
     points: Vec<(f64, f64)>,
-    /// Larger markers further on, which say more than the line.
+    /// Whether markers grow further on, which show more than the line.
     growing: bool,
 }
 
