@@ -25,7 +25,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let (mut receives, mut bytes) = (0_u64, 0_u64);
     let alphabet = alphabet();
     let flags = match (args.test, &file) {
-        // What a stream holds is of interest only where it can be compared.
+        // The bytes of a stream are of interest only where they can be compared.
         (Test::Tcp, None) => RecvFlags::DONTWAIT | RecvFlags::TRUNC,
         _ => RecvFlags::DONTWAIT,
     };

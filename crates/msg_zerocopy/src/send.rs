@@ -118,7 +118,7 @@ impl<'a> Sender<'a> {
         let mut at = 0;
         for part in 0..parts {
             let length = std::mem::replace(&mut first, length);
-            // Of mixed parts the first one is copied.
+            // The first one of mixed parts is copied.
             let zerocopy = self.args.zerocopy && (!self.args.mixed || part % 2 == 1);
             let more = part + 1 < parts;
             // The receiver compares whole datagrams with the alphabet.
