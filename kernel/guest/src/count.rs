@@ -71,7 +71,7 @@ fn main() -> anyhow::Result<()> {
                 copied: match (engine, way.counters()) {
                     (None, _) => 0,
                     (Some(Engine::Copy), _) => calls * size,
-                    // Of a call that says so, all.
+                    // A call whose notification had COPIED counts with all of its bytes.
                     (_, after) => (after.copied - counters.copied) * size,
                 },
             });

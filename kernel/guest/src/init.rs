@@ -56,7 +56,8 @@ fn start() -> anyhow::Result<(File, Plan)> {
     let flags = MountFlags::empty();
     for (kind, at) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         std::fs::create_dir_all(at)?;
-        // What is there already (a root filesystem of the host's, say) is good.
+        // A filesystem that is mounted there already (with a root filesystem of the host's, say) is
+        // good.
         match mount(kind, at, kind, flags, None) {
             Ok(()) | Err(rustix::io::Errno::BUSY) => {}
             Err(error) => return Err(error).context(format!("cannot mount {at}")),
@@ -127,8 +128,8 @@ fn attempt(step: &Step, console: &mut Console) -> anyhow::Result<End> {
     let mut late = false;
     loop {
         let exited = child.try_wait()?;
-        // What was written before the end is there by now; a process that it left behind may
-        // keep the pipe open.
+        // All that was written before the end is there by now; a process that the step left behind
+        // may keep the pipe open.
         while readable(&output, if exited.is_some() { 0 } else { 50 })? {
             let mut buffer = [0; 65_536];
             let n = output.read(&mut buffer)?;
@@ -183,7 +184,7 @@ fn spawn(step: &Step) -> anyhow::Result<(Child, std::os::fd::OwnedFd)> {
         // This also leaves root's groups.
         command.uid(USER).gid(USER);
     }
-    // It is inherited; root may raise it again.
+    // The limit is inherited; root may raise it again.
     let own = getrlimit(Resource::Memlock);
     if let Some(bytes) = step.memlock {
         let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
