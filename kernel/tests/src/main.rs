@@ -124,7 +124,7 @@ fn as_root(options: &Options, tally: &mut Tally) -> anyhow::Result<()> {
     if let Some(module) = &options.module {
         unload::load(module).with_context(|| module.display().to_string())?;
     }
-    // What a program may do who may open the device is the question, not who may.
+    // The tests are about what a program may do with the open device, not about who may open it.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     std::fs::set_permissions(Device::PATH, mode).context(Device::PATH)?;
 

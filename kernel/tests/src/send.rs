@@ -108,7 +108,7 @@ fn full_socket() {
         let first = send(&device, &tx, &from, &mut all).expect("some");
         assert!(first < 4 << 20, "the socket took it all");
         assert_eq!(all.offset, i64::try_from(first).expect("small"));
-        // What was taken may have left meanwhile.
+        // Bytes that were taken may have left meanwhile.
         let (calls, more) = fill(&device, tx.as_fd(), &from);
         let mut again = args(1, flag);
         assert_eq!(send(&device, &tx, &from, &mut again), Err(Errno::AGAIN));
@@ -205,7 +205,8 @@ fn many() {
     assert_ids(ids, calls);
 }
 
-/// More of them than there may be notifications in flight, behind a window that is closed.
+/// Small calls, more than there may be notifications in flight, share them behind a window that is
+/// closed.
 fn shared() {
     const CALLS: u32 = 1000;
     let (device, (tx, rx)) = (device(), tcp_small());
