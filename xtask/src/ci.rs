@@ -90,7 +90,7 @@ impl Ci {
             Step::Format => self.cargo("fmt --all --check"),
             Step::Lints => {
                 self.cargo("clippy --workspace --all-targets -- -D warnings")?;
-                // What only `cargo bench` builds.
+                // The target that only `cargo bench` builds.
                 let bench = "clippy -p sendfile2-bench --features criterion --bench core";
                 self.cargo(&format!("{bench} -- -D warnings"))
             }

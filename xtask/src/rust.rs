@@ -41,7 +41,7 @@ impl Toolchain {
     pub(crate) fn cargo(&self, directory: &Path, target: &Path) -> Command {
         let mut cargo = Command::new(self.root.join("usr/bin/cargo"));
         cargo.current_dir(directory).stdin(Stdio::null());
-        // What cargo has set for this program is of another toolchain.
+        // The variables that cargo has set for this program are of another toolchain.
         for name in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "CARGO", "RUSTFLAGS"] {
             cargo.env_remove(name);
         }

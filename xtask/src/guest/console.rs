@@ -287,7 +287,7 @@ mod tests {
         for end in [End::Signal(9), End::Late, End::NotStarted] {
             run(&[step("a", end)], std::slice::from_ref(&done)).verdict().unwrap_err();
         }
-        // It ends in mid-step, before the plan does, or before anything.
+        // A guest that ends in mid-step, before the plan does, or before anything.
         run(&[], &[said(&Event::Begin("a".into()))]).verdict().unwrap_err();
         run(&[step("a", End::Exit(0))], &[]).verdict().unwrap_err();
         heard(&[]).verdict().unwrap_err();

@@ -66,7 +66,7 @@ impl Arch {
 pub(super) const UML_PLAIN: Recipe =
     Recipe { name: "uml", arch: Arch::Uml, series: true, fragments: &["common", "uml"] };
 
-/// The same kernel, which checks itself.
+/// User-mode Linux with the series, which checks itself.
 pub(super) const UML_DEBUG: Recipe = Recipe {
     name: "uml-debug",
     arch: Arch::Uml,
@@ -82,7 +82,7 @@ pub(super) const PATCHED: Recipe = Recipe {
     fragments: &["common", "x86", "checks", "x86-debug"],
 };
 
-/// The same kernel without the series, for the module.
+/// A kernel for several processors, without the series, which checks itself; for the module.
 pub(super) const DEBUG: Recipe = Recipe {
     name: "debug",
     arch: Arch::X86,
@@ -332,7 +332,7 @@ impl Source {
             cache::run(&mut command, "a copy of the source")?;
             std::fs::rename(copy, tree)?;
         }
-        // What differs from the source is remembered, to be undone.
+        // The files that differ from the source are remembered, to be undone.
         let list = tree.join("patched-files");
         let before = std::fs::read_to_string(&list).unwrap_or_default();
         let mut touched: BTreeSet<&str> = before.lines().collect();
@@ -478,7 +478,7 @@ fn make(kernel: &Kernel, arch: Arch, targets: &[&str]) -> anyhow::Result<()> {
     command.env("KBUILD_BUILD_USER", "sendfile2").env("KBUILD_BUILD_HOST", "guest");
     command.stdin(Stdio::null()).stderr(input.try_clone()?).stdout(input);
     let mut child = command.spawn().context("cannot run make")?;
-    // It holds the ends of the pipe that are to be written to.
+    // The command holds the ends of the pipe that are to be written to.
     drop(command);
     let mut last = VecDeque::new();
     let (mut steps, mut told) = (0, Instant::now());

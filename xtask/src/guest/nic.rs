@@ -21,7 +21,7 @@ use super::{NETWORK, Stock, stock};
 /// go wrong; 1 if not.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Less of everything, as every push is tried with
+    /// Run less of everything, as every push is tried with
     #[arg(long)]
     short: bool,
     /// Only the steps whose names contain this; the results are not judged

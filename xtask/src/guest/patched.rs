@@ -19,7 +19,7 @@ pub(super) struct Args {
     /// Do nothing, and report a skip, where a kernel would have to be built from nothing
     #[arg(long)]
     cached: bool,
-    /// Less of everything, as every push is tried with
+    /// Run less of everything, as every push is tried with
     #[arg(long)]
     short: bool,
     /// Only the steps whose names contain this; the results are not judged

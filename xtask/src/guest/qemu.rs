@@ -23,7 +23,7 @@ pub(super) struct Machine<'a> {
     /// Whether each run has the same instructions: one processor, and time is counted in
     /// instructions.
     pub(super) deterministic: bool,
-    /// More of the kernel's command line.
+    /// More words of the kernel's command line.
     pub(super) append: &'a str,
     /// The time after which the machine is killed, and has failed.
     pub(super) patience: Duration,
@@ -62,7 +62,7 @@ impl Disk {
     }
 }
 
-/// The message that tells how to install QEMU.
+/// The message for a machine without QEMU.
 const INSTALL: &str = "qemu-system-x86_64 is missing: \
                        apt-get install --no-install-recommends qemu-system-x86";
 

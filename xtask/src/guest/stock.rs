@@ -78,7 +78,7 @@ pub(super) fn headers(release: &str) -> anyhow::Result<PathBuf> {
     ];
     let tree = format!("usr/src/linux-headers-{release}");
     let root = cache::together(&format!("linux-headers-{release}"), &packages, |new, at| {
-        // It names the other package's files by where they would be installed.
+        // The Makefile names the other package's files by where they would be installed.
         let makefile = new.join(&tree).join("Makefile");
         let text = std::fs::read_to_string(&makefile).context("Makefile")?;
         let sources = format!("{}/usr/src/", at.display());

@@ -62,7 +62,7 @@ fn guest(label: &str, kernel: &Kernel, more: Vec<Step>) -> anyhow::Result<()> {
     initramfs.write(&archive)?;
 
     let mut command = Command::new(&kernel.image);
-    // What it keeps its memory in, and its control socket.
+    // The directories of the guest's memory, and of its control socket.
     command.env("TMPDIR", directory.path()).env("HOME", directory.path());
     command.arg("mem=768M").arg(format!("initrd={}", archive.display()));
     command.args(["con=null", "con0=null,fd:1", "console=tty0", "panic=-1", "oops=panic"]);
