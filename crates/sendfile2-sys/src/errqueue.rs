@@ -1,4 +1,4 @@
-//! Reading a socket's error queue, and decoding what it says.
+//! Reading a socket's error queue, and decoding its messages.
 //!
 //! [`decode`] is a safe function over bytes; [`read`] is the system call around it. Always
 //! `MSG_DONTWAIT` (a kernel was seen to block without), never `MSG_PEEK` (it consumes the entry),
@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 pub struct ExtendedError {
     /// `ee_errno`: the error, 0 for a zerocopy completion.
     pub errno: u32,
-    /// `ee_origin`: where it came from (`SO_EE_ORIGIN_*`).
+    /// `ee_origin`: the origin of the error (`SO_EE_ORIGIN_*`).
     pub origin: u8,
     /// `ee_type`: the ICMP type, for errors of ICMP origin.
     pub kind: u8,

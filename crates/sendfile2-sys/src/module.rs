@@ -25,7 +25,7 @@ pub mod flags {
     /// `MSG_NOSIGNAL` of send(2).
     pub const NOSIGNAL: u32 = 0x800;
     /// The call returns when the pages are released, no later than at the deadline, and reports in
-    /// the state which it was. An id is used only if the deadline or a signal comes first.
+    /// the state whether they are. An id is used only if the deadline or a signal comes first.
     pub const WAIT: u32 = 0x1000;
 }
 

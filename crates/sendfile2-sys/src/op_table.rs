@@ -46,7 +46,7 @@ pub enum Completion {
 /// The consequence of a completion.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<T> {
-    /// More is to come: the operation keeps what it keeps.
+    /// More is to come: the operation goes on.
     Kept,
     /// Nothing more is to come: the operation is over, and hands back what it kept.
     Done {
