@@ -177,9 +177,10 @@ ssize_t sendfile2_file_send(int out_fd,
 void sendfile2_file_close(struct sendfile2_file *file);
 
 /*
- Keeps the account of the notifications of a TCP or UDP socket, all of which it is to read from
- now on. next_id is the number of zerocopy sends made on it so far, and so the id of the next
- one; 0 on a new socket. Ids are counted in 64 bits, where the kernel's wrap at 32.
+ Opens a queue, which keeps the account of the notifications of a TCP or UDP socket, and must
+ read all of them from now on. next_id is the number of zerocopy sends made on it so far, and so
+ the id of the next one; 0 on a new socket. Ids are counted in 64 bits, where the kernel's wrap
+ at 32.
 
  The socket stays the program's, which closes it after the queue. NULL and errno if that fails.
  */

@@ -29,7 +29,8 @@ pub(crate) struct Request<'a> {
 /// The way a file can be sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum File {
-    /// A mapping shows what `pread` would give; so many bytes are left in it.
+    /// The file can be mapped, and a mapping shows what `pread` would give; so many bytes are left
+    /// in it.
     Mapped(u64),
     /// The file must be read; no more bytes are left in it than these.
     Read(u64),

@@ -30,7 +30,7 @@ pub fn prefix() -> &'static Path {
     })
 }
 
-/// Runs it, shows what it prints, and panics unless it succeeds.
+/// Runs a command, shows what it prints, and panics unless it succeeds.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
