@@ -58,7 +58,7 @@ impl Method {
         !matches!(self, Method::Sendfile | Method::Splice)
     }
 
-    /// The library's engine, if it is one.
+    /// Returns the library's engine, if the method is one.
     pub fn engine(self) -> Option<Engine> {
         match self {
             Method::Library(engine) | Method::Leased(engine) => Some(engine),

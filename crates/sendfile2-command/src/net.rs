@@ -212,8 +212,8 @@ fn connect(address: SocketAddr, patience: Duration) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Lets a connection end in order, and what the kernel has of it be sent, also when this process
-/// is gone.
+/// Lets a connection end in order, and the kernel send what it has of it, also when this process is
+/// gone.
 pub fn outlive(socket: impl AsFd) -> io::Result<()> {
     // The option may never have been set.
     if sockopt::socket_linger(&socket)?.is_some() {

@@ -95,7 +95,7 @@ pub struct Net {
     pub listen: IpAddr,
     /// The address by which clients reach it.
     pub connect: IpAddr,
-    /// The server's namespace was made for it: its settings may be changed.
+    /// Whether the server's namespace was made for it: then its settings may be changed.
     pub own: bool,
     /// The name of the path between the two, for reports.
     pub name: &'static str,
@@ -103,7 +103,7 @@ pub struct Net {
 }
 
 impl Net {
-    /// Loopback, as it is here.
+    /// Makes the place loopback, as it is here.
     pub fn loopback() -> Self {
         let localhost = Ipv4Addr::LOCALHOST.into();
         Net {
@@ -117,7 +117,7 @@ impl Net {
         }
     }
 
-    /// Loopback in a namespace made for it.
+    /// Makes the place loopback in a namespace made for it.
     pub fn own_loopback() -> anyhow::Result<Self> {
         let anchor = Anchor::new(&[])?;
         let inside = anchor.enter();

@@ -77,7 +77,7 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Notes of what may happen thousands of times: at most one a second is printed.
+/// Notes of events that may happen thousands of times: at most one a second is printed.
 #[derive(Debug, Default)]
 pub struct Seldom(Mutex<Option<Instant>>);
 
@@ -95,7 +95,8 @@ impl Seldom {
     }
 }
 
-/// The columns that prose may take: those of the terminal, but no more than can be read well.
+/// Returns the columns that prose may take: those of the terminal, but no more than can be read
+/// well.
 pub fn width() -> usize {
     textwrap::termwidth().clamp(40, 100)
 }
