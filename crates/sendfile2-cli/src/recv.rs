@@ -83,8 +83,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// One connection. An error is one of this command, and ends it; a connection that breaks, or a
-/// file that cannot be written, ends only the connection.
+/// Receives from one connection. An error is one of this command, and ends it; a connection that
+/// breaks, or a file that cannot be written, ends only the connection.
 fn receive(
     stream: &mut Stream,
     from: String,
@@ -210,7 +210,7 @@ impl Sink {
         matches!(self, Sink::StandardOutput(_))
     }
 
-    /// A new connection.
+    /// Begins the output of a new connection.
     fn begin(&mut self) -> anyhow::Result<()> {
         if let Sink::File { file, path } = self {
             // A device or a pipe cannot be cut, and need not be.
@@ -223,7 +223,7 @@ impl Sink {
         Ok(())
     }
 
-    /// The end of what a connection brought. What a filesystem put off may fail only now.
+    /// Ends the output of one connection. A write that a filesystem put off may fail only now.
     fn end(&mut self) -> anyhow::Result<()> {
         match self {
             Sink::File { file, path } if file.metadata().is_ok_and(|m| m.is_file()) => {

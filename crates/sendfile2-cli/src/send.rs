@@ -164,8 +164,8 @@ fn refusal(
     Ok(if engine == Engine::Native { found.native_refused } else { found.zerocopy_refused })
 }
 
-/// The size of the file, if that is where it ends: files of proc and sysfs are made while they are
-/// read, and say that they have 0 bytes, or 4096. A part of them would pass for the whole.
+/// Returns the size of the file, if the file ends there: files of proc and sysfs are made while
+/// they are read, and say that they have 0 bytes, or 4096. A part of them would pass for the whole.
 fn true_size(source: &Source, args: &Args) -> anyhow::Result<u64> {
     let file = File::from(source.as_fd().try_clone_to_owned()?);
     let name = args.file.display();
@@ -383,7 +383,8 @@ impl<'a> Transfer<'a> {
         self.tickets.push_back(ticket);
     }
 
-    /// Looks at what has become of it, shows it, and fails when nothing more is to be hoped for.
+    /// Looks at the progress of the transfer, shows it, and fails when no more of it is to be
+    /// expected.
     fn look(&mut self) -> anyhow::Result<()> {
         self.carrier.reap()?;
         let before = (self.released, self.acknowledged);
@@ -432,7 +433,7 @@ impl<'a> Transfer<'a> {
         Ok(state == Acknowledgement::Unknowable)
     }
 
-    /// Resets the connection, and says in a sentence how far it got.
+    /// Resets the connection, and returns a sentence that reports how far the transfer got.
     fn give_up(&mut self, error: &anyhow::Error) -> String {
         let refused = matches!(error.downcast_ref(), Some(Error::Refused { .. }));
         if refused && self.sent == 0 {

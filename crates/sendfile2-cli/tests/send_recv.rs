@@ -570,8 +570,8 @@ fn probe_of_a_destination_on_this_host_says_that_auto_copies_and_why() {
     assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
-/// The command under a limit on locked memory, without the capability that lifts it; `None` where
-/// that cannot be had.
+/// Runs the command under a limit on locked memory, without the capability that lifts it; `None`
+/// where that cannot be had.
 fn limited(memlock: u64, args: &[&str]) -> Option<Output> {
     let limit = format!("--memlock={memlock}:{memlock}");
     let mut wrapper = vec!["prlimit", &limit];

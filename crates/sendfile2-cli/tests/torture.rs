@@ -11,7 +11,7 @@ fn run(args: &[&str]) -> Output {
     command.arg("torture").args(args).output().expect("the command starts")
 }
 
-/// A short run with few clients; the JSON it prints, and its exit status.
+/// Makes a short run with few clients; returns the JSON it prints, and its exit status.
 fn torture(args: &[&str]) -> (Value, Option<i32>) {
     let mut all = vec!["--clients", "24", "--processes", "3", "--writers", "4"];
     if !args.contains(&"--duration") {

@@ -79,7 +79,8 @@ pub(super) fn connect(
     );
 }
 
-/// The sending end listens at this address, and the receiving end, in the namespace, connects to it.
+/// Connects the two ends: the sending end listens at this address, and the receiving end, in the
+/// namespace, connects to it.
 fn pair(address: IpAddr, namespace: Option<&File>) -> anyhow::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((address, 0))?;
     let address = listener.local_addr()?;

@@ -13,7 +13,8 @@ use super::case::{Case, Outcome, Pieces};
 use crate::scratch::Scratch;
 use crate::units;
 
-/// The kernel delays an ACK by 40 ms at least; waits above this, in microseconds, show it.
+/// The wait, in microseconds, above which an ACK was delayed: the kernel delays one by 40 ms at
+/// least.
 const DELAYED_ACK: u64 = 30_000;
 
 #[derive(Debug, Serialize)]

@@ -40,8 +40,8 @@ impl Layout {
         Self::BASE + u64::from(slot) * u64::from(self.slot_size) + u64::from(at)
     }
 
-    /// The slots that are overwritten most and that stalled and slow clients avoid: there a writer
-    /// that waits is mostly let in by a release, and not by an abort.
+    /// Returns the slots that are overwritten most and that stalled and slow clients avoid: there a
+    /// writer that waits is mostly let in by a release, and not by an abort.
     pub(super) fn busy(self) -> std::ops::Range<u32> {
         0..self.slots.div_ceil(2)
     }
@@ -97,9 +97,9 @@ pub(super) enum Line {
     Wrong(Wrong),
     /// Something that must not happen.
     Unexpected(String),
-    /// A fault was there.
+    /// A fault was brought about.
     Fault(String),
-    /// A fault was not possible.
+    /// A fault could not be brought about.
     NoFault {
         name: String,
         why: String,

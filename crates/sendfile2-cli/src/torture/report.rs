@@ -269,7 +269,7 @@ fn hundredths(n: f64) -> f64 {
     (n * 100.0).round() / 100.0
 }
 
-/// The names of the fields are those of the JSON.
+/// The report on a run. The names of the fields are those of the JSON.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     engine: String,

@@ -24,7 +24,7 @@ use super::wire::{self, Announced, Part, REQUEST};
 use super::writer;
 use crate::child;
 
-/// Stacks are small: there are hundreds of them.
+/// Bytes of a thread's stack, which is small: there are hundreds of them.
 const STACK: usize = 256 << 10;
 
 /// The number of rings that connections share.

@@ -84,7 +84,8 @@ fn overwrite(
 
 const STUCK: &str = "an aborted connection did not let go of the slot";
 
-/// The deadline of an abort must not pass: it is long enough for every notification.
+/// Marks a deadline that passed in an abort, which must not be: it is long enough for every
+/// notification.
 fn stuck(error: Error) -> Error {
     match error {
         Error::Deadline(_) => Error::Deadline(STUCK),
