@@ -64,7 +64,7 @@ pub(super) fn run(args: &args::Http) -> anyhow::Result<()> {
     bed.finish(Rows::Http(rows), &args.common)
 }
 
-/// Checks that the server sends the file, and so lets it keep of the file whatever it keeps.
+/// Checks that the server sends the file, and lets it fill its caches with it.
 fn check(server: &Server, files: &Path, size: u64) -> anyhow::Result<()> {
     let expected = std::fs::read(files.join(size.to_string()))?;
     let got = server.get(size)?;

@@ -1,4 +1,4 @@
-//! The machine on which it is measured, and how busy it was with other things.
+//! The machine of the measurements, and how busy it was with other things.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -42,7 +42,7 @@ pub(super) fn run(args: &args::Memory) -> anyhow::Result<()> {
     bed.finish(Rows::Memory(rows), &args.common)
 }
 
-/// Makes many, and measures what one of them takes.
+/// Makes many of a thing, and measures the memory that one of them takes.
 pub(super) fn measure(what: What) -> anyhow::Result<MemoryRow> {
     match what {
         What::Connections => connections(),

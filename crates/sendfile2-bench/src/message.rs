@@ -43,7 +43,7 @@ pub(super) struct SenderRole {
 pub(super) struct Crowd {
     pub(super) address: SocketAddr,
     pub(super) connections: usize,
-    /// Bytes of the file, which is named by them.
+    /// The size of the file in bytes, which is its name, too.
     pub(super) size: u64,
     /// Bytes a second of each.
     pub(super) rate: u64,
@@ -113,7 +113,8 @@ pub(super) struct Sent {
     /// Calls after which the kernel had a copy of the bytes, as far as it reports that; `None` for
     /// methods with which it does not.
     pub(super) copies: Option<u64>,
-    /// Times that it gave up the processor, and times that it was taken from it.
+    /// The times that the sender gave up the processor, and below, that the processor was taken
+    /// from it.
     pub(super) switches: u64,
     pub(super) preemptions: u64,
     /// Instructions of the sending thread outside the kernel, where they can be counted.

@@ -31,7 +31,7 @@ impl Ring {
     fn queue(&mut self, number: usize, files: &Files, range: Range<u64>) -> anyhow::Result<Ticket> {
         let socket = &mut self.sockets[number];
         Ok(if self.leased {
-            // Nobody writes, so it is granted at once.
+            // There is no writer, so the lease is granted at once.
             let lease = files.guard()?.try_lease(range.clone()).context("no lease")?;
             socket.send_lease(&lease, range, false)?
         } else {

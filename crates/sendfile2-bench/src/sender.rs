@@ -380,7 +380,8 @@ impl Delays {
     }
 }
 
-/// Looks without a pause until it is released and acknowledged; returns after how many nanoseconds.
+/// Looks without a pause until a send is released and acknowledged; returns after how many
+/// nanoseconds.
 fn watch(
     deadline: Instant,
     mut look: impl FnMut() -> anyhow::Result<(bool, bool)>,
