@@ -82,7 +82,8 @@ struct Args {
     /// Send by zerocopy
     #[arg(short = 'z')]
     zerocopy: bool,
-    /// Send this file by sendfile2(), again and again; to receive: compare what comes with it
+    /// Send this file by sendfile2(), again and again; to receive: compare the bytes that come with
+    /// it
     #[arg(short = 'f', value_name = "FILE", conflicts_with_all = ["cork", "mixed"])]
     file: Option<PathBuf>,
     /// Seconds to wait for the last notifications [default: half a second]
