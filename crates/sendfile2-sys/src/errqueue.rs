@@ -205,7 +205,7 @@ struct Buffers {
 /// peer has sent. From a socket of a sender it takes away what the sender waits for.
 ///
 /// # Errors
-/// What `recvmmsg(2)` failed with; an empty queue is no error.
+/// The errors of `recvmmsg(2)`; an empty queue is no error.
 pub fn read(
     socket: BorrowedFd<'_>,
     out: &mut impl Extend<Result<Entry, DecodeError>>,

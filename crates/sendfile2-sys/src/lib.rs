@@ -8,8 +8,8 @@
 //! [`ledger`] maps the notification ids of a socket to what its sends hold, [`op_table`] the
 //! operations of a ring.
 //!
-//! It is made for sendfile2, its C library and its tests. Its interface changes whenever they need
-//! that; programs use sendfile2.
+//! This crate is made for sendfile2, its C library and its tests. Its interface changes whenever
+//! they need that; programs use sendfile2.
 //!
 //! [sendfile2]: https://docs.rs/sendfile2
 #![cfg(target_os = "linux")]

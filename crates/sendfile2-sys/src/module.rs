@@ -142,7 +142,7 @@ impl Device {
     /// checks, and its errors, are sendfile(2)'s and then those of the header.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The kernel's answer.
     #[inline]
     pub fn send(
         &self,

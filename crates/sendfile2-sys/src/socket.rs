@@ -119,7 +119,7 @@ pub fn tcp_state(socket: BorrowedFd<'_>) -> Result<TcpState, Errno> {
 /// at it.
 ///
 /// # Errors
-/// What a send on the socket would fail with, EAGAIN and EPIPE among them; no signal is raised.
+/// The errors of a send on the socket, EAGAIN and EPIPE among them; no signal is raised.
 pub fn sent_by_tcp(socket: impl AsFd) -> io::Result<bool> {
     // SAFETY: cmsghdr is a plain C structure, for which all zeroes are a valid value. (musl's has
     // padding of its own.)

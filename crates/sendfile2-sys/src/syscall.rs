@@ -77,7 +77,7 @@ impl Sendfile2 {
     /// raises SIGPIPE where the peer no longer reads unless [`MSG_NOSIGNAL`] is there.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The kernel's answer.
     #[inline]
     pub fn send(
         self,
@@ -103,7 +103,7 @@ impl Sendfile2 {
 /// that is non-blocking.
 ///
 /// # Errors
-/// What the kernel answers: EINVAL if it does not know the flag.
+/// The kernel's answer: EINVAL if it does not know the flag.
 #[inline]
 pub fn splice(
     pipe: BorrowedFd<'_>,

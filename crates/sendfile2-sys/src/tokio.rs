@@ -21,7 +21,7 @@ impl AsRawFd for Registered {
 /// Registers `epoll` with the runtime, for becoming readable.
 ///
 /// # Errors
-/// What `epoll_ctl(2)` fails with.
+/// The errors of `epoll_ctl(2)`.
 ///
 /// # Panics
 /// Outside of a runtime with its I/O enabled.
@@ -36,7 +36,7 @@ pub fn register(epoll: Arc<OwnedFd>) -> io::Result<AsyncFd<Registered>> {
 /// a connection that is idle does not keep more memory than was written.
 ///
 /// # Errors
-/// What `recv(2)` fails with; EAGAIN where nothing is there.
+/// The errors of `recv(2)`; EAGAIN where nothing is there.
 pub fn recv(socket: impl AsFd, buf: &mut ReadBuf<'_>) -> rustix::io::Result<usize> {
     // SAFETY: the kernel only writes to it, so that nothing of it becomes uninitialised.
     let room = unsafe { buf.unfilled_mut() };

@@ -6,7 +6,7 @@
 //! (never frees them) if it goes away too early. *What the file holds* must not change until the
 //! notification, which is another matter, and the caller's: its `kept` comes back with that.
 //!
-//! Of the ring's modes neither `DEFER_TASKRUN` nor `COOP_TASKRUN` nor `SINGLE_ISSUER` is used: the
+//! The ring uses none of the modes `DEFER_TASKRUN`, `COOP_TASKRUN` and `SINGLE_ISSUER`: the
 //! reaper's thread must be able to drain a ring whose thread is busy, or gone.
 //!
 //! Sources: `io_uring_setup(2)`, `io_uring_enter(2)`, `io_uring_register(2)`.
@@ -156,7 +156,7 @@ impl Ring {
     /// those that are there now and unread), for at most `timeout`. Returns early for a signal.
     ///
     /// # Errors
-    /// What `io_uring_enter(2)` fails with, and EBADF where the descriptor is not the ring's any
+    /// The errors of `io_uring_enter(2)`, and EBADF where the descriptor is not the ring's any
     /// more. EAGAIN and EBUSY are none: it has no memory, or wants its completions read, and is to
     /// be asked again.
     pub fn enter(&self, want: usize, timeout: Duration) -> Result<(), Errno> {
@@ -218,7 +218,7 @@ impl<H> Queues<H> {
     /// Makes a ring that can send by reference (Linux 6.0), and its queues.
     ///
     /// # Errors
-    /// What `io_uring_setup(2)` fails with; `Ok(None)` if the ring has no `SEND_ZC`.
+    /// The errors of `io_uring_setup(2)`; `Ok(None)` if the ring has no `SEND_ZC`.
     pub fn open(size: Size) -> Result<Option<Self>, Errno> {
         let uring = IoUring::builder()
             .setup_submit_all()
@@ -322,7 +322,7 @@ impl<H> Queues<H> {
     }
 
     /// # Safety
-    /// What the entry names must be valid until its completion.
+    /// The memory and the descriptors that the entry names must be valid until its completion.
     unsafe fn add(&mut self, entry: &squeue::Entry) -> bool {
         // SAFETY: there is one `Queues` of a ring, and it is borrowed mutably: no other
         // SubmissionQueue exists. The entry is as the caller promises.

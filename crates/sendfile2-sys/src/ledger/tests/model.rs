@@ -1,7 +1,7 @@
 //! A naive model of a ledger: a map with one entry for every id that was ever used.
 //!
-//! It walks each range id by id and knows nothing of widening, of runs or of bounded memory. The
-//! fuzz target `ledger_ops` includes this file too.
+//! The model walks each range id by id and knows nothing of widening, of runs or of bounded memory.
+//! The fuzz target `ledger_ops` includes this file too.
 
 use std::collections::BTreeMap;
 
