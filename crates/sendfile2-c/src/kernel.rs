@@ -1,8 +1,8 @@
 //! The system calls that rustix does not offer, and mappings.
 //!
-//! By number, and not by libc's functions: some of those are cancellation points, and a thread that
-//! is cancelled there would be unwound through this code; and the shim's own `sendfile` is the one
-//! that a program calls.
+//! The calls are made by number, and not by libc's functions: some of those are cancellation
+//! points, and a thread that is cancelled there would be unwound through this code; and the shim's
+//! own `sendfile` is the one that a program calls.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
@@ -170,7 +170,7 @@ pub(crate) fn register_ring(ring: c_int) -> Result<c_int, Errno> {
 /// entries, and waits for `want` completions, for `limit` if it is given (then ETIME).
 ///
 /// # Safety
-/// What the submitted entries refer to must stay until their completions.
+/// The memory that the submitted entries refer to must stay until their completions.
 pub(crate) unsafe fn enter_ring(
     index: c_int,
     submit: u32,

@@ -31,7 +31,7 @@ const READ_ON_THE_STACK: usize = 2 << 10;
 /// Sends by reference: each call that returns more than 0 uses one notification id.
 ///
 /// # Errors
-/// What `send(2)` fails with; EINVAL and EOPNOTSUPP as `sendfile2(3)` says, with nothing sent.
+/// The errors of `send(2)`; EINVAL and EOPNOTSUPP as in `sendfile2(3)`, with nothing sent.
 pub(crate) fn notify(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize, Errno> {
     Boundaries::of(request.socket.as_raw_fd()).ok_or(Errno::INVAL)?;
     let File::Mapped(left) = request.file()? else {
@@ -103,10 +103,11 @@ pub(crate) enum Patience {
 
 /// Sends so that the kernel has its own copy when the call returns.
 ///
-/// What `sendfile(2)` itself sends from files that have no pages of their own is a copy already.
+/// Bytes that `sendfile(2)` itself sends from files that have no pages of their own are a copy
+/// already.
 ///
 /// # Errors
-/// As `sendfile(2)`; ETIMEDOUT if the time was over before anything was sent.
+/// The errors of `sendfile(2)`; ETIMEDOUT if the time was over before anything was sent.
 pub(crate) fn copy(
     request: &Request<'_>,
     boundaries: Boundaries,
