@@ -16,7 +16,7 @@ use crate::netns;
 
 /// A child process, as its parent sees it.
 ///
-/// It is killed when this is dropped, and ends by itself when the parent does.
+/// The process is killed when this is dropped, and ends by itself when the parent does.
 #[derive(Debug)]
 pub struct Child {
     process: process::Child,

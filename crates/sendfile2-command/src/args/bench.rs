@@ -80,13 +80,13 @@ impl Common {
 /// On loopback and on a veth pair nothing is zero copy, whatever the engine is called: the COPIED
 /// column says how many sends the kernel copied.
 ///
-/// How it measures: the sender serves all streams from one thread, non-blocking, with epoll, by the
-/// same loop for each way; streams take turns, one call each, with the next chunk of the file, which
-/// is sent again and again. Its clock stops when everything is received and released. read+write and
+/// The method: the sender serves all streams from one thread, non-blocking, with epoll, by the same
+/// loop for each way; streams take turns, one call each, with the next chunk of the file, which is
+/// sent again and again. Its clock stops when everything is received and released. read+write and
 /// splice have buffers of a chunk, but of 1 MiB at most. The receiver reads into a buffer of 1 MiB.
-/// CPU is that of the two processes (`CLOCK_PROCESS_CPUTIME_ID`), with the softirqs of the network that
-/// ran in their time; on loopback delivery runs in the sender's. With --cold, each measurement sends
-/// the whole file once, after it was dropped from the page cache, and opens and maps it anew.
+/// CPU is that of the two processes (`CLOCK_PROCESS_CPUTIME_ID`), with the softirqs of the network
+/// that ran in their time; on loopback delivery runs in the sender's. With --cold, each measurement
+/// sends the whole file once, after it was dropped from the page cache, and opens and maps it anew.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -191,8 +191,9 @@ pub struct Guard {
 
 /// Measure the memory that a connection takes, a send in flight, and a lease
 ///
-/// Of the library, in this process: a process of its own makes many of them, and what it has grown by
-/// is divided by their number. The kernel's memory for sockets and for what is in flight is not in it.
+/// The memory is that of the library, in this process: a process of its own makes many of them, and
+/// its growth is divided by their number. The kernel's memory for sockets and for what is in flight
+/// is not included.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
