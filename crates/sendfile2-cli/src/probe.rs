@@ -17,9 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Show what this machine allows, engine by engine, and why
 ///
-/// What is shown is tried and not guessed from versions: zerocopy by one byte over a connection of
-/// its own on loopback. Given a destination, it connects (sends nothing, and resets the connection),
-/// and shows what the engine auto would take for sends of which size. Given a file, whether it is mapped or read.
+/// The answers are tried and not guessed from versions: zerocopy by one byte over a connection of
+/// its own on loopback. Given a destination, it connects (sends nothing, and resets the
+/// connection), and shows what the engine auto would take for sends of which size. Given a file,
+/// whether it is mapped or read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
