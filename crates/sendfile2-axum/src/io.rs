@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sendfile2::tokio::AsyncSender;
-use sendfile2::{Engine, Error, Options};
+use sendfile2::{Engine, Error, Options, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
@@ -82,16 +82,16 @@ fn poll_copy(
     cx: &mut Context<'_>,
     head: &[u8],
     window: &[u8],
-    more: bool,
+    flags: SendFlags,
 ) -> Poll<Option<io::Result<usize>>> {
     let choice = match sender.sender().choice(window.len() as u64) {
         Ok(choice) if choice.engine == Engine::Copy => choice,
         _ => return Poll::Ready(None),
     };
     let most = window.len().min(WITH_HEADERS);
-    let more = more || most < window.len();
+    let flags = if most < window.len() { flags | SendFlags::MORE } else { flags };
     let both = [IoSlice::new(head), IoSlice::new(&window[..most])];
-    let sent = ready!(sender.poll_send(cx, |sender| sender.try_send_vectored(&both, more)));
+    let sent = ready!(sender.poll_send(cx, |sender| sender.try_send_vectored(&both, flags)));
     Poll::Ready(match sent {
         Ok((bytes, _)) => {
             count(bytes.saturating_sub(head.len()) as u64, choice);
@@ -138,25 +138,25 @@ impl AsyncWrite for Io {
         let found = slices.iter().enumerate().find_map(|(i, s)| Some((i, windows.find(s)?)));
         let sent = match found {
             Some((0, (window, range))) => {
-                let more = slices.len() > 1;
+                let flags = SendFlags::NONE.with_more(slices.len() > 1);
                 ready!(sender.poll_send(cx, |sender| match &window.origin {
-                    Origin::File(file) => sender.try_send_file(file, range.clone(), more),
-                    Origin::Lease(lease) => sender.try_send_lease(lease, range.clone(), more),
+                    Origin::File(file) => sender.try_send_file(file, range.clone(), flags),
+                    Origin::Lease(lease) => sender.try_send_lease(lease, range.clone(), flags),
                 }))
             }
             // What comes before the first window: headers, which hyper reuses at once.
             before => {
                 if let (Some((1, _)), [head, window, rest @ ..]) = (&before, slices) {
-                    let more = !rest.is_empty();
-                    if let Some(sent) = ready!(poll_copy(sender, cx, head, window, more)) {
+                    let flags = SendFlags::NONE.with_more(!rest.is_empty());
+                    if let Some(sent) = ready!(poll_copy(sender, cx, head, window, flags)) {
                         return Poll::Ready(sent);
                     }
                 }
                 let before = before.map_or(slices.len(), |(i, _)| i);
-                let more = before < slices.len();
+                let flags = SendFlags::NONE.with_more(before < slices.len());
                 let slices = &slices[..before];
                 let (bytes, _) =
-                    ready!(sender.poll_send(cx, |s| s.try_send_vectored(slices, more)))?;
+                    ready!(sender.poll_send(cx, |s| s.try_send_vectored(slices, flags)))?;
                 return Poll::Ready(Ok(bytes));
             }
         };

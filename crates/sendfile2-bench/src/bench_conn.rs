@@ -110,7 +110,9 @@ impl BenchConn {
     pub(super) fn set_more(&mut self, more: bool) -> anyhow::Result<()> {
         match &mut self.transport {
             // An empty send that does not say so ends it.
-            Transport::Library { sender, .. } if !more => drop(sender.try_send(&[], false)?),
+            Transport::Library { sender, .. } if !more => {
+                drop(sender.try_send(&[], sendfile2::SendFlags::NONE)?)
+            }
             Transport::Library { .. } => {}
             Transport::Sendfile(socket)
             | Transport::Splice { socket, .. }
@@ -130,15 +132,16 @@ impl BenchConn {
         let part = self.part.clone();
         let taken = match &mut self.transport {
             Transport::Library { sender, plain, leased, lease } => {
+                let flags = sendfile2::SendFlags::NONE.with_more(self.more);
                 let sent = if *leased {
                     // There is no writer, so the lease is granted at once.
                     let granted = match lease.take() {
                         None => files.guard()?.try_lease(part.clone()).context("no lease")?,
                         Some(lease) => lease,
                     };
-                    sender.try_send_lease(lease.insert(granted), part.clone(), self.more)?
+                    sender.try_send_lease(lease.insert(granted), part.clone(), flags)?
                 } else {
-                    sender.try_send_file(files.source()?, part.clone(), self.more)?
+                    sender.try_send_file(files.source()?, part.clone(), flags)?
                 };
                 match sent {
                     Sent::Accepted { bytes, ticket } => {

@@ -7,7 +7,7 @@ use procfs::process::Process as Proc;
 use rustix::net::sockopt;
 use rustix::process::{Resource, Rlimit};
 use sendfile2::guard::GuardedFile;
-use sendfile2::{Engine, Options, Sender, Sent, Source};
+use sendfile2::{Engine, Options, SendFlags, Sender, Sent, Source};
 use serde::{Deserialize, Serialize};
 
 use super::message::Role;
@@ -121,7 +121,7 @@ fn sends() -> anyhow::Result<MemoryRow> {
         let mut sender = Sender::with(socket, Options::new().engine(Engine::Zerocopy))?;
         // Until the receiver has what it takes.
         for _ in 0..4 {
-            sender.try_send_file(&source, 0..PIECE, false)?;
+            sender.try_send_file(&source, 0..PIECE, SendFlags::NONE)?;
         }
         senders.push(sender);
     }
@@ -132,7 +132,7 @@ fn sends() -> anyhow::Result<MemoryRow> {
     let (before, first) = (anonymous()?, in_flight(&senders));
     for sender in &mut senders {
         for _ in 0..EACH {
-            match sender.try_send_file(&source, 0..PIECE, false)? {
+            match sender.try_send_file(&source, 0..PIECE, SendFlags::NONE)? {
                 Sent::Accepted { ticket, .. } => tickets.push(ticket),
                 Sent::WouldBlock | Sent::Limit(_) => break,
             }

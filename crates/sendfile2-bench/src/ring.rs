@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use sendfile2::Ticket;
 use sendfile2::uring::{Driver, Socket};
+use sendfile2::{SendFlags, Ticket};
 
 use super::sender::Files;
 
@@ -33,9 +33,9 @@ impl Ring {
         Ok(if self.leased {
             // There is no writer, so the lease is granted at once.
             let lease = files.guard()?.try_lease(range.clone()).context("no lease")?;
-            socket.send_lease(&lease, range, false)?
+            socket.send_lease(&lease, range, SendFlags::NONE)?
         } else {
-            socket.send_file(files.source()?, range, false)?
+            socket.send_file(files.source()?, range, SendFlags::NONE)?
         })
     }
 

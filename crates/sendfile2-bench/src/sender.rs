@@ -16,7 +16,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
 use sendfile2::guard::GuardedFile;
-use sendfile2::{Engine, Sent as SentBy, Source, Status};
+use sendfile2::{Engine, SendFlags, Sent as SentBy, Source, Status};
 
 use super::bench_conn::{BenchConn, Step};
 use super::clock;
@@ -344,7 +344,7 @@ impl Server {
                 ensure!(Instant::now() < deadline, "nothing moved in time");
                 match conn.sender() {
                     Some(sender) => {
-                        match sender.try_send_file(files.source()?, at..bytes, false)? {
+                        match sender.try_send_file(files.source()?, at..bytes, SendFlags::NONE)? {
                             SentBy::Accepted { bytes, ticket } => {
                                 at += bytes as u64;
                                 tickets.push(ticket);

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sendfile2::uring::{Driver, Socket};
-use sendfile2::{Counters, Engine, Error, InFlight, Options, Sender, Sent, Source, Ticket};
+use sendfile2::{
+    Counters, Engine, Error, InFlight, Options, SendFlags, Sender, Sent, Source, Ticket,
+};
 
 /// The bytes that a ring is given at a time, so that progress shows itself.
 const PIECE: u64 = 1 << 20;
@@ -53,7 +55,7 @@ impl Connection {
     ) -> Result<Sent<Ticket>, Error> {
         let (driver, socket, queued) = match self {
             Connection::Sender(sender) => {
-                return sender.try_send_file(file, range, false);
+                return sender.try_send_file(file, range, SendFlags::NONE);
             }
             Connection::Ring { driver, socket, queued } => (driver, socket, queued),
         };
@@ -61,7 +63,7 @@ impl Connection {
             Some(ticket) => ticket,
             None => {
                 let piece = range.start..range.end.min(range.start.saturating_add(PIECE));
-                let ticket = socket.send_file(file, piece, false)?;
+                let ticket = socket.send_file(file, piece, SendFlags::NONE)?;
                 driver.submit()?;
                 ticket
             }

@@ -84,8 +84,8 @@ fn once(
     range: std::ops::Range<u64>,
 ) -> bool {
     let sent: Sent<Ticket> = match lease {
-        Some(lease) => sender.try_send_lease(lease, range, false),
-        None => sender.try_send_file(source, range, false),
+        Some(lease) => sender.try_send_lease(lease, range, sendfile2::SendFlags::NONE),
+        None => sender.try_send_file(source, range, sendfile2::SendFlags::NONE),
     }
     .unwrap();
     matches!(sent, Sent::Accepted { .. })

@@ -17,8 +17,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use sendfile2::Source;
 use sendfile2::uring::Driver;
+use sendfile2::{SendFlags, Source};
 
 const FILE: u64 = 8 << 20;
 const USAGE: &str = "usage: uring_batch SOCKETS BYTES SENDS";
@@ -54,7 +54,7 @@ fn main() {
         for socket in &mut sockets {
             if left > 0 && socket.queued() == 0 {
                 at = if at + bytes > FILE { 0 } else { at };
-                socket.send_file(&source, at..at + bytes, false).unwrap();
+                socket.send_file(&source, at..at + bytes, SendFlags::NONE).unwrap();
                 at += bytes;
                 left -= 1;
             }

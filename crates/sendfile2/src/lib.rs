@@ -24,7 +24,7 @@
 //!
 //! # How
 //! ```no_run
-//! use sendfile2::{Sender, Source};
+//! use sendfile2::{SendFlags, Sender, Source};
 //! use std::time::{Duration, Instant};
 //!
 //! # fn main() -> Result<(), sendfile2::Error> {
@@ -32,7 +32,7 @@
 //! let soon = || Instant::now() + Duration::from_secs(30);
 //! let file = Source::open("segment")?;
 //! let mut sender = Sender::new(socket)?;
-//! let sent = sender.send_file(&file, 0..file.size()?, false, soon())?;
+//! let sent = sender.send_file(&file, 0..file.size()?, SendFlags::NONE, soon())?;
 //! sent.ticket.wait_released(soon())?; // now it may be overwritten
 //! sender.close(soon())?;
 //! # Ok(())
@@ -85,6 +85,7 @@ mod apart;
 mod conn;
 mod engine;
 mod error;
+mod flags;
 pub mod guard;
 mod holder;
 mod mtu;
@@ -113,6 +114,7 @@ mod wait;
 pub use conn::ErrorQueueMessage;
 pub use engine::{Choice, Engine, Limit, UnknownEngine, Why};
 pub use error::{Error, Unsuitable};
+pub use flags::SendFlags;
 pub use holder::InFlight;
 pub use mtu::tcp_mtu_probing;
 pub use parcel::Parcel;

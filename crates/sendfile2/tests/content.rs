@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 
 use common::{assert_same, deadline, file, pattern, read, sender, source};
-use sendfile2::{Engine, Error, Options, Refusal, Sender, Sent, Why};
+use sendfile2::{Engine, Error, Options, Refusal, SendFlags, Sender, Sent, Why};
 
 /// Ranges that begin and end around the edges of pages, of chunks and of the file.
 fn ranges(len: u64) -> Vec<std::ops::Range<u64>> {
@@ -31,7 +31,7 @@ fn all_ranges_arrive(mut sender: Sender, mut receiver: impl Read + Send + 'stati
         (got, receiver.read(&mut [0]).unwrap())
     });
     for range in ranges(len) {
-        let sent = sender.send_file(&source, range.clone(), false, deadline()).unwrap();
+        let sent = sender.send_file(&source, range.clone(), SendFlags::NONE, deadline()).unwrap();
         assert_eq!(sent.bytes, range.end - range.start);
     }
     sender.close(deadline()).unwrap();
@@ -99,7 +99,7 @@ fn zerocopy_refuses_a_unix_stream() {
     let (tx, _rx) = UnixStream::pair().unwrap();
     let mut sender = Sender::with(tx, Options::new().engine(Engine::Zerocopy)).unwrap();
     let file = file(1, 100);
-    let error = sender.try_send_file(&source(&file), 0..100, false).unwrap_err();
+    let error = sender.try_send_file(&source(&file), 0..100, SendFlags::NONE).unwrap_err();
     assert!(
         matches!(error, Error::Refused { engine: Engine::Zerocopy, reason: Refusal::Socket(_) }),
         "{error}"
@@ -118,7 +118,7 @@ fn a_slow_reader_gets_partial_sends_and_everything() {
         let (mut sent, mut got, mut partial, mut blocked) = (0, Vec::new(), 0, 0);
         let mut buffer = [0; 3001];
         while sent < len {
-            match sender.try_send_file(&source, sent..len, false).unwrap() {
+            match sender.try_send_file(&source, sent..len, SendFlags::NONE).unwrap() {
                 Sent::Accepted { bytes, ticket } => {
                     assert_eq!(ticket.bytes(), bytes as u64);
                     sent += bytes as u64;
@@ -145,9 +145,9 @@ fn headers_and_file_arrive_in_order() {
     let (tx, mut rx) = common::tcp();
     let mut sender = sender(tx, Engine::Zerocopy);
     let file = file(3, 100_000);
-    sender.send(b"header", true, deadline()).unwrap();
-    sender.send_file(&source(&file), 10..90_000, true, deadline()).unwrap();
-    sender.send(b"trailer", false, deadline()).unwrap();
+    sender.send(b"header", SendFlags::MORE, deadline()).unwrap();
+    sender.send_file(&source(&file), 10..90_000, SendFlags::MORE, deadline()).unwrap();
+    sender.send(b"trailer", SendFlags::NONE, deadline()).unwrap();
     let got = read(&mut rx, 6 + 89_990 + 7);
     assert_same(&got, &[b"header", &pattern(3, 10..90_000)[..], b"trailer"].concat());
 }
@@ -169,25 +169,25 @@ fn a_series_is_corked_until_it_ends_or_somebody_waits() {
         let corked = |sender: &Sender| rustix::net::sockopt::tcp_cork(sender).unwrap();
         let step = 65_536;
         let mut at = 0;
-        let mut send = |sender: &mut Sender, more| {
-            let sent = sender.send_file(&source, at..at + step, more, deadline()).unwrap();
+        let mut send = |sender: &mut Sender, flags| {
+            let sent = sender.send_file(&source, at..at + step, flags, deadline()).unwrap();
             at += step;
             sent.ticket
         };
-        send(&mut sender, true);
+        send(&mut sender, SendFlags::MORE);
         assert!(!corked(&sender), "a header and its body need no option");
-        send(&mut sender, true);
+        send(&mut sender, SendFlags::MORE);
         assert!(corked(&sender));
-        send(&mut sender, true);
-        send(&mut sender, false);
+        send(&mut sender, SendFlags::MORE);
+        send(&mut sender, SendFlags::NONE);
         assert!(!corked(&sender), "the end of the series");
-        send(&mut sender, true);
-        let ticket = send(&mut sender, true);
+        send(&mut sender, SendFlags::MORE);
+        let ticket = send(&mut sender, SendFlags::MORE);
         assert!(corked(&sender));
         ticket.wait_acknowledged(deadline()).unwrap();
         assert!(!corked(&sender), "somebody waits for the peer to have it");
-        send(&mut sender, true);
-        let ticket = send(&mut sender, true);
+        send(&mut sender, SendFlags::MORE);
+        let ticket = send(&mut sender, SendFlags::MORE);
         ticket.wait_released(deadline()).unwrap();
         assert_eq!(
             corked(&sender),
@@ -196,23 +196,23 @@ fn a_series_is_corked_until_it_ends_or_somebody_waits() {
         );
         // Nothing to send, but the end of the series all the same.
         for how in 0..4 {
-            send(&mut sender, true);
-            send(&mut sender, true);
+            send(&mut sender, SendFlags::MORE);
+            send(&mut sender, SendFlags::MORE);
             assert!(corked(&sender));
             match how {
-                0 => drop(sender.send_file(&source, 5..5, false, deadline()).unwrap()),
-                1 => drop(sender.try_send_file(&source, 5..5, false).unwrap()),
-                2 => drop(sender.send(b"", false, deadline()).unwrap()),
-                _ => drop(sender.try_send(b"", false).unwrap()),
+                0 => drop(sender.send_file(&source, 5..5, SendFlags::NONE, deadline()).unwrap()),
+                1 => drop(sender.try_send_file(&source, 5..5, SendFlags::NONE).unwrap()),
+                2 => drop(sender.send(b"", SendFlags::NONE, deadline()).unwrap()),
+                _ => drop(sender.try_send(b"", SendFlags::NONE).unwrap()),
             }
             assert!(!corked(&sender), "{how}");
         }
         // What the application has set itself stays.
-        send(&mut sender, false);
+        send(&mut sender, SendFlags::NONE);
         rustix::net::sockopt::set_tcp_cork(&sender, true).unwrap();
-        send(&mut sender, true);
-        send(&mut sender, true);
-        send(&mut sender, false);
+        send(&mut sender, SendFlags::MORE);
+        send(&mut sender, SendFlags::MORE);
+        send(&mut sender, SendFlags::NONE);
         assert!(corked(&sender));
         sender.close(deadline()).unwrap();
         assert_same(&reader.join().unwrap(), &pattern(9, 0..at));
@@ -226,7 +226,7 @@ fn a_writer_that_waits_for_a_lease_ends_the_series() {
     let slab = sendfile2::guard::GuardedFile::new(file(9, 1000)).unwrap();
     let lease = slab.lease(0..1000, deadline()).unwrap();
     for at in [0, 100, 200] {
-        sender.send_lease(&lease, at..at + 100, true, deadline()).unwrap();
+        sender.send_lease(&lease, at..at + 100, SendFlags::MORE, deadline()).unwrap();
     }
     assert!(rustix::net::sockopt::tcp_cork(&sender).unwrap());
     drop(lease);
@@ -240,7 +240,7 @@ fn an_empty_range_sends_nothing_and_is_released() {
     let (tx, _rx) = common::tcp();
     let mut sender = sender(tx, Engine::Zerocopy);
     let file = file(3, 100);
-    let sent = sender.send_file(&source(&file), 50..50, false, deadline()).unwrap();
+    let sent = sender.send_file(&source(&file), 50..50, SendFlags::NONE, deadline()).unwrap();
     assert_eq!(sent.bytes, 0);
     sent.ticket.wait_released(deadline()).unwrap();
     assert_eq!(sender.counters().accepted, 0);
@@ -251,7 +251,7 @@ fn auto_says_what_it_took_and_why() {
     let (tx, _rx) = common::tcp_on_this_host();
     let mut sender = sender(tx, Engine::Auto);
     let file = file(3, 65536);
-    let sent = sender.send_file(&source(&file), 0..65536, false, deadline()).unwrap();
+    let sent = sender.send_file(&source(&file), 0..65536, SendFlags::NONE, deadline()).unwrap();
     let choice = sent.ticket.choice();
     assert_eq!((choice.engine, choice.why), (Engine::Copy, Why::PeerOnThisHost));
 }

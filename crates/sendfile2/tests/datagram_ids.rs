@@ -19,7 +19,7 @@ fn the_ids_add_up(sender: &mut Sender, rx: &UdpSocket) {
     let mut buffer = [0; 65536];
     for _ in 0..2 {
         let mut parcel = Parcel::new(pattern(1, 0..1000));
-        match sender.try_send_buffer(&mut parcel, false) {
+        match sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE) {
             Ok(_) => assert_eq!(rx.recv(&mut buffer).unwrap(), 1000),
             // As safe: no more ids are used.
             Err(Error::Refused { reason: Refusal::IdsUnsure, .. }) => {}
@@ -28,7 +28,7 @@ fn the_ids_add_up(sender: &mut Sender, rx: &UdpSocket) {
     }
     sender.wait_all(deadline()).unwrap();
     // What was sent before a datagram that has arrived is released, and notified.
-    sender.send(b"last", false, deadline()).unwrap();
+    sender.send(b"last", sendfile2::SendFlags::NONE, deadline()).unwrap();
     while rx.recv(&mut buffer).unwrap() != 4 {}
     sender.reap().unwrap();
 }
@@ -54,7 +54,7 @@ fn an_empty_datagram_does_not_shift_the_ids() {
     let (tx, rx) = udp();
     let mut sender = zerocopy(tx);
     let mut empty = Parcel::new(Vec::new());
-    sender.try_send_buffer(&mut empty, false).unwrap();
+    sender.try_send_buffer(&mut empty, sendfile2::SendFlags::NONE).unwrap();
     assert_eq!(rx.recv(&mut [0; 10]).unwrap(), 0);
     the_ids_add_up(&mut sender, &rx);
 }
@@ -65,7 +65,7 @@ fn a_parcel_that_is_all_sent_sends_no_empty_datagram() {
     let mut sender = zerocopy(tx);
     let mut parcel = Parcel::new(vec![1; 10]);
     for _ in 0..2 {
-        sender.send_buffer(&mut parcel, false, deadline()).unwrap();
+        sender.send_buffer(&mut parcel, sendfile2::SendFlags::NONE, deadline()).unwrap();
     }
     sender.wait_all(deadline()).unwrap();
     rx.set_nonblocking(true).unwrap();
@@ -85,7 +85,7 @@ fn a_datagram_of_too_many_segments_does_not_shift_the_ids() {
     segment(&tx, 100);
     let mut sender = zerocopy(tx);
     let mut parcel = Parcel::new(vec![0; 60_000]);
-    sender.try_send_buffer(&mut parcel, false).unwrap_err();
+    sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE).unwrap_err();
     nix::sys::socket::setsockopt(&sender.as_fd(), nix::sys::socket::sockopt::UdpGsoSegment, &0)
         .unwrap();
     the_ids_add_up(&mut sender, &rx);
@@ -102,7 +102,7 @@ fn a_segment_too_large_does_not_shift_the_ids() {
     segment(&tx, 2000);
     let mut sender = zerocopy(tx);
     let mut parcel = Parcel::new(vec![0; 60_000]);
-    sender.try_send_buffer(&mut parcel, false).unwrap_err();
+    sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE).unwrap_err();
     common::sh("ip link set lo mtu 65536");
     nix::sys::socket::setsockopt(&sender.as_fd(), nix::sys::socket::sockopt::UdpGsoSegment, &0)
         .unwrap();
@@ -123,7 +123,7 @@ fn a_datagram_that_met_a_limit_is_released_all_the_same() {
     let mut sender = zerocopy(tx);
     for _ in 0..50 {
         let mut parcel = Parcel::new(vec![0; 500]);
-        let sent = sender.try_send_buffer(&mut parcel, false);
+        let sent = sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE);
         if !matches!(sent, Ok(sendfile2::Sent::Accepted { .. })) {
             break;
         }
@@ -145,7 +145,8 @@ fn datagrams_that_a_full_queue_drops() {
         let mut sender = zerocopy(tx);
         for _ in 0..8 {
             // Some are dropped, and only who asked for it is told.
-            let _ = sender.try_send_buffer(&mut Parcel::new(vec![0; 40_000]), false);
+            let _ = sender
+                .try_send_buffer(&mut Parcel::new(vec![0; 40_000]), sendfile2::SendFlags::NONE);
         }
         sender.wait_all(deadline()).unwrap();
         // Those may have used an id or not: nobody may go by it.
@@ -167,7 +168,7 @@ fn a_limit_met_by_datagrams_in_flight() {
     let mut n = 0;
     for _ in 0..3000 {
         let mut parcel = Parcel::new(vec![0; 1400]);
-        match sender.try_send_buffer(&mut parcel, false) {
+        match sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE) {
             Ok(sendfile2::Sent::Accepted { .. }) => n += 1,
             Ok(_) => sender.wait_all(deadline()).unwrap(),
             Err(_) => break,

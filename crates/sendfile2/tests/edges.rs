@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use common::{assert_same, deadline, file, pattern, read, sender, source};
 use sendfile2::guard::{GuardedFile, TryWrite};
-use sendfile2::{Engine, Error, Sent, Source};
+use sendfile2::{Engine, Error, SendFlags, Sent, Source};
 
 /// What `pread` gives for the range, and what the peer gets.
 fn same(source: &Source, expected: &[u8], range: std::ops::Range<u64>) {
@@ -19,7 +19,7 @@ fn same(source: &Source, expected: &[u8], range: std::ops::Range<u64>) {
         let range2 = range.clone();
         let source = source.clone();
         let thread = std::thread::spawn(move || {
-            sender.send_file(&source, range2, false, deadline()).map(|_| sender)
+            sender.send_file(&source, range2, SendFlags::NONE, deadline()).map(|_| sender)
         });
         let got = read(&mut rx, expected.len());
         assert_same(&got, expected);
@@ -37,13 +37,15 @@ fn growth_and_shrinking_around_pages() {
         for engine in [Engine::Copy, Engine::Zerocopy] {
             let (tx, mut rx) = common::tcp();
             let mut s = sender(tx, engine);
-            let stopped = s.send_file(&source, 0..u64::MAX, false, deadline()).unwrap_err();
+            let stopped =
+                s.send_file(&source, 0..u64::MAX, SendFlags::NONE, deadline()).unwrap_err();
             assert_eq!(stopped.transfer.bytes, size);
             assert!(matches!(stopped.error, Error::Truncated { at, .. } if at == size));
             assert_same(&read(&mut rx, size as usize), &pattern(size as u8, 0..size));
-            let error = s.try_send_file(&source, size..size + 1, false).unwrap_err();
+            let error = s.try_send_file(&source, size..size + 1, SendFlags::NONE).unwrap_err();
             assert!(matches!(error, Error::Truncated { .. }));
-            let error = s.try_send_file(&source, u64::MAX - 1..u64::MAX, false).unwrap_err();
+            let error =
+                s.try_send_file(&source, u64::MAX - 1..u64::MAX, SendFlags::NONE).unwrap_err();
             assert!(matches!(error, Error::Truncated { .. }));
         }
     }
@@ -106,7 +108,7 @@ fn offsets_at_the_end_of_the_range_of_numbers() {
     let (tx, _rx) = common::tcp();
     let mut s = sender(tx, Engine::Copy);
     #[expect(clippy::reversed_empty_ranges)]
-    let sent = s.try_send_lease(&lease, 10..5, false).unwrap();
+    let sent = s.try_send_lease(&lease, 10..5, SendFlags::NONE).unwrap();
     assert!(matches!(sent, Sent::Accepted { bytes: 0, .. }));
     assert_eq!(guard.writers(), 0);
     assert_eq!(guard.in_flight(), []);

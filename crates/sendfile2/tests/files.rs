@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use common::{assert_same, deadline, file, pattern, read, sender, source};
 use rustix::fs::MemfdFlags;
-use sendfile2::{Engine, Error, Refusal, Source, Unmappable, Why};
+use sendfile2::{Engine, Error, Refusal, SendFlags, Source, Unmappable, Why};
 
 #[test]
 fn a_range_past_the_end_is_sent_up_to_the_end_and_then_an_error() {
@@ -19,7 +19,8 @@ fn a_range_past_the_end_is_sent_up_to_the_end_and_then_an_error() {
         let (tx, mut rx) = common::tcp();
         let mut sender = sender(tx, engine);
         let file = file(1, 10_000);
-        let stopped = sender.send_file(&source(&file), 100..20_000, false, deadline()).unwrap_err();
+        let stopped =
+            sender.send_file(&source(&file), 100..20_000, SendFlags::NONE, deadline()).unwrap_err();
         assert!(
             matches!(stopped.error, Error::Truncated { at: 10_000, wanted: 10_000 }),
             "{stopped}"
@@ -38,10 +39,11 @@ fn a_truncated_file_is_sent_up_to_its_new_end() {
         let mut sender = sender(tx, engine);
         let file = file(1, 1 << 20);
         let source = source(&file);
-        sender.send_file(&source, 0..1 << 20, false, deadline()).unwrap();
+        sender.send_file(&source, 0..1 << 20, SendFlags::NONE, deadline()).unwrap();
         read(&mut rx, 1 << 20);
         file.set_len(70_001).unwrap();
-        let stopped = sender.send_file(&source, 0..1 << 20, false, deadline()).unwrap_err();
+        let stopped =
+            sender.send_file(&source, 0..1 << 20, SendFlags::NONE, deadline()).unwrap_err();
         assert!(matches!(stopped.error, Error::Truncated { at: 70_001, .. }), "{stopped}");
         assert_same(&read(&mut rx, 70_001), &pattern(1, 0..70_001));
     }
@@ -54,7 +56,7 @@ fn a_grown_file_is_sent_to_its_new_end() {
         let mut sender = sender(tx, engine);
         let file = file(1, 1000);
         let source = source(&file);
-        sender.send_file(&source, 0..1000, false, deadline()).unwrap();
+        sender.send_file(&source, 0..1000, SendFlags::NONE, deadline()).unwrap();
         for len in [1001, 4096, 4097, 100_000, 3 << 20] {
             file.write_all_at(&pattern(1, 0..len), 0).unwrap();
             let expected = pattern(1, 0..len);
@@ -62,7 +64,7 @@ fn a_grown_file_is_sent_to_its_new_end() {
                 let mut rx = rx.try_clone().unwrap();
                 move || read(&mut rx, 1000 + len as usize - if len == 1001 { 0 } else { 1000 })
             });
-            let sent = sender.send_file(&source, 0..len, false, deadline()).unwrap();
+            let sent = sender.send_file(&source, 0..len, SendFlags::NONE, deadline()).unwrap();
             assert_eq!(sent.bytes, len);
             let got = reader.join().unwrap();
             assert_same(&got[got.len() - len as usize..], &expected);
@@ -84,7 +86,7 @@ fn truncation_in_mid_send_is_an_error_and_no_signal() {
         let source = source(&file);
         let expected = pattern(1, 0..len);
         let mut round = || {
-            let result = sender.send_file(&source, 0..len, false, deadline());
+            let result = sender.send_file(&source, 0..len, SendFlags::NONE, deadline());
             let bytes = match result {
                 Ok(sent) => sent.bytes,
                 Err(stopped) => {
@@ -147,7 +149,7 @@ fn a_sparse_memfd_is_read_and_stays_sparse() {
     let mut auto = sender(tx, Engine::Auto);
     let source = source(&memfd);
     let reader = std::thread::spawn(move || read(&mut rx, 4 << 20));
-    let sent = auto.send_file(&source, 0..4 << 20, false, deadline()).unwrap();
+    let sent = auto.send_file(&source, 0..4 << 20, SendFlags::NONE, deadline()).unwrap();
     let refused = Refusal::File(Unmappable::Sparse);
     assert_eq!(sent.ticket.choice().why, Why::Refused(refused));
     let got = reader.join().unwrap();
@@ -158,7 +160,8 @@ fn a_sparse_memfd_is_read_and_stays_sparse() {
     );
     assert_eq!(rustix::fs::fstat(&memfd).unwrap().st_blocks, before, "sending allocated the holes");
     let (tx, _rx) = common::tcp();
-    let error = sender(tx, Engine::Zerocopy).try_send_file(&source, 0..4096, false).unwrap_err();
+    let error =
+        sender(tx, Engine::Zerocopy).try_send_file(&source, 0..4096, SendFlags::NONE).unwrap_err();
     assert!(matches!(error, Error::Refused { reason, .. } if reason == refused), "{error}");
 }
 
@@ -168,7 +171,7 @@ fn a_full_memfd_is_mapped() {
     memfd.write_all_at(&pattern(1, 0..100_001), 0).unwrap();
     let (tx, mut rx) = common::tcp();
     let mut sender = sender(tx, Engine::Zerocopy);
-    sender.send_file(&source(&memfd), 0..100_001, false, deadline()).unwrap();
+    sender.send_file(&source(&memfd), 0..100_001, SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(&mut rx, 100_001), &pattern(1, 0..100_001));
 }
 
@@ -195,20 +198,20 @@ fn on_overlayfs_what_is_sent_is_what_pread_returns() {
     assert_eq!(source.unmappable(), Some(Unmappable::Overlay));
     let (tx, mut rx) = common::tcp();
     let mut auto = sender(tx, Engine::Auto);
-    auto.send_file(&source, 0..len, false, deadline()).unwrap();
+    auto.send_file(&source, 0..len, SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(&mut rx, len as usize), &pattern(1, 0..len));
     // The copy-up.
     let writer = File::options().read(true).write(true).open("/tmp/m/f").unwrap();
     writer.write_all_at(&pattern(!1, 0..len), 0).unwrap();
     let mut says = vec![0; len as usize];
     old.read_exact_at(&mut says, 0).unwrap();
-    auto.send_file(&source, 0..len, false, deadline()).unwrap();
+    auto.send_file(&source, 0..len, SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(&mut rx, len as usize), &says);
     // A descriptor open for writing is the copy itself, and is mapped.
     let source = Source::new(writer).unwrap();
     assert_eq!(source.unmappable(), None);
     let (tx, mut rx) = common::tcp();
-    sender(tx, Engine::Zerocopy).send_file(&source, 0..len, false, deadline()).unwrap();
+    sender(tx, Engine::Zerocopy).send_file(&source, 0..len, SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(&mut rx, len as usize), &pattern(!1, 0..len));
 }
 
@@ -237,7 +240,7 @@ fn a_block_device_is_sent_up_to_its_size() {
     common::sh(&format!("losetup --detach {device}")); // when it is closed
     assert_eq!(source.size().unwrap(), 1 << 20);
     let reader = std::thread::spawn(move || read(&mut rx, 1 << 20));
-    let stopped = sender.send_file(&source, 0..2 << 20, false, deadline()).unwrap_err();
+    let stopped = sender.send_file(&source, 0..2 << 20, SendFlags::NONE, deadline()).unwrap_err();
     assert!(matches!(stopped.error, Error::Truncated { .. }), "{stopped}");
     assert_same(&reader.join().unwrap(), &pattern(1, 0..1 << 20));
 }
@@ -256,7 +259,7 @@ fn more_files_than_mappings_are_kept() {
     }
     for round in 0..2 {
         for (i, source) in sources.iter().enumerate() {
-            sender.send_file(source, 0..4, false, deadline()).unwrap();
+            sender.send_file(source, 0..4, SendFlags::NONE, deadline()).unwrap();
             let got = read(&mut rx, 4);
             assert_eq!(got, u32::try_from(i).unwrap().to_le_bytes(), "round {round}");
         }

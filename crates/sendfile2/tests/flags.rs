@@ -13,7 +13,7 @@ use std::os::unix::process::ExitStatusExt;
 use common::{assert_same, deadline, file, pattern, read, sender};
 use rustix::fs::OFlags;
 use sendfile2::guard::{GuardedFile, TryWrite};
-use sendfile2::{Engine, Error, Source};
+use sendfile2::{Engine, Error, SendFlags, Source};
 
 const LEN: u64 = 64 << 10;
 
@@ -139,7 +139,7 @@ fn o_direct_that_was_set_meanwhile_is_told() {
         }
     }
     // A mapping does not go by the flag.
-    sender.send_file(guard.source(), 10..LEN, false, deadline()).unwrap();
+    sender.send_file(guard.source(), 10..LEN, SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(&mut rx, LEN as usize - 10), &pattern(1, 10..LEN));
 }
 
@@ -237,7 +237,7 @@ fn a_source_that_is_read_tells_of_o_direct() {
     }
     let (tx, mut rx) = common::tcp();
     let mut sender = sender(tx, Engine::Copy);
-    match sender.send_file(&source, 1..LEN, false, deadline()) {
+    match sender.send_file(&source, 1..LEN, SendFlags::NONE, deadline()) {
         Ok(_) => assert_same(&read(&mut rx, LEN as usize - 1), &pattern(1, 1..LEN)),
         Err(e) => assert!(e.to_string().contains("O_DIRECT"), "{e}"),
     }

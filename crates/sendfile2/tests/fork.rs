@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use common::{assert_same, deadline, file, pattern, read, source};
 use sendfile2::guard::{GuardedFile, TryWrite};
-use sendfile2::{Engine, Error, Parcel, Sender, Status, Ticket};
+use sendfile2::{Engine, Error, Parcel, SendFlags, Sender, Status, Ticket};
 
 const LEN: u64 = 1 << 20;
 
@@ -62,7 +62,7 @@ fn notified(guard: &GuardedFile) -> (Sender, TcpStream, Ticket) {
     let (tx, mut peer) = common::tcp_on_this_host();
     let mut sender = common::sender(tx, Engine::Zerocopy);
     let lease = guard.try_lease(0..1000).unwrap();
-    let sent = sender.send_lease(&lease, 0..1000, false, deadline()).unwrap();
+    let sent = sender.send_lease(&lease, 0..1000, SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(&mut peer, 1000), &pattern(1, 0..1000));
     assert_eq!(sent.ticket.status(), Status::InFlight);
     (sender, peer, sent.ticket)
@@ -79,7 +79,7 @@ fn assert_untouched(
     assert!(matches!(guard.in_flight()[..], [_]));
     ticket.wait_released(deadline()).unwrap();
     guard.write_at(b"x", 0, deadline()).unwrap();
-    sender.send(b"next", false, deadline()).unwrap();
+    sender.send(b"next", SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(peer, 4), b"next");
     sender.close(deadline()).unwrap();
     assert!(common::ends(peer), "no end of the stream");
@@ -101,10 +101,10 @@ fn a_child_takes_nothing_of_a_sender_of_its_parents() {
             refused(ticket.wait_acknowledged(deadline()));
             refused(ticket.acknowledgement());
             refused(sender.wait_all(deadline()));
-            refused(sender.try_send(b"x", false));
-            refused(sender.send(b"x", false, deadline()));
-            refused(sender.try_send_file(&source(&file), 0..10, false));
-            refused(sender.try_send_buffer(&mut Parcel::new(b"x"), false));
+            refused(sender.try_send(b"x", SendFlags::NONE));
+            refused(sender.send(b"x", SendFlags::NONE, deadline()));
+            refused(sender.try_send_file(&source(&file), 0..10, SendFlags::NONE));
+            refused(sender.try_send_buffer(&mut Parcel::new(b"x"), SendFlags::NONE));
             refused(sender.application_sends(|_| -> ((), u32) { unreachable!() }));
             refused(sender.abort());
             refused(sender.shutdown());
@@ -141,10 +141,10 @@ fn a_child_writes_nothing_and_ends_no_lease_of_its_parents() {
             // Its own things are its own, of the same file, too.
             let (tx, _rx) = common::tcp_on_this_host();
             let mut own = common::sender(tx, Engine::Zerocopy);
-            refused(own.try_send_lease(&lease, 2000..2010, false));
+            refused(own.try_send_lease(&lease, 2000..2010, SendFlags::NONE));
             let own_guard = GuardedFile::new(file).unwrap();
             let own_lease = own_guard.lease(2000..3000, deadline()).unwrap();
-            own.send_lease(&own_lease, 2000..3000, false, deadline()).unwrap();
+            own.send_lease(&own_lease, 2000..3000, SendFlags::NONE, deadline()).unwrap();
             drop((own_lease, lease));
             own_guard.write_at(b"", 2000, deadline()).unwrap();
             drop((sender, guard));
@@ -184,7 +184,7 @@ fn a_child_takes_nothing_of_a_ring_of_its_parents() {
     let (tx, mut peer) = common::tcp_small_window();
     let mut socket = driver.add(tx).unwrap();
     let lease = guard.try_lease(0..4 << 20).unwrap();
-    let ticket = socket.send_lease(&lease, 0..4 << 20, false).unwrap();
+    let ticket = socket.send_lease(&lease, 0..4 << 20, SendFlags::NONE).unwrap();
     drop(lease);
     driver.submit().unwrap();
     assert_eq!(ticket.status(), Status::InFlight);
@@ -201,8 +201,8 @@ fn a_child_takes_nothing_of_a_ring_of_its_parents() {
             refused(ticket.wait_released(deadline()));
             refused(ticket.wait_acknowledged(deadline()));
             refused(ticket.acknowledgement());
-            refused(socket.send(&b"x"[..], false));
-            refused(socket.send_file(&source(&file), 0..10, false));
+            refused(socket.send(&b"x"[..], SendFlags::NONE));
+            refused(socket.send_file(&source(&file), 0..10, SendFlags::NONE));
             refused(socket.abort());
             refused(socket.wait_all(deadline()));
             socket.shutdown();
@@ -218,7 +218,7 @@ fn a_child_takes_nothing_of_a_ring_of_its_parents() {
     });
     ticket.wait_released(deadline()).unwrap();
     guard.write_at(b"x", 0, deadline()).unwrap();
-    socket.send(&b"next"[..], false).unwrap().wait_released(deadline()).unwrap();
+    socket.send(&b"next"[..], SendFlags::NONE).unwrap().wait_released(deadline()).unwrap();
     reader.join().unwrap();
     drop(idle);
 }
@@ -238,7 +238,7 @@ fn a_socket_that_a_child_drops_still_waits_for_room_in_the_parent() {
     let mut socket = driver.add(tx).unwrap();
     let Some(child) = fork() else { as_child(move || drop(socket)) };
     succeeded(child);
-    let ticket = socket.send_file(&source, 0..4 << 20, false).unwrap();
+    let ticket = socket.send_file(&source, 0..4 << 20, SendFlags::NONE).unwrap();
     let reader = std::thread::spawn(move || {
         assert_same(&read(&mut peer, 4 << 20), &pattern(1, 0..4 << 20));
     });

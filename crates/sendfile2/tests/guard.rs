@@ -11,7 +11,7 @@ use std::time::Instant;
 use common::{assert_same, deadline, file, fill, pattern, read, sender};
 use rustix::net::sockopt;
 use sendfile2::guard::{GuardedFile, TryWrite};
-use sendfile2::{Engine, Error, Sender, Sent, Source, Status};
+use sendfile2::{Engine, Error, SendFlags, Sender, Sent, Source, Status};
 
 const LEN: u64 = 4 << 20;
 
@@ -33,7 +33,7 @@ fn stuck(guard: &GuardedFile) -> Stuck {
     let lease = guard.try_lease(0..LEN).unwrap();
     let (mut sent, mut last) = (0, None);
     while let Sent::Accepted { bytes, ticket } =
-        sender.try_send_lease(&lease, sent..LEN, false).unwrap()
+        sender.try_send_lease(&lease, sent..LEN, SendFlags::NONE).unwrap()
     {
         sent += bytes as u64;
         last = Some(ticket);
@@ -132,7 +132,7 @@ fn a_single_thread_makes_progress() {
     for generation in 0..50_u8 {
         guard.write_at(&pattern(generation, 0..64 << 10), 0, deadline()).unwrap();
         let lease = guard.lease(0..64 << 10, deadline()).unwrap();
-        sender.send_lease(&lease, 0..64 << 10, false, deadline()).unwrap();
+        sender.send_lease(&lease, 0..64 << 10, SendFlags::NONE, deadline()).unwrap();
         drop(lease);
         guard.write_at(&pattern(!generation, 0..64 << 10), 0, deadline()).unwrap();
         assert_same(&read(&mut rx, 64 << 10), &pattern(generation, 0..64 << 10));
@@ -158,7 +158,7 @@ fn a_write_to_the_same_page_but_no_leased_byte_does_not_wait() {
         });
         for page in [edge, edge + 4096] {
             let lease = guard.lease(page + 100..page + 200, deadline()).unwrap();
-            sender.send_lease(&lease, page + 100..page + 200, false, deadline()).unwrap();
+            sender.send_lease(&lease, page + 100..page + 200, SendFlags::NONE, deadline()).unwrap();
             leases.push(lease.ranges()[0].clone());
             rest += 100;
         }
@@ -185,7 +185,7 @@ fn beside_a_stuck_lease_every_other_byte_can_be_written() {
     'fill: for range in &leased {
         let mut at = range.start;
         while at < range.end {
-            match sender.try_send_lease(&lease, at..range.end, false).unwrap() {
+            match sender.try_send_lease(&lease, at..range.end, SendFlags::NONE).unwrap() {
                 Sent::Accepted { bytes, .. } => {
                     expected.extend(pattern(1, at..at + bytes as u64));
                     at += bytes as u64;
@@ -273,7 +273,7 @@ fn a_range_that_is_not_leased_is_not_sent() {
     let mut sender = sender(tx, Engine::Copy);
     let lease = guard.try_lease([0..10, 20..30]).unwrap();
     for range in [5..25, 10..20, 0..11] {
-        let error = sender.try_send_lease(&lease, range, false).unwrap_err();
+        let error = sender.try_send_lease(&lease, range, SendFlags::NONE).unwrap_err();
         assert!(matches!(error, Error::NotLeased { .. }), "{error}");
     }
     assert_eq!(sender.counters().accepted, 0);
@@ -289,14 +289,14 @@ fn what_a_leased_file_grows_by_can_be_sent() {
         let mut sender = sender(tx, engine);
         // The lease itself stands in the way of nobody who writes behind it.
         let lease = guard.try_lease(0..HALF + 4096).unwrap();
-        let error = sender.try_send_lease(&lease, HALF..HALF + 4096, false).unwrap_err();
+        let error = sender.try_send_lease(&lease, HALF..HALF + 4096, SendFlags::NONE).unwrap_err();
         assert!(matches!(error, Error::Truncated { .. }), "{engine}: {error}");
         let behind = pattern(2, 0..4096);
         std::thread::scope(|scope| {
             let write = || guard.write_at(&behind, HALF + 4096, deadline()).unwrap();
             scope.spawn(write).join().unwrap();
         });
-        sender.send_lease(&lease, HALF - 10..HALF + 4096, false, deadline()).unwrap();
+        sender.send_lease(&lease, HALF - 10..HALF + 4096, SendFlags::NONE, deadline()).unwrap();
         let mut expected = pattern(1, HALF - 10..HALF);
         expected.resize(10 + 4096, 0);
         assert_same(&read(&mut rx, 10 + 4096), &expected);
@@ -358,7 +358,9 @@ fn a_copied_send_holds_nothing_after_its_return() {
     let (tx, mut rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Copy);
     let lease = guard.try_lease(0..LEN).unwrap();
-    let Sent::Accepted { bytes, .. } = sender.try_send_lease(&lease, 0..LEN, false).unwrap() else {
+    let Sent::Accepted { bytes, .. } =
+        sender.try_send_lease(&lease, 0..LEN, SendFlags::NONE).unwrap()
+    else {
         panic!("an empty socket takes nothing")
     };
     drop(lease);

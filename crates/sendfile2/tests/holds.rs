@@ -40,7 +40,7 @@ fn a_panic_among_the_applications_sends_does_not_shift_the_ids() {
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
     let mut parcel = Parcel::new(buffer);
     // To be refused is as good.
-    let sent = sender.try_send_buffer(&mut parcel, false);
+    let sent = sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE);
     drop(parcel);
     if sent.is_ok() {
         read(&mut rx, 1);
@@ -54,14 +54,14 @@ fn a_parcel_begun_on_one_connection_is_not_continued_on_another() {
     let (tx, mut rx) = common::tcp_small_window();
     let mut first = sender(tx, Engine::Zerocopy);
     let mut parcel = Parcel::new(pattern(1, 0..LEN));
-    first.try_send_buffer(&mut parcel, false).unwrap();
+    first.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE).unwrap();
     let sent = parcel.sent();
     assert!(sent > 0 && parcel.remaining() > 0);
     read(&mut rx, sent);
     first.close(deadline()).unwrap();
     let (tx, _rx) = common::tcp_small_window();
     let mut second = sender(tx, Engine::Zerocopy);
-    let result = second.try_send_buffer(&mut parcel, false);
+    let result = second.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE);
     // Its peer would get the tail of it for the whole.
     assert!(matches!(result, Err(Error::OtherSender)), "{result:?}");
     assert_same(&parcel.into_buffer().unwrap(), &pattern(1, 0..LEN));
@@ -74,13 +74,14 @@ fn an_abort_for_a_writer_spares_those_on_which_nothing_is_in_flight() {
     let lease = guard.try_lease(0..LEN).unwrap();
     let (tx, mut quick_peer) = common::tcp();
     let mut quick = sender(tx, Engine::Zerocopy);
-    quick.send_lease(&lease, 0..1000, false, deadline()).unwrap();
+    quick.send_lease(&lease, 0..1000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     read(&mut quick_peer, 1000);
     quick.wait_all(deadline()).unwrap();
     let (tx, _stalled_peer) = common::tcp_small_window();
     let mut stalled = sender(tx, Engine::Zerocopy);
     let mut at = 0;
-    while let Sent::Accepted { bytes, .. } = stalled.try_send_lease(&lease, at..LEN, false).unwrap()
+    while let Sent::Accepted { bytes, .. } =
+        stalled.try_send_lease(&lease, at..LEN, sendfile2::SendFlags::NONE).unwrap()
     {
         at += bytes as u64;
         if at == LEN {
@@ -89,7 +90,7 @@ fn an_abort_for_a_writer_spares_those_on_which_nothing_is_in_flight() {
     }
     drop(lease);
     guard.write_at_abort(b"x", 0, Instant::now()).unwrap();
-    quick.send(b"next", false, deadline()).unwrap();
+    quick.send(b"next", sendfile2::SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(&mut quick_peer, 4), b"next");
     assert_eq!(guard.counters().aborts, 1);
 }
@@ -104,7 +105,9 @@ fn an_abort_for_a_writer_ends_a_copied_send_that_is_stuck() {
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| {
             let lease = guard.try_lease(0..64 << 20).unwrap();
-            sender.send_lease(&lease, 0..64 << 20, false, deadline()).unwrap_err()
+            sender
+                .send_lease(&lease, 0..64 << 20, sendfile2::SendFlags::NONE, deadline())
+                .unwrap_err()
         });
         // It has begun, and nobody reads on.
         rx.peek(&mut [0]).unwrap();
@@ -120,7 +123,7 @@ fn while_a_writer_waits(then: impl FnOnce(&GuardedFile, Lease, Sender, &mut TcpS
     let (tx, mut rx) = common::tcp();
     let mut sender = sender(tx, Engine::Zerocopy);
     let lease = guard.try_lease(0..LEN).unwrap();
-    sender.send_lease(&lease, 0..1000, false, deadline()).unwrap();
+    sender.send_lease(&lease, 0..1000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     read(&mut rx, 1000);
     sender.wait_all(deadline()).unwrap();
     std::thread::scope(|scope| {
@@ -149,7 +152,7 @@ fn a_socket_given_back_can_be_taken_again_while_a_writer_waits() {
         let again = Sender::with(socket, Options::new().engine(Engine::Zerocopy).next_id(next));
         drop(lease);
         let mut again = again.unwrap();
-        again.send_file(guard.source(), 0..1000, false, deadline()).unwrap();
+        again.send_file(guard.source(), 0..1000, sendfile2::SendFlags::NONE, deadline()).unwrap();
         again.wait_all(deadline()).unwrap();
         read(rx, 1000);
     });
@@ -178,11 +181,11 @@ fn a_destructor_that_panics_leaves_no_other_send_in_flight() {
     let (tx, mut rx) = common::tcp_on_this_host();
     let mut sender = sender(tx, Engine::Zerocopy);
     let mut bad = Parcel::new(Bomb(vec![0; 1000]));
-    sender.try_send_buffer(&mut bad, false).unwrap();
+    sender.try_send_buffer(&mut bad, sendfile2::SendFlags::NONE).unwrap();
     let bad_ticket = bad.ticket();
     drop(bad);
     let mut good = Parcel::new(vec![0; 1000]);
-    sender.try_send_buffer(&mut good, false).unwrap();
+    sender.try_send_buffer(&mut good, sendfile2::SendFlags::NONE).unwrap();
     read(&mut rx, 2000);
     assert!(catch_unwind(AssertUnwindSafe(|| sender.reap())).is_err());
     assert_eq!(sender.in_flight().sends, 0);
@@ -228,7 +231,8 @@ fn a_record_of_any_size_is_an_error_and_no_allocation() {
     for end in [2000, 1 << 20, 1 << 33, 1 << 46, u64::MAX] {
         let (tx, _rx) = std::os::unix::net::UnixDatagram::pair().unwrap();
         let mut sender = Sender::new(tx).unwrap();
-        let error = sender.try_send_file(&source, 500..end, false).unwrap_err();
+        let error =
+            sender.try_send_file(&source, 500..end, sendfile2::SendFlags::NONE).unwrap_err();
         assert!(matches!(error, Error::Truncated { at: 1000, .. }), "{error}");
     }
 }
@@ -299,7 +303,7 @@ fn stuck(guard: &GuardedFile, options: Options) -> (Sender, TcpStream, u64) {
     let lease = guard.try_lease(0..LEN).unwrap();
     let mut sent = 0;
     while let Sent::Accepted { bytes, .. } =
-        sender.try_send_lease(&lease, sent..LEN, false).unwrap()
+        sender.try_send_lease(&lease, sent..LEN, sendfile2::SendFlags::NONE).unwrap()
     {
         sent += bytes as u64;
     }
@@ -402,7 +406,9 @@ fn with_a_hook_that_panics(guard: &GuardedFile) -> (Sender, TcpStream, u64) {
     read(&mut peer, 1);
     let lease = guard.try_lease(0..LEN).unwrap();
     // Fewer sends than those after which the next one reads what was completed.
-    let Ok(Sent::Accepted { bytes, .. }) = sender.try_send_lease(&lease, 0..LEN, false) else {
+    let Ok(Sent::Accepted { bytes, .. }) =
+        sender.try_send_lease(&lease, 0..LEN, sendfile2::SendFlags::NONE)
+    else {
         panic!("an empty socket takes nothing")
     };
     assert!(sender.in_flight().sends > 0);

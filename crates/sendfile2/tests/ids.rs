@@ -151,17 +151,20 @@ fn in_a_sockmap_nothing_is_sent_by_reference() {
     let source = source(&file);
     let mut sender = sender(tx, Engine::Zerocopy);
     // Before, as ever.
-    let before = sender.send_file(&source, 0..100_000, false, deadline()).unwrap();
+    let before =
+        sender.send_file(&source, 0..100_000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(&mut rx, 100_000), &pattern(2, 0..100_000));
     before.ticket.wait_released(deadline()).unwrap();
     let Some(map) = Sockmap::put(&sender) else { return };
-    let error = sender.try_send_file(&source, 0..256 << 10, false).unwrap_err();
+    let error =
+        sender.try_send_file(&source, 0..256 << 10, sendfile2::SendFlags::NONE).unwrap_err();
     refused(&error, Engine::Zerocopy, Refusal::Sockmap);
     // What the kernel copies is sent there, too.
-    sender.send(b"copied", false, deadline()).unwrap();
+    sender.send(b"copied", sendfile2::SendFlags::NONE, deadline()).unwrap();
     map.take();
     // Also out of it again: it has been seen to be a socket that others change.
-    let error = sender.try_send_file(&source, 0..256 << 10, false).unwrap_err();
+    let error =
+        sender.try_send_file(&source, 0..256 << 10, sendfile2::SendFlags::NONE).unwrap_err();
     refused(&error, Engine::Zerocopy, Refusal::Sockmap);
     assert_same(&read(&mut rx, 6), b"copied");
     let (_, next) = sender.into_socket(deadline()).unwrap();
@@ -183,12 +186,14 @@ fn in_a_sockmap_auto_copies() {
     let source = source(&file);
     let (tx, mut rx) = common::tcp_between_two_addresses();
     let mut auto = sender(tx, Engine::Auto);
-    let (first, ticket) = accepted(auto.try_send_file(&source, 0..100_000, false));
+    let (first, ticket) =
+        accepted(auto.try_send_file(&source, 0..100_000, sendfile2::SendFlags::NONE));
     assert_eq!(ticket.choice().engine, Engine::Zerocopy);
     assert_same(&read(&mut rx, first), &pattern(3, 0..first as u64));
     ticket.wait_released(deadline()).unwrap();
     let Some(map) = Sockmap::put(&auto) else { return };
-    let (bytes, ticket) = accepted(auto.try_send_file(&source, 0..256 << 10, false));
+    let (bytes, ticket) =
+        accepted(auto.try_send_file(&source, 0..256 << 10, sendfile2::SendFlags::NONE));
     assert_eq!(ticket.choice().why, Why::Refused(Refusal::Sockmap));
     assert!(matches!(ticket.status(), Status::Released { .. }));
     assert_same(&read(&mut rx, bytes), &pattern(3, 0..bytes as u64));
@@ -204,7 +209,7 @@ fn rings_and_native_refuse_a_sockmap() {
         let (tx, _rx) = common::tcp_on_this_host();
         let mut native = sender(tx, Engine::Native);
         let Some(map) = Sockmap::put(&native) else { return };
-        let error = native.try_send_file(&source, 0..1000, false).unwrap_err();
+        let error = native.try_send_file(&source, 0..1000, sendfile2::SendFlags::NONE).unwrap_err();
         refused(&error, Engine::Native, Refusal::NotSupported);
         map.take();
     }
@@ -223,7 +228,7 @@ fn rings_and_native_refuse_a_sockmap() {
     refuses(&tx);
     let mut driver = Driver::new().unwrap();
     let mut socket = driver.add(tx).unwrap();
-    let ticket = socket.send_file(&source, 0..256 << 10, false).unwrap();
+    let ticket = socket.send_file(&source, 0..256 << 10, sendfile2::SendFlags::NONE).unwrap();
     driver.wait(2, deadline()).unwrap();
     let error = ticket.wait_accepted(deadline()).unwrap_err();
     refused(&error, Engine::Uring, Refusal::NotSupported);
@@ -254,7 +259,8 @@ fn shifted(strays: usize) -> Shifted {
     let (mut tickets, mut sent) = (Vec::new(), 0);
     loop {
         let lease = file.try_lease(sent..sent + PART).unwrap();
-        match sender.try_send_lease(&lease, sent..sent + PART, false).unwrap() {
+        match sender.try_send_lease(&lease, sent..sent + PART, sendfile2::SendFlags::NONE).unwrap()
+        {
             Sent::Accepted { bytes, ticket } => {
                 sent += bytes as u64;
                 tickets.push(ticket);
@@ -310,7 +316,7 @@ fn ids_of_others_release_nothing_that_the_peer_has_not() {
             assert!(matches!(ticket.status(), Status::Released { .. }));
         }
         assert_eq!(it.sender.in_flight().sends, 0);
-        let after = it.sender.try_send_file(it.file.source(), 0..1000, false);
+        let after = it.sender.try_send_file(it.file.source(), 0..1000, sendfile2::SendFlags::NONE);
         assert_eq!(after.is_err(), strays > 0, "{after:?}");
     }
 }
@@ -324,7 +330,11 @@ fn a_sockmap_in_between_releases_nothing_early() {
     let mut sent = 0;
     let send = |sender: &mut Sender, sent: &mut u64, bytes: u64| {
         let lease = file.try_lease(*sent..*sent + bytes).unwrap();
-        let (bytes, ticket) = accepted(sender.try_send_lease(&lease, *sent..*sent + bytes, false));
+        let (bytes, ticket) = accepted(sender.try_send_lease(
+            &lease,
+            *sent..*sent + bytes,
+            sendfile2::SendFlags::NONE,
+        ));
         *sent += bytes as u64;
         ticket
     };
@@ -376,11 +386,13 @@ fn ids_that_somebody_has_taken_are_not_waited_for() {
     let (tx, mut rx) = common::tcp_on_this_host();
     let file = file(5, 5000);
     let mut sender = sender(tx, Engine::Zerocopy);
-    let sent = sender.send_file(&source(&file), 0..5000, false, deadline()).unwrap();
+    let sent =
+        sender.send_file(&source(&file), 0..5000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     read(&mut rx, 5000);
     assert_eq!(ids(&sender, 1), [0]);
     sent.ticket.wait_released(deadline()).unwrap();
-    let again = sender.send_file(&source(&file), 0..5000, false, deadline()).unwrap();
+    let again =
+        sender.send_file(&source(&file), 0..5000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     read(&mut rx, 5000);
     again.ticket.wait_released(deadline()).unwrap();
     assert_eq!(sender.counters().released, 2);
@@ -397,10 +409,11 @@ fn where_so_zerocopy_is_switched_off_nothing_is_sent_by_reference() {
         if set_zerocopy(&sender, false).is_none() {
             return;
         }
-        let error = sender.try_send_file(&source, 0..1000, false).unwrap_err();
+        let error = sender.try_send_file(&source, 0..1000, sendfile2::SendFlags::NONE).unwrap_err();
         refused(&error, Engine::Zerocopy, Refusal::SwitchedOff);
         set_zerocopy(&sender, true).unwrap();
-        let (bytes, _) = accepted(sender.try_send_file(&source, 0..1000 + round, false));
+        let (bytes, _) =
+            accepted(sender.try_send_file(&source, 0..1000 + round, sendfile2::SendFlags::NONE));
         expected.extend(pattern(6, 0..bytes as u64));
     }
     assert_same(&read(&mut rx, expected.len()), &expected);
@@ -416,10 +429,10 @@ fn where_so_zerocopy_is_switched_off_nothing_is_sent_by_reference() {
     let options = Options::new().engine(Engine::Zerocopy);
     let mut sender = Sender::with(tx, options).unwrap();
     set_zerocopy(&sender, false).unwrap();
-    let error = sender.try_send_file(&source, 0..1000, false).unwrap_err();
+    let error = sender.try_send_file(&source, 0..1000, sendfile2::SendFlags::NONE).unwrap_err();
     refused(&error, Engine::Zerocopy, Refusal::SwitchedOff);
     set_zerocopy(&sender, true).unwrap();
-    let (_, ticket) = accepted(sender.try_send_file(&source, 0..1000, false));
+    let (_, ticket) = accepted(sender.try_send_file(&source, 0..1000, sendfile2::SendFlags::NONE));
     ticket.wait_released(deadline()).unwrap();
     let mut record = [0; 2000];
     assert_eq!(rx.recv(&mut record).unwrap(), 1000);

@@ -6,7 +6,7 @@ mod common;
 use std::net::TcpStream;
 
 use common::{assert_same, deadline, file, fill, pattern, read, sender, source};
-use sendfile2::{Engine, Error, Limit, Refusal, Sender, Sent, Source, Why};
+use sendfile2::{Engine, Error, Limit, Refusal, SendFlags, Sender, Sent, Source, Why};
 
 /// Runs the test as somebody who may lock this many bytes. Root may lock any number, so it has to
 /// give up `CAP_IPC_LOCK`. `false` in the parent, `true` in the child.
@@ -36,7 +36,7 @@ const PAGES_OF_A_CALL: u64 = 3 * 4096;
 fn limit_is_free() -> bool {
     let (tx, _rx) = common::tcp();
     let (mut sender, file) = (sender(tx, Engine::Zerocopy), file(1, 50_000));
-    let sent = sender.send_file(&source(&file), 0..50_000, false, deadline()).unwrap();
+    let sent = sender.send_file(&source(&file), 0..50_000, SendFlags::NONE, deadline()).unwrap();
     sent.ticket.wait_released(deadline()).unwrap();
     let free = sent.ticket.choice().engine == Engine::Zerocopy;
     if !free {
@@ -55,7 +55,7 @@ fn with_64_kib_of_memlock_everything_arrives_by_zerocopy() {
     let len = 8 << 20;
     let file = file(1, len);
     let reader = std::thread::spawn(move || read(&mut rx, len as usize));
-    let sent = sender.send_file(&source(&file), 0..len, false, deadline()).unwrap();
+    let sent = sender.send_file(&source(&file), 0..len, SendFlags::NONE, deadline()).unwrap();
     assert_same(&reader.join().unwrap(), &pattern(1, 0..len));
     sent.ticket.wait_released(deadline()).unwrap();
     assert!(sender.counters().released >= 100, "{:?}", sender.counters());
@@ -72,12 +72,12 @@ fn the_limit_is_a_value_while_something_is_in_flight() {
     let source = source(&file);
     let (tickets, sent) = fill(&mut sender, &source);
     // The limit, and not the socket buffer, was in the way.
-    let result = sender.try_send_file(&source, sent..4 << 20, false).unwrap();
+    let result = sender.try_send_file(&source, sent..4 << 20, SendFlags::NONE).unwrap();
     assert!(matches!(result, Sent::Limit(Limit::Buffers)), "{result:?}");
     let reader = std::thread::spawn(move || read(&mut rx, sent as usize));
     tickets.last().unwrap().wait_released(deadline()).unwrap();
     assert_same(&reader.join().unwrap(), &pattern(1, 0..sent));
-    let result = sender.try_send_file(&source, sent..4 << 20, false).unwrap();
+    let result = sender.try_send_file(&source, sent..4 << 20, SendFlags::NONE).unwrap();
     assert!(matches!(result, Sent::Accepted { .. }), "{result:?}");
 }
 
@@ -98,7 +98,7 @@ fn with_nothing_in_flight_it_copies_instead_of_waiting_for_ever() {
     let (source, _greedy) = used_up();
     let (tx, mut rx) = common::tcp();
     let mut modest = sender(tx, Engine::Zerocopy);
-    let sent = modest.send_file(&source, 0..50_000, false, deadline()).unwrap();
+    let sent = modest.send_file(&source, 0..50_000, SendFlags::NONE, deadline()).unwrap();
     assert_eq!(sent.ticket.choice().why, Why::Limit(Limit::Buffers));
     assert_eq!(sent.ticket.choice().engine, Engine::Copy);
     assert_same(&read(&mut rx, 50_000), &pattern(1, 0..50_000));
@@ -111,12 +111,13 @@ fn with_no_memlock_at_all_zerocopy_refuses_and_auto_copies() {
     }
     let file = file(1, 100_000);
     let (tx, _rx) = common::tcp();
-    let error =
-        sender(tx, Engine::Zerocopy).try_send_file(&source(&file), 0..100_000, false).unwrap_err();
+    let error = sender(tx, Engine::Zerocopy)
+        .try_send_file(&source(&file), 0..100_000, SendFlags::NONE)
+        .unwrap_err();
     assert!(matches!(error, Error::Refused { reason: Refusal::Memlock(4096), .. }), "{error}");
     let (tx, mut rx) = common::tcp();
     let mut auto = sender(tx, Engine::Auto);
-    auto.send_file(&source(&file), 0..100_000, false, deadline()).unwrap();
+    auto.send_file(&source(&file), 0..100_000, SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(&mut rx, 100_000), &pattern(1, 0..100_000));
 }
 
@@ -141,7 +142,7 @@ fn a_limit_that_a_capability_lifts_refuses_nothing() {
     let (tx, mut rx) = common::tcp();
     let mut sender = sender(tx, Engine::Zerocopy);
     let reader = std::thread::spawn(move || read(&mut rx, 4 << 20));
-    let sent = sender.send_file(&source(&file), 0..4 << 20, false, deadline()).unwrap();
+    let sent = sender.send_file(&source(&file), 0..4 << 20, SendFlags::NONE, deadline()).unwrap();
     assert_eq!(sent.ticket.choice().engine, Engine::Zerocopy);
     assert_same(&reader.join().unwrap(), &pattern(1, 0..4 << 20));
 }
@@ -182,7 +183,7 @@ fn with_64_kib_of_memlock_a_ring_or_a_call_delivers_everything() {
         let (tx, mut rx) = common::tcp_small_window();
         let mut socket = driver.add(tx).unwrap();
         readers.push(std::thread::spawn(move || read(&mut rx, len as usize)));
-        tickets.push(socket.send_file(&source, 0..len, false).unwrap());
+        tickets.push(socket.send_file(&source, 0..len, SendFlags::NONE).unwrap());
         sockets.push(socket);
     }
     for (ticket, reader) in tickets.iter().zip(readers) {
@@ -262,7 +263,7 @@ fn async_senders_that_share_a_small_limit_all_arrive() {
             tasks.spawn(async move {
                 let reader = tokio::task::spawn_blocking(move || read(&mut rx, LEN as usize));
                 let mut progress = Progress::new(0..LEN);
-                sender.send_file_all(&source, &mut progress, false).await.unwrap();
+                sender.send_file_all(&source, &mut progress, SendFlags::NONE).await.unwrap();
                 assert_same(&reader.await.unwrap(), &pattern(1, 0..LEN));
                 progress.ticket().released().await.unwrap();
                 sender.sender().counters().released

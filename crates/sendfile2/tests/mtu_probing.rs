@@ -9,7 +9,7 @@ use std::net::TcpStream;
 
 use common::{assert_same, deadline, file, overwrite, pattern, read, source};
 use sendfile2::uring::{Driver, send_file_sync};
-use sendfile2::{Engine, Error, Parcel, Refusal, Sent, Source, Why};
+use sendfile2::{Engine, Error, Parcel, Refusal, SendFlags, Sent, Source, Why};
 use sendfile2_sys::module::Device;
 use sendfile2_sys::syscall::Sendfile2;
 
@@ -57,7 +57,7 @@ fn overwritten_at_release(engine: Engine, tx: TcpStream, mut rx: TcpStream) -> u
         overwrite(&file, &sent);
         for _ in 0..CALLS {
             // The whole of a call, or the next one would begin in the middle.
-            let transfer = sender.send_file(&source, 0..LEN, false, deadline()).unwrap();
+            let transfer = sender.send_file(&source, 0..LEN, SendFlags::NONE, deadline()).unwrap();
             assert_eq!(transfer.ticket.choice().engine, engine);
         }
         sender.wait_all(deadline()).unwrap();
@@ -130,7 +130,8 @@ fn where_tcp_may_probe_nothing_is_sent_by_reference() {
     // And where it may not, everything is as ever.
     let (tx, mut rx) = connected_under("0");
     let mut sender = common::sender(tx, Engine::Zerocopy);
-    let Sent::Accepted { bytes, ticket } = sender.try_send_file(&source, 0..1000, false).unwrap()
+    let Sent::Accepted { bytes, ticket } =
+        sender.try_send_file(&source, 0..1000, SendFlags::NONE).unwrap()
     else {
         panic!("a new socket is full")
     };
@@ -142,14 +143,14 @@ fn where_tcp_may_probe_nothing_is_sent_by_reference() {
     let options = sendfile2::Options::new().engine(Engine::Zerocopy);
     let mut sender = sendfile2::Sender::with(tx, options).unwrap();
     let mut parcel = Parcel::new([b'?']);
-    let ticket = sender.send_buffer(&mut parcel, false, deadline()).unwrap();
+    let ticket = sender.send_buffer(&mut parcel, SendFlags::NONE, deadline()).unwrap();
     assert_eq!(ticket.choice().engine, Engine::Zerocopy);
 }
 
 fn refused_by_name(source: &Source, value: u8) {
     let (tx, rx) = connected_under(&value.to_string());
     let mut sender = common::sender(tx, Engine::Zerocopy);
-    let error = sender.try_send_file(source, 0..1000, false).unwrap_err();
+    let error = sender.try_send_file(source, 0..1000, SendFlags::NONE).unwrap_err();
     assert_refused(&error, Engine::Zerocopy, value);
     nothing_came(&rx);
     match sendfile2::probe::destination(&sender).native_refused {
@@ -163,7 +164,7 @@ fn refused_by_name(source: &Source, value: u8) {
     }
     let (tx, rx) = connected_under(&value.to_string());
     let mut sender = common::sender(tx, Engine::Native);
-    let error = sender.try_send_file(source, 0..1000, false).unwrap_err();
+    let error = sender.try_send_file(source, 0..1000, SendFlags::NONE).unwrap_err();
     assert_refused(&error, Engine::Native, value);
     nothing_came(&rx);
 }
@@ -174,7 +175,7 @@ fn auto_copies(file: &File, source: &Source, value: u8) {
     let len = source.size().unwrap();
     overwrite(file, &pattern(1, 0..len));
     let reader = std::thread::spawn(move || read(&mut rx, usize::try_from(len).unwrap()));
-    let transfer = sender.send_file(source, 0..len, false, deadline()).unwrap();
+    let transfer = sender.send_file(source, 0..len, SendFlags::NONE, deadline()).unwrap();
     let choice = transfer.ticket.choice();
     assert_eq!(choice.engine, Engine::Copy);
     // Where it is not probing that stands in the way, it is that the peer is near.
@@ -219,7 +220,7 @@ fn what_cannot_be_read_is_refused() {
     assert_eq!(sendfile2::tcp_mtu_probing(), None);
     let (tx, _rx) = common::tcp_on_this_host();
     let mut sender = common::sender(tx, Engine::Zerocopy);
-    let error = sender.try_send_file(&source(&file(1, 100)), 0..100, false).unwrap_err();
+    let error = sender.try_send_file(&source(&file(1, 100)), 0..100, SendFlags::NONE).unwrap_err();
     let Error::Refused { reason: Refusal::MtuProbing(None), .. } = error else { panic!("{error}") };
 }
 
@@ -280,19 +281,24 @@ fn a_socket_of_another_namespace_is_not_sent_by_reference() {
         Err(e) => println!("SKIP: {e}"),
     }
     let mut sender = common::sender(tx, Engine::Zerocopy);
-    refused(&sender.try_send_file(&source, 0..1000, false).unwrap_err(), Engine::Zerocopy);
+    refused(
+        &sender.try_send_file(&source, 0..1000, SendFlags::NONE).unwrap_err(),
+        Engine::Zerocopy,
+    );
     nothing_came(&rx);
     // By a thread that is there the value is seen.
     let error = in_another_namespace(|| {
         let (tx, _rx) = common::tcp_on_this_host();
-        common::sender(tx, Engine::Zerocopy).try_send_file(&source, 0..1000, false).unwrap_err()
+        common::sender(tx, Engine::Zerocopy)
+            .try_send_file(&source, 0..1000, SendFlags::NONE)
+            .unwrap_err()
     });
     assert_refused(&error, Engine::Zerocopy, 2);
     // And who sends here is served, whoever else has made sockets elsewhere.
     let (tx, _rx) = common::tcp_on_this_host();
     let mut sender = common::sender(tx, Engine::Zerocopy);
     assert!(matches!(
-        sender.try_send_file(&source, 0..1000, false).unwrap(),
+        sender.try_send_file(&source, 0..1000, SendFlags::NONE).unwrap(),
         Sent::Accepted { .. }
     ));
 }

@@ -7,7 +7,7 @@ mod common;
 use common::{assert_same, deadline, fill, pattern, read, sender, source};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use sendfile2::guard::GuardedFile;
-use sendfile2::{Choice, Engine, Error, Parcel, Refusal, Status, Why};
+use sendfile2::{Choice, Engine, Error, Parcel, Refusal, SendFlags, Status, Why};
 use sendfile2_sys::module::Device;
 use sendfile2_sys::syscall::{self, Sendfile2};
 
@@ -16,7 +16,7 @@ use sendfile2_sys::syscall::{self, Sendfile2};
 fn where_it_is_missing_the_reason_is_told() {
     let (tx, _rx) = common::tcp();
     let file = common::file(1, 100);
-    let answer = sender(tx, Engine::Native).try_send_file(&source(&file), 0..100, false);
+    let answer = sender(tx, Engine::Native).try_send_file(&source(&file), 0..100, SendFlags::NONE);
     let machine = sendfile2::probe::machine();
     let told = machine.engines.iter().find(|state| state.engine == Engine::Native).unwrap();
     let told = told.availability.to_string();
@@ -50,7 +50,8 @@ fn only_tcp_is_served() {
     let (tx, _rx) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut unix = sendfile2::Sender::with(tx, sendfile2::Options::new().engine(Engine::Native));
     let file = common::file(1, 100);
-    let error = unix.as_mut().unwrap().try_send_file(&source(&file), 0..100, false).unwrap_err();
+    let error =
+        unix.as_mut().unwrap().try_send_file(&source(&file), 0..100, SendFlags::NONE).unwrap_err();
     assert!(
         matches!(error, Error::Refused { engine: Engine::Native, reason: Refusal::Socket(_) }),
         "{error}"
@@ -65,12 +66,12 @@ fn a_file_goes_by_native_and_a_buffer_by_zerocopy() {
     let (tx, mut rx) = common::tcp();
     let mut sender = sender(tx, Engine::Native);
     let file = common::file(2, 100_000);
-    let sent = sender.send_file(&source(&file), 7..90_000, false, deadline()).unwrap();
+    let sent = sender.send_file(&source(&file), 7..90_000, SendFlags::NONE, deadline()).unwrap();
     assert_eq!(sent.ticket.choice(), Choice { engine: Engine::Native, why: Why::Asked });
     let mut parcel = Parcel::new(pattern(3, 0..50_000));
-    let ticket = sender.send_buffer(&mut parcel, false, deadline()).unwrap();
+    let ticket = sender.send_buffer(&mut parcel, SendFlags::NONE, deadline()).unwrap();
     assert_eq!(ticket.choice(), Choice { engine: Engine::Zerocopy, why: Why::Buffer });
-    sender.send(b"end", false, deadline()).unwrap();
+    sender.send(b"end", SendFlags::NONE, deadline()).unwrap();
     let got = read(&mut rx, 89_993 + 50_000 + 3);
     assert_same(&got[..89_993], &pattern(2, 7..90_000));
     assert_same(&got[89_993..139_993], &pattern(3, 0..50_000));
@@ -89,7 +90,7 @@ fn a_range_beyond_the_end_is_sent_by_native_up_to_it() {
     let (tx, mut rx) = common::tcp();
     let mut sender = sender(tx, Engine::Native);
     let source = source(&common::file(8, 100_000));
-    let sent = sender.try_send_file(&source, 99_000..u64::MAX, false).unwrap();
+    let sent = sender.try_send_file(&source, 99_000..u64::MAX, SendFlags::NONE).unwrap();
     let sendfile2::Sent::Accepted { bytes, ticket } = sent else { panic!("a new socket is full") };
     assert_eq!((bytes, ticket.choice().engine), (1000, Engine::Native));
     assert_same(&read(&mut rx, 1000), &pattern(8, 99_000..100_000));
@@ -110,7 +111,7 @@ fn a_file_with_holes_on_tmpfs_is_sent_by_reference() {
     let (tx, mut rx) = common::tcp();
     let reader = std::thread::spawn(move || read(&mut rx, 1 << 20));
     let mut sender = sender(tx, Engine::Native);
-    let sent = sender.send_file(&source, 0..1 << 20, false, deadline()).unwrap();
+    let sent = sender.send_file(&source, 0..1 << 20, SendFlags::NONE, deadline()).unwrap();
     assert_eq!(sent.ticket.choice().engine, Engine::Native);
     let mut expected = vec![0; 1 << 20];
     expected[300_000..301_000].copy_from_slice(&pattern(4, 0..1000));
@@ -132,7 +133,7 @@ fn a_lease_is_held_until_the_release() {
     let mut sent = 0;
     let mut last = None;
     while let sendfile2::Sent::Accepted { bytes, ticket } =
-        sender.try_send_lease(&lease, sent..4 << 20, false).unwrap()
+        sender.try_send_lease(&lease, sent..4 << 20, SendFlags::NONE).unwrap()
     {
         sent += bytes as u64;
         last = Some(ticket);
@@ -172,12 +173,13 @@ fn auto_takes_it_where_memlock_forbids_zerocopy() {
     let tx = std::net::TcpStream::connect(common::listening(&mut output)).unwrap();
     let mut auto = sender(tx, Engine::Auto);
     let file = common::file(6, 200_000);
-    let sent = auto.send_file(&source(&file), 0..200_000, false, deadline()).unwrap();
+    let sent = auto.send_file(&source(&file), 0..200_000, SendFlags::NONE, deadline()).unwrap();
     let Choice { engine, why } = sent.ticket.choice();
     assert_eq!(engine, Engine::Native, "{why}");
     assert!(matches!(why, Why::Refused(Refusal::Memlock(0))), "{why}");
     sent.ticket.wait_released(deadline()).unwrap();
-    let zerocopy = auto.send_buffer(&mut Parcel::new(vec![1; 100_000]), false, deadline()).unwrap();
+    let zerocopy =
+        auto.send_buffer(&mut Parcel::new(vec![1; 100_000]), SendFlags::NONE, deadline()).unwrap();
     assert_eq!(zerocopy.choice().engine, Engine::Copy, "a buffer is charged");
     auto.close(deadline()).unwrap();
     assert!(child.wait().unwrap().success());
@@ -203,6 +205,6 @@ fn a_truncated_file_is_told_as_by_the_other_engines() {
     let source = source(&file);
     fill(&mut sender, &source);
     file.set_len(1000).unwrap();
-    let error = sender.try_send_file(&source, 2000..3000, false).unwrap_err();
+    let error = sender.try_send_file(&source, 2000..3000, SendFlags::NONE).unwrap_err();
     assert!(matches!(error, Error::Truncated { at: 1000, wanted: 2000 }), "{error}");
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use common::{assert_same, deadline, file, overwrite, pattern, read, source, wrong};
 use sendfile2::uring::Driver;
-use sendfile2::{Counters, Engine, InFlight, Sender, Sent, Source, Ticket};
+use sendfile2::{Counters, Engine, InFlight, SendFlags, Sender, Sent, Source, Ticket};
 
 /// One packet, as the kernel hands it to the device: what happens to it is told by a call of its own.
 const PIECE: u64 = 64 << 10;
@@ -59,7 +59,7 @@ impl Connection {
             Connection::Sender(sender) => {
                 while range.start + sent < range.end {
                     let rest = range.start + sent..range.end;
-                    match sender.try_send_file(source, rest, false).unwrap() {
+                    match sender.try_send_file(source, rest, SendFlags::NONE).unwrap() {
                         Sent::Accepted { bytes, ticket } => {
                             sent += bytes as u64;
                             tickets.push(ticket);
@@ -69,7 +69,7 @@ impl Connection {
                 }
             }
             Connection::Ring(driver, socket) => {
-                let ticket = socket.send_file(source, range, false).unwrap();
+                let ticket = socket.send_file(source, range, SendFlags::NONE).unwrap();
                 driver.submit().unwrap();
                 driver.reap().unwrap();
                 sent = ticket.bytes();

@@ -31,7 +31,8 @@ fn an_icmp_error_reaches_the_hook_whole() {
     let (notices, options) = collecting();
     let mut sender = Sender::with(tx, options).unwrap();
     let file = file(1, 5000);
-    let sent = sender.send_file(&source(&file), 0..1000, false, deadline()).unwrap();
+    let sent =
+        sender.send_file(&source(&file), 0..1000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     sent.ticket.wait_released(deadline()).unwrap();
     sender.reap().unwrap();
     let notices = notices.lock().unwrap();
@@ -61,7 +62,7 @@ fn the_applications_own_ids_are_split_off_and_handed_to_it() {
     let source = source(&file);
     let mut expected = Vec::new();
     for _ in 0..100 {
-        sender.send_file(&source, 0..5000, false, deadline()).unwrap();
+        sender.send_file(&source, 0..5000, sendfile2::SendFlags::NONE, deadline()).unwrap();
         sender.application_sends(own_send).unwrap();
         expected.extend(pattern(1, 0..5000));
         expected.push(b'!');
@@ -89,7 +90,8 @@ fn ids_that_nobody_told_of_are_an_error_and_release_nothing() {
     let error = sender.wait_all(deadline()).and_then(|()| sender.reap().map(|_| ())).unwrap_err();
     assert!(matches!(error, Error::NotIssued(_)), "{error}");
     let file = file(1, 5000);
-    let error = sender.try_send_file(&source(&file), 0..5000, false).unwrap_err();
+    let error =
+        sender.try_send_file(&source(&file), 0..5000, sendfile2::SendFlags::NONE).unwrap_err();
     assert!(matches!(error, Error::NotIssued(_)), "{error}");
 }
 
@@ -100,7 +102,7 @@ fn a_socket_with_a_history_needs_its_next_id() {
     let source = source(&file);
     let mut first = sender(tx, Engine::Zerocopy);
     for _ in 0..3 {
-        first.send_file(&source, 0..5000, false, deadline()).unwrap();
+        first.send_file(&source, 0..5000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     }
     read(&mut rx, 15_000);
     let (socket, next) = first.into_socket(deadline()).unwrap();
@@ -110,7 +112,7 @@ fn a_socket_with_a_history_needs_its_next_id() {
     assert!(matches!(error, Error::NextIdUnknown), "{error}");
     let options = Options::new().engine(Engine::Zerocopy).next_id(next);
     let mut second = Sender::with(other, options).unwrap();
-    let sent = second.send_file(&source, 0..5000, false, deadline()).unwrap();
+    let sent = second.send_file(&source, 0..5000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     assert_same(&read(&mut rx, 5000), &pattern(1, 0..5000));
     sent.ticket.wait_released(deadline()).unwrap();
 }
@@ -144,14 +146,16 @@ fn who_waits_for_an_acknowledgement_is_told_by_the_kernel_and_the_hook_is_not() 
         let (notices, options) = collecting();
         let mut sender = Sender::with(tx, options.engine(engine).acknowledgements(true)).unwrap();
         let file = file(1, 100_000);
-        let sent = sender.send_file(&source(&file), 0..100_000, false, deadline()).unwrap();
+        let sent = sender
+            .send_file(&source(&file), 0..100_000, sendfile2::SendFlags::NONE, deadline())
+            .unwrap();
         assert!(reports(&sender, true), "{engine}: nothing came");
         assert!(sent.ticket.wait_acknowledged(deadline()).unwrap());
         // However many sends there are, what comes of them is read.
         for _ in 0..100 {
-            sender.send(b"x", false, deadline()).unwrap();
+            sender.send(b"x", sendfile2::SendFlags::NONE, deadline()).unwrap();
         }
-        let last = sender.send(b"x", false, deadline()).unwrap();
+        let last = sender.send(b"x", sendfile2::SendFlags::NONE, deadline()).unwrap();
         assert!(last.ticket.wait_acknowledged(deadline()).unwrap());
         assert_eq!(*notices.lock().unwrap(), [], "{engine}");
         // Given back, it stamps no more.
@@ -165,7 +169,7 @@ fn who_waits_for_an_acknowledgement_is_told_by_the_kernel_and_the_hook_is_not() 
 fn control_without_being_asked_the_kernel_tells_nothing() {
     let (tx, _rx) = common::tcp();
     let mut sender = sender(tx, Engine::Copy);
-    let sent = sender.send(b"x", false, deadline()).unwrap();
+    let sent = sender.send(b"x", sendfile2::SendFlags::NONE, deadline()).unwrap();
     assert!(sent.ticket.wait_acknowledged(deadline()).unwrap());
     assert!(!reports(&sender, false));
 }
@@ -180,7 +184,7 @@ fn timestamps_that_the_application_asked_for_reach_the_hook() {
     setsockopt(&tx, sockopt::Timestamping, &theirs).unwrap();
     let (notices, options) = collecting();
     let mut sender = Sender::with(tx, options.engine(Engine::Copy).acknowledgements(true)).unwrap();
-    let sent = sender.send(b"x", false, deadline()).unwrap();
+    let sent = sender.send(b"x", sendfile2::SendFlags::NONE, deadline()).unwrap();
     assert!(sent.ticket.wait_acknowledged(deadline()).unwrap());
     assert!(reports(&sender, true) || !notices.lock().unwrap().is_empty());
     sender.reap().unwrap();

@@ -11,7 +11,7 @@ use std::time::Instant;
 use common::{assert_same, deadline, file, pattern, read, sender};
 use rustix::event::{PollFd, PollFlags, epoll};
 use sendfile2::guard::{GuardedFile, QueuedWriter, TryWrite, folios};
-use sendfile2::{Engine, Error, Sender, Sent};
+use sendfile2::{Engine, Error, SendFlags, Sender, Sent};
 
 const LEN: u64 = 4 << 20;
 
@@ -40,7 +40,7 @@ fn stick(guard: &GuardedFile) -> (Sender, std::net::TcpStream, u64) {
     let mut sender = sender(tx, Engine::Zerocopy);
     let mut sent = 0;
     while let Sent::Accepted { bytes, .. } =
-        sender.try_send_lease(&lease, sent..LEN, false).unwrap()
+        sender.try_send_lease(&lease, sent..LEN, SendFlags::NONE).unwrap()
     {
         sent += bytes as u64;
         if sent == LEN {
@@ -142,7 +142,9 @@ fn a_connection_that_sends_later_is_watched_too() {
     assert!(queued.try_acquire().unwrap().is_none());
     let (tx, mut peer) = common::tcp();
     let mut sender = sender(tx, Engine::Zerocopy);
-    let Sent::Accepted { bytes, .. } = sender.try_send_lease(&lease, 0..LEN, false).unwrap() else {
+    let Sent::Accepted { bytes, .. } =
+        sender.try_send_lease(&lease, 0..LEN, SendFlags::NONE).unwrap()
+    else {
         panic!("an empty socket takes nothing")
     };
     drop(lease);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{deadline, pattern};
 use sendfile2::guard::GuardedFile;
-use sendfile2::{Engine, Options, Parcel, Sender, Sent, Source, reaper};
+use sendfile2::{Engine, Options, Parcel, SendFlags, Sender, Sent, Source, reaper};
 
 struct Scribble(Vec<u8>);
 impl AsRef<[u8]> for Scribble {
@@ -72,8 +72,8 @@ fn senders_dropped_aborted_and_reaped_by_many_let_nothing_go_early() {
                     for _ in 0..rand(60) {
                         let len = 1 + rand(80_000);
                         let mut parcel = Parcel::new(Scribble(pattern(seed, at..at + len)));
-                        if let Ok(Sent::Accepted { bytes, ticket }) =
-                            sender.try_send_buffer(&mut parcel, rand(2) == 0)
+                        if let Ok(Sent::Accepted { bytes, ticket }) = sender
+                            .try_send_buffer(&mut parcel, SendFlags::NONE.with_more(rand(2) == 0))
                         {
                             at += bytes as u64;
                             tickets.push(ticket);
@@ -156,7 +156,7 @@ fn faults_in_mid_send_use_no_ids() {
             while Instant::now() < until {
                 at = (at + 77_777) % 900_000;
                 let len = if udp { 60_000 } else { 130_000 };
-                match sender.try_send_file(&source, at..at + len, false) {
+                match sender.try_send_file(&source, at..at + len, SendFlags::NONE) {
                     Ok(Sent::Accepted { .. }) | Err(sendfile2::Error::Truncated { .. }) => {}
                     Ok(_) => sender.wait_all(deadline()).unwrap(),
                     Err(e) => panic!("{e}"),
@@ -189,7 +189,7 @@ fn a_datagram_that_would_block_in_its_midst_uses_no_id() {
     let (mut ok, mut block) = (0, 0);
     while ok < 50 || block < 10 {
         let mut parcel = Parcel::new(vec![1; 30_000]);
-        match sender.try_send_buffer(&mut parcel, false).unwrap() {
+        match sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap() {
             Sent::Accepted { .. } => ok += 1,
             _ => block += 1,
         }
@@ -215,7 +215,8 @@ fn a_writer_in_the_way_of_many_clients() {
         let (tx, rx) = common::tcp_small_window_on_this_host();
         let mut sender = common::sender(tx, Engine::Zerocopy);
         let lease = guard.try_lease(0..LEN).unwrap();
-        let Sent::Accepted { bytes, .. } = sender.try_send_lease(&lease, 0..LEN, false).unwrap()
+        let Sent::Accepted { bytes, .. } =
+            sender.try_send_lease(&lease, 0..LEN, SendFlags::NONE).unwrap()
         else {
             panic!("an empty socket takes nothing")
         };

@@ -12,7 +12,9 @@ use common::{
     Flagged, assert_same, deadline, file, fill, overwrite, pattern, read, sender, source, wrong,
 };
 use rustix::net::sockopt;
-use sendfile2::{Acknowledgement, Engine, Error, Options, Parcel, Sender, Sent, Status, reaper};
+use sendfile2::{
+    Acknowledgement, Engine, Error, Options, Parcel, SendFlags, Sender, Sent, Status, reaper,
+};
 
 const PIECE: u64 = 64 << 10;
 
@@ -39,7 +41,7 @@ fn control_acknowledged_is_not_released() {
     let mut offset = 0;
     rustix::fs::sendfile(&sender, &file, Some(&mut offset), PIECE as usize).unwrap();
     // A ticket behind it is acknowledged only after it.
-    let after = sender.send(b"!", false, deadline()).unwrap();
+    let after = sender.send(b"!", SendFlags::NONE, deadline()).unwrap();
     assert!(after.ticket.wait_acknowledged(deadline()).unwrap());
     overwrite(&file, &pattern(!1, 0..PIECE));
     let got = read(&mut rx, PIECE as usize);
@@ -53,7 +55,8 @@ fn overwriting_at_release_changes_nothing() {
         let mut sender = sender(tx, engine);
         for generation in 0..20 {
             let file = file(generation, PIECE);
-            let sent = sender.send_file(&source(&file), 0..PIECE, false, deadline()).unwrap();
+            let sent =
+                sender.send_file(&source(&file), 0..PIECE, SendFlags::NONE, deadline()).unwrap();
             sent.ticket.wait_released(deadline()).unwrap();
             overwrite(&file, &pattern(!generation, 0..PIECE));
             assert_same(&read(&mut rx, PIECE as usize), &pattern(generation, 0..PIECE));
@@ -87,7 +90,7 @@ fn a_buffer_is_held_until_its_release_though_all_handles_are_gone() {
     let mut sender = sender(tx, Engine::Zerocopy);
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
     let mut parcel = Parcel::new(buffer);
-    sender.try_send_buffer(&mut parcel, false).unwrap();
+    sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap();
     let (sent, ticket) = (parcel.sent(), parcel.ticket());
     assert_eq!(ticket.status(), Status::InFlight);
     let parcel = parcel.into_buffer().map(|_| ()).unwrap_err();
@@ -108,7 +111,7 @@ fn a_buffer_comes_back_and_its_rest_can_be_sent() {
     let len = 8 << 20;
     let mut parcel = Parcel::new(pattern(1, 0..len));
     let reader = std::thread::spawn(move || read(&mut rx, len as usize));
-    let ticket = sender.send_buffer(&mut parcel, false, deadline()).unwrap();
+    let ticket = sender.send_buffer(&mut parcel, SendFlags::NONE, deadline()).unwrap();
     assert_eq!((ticket.bytes(), parcel.remaining()), (len, 0));
     ticket.wait_released(deadline()).unwrap();
     assert_same(&parcel.into_buffer().unwrap(), &pattern(1, 0..len));
@@ -121,7 +124,7 @@ fn a_dropped_sender_delivers_everything_and_the_end_and_holds_until_then() {
     let mut sender = sender(tx, Engine::Zerocopy);
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
     let mut parcel = Parcel::new(buffer);
-    sender.try_send_buffer(&mut parcel, false).unwrap();
+    sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap();
     let (sent, ticket) = (parcel.sent(), parcel.ticket());
     drop(parcel);
     drop(sender);
@@ -190,7 +193,7 @@ fn abort_frees_nothing_by_itself() {
     let mut sender = sender(tx, Engine::Zerocopy);
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
     let mut parcel = Parcel::new(buffer);
-    sender.try_send_buffer(&mut parcel, false).unwrap();
+    sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap();
     let ticket = parcel.ticket();
     drop(parcel);
     sender.abort().unwrap();
@@ -199,7 +202,7 @@ fn abort_frees_nothing_by_itself() {
     ticket.wait_released(deadline()).unwrap();
     assert!(dropped.load(SeqCst));
     assert_eq!(ticket.acknowledgement().unwrap(), Acknowledgement::Unknowable);
-    assert!(matches!(sender.try_send(b"x", false), Err(Error::Aborted)));
+    assert!(matches!(sender.try_send(b"x", SendFlags::NONE), Err(Error::Aborted)));
 }
 
 /// Behind a queueing discipline the segments outlive the abort, and so does the hold.
@@ -216,7 +219,7 @@ fn after_an_abort_the_range_is_free_only_when_its_ids_arrive() {
     let mut sender = sender(tx, Engine::Zerocopy);
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
     let mut parcel = Parcel::new(buffer);
-    sender.try_send_buffer(&mut parcel, false).unwrap();
+    sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap();
     let ticket = parcel.ticket();
     drop(parcel);
     sender.abort().unwrap();
@@ -237,7 +240,8 @@ fn a_reset_releases_without_delivery() {
     let last = tickets.last().unwrap();
     last.wait_released(deadline()).unwrap();
     assert_ne!(last.acknowledgement().unwrap(), Acknowledgement::Acknowledged);
-    let stopped = sender.send_file(&source(&file), sent..sent + 1, false, deadline()).unwrap_err();
+    let stopped =
+        sender.send_file(&source(&file), sent..sent + 1, SendFlags::NONE, deadline()).unwrap_err();
     assert!(matches!(stopped.error, Error::Socket { .. }), "{stopped}");
     assert_eq!(stopped.transfer.bytes, 0);
 }
@@ -252,7 +256,8 @@ fn a_reset_in_mid_transfer_is_told_with_what_was_sent() {
             read(&mut rx, 1 << 20);
             common::reset(rx);
         });
-        let stopped = sender.send_file(&source(&file), 0..32 << 20, false, deadline()).unwrap_err();
+        let stopped =
+            sender.send_file(&source(&file), 0..32 << 20, SendFlags::NONE, deadline()).unwrap_err();
         reader.join().unwrap();
         assert!(matches!(stopped.error, Error::Socket { .. }), "{engine}: {stopped}");
         assert!(stopped.transfer.bytes >= 1 << 20, "{engine}: {stopped}");
@@ -267,7 +272,7 @@ fn released_and_acknowledged_are_separate() {
     let file = file(1, 1 << 20);
     let (mut sent, mut tickets) = (0, Vec::new());
     while let sendfile2::Sent::Accepted { bytes, ticket } =
-        sender.try_send_file(&source(&file), sent..1 << 20, false).unwrap()
+        sender.try_send_file(&source(&file), sent..1 << 20, SendFlags::NONE).unwrap()
     {
         sent += bytes as u64;
         tickets.push(ticket);
@@ -339,7 +344,7 @@ fn what_a_reset_connection_did_not_acknowledge_it_never_will() {
         let source = source(&file(1, 16 << 20));
         let mut ticket = None;
         while let Sent::Accepted { ticket: last, .. } =
-            sender.try_send_file(&source, 0..16 << 20, false).unwrap()
+            sender.try_send_file(&source, 0..16 << 20, SendFlags::NONE).unwrap()
         {
             ticket = Some(last);
         }

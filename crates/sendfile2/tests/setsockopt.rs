@@ -4,7 +4,7 @@
 mod common;
 
 use common::{assert_same, deadline, file, pattern, read, source};
-use sendfile2::{Engine, Error, Options, Refusal, Sender, Why};
+use sendfile2::{Engine, Error, Options, Refusal, SendFlags, Sender, Why};
 
 const LEN: u64 = 3 << 20;
 
@@ -36,7 +36,9 @@ fn a_series_of_sends_arrives_without_tcp_cork() {
         let reader = std::thread::spawn(move || read(&mut rx, LEN as usize));
         for piece in 0..3 {
             let range = piece << 20..(piece + 1) << 20;
-            sender.send_file(&source, range, piece < 2, deadline()).unwrap();
+            sender
+                .send_file(&source, range, SendFlags::NONE.with_more(piece < 2), deadline())
+                .unwrap();
             assert_eq!(rustix::net::sockopt::tcp_cork(&watched), Ok(false));
         }
         assert_same(&reader.join().unwrap(), &pattern(1, 0..LEN));
@@ -56,14 +58,14 @@ fn the_reason_for_which_zerocopy_is_refused_is_that_of_the_option() {
         let (free, mut rx) = common::tcp_on_this_host();
         forbid();
         let mut sender = Sender::with(asked, Options::new().engine(Engine::Zerocopy)).unwrap();
-        match sender.try_send_file(&source, 0..100, false) {
+        match sender.try_send_file(&source, 0..100, SendFlags::NONE) {
             Err(Error::Refused { engine: Engine::Zerocopy, reason }) => {
                 assert_eq!(reason, expected);
             }
             other => panic!("{other:?}"),
         }
         let mut sender = Sender::new(free).unwrap();
-        let sent = sender.send_file(&source, 0..100, false, deadline()).unwrap();
+        let sent = sender.send_file(&source, 0..100, SendFlags::NONE, deadline()).unwrap();
         assert_eq!(sent.ticket.choice().why, Why::Refused(expected));
         assert_same(&read(&mut rx, 100), &pattern(1, 0..100));
     };

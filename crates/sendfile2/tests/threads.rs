@@ -6,7 +6,7 @@ mod common;
 use std::sync::mpsc;
 
 use common::{assert_same, deadline, file, pattern, read, sender, source};
-use sendfile2::{Engine, Status};
+use sendfile2::{Engine, SendFlags, Status};
 
 /// On loopback the notification arrives before `send` has returned. Two threads reap all the
 /// time; none may see an id that is not recorded yet, and each ticket is released.
@@ -38,7 +38,7 @@ fn two_threads_reap_while_a_third_sends() {
     });
     for i in 0..SENDS {
         let at = (i * 61) % 900_000;
-        let sent = sender.send_file(&source, at..at + 512, false, deadline()).unwrap();
+        let sent = sender.send_file(&source, at..at + 512, SendFlags::NONE, deadline()).unwrap();
         let to = if i % 2 == 0 { &to_a } else { &to_b };
         to.send(sent.ticket).unwrap();
     }

@@ -59,7 +59,7 @@ async fn received(mut peer: TcpStream, len: usize) -> (Vec<u8>, TcpStream) {
 /// Sends until the socket is full, and gives the sends that are stuck.
 async fn fill(sender: &mut AsyncSender, file: &Source) -> Progress {
     let mut progress = Progress::new(0..file.size().unwrap());
-    let full = sender.send_file_all(file, &mut progress, false);
+    let full = sender.send_file_all(file, &mut progress, sendfile2::SendFlags::NONE);
     // Its polls end with the socket full; nobody reads.
     tokio::time::timeout(Duration::from_millis(300), full).await.unwrap_err();
     assert!(sender.sender().in_flight().sends > 0, "nothing is stuck in flight");
@@ -89,7 +89,14 @@ fn a_full_socket_with_completions_wakes_nobody() {
         let mut sender = sender(tx, Engine::Zerocopy);
         let source = source(&file);
         // A completion has come, and more will, before and after the socket is full.
-        sender.send_file(&source, 0..4096, false).await.unwrap().ticket.released().await.ok();
+        sender
+            .send_file(&source, 0..4096, sendfile2::SendFlags::NONE)
+            .await
+            .unwrap()
+            .ticket
+            .released()
+            .await
+            .ok();
         let read_first = tokio::task::spawn_blocking(move || {
             read(&mut rx, 4096);
             rx
@@ -105,7 +112,10 @@ fn a_full_socket_with_completions_wakes_nobody() {
             let ticket = ticket.clone();
             let source = source.clone();
             let write = tokio::spawn(counted(writing, async move {
-                sender.send_file_all(&source, &mut progress, false).await.unwrap();
+                sender
+                    .send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE)
+                    .await
+                    .unwrap();
                 sender
             }));
             let read = tokio::spawn(counted(reading, async move { half.read(&mut [0; 10]).await }));
@@ -173,15 +183,18 @@ fn content_by_every_engine_and_every_way() {
             let (tx, rx) = common::tcp();
             let mut sender = sender(tx, engine);
             let peer = tokio::spawn(received(rx, 10 + 2 * (3 << 20) + 100_000 + 1));
-            sender.send(b"0123456789", true).await.unwrap();
+            sender.send(b"0123456789", sendfile2::SendFlags::MORE).await.unwrap();
             let mut progress = Progress::new(0..3 << 20);
-            sender.send_file_all(&source(&file), &mut progress, true).await.unwrap();
+            sender
+                .send_file_all(&source(&file), &mut progress, sendfile2::SendFlags::MORE)
+                .await
+                .unwrap();
             let lease = guard.lease_async(0..3 << 20).await.unwrap();
             let mut leased = Progress::new(0..3 << 20);
-            sender.send_lease_all(&lease, &mut leased, false).await.unwrap();
+            sender.send_lease_all(&lease, &mut leased, sendfile2::SendFlags::NONE).await.unwrap();
             drop(lease);
             let mut parcel = Parcel::new(pattern(3, 0..100_000));
-            let ticket = sender.send_buffer(&mut parcel, false).await.unwrap();
+            let ticket = sender.send_buffer(&mut parcel, sendfile2::SendFlags::NONE).await.unwrap();
             sender.write_all(b"!").await.unwrap();
             let (got, _rx) = peer.await.unwrap();
             assert_same(&got[..10], b"0123456789");
@@ -219,8 +232,11 @@ fn a_dropped_future_loses_and_repeats_nothing() {
             let mut dropped = 0;
             let mut polls = few_polls();
             while !progress.remaining().is_empty() {
-                let sent =
-                    at_most(polls(), sender.send_file_all(&source, &mut progress, false)).await;
+                let sent = at_most(
+                    polls(),
+                    sender.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE),
+                )
+                .await;
                 dropped += usize::from(sent.transpose().unwrap().is_none());
                 // It begins to read when the socket was full once.
                 if let Some(rx) = rx.take() {
@@ -231,7 +247,9 @@ fn a_dropped_future_loses_and_repeats_nothing() {
                 at_most(polls(), sender.drained()).await.transpose().unwrap();
             }
             while parcel.remaining() > 0 {
-                let sent = at_most(polls(), sender.send_buffer(&mut parcel, false)).await;
+                let sent =
+                    at_most(polls(), sender.send_buffer(&mut parcel, sendfile2::SendFlags::NONE))
+                        .await;
                 dropped += usize::from(sent.transpose().unwrap().is_none());
             }
             let (got, _rx) = peer.unwrap().await.unwrap();
@@ -283,7 +301,7 @@ fn an_idle_connection_learns_of_its_releases() {
         });
         let (buffer, flag) = Flagged::new(vec![7; 200_000]);
         let mut parcel = Parcel::new(buffer);
-        sender.send_buffer(&mut parcel, false).await.unwrap();
+        sender.send_buffer(&mut parcel, sendfile2::SendFlags::NONE).await.unwrap();
         drop(parcel);
         let (_, rx) = received(rx, 200_000).await;
         while !flag.load(SeqCst) {
@@ -306,7 +324,8 @@ fn a_reset_is_told_to_both_halves() {
         let (mut half, mut sender) = sender.into_split();
         let reading = tokio::spawn(async move { half.read(&mut [0; 10]).await });
         let writing = tokio::spawn(async move {
-            let result = sender.send_file_all(&source, &mut progress, false).await;
+            let result =
+                sender.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE).await;
             (result, sender)
         });
         common::reset(rx);
@@ -335,7 +354,7 @@ fn a_runtime_that_ends_tells_those_who_wait() {
         let mut progress = runtime.block_on(fill(&mut sender, &source));
         let other = Builder::new_current_thread().build().unwrap();
         let waiting = std::thread::spawn(move || {
-            let sent = sender.send_file_all(&source, &mut progress, false);
+            let sent = sender.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE);
             other.block_on(sent)
         });
         runtime.shutdown_background();
@@ -463,7 +482,7 @@ fn an_error_of_the_socket_is_no_completion() {
         while polls.load(SeqCst) == 0 {
             tokio::task::yield_now().await;
         }
-        sender.send(b"to nobody", false).await.unwrap();
+        sender.send(b"to nobody", sendfile2::SendFlags::NONE).await.unwrap();
         let error = reading.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
         assert!(polls.load(SeqCst) < 100, "{polls:?}");
@@ -484,7 +503,7 @@ fn both_halves_at_once() {
         });
         let sending = tokio::spawn(async move {
             let mut progress = Progress::new(0..LEN as u64);
-            sender.send_file_all(&source, &mut progress, false).await.unwrap();
+            sender.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE).await.unwrap();
             // The end of the stream, while the other half goes on reading.
         });
         let mut got = Vec::new();
@@ -504,9 +523,12 @@ fn what_is_held_back_for_more_goes_when_its_release_is_awaited() {
             let file = file(1, 100_000);
             let mut progress = Progress::new(0..3000);
             for _ in 0..3 {
-                sender.send(b"x", true).await.unwrap();
+                sender.send(b"x", sendfile2::SendFlags::MORE).await.unwrap();
             }
-            sender.send_file_all(&source(&file), &mut progress, true).await.unwrap();
+            sender
+                .send_file_all(&source(&file), &mut progress, sendfile2::SendFlags::MORE)
+                .await
+                .unwrap();
             progress.ticket().released().await.unwrap();
             let (got, _rx) = received(rx, 3003).await;
             assert_same(&got[3..], &pattern(1, 0..3000));
@@ -524,7 +546,7 @@ fn a_writer_waits_for_the_release_and_no_wrong_byte_arrives() {
         let mut sender = sender(tx, Engine::Zerocopy);
         let lease = guard.lease_async(0..LEN).await.unwrap();
         let mut progress = Progress::new(0..LEN);
-        let sent = sender.send_lease_all(&lease, &mut progress, false);
+        let sent = sender.send_lease_all(&lease, &mut progress, sendfile2::SendFlags::NONE);
         tokio::time::timeout(Duration::from_millis(200), sent).await.unwrap_err();
         drop(lease);
         let stuck = progress.sent();
@@ -567,7 +589,7 @@ fn a_stalled_peer_is_aborted_for_a_writer() {
         let (tx, mut rx) = common::tcp_small_window();
         let mut sender = sender(tx, Engine::Zerocopy);
         let lease = guard.lease_async(0..4 << 20).await.unwrap();
-        sender.send_lease(&lease, 0..4 << 20, false).await.unwrap();
+        sender.send_lease(&lease, 0..4 << 20, sendfile2::SendFlags::NONE).await.unwrap();
         drop(lease);
         let deadline = Instant::now() + Duration::from_millis(50);
         guard.write_at_abort_async(vec![0; 100], 0, deadline).await.unwrap();
@@ -586,11 +608,13 @@ fn progress_of_one_sender_is_not_continued_by_another() {
         let (a, rx) = common::tcp_small_window();
         let mut first = sender(a, Engine::Copy);
         let mut progress = Progress::new(0..16 << 20);
-        let _ = at_most(1, first.send_file_all(&source, &mut progress, false)).await;
+        let _ = at_most(1, first.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE))
+            .await;
         assert!(progress.sent() > 0 && !progress.remaining().is_empty());
         let (b, _other) = common::tcp();
         let mut second = sender(b, Engine::Copy);
-        let refused = second.send_file_all(&source, &mut progress, false).await;
+        let refused =
+            second.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE).await;
         assert!(matches!(refused, Err(Error::OtherSender)), "{refused:?}");
         drop(rx);
     });

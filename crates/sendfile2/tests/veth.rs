@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::process::Stdio;
 
 use common::{Veth, assert_same, deadline, file, overwrite, pattern, source};
-use sendfile2::{Engine, Options, Sender, Why};
+use sendfile2::{Engine, Options, SendFlags, Sender, Why};
 
 const LEN: u64 = 4 << 20;
 const TEST: &str = "over_veth_every_engine_delivers_and_releases";
@@ -50,7 +50,7 @@ fn over(veth: &Veth, listen: &str, engine: Engine) {
     let socket = TcpStream::connect(address).unwrap();
     let mut sender = Sender::with(socket, Options::new().engine(engine)).unwrap();
     let file = file(1, LEN);
-    let sent = sender.send_file(&source(&file), 0..LEN, false, deadline()).unwrap();
+    let sent = sender.send_file(&source(&file), 0..LEN, SendFlags::NONE, deadline()).unwrap();
     if engine == Engine::Auto {
         assert_ne!(sent.ticket.choice().why, Why::PeerOnThisHost);
     }

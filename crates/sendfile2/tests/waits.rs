@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{Flagged, assert_same, deadline, file, fill, pattern, read, sender, source};
 use sendfile2::guard::{GuardedFile, TryWrite};
-use sendfile2::{Engine, Error, Options, Parcel, Sender, Sent, Status};
+use sendfile2::{Engine, Error, Options, Parcel, SendFlags, Sender, Sent, Status};
 
 fn cpu() -> Duration {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
@@ -37,7 +37,7 @@ fn a_writer_sees_sends_made_after_it_began_to_wait() {
             let mut sent = 0;
             for _ in 0..10 {
                 if let Sent::Accepted { bytes, .. } =
-                    sender.try_send_lease(&lease, sent..1 << 20, false).unwrap()
+                    sender.try_send_lease(&lease, sent..1 << 20, SendFlags::NONE).unwrap()
                 {
                     sent += bytes as u64;
                 }
@@ -68,7 +68,7 @@ fn a_writer_that_waits_for_a_lease_of_a_dead_connection_is_not_busy() {
     let (tx, rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Zerocopy);
     for _ in 0..3 {
-        let _ = sender.try_send_lease(&lease, 0..1 << 20, false).unwrap();
+        let _ = sender.try_send_lease(&lease, 0..1 << 20, SendFlags::NONE).unwrap();
     }
     common::reset(rx);
     std::thread::scope(|scope| {
@@ -94,9 +94,9 @@ fn no_descriptors_left_at_any_wait() {
     let lease = guard.try_lease(0..1 << 20).unwrap();
     let (buffer, dropped) = Flagged::new(vec![1; 3000]);
     let mut parcel = Parcel::new(buffer);
-    sender.try_send_buffer(&mut parcel, false).unwrap();
+    sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap();
     let Sent::Accepted { bytes: sent, ticket } =
-        sender.try_send_lease(&lease, 0..1 << 20, false).unwrap()
+        sender.try_send_lease(&lease, 0..1 << 20, SendFlags::NONE).unwrap()
     else {
         panic!()
     };
@@ -136,11 +136,12 @@ fn more_without_more_does_not_stall() {
         let mut sender = sender(tx, engine);
         let file = file(1, 100_000);
         let source = source(&file);
-        let sent = sender.send_file(&source, 0..1000, true, deadline()).unwrap();
+        let sent = sender.send_file(&source, 0..1000, SendFlags::MORE, deadline()).unwrap();
         sent.ticket.wait_released(deadline()).unwrap();
         assert_same(&read(&mut rx, 1000), &pattern(1, 0..1000));
         // The end of the file comes before the end of the range.
-        let _ = sender.send_file(&source, 99_000..200_000, true, deadline()).unwrap_err();
+        let _ =
+            sender.send_file(&source, 99_000..200_000, SendFlags::MORE, deadline()).unwrap_err();
         assert_same(&read(&mut rx, 1000), &pattern(1, 99_000..100_000));
     }
 }

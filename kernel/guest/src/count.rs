@@ -16,7 +16,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use rustix::time::{ClockId, clock_gettime};
 use sendfile2::uring::{Driver, Socket};
-use sendfile2::{Counters, Engine, Error, Options, Sender, Source};
+use sendfile2::{Counters, Engine, Error, Options, SendFlags, Sender, Source};
 use sendfile2_guest::Count;
 
 /// Bytes of the file, which is sent again and again.
@@ -119,10 +119,10 @@ impl Way {
                     }
                 }
                 Way::Sender(sender) => {
-                    sender.send_file(source, at..at + size, false, deadline)?;
+                    sender.send_file(source, at..at + size, SendFlags::NONE, deadline)?;
                 }
                 Way::Ring(driver, socket) => {
-                    socket.send_file(source, at..at + size, false)?;
+                    socket.send_file(source, at..at + size, SendFlags::NONE)?;
                     driver.submit()?;
                     driver.reap()?;
                     // As the others do, it goes on when the socket has taken it.

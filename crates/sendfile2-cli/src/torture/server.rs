@@ -16,7 +16,7 @@ use hdrhistogram::Histogram;
 use rustix::process::{Resource, Rlimit};
 use sendfile2::guard::{GuardCounters, GuardedFile, Lease};
 use sendfile2::uring::{Driver, Socket};
-use sendfile2::{Choice, Engine, Error, Options, Sender, Sent, reaper};
+use sendfile2::{Choice, Engine, Error, Options, SendFlags, Sender, Sent, reaper};
 
 use super::block::{BLOCK, Label, fill_blocks, mix};
 use super::message::{EVERY, Layout, Line, Order, ServerRole, ServerTally};
@@ -528,10 +528,10 @@ impl Transport {
     ) -> Result<Option<Choice>, Failed> {
         match self {
             Transport::Library(sender) => {
-                sender.send(header, true, deadline).map_err(Error::from)?;
+                sender.send(header, SendFlags::MORE, deadline).map_err(Error::from)?;
                 let mut choice = None;
-                for (piece, more) in pieces(ranges, rng) {
-                    choice = Some(send_piece(sender, lease, piece, more, rng, deadline)?);
+                for (piece, flags) in pieces(ranges, rng) {
+                    choice = Some(send_piece(sender, lease, piece, flags, rng, deadline)?);
                 }
                 match rng.u32(0..100) {
                     0..10 => drop(sender.wait_all(Instant::now() + Duration::from_millis(5))),
@@ -541,9 +541,9 @@ impl Transport {
                 Ok(choice)
             }
             Transport::Ring(socket) => {
-                let mut last = socket.send(header, true)?;
-                for (piece, more) in pieces(ranges, rng) {
-                    last = socket.send_lease(lease, piece, more)?;
+                let mut last = socket.send(header, SendFlags::MORE)?;
+                for (piece, flags) in pieces(ranges, rng) {
+                    last = socket.send_lease(lease, piece, flags)?;
                     // Sometimes all are queued first.
                     if rng.bool() {
                         last.wait_accepted(deadline)?;
@@ -588,9 +588,9 @@ impl Transport {
     }
 }
 
-/// Cuts the ranges in pieces, each with whether more follows: sometimes in one go, sometimes in
-/// many small sends.
-fn pieces(ranges: &[Range<u64>], rng: &mut Rng) -> Vec<(Range<u64>, bool)> {
+/// The ranges in pieces, each with its flags: sometimes in one go, sometimes in many
+/// small sends.
+fn pieces(ranges: &[Range<u64>], rng: &mut Rng) -> Vec<(Range<u64>, SendFlags)> {
     let window = [u64::MAX, u64::MAX, 64 << 10, 20_000, 5_000][rng.usize(0..5)];
     let mut pieces = Vec::new();
     for (i, range) in ranges.iter().enumerate() {
@@ -598,7 +598,8 @@ fn pieces(ranges: &[Range<u64>], rng: &mut Rng) -> Vec<(Range<u64>, bool)> {
         while at < range.end {
             let piece = at..range.end.min(at.saturating_add(window));
             at = piece.end;
-            pieces.push((piece, at < range.end || i + 1 < ranges.len()));
+            let more = at < range.end || i + 1 < ranges.len();
+            pieces.push((piece, SendFlags::NONE.with_more(more)));
         }
     }
     pieces
@@ -609,15 +610,15 @@ fn send_piece(
     sender: &mut Sender,
     lease: &Lease,
     mut piece: Range<u64>,
-    more: bool,
+    flags: SendFlags,
     rng: &mut Rng,
     deadline: Instant,
 ) -> Result<Choice, Error> {
     if rng.u32(0..4) > 0 {
-        return Ok(sender.send_lease(lease, piece, more, deadline)?.ticket.choice());
+        return Ok(sender.send_lease(lease, piece, flags, deadline)?.ticket.choice());
     }
     loop {
-        match sender.try_send_lease(lease, piece.clone(), more)? {
+        match sender.try_send_lease(lease, piece.clone(), flags)? {
             Sent::Accepted { bytes, ticket } => {
                 piece.start += bytes as u64;
                 if piece.start >= piece.end {

@@ -5,7 +5,7 @@
 //! often it is opened:
 //!
 //! ```no_run
-//! use sendfile2::{Sender, guard::GuardedFile};
+//! use sendfile2::{SendFlags, Sender, guard::GuardedFile};
 //! use std::time::{Duration, Instant};
 //!
 //! # fn main() -> Result<(), sendfile2::Error> {
@@ -16,8 +16,8 @@
 //! // One lease covers all of a response, before its first byte.
 //! let lease = slab.lease([0..4096, 65_536..131_072], soon())?;
 //! let mut sender = Sender::new(socket)?;
-//! sender.send_lease(&lease, 0..4096, true, soon())?;
-//! sender.send_lease(&lease, 65_536..131_072, false, soon())?;
+//! sender.send_lease(&lease, 0..4096, SendFlags::MORE, soon())?;
+//! sender.send_lease(&lease, 65_536..131_072, SendFlags::NONE, soon())?;
 //! drop(lease); // what is in flight stays leased
 //!
 //! // Waits until the kernel has let go of these bytes.

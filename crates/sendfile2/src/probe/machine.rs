@@ -11,6 +11,7 @@ use rustix::process::{Resource, getrlimit};
 use super::advice::{Advice, MEMLOCK_ENOUGH, OPTMEM_ENOUGH, bytes};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::flags::SendFlags;
 use crate::mtu::tcp_mtu_probing;
 use crate::native;
 use crate::parcel::Parcel;
@@ -175,7 +176,7 @@ fn availability(engine: Engine) -> Availability {
 fn zerocopy(socket: TcpStream, deadline: Instant) -> Trial {
     let mut sender = Sender::with(socket, Options::new().engine(Engine::Zerocopy))?;
     let mut parcel = Parcel::new([b'?']);
-    let ticket = sender.send_buffer(&mut parcel, false, deadline)?;
+    let ticket = sender.send_buffer(&mut parcel, SendFlags::NONE, deadline)?;
     if ticket.choice().engine != Engine::Zerocopy {
         return Ok(Err(ticket.choice().why.to_string()));
     }
@@ -201,7 +202,7 @@ fn uring(socket: TcpStream, deadline: Instant) -> Trial {
 /// The same from the file, by what the kernel offers.
 fn by_native(socket: TcpStream, deadline: Instant) -> Trial {
     let mut sender = Sender::with(socket, Options::new().engine(Engine::Native))?;
-    let sent = sender.send_file(&one_byte()?, 0..1, false, deadline)?;
+    let sent = sender.send_file(&one_byte()?, 0..1, SendFlags::NONE, deadline)?;
     if sent.ticket.choice().engine != Engine::Native {
         return Ok(Err(sent.ticket.choice().why.to_string()));
     }

@@ -13,6 +13,7 @@ use crate::apart::Apart;
 use crate::conn::{Config, Conn};
 use crate::engine::{Choice, Engine};
 use crate::error::Error;
+use crate::flags::SendFlags;
 use crate::guard::Lease;
 use crate::holder::{CompletionSource, Held, InFlight, Link};
 use crate::parcel::Parcel;
@@ -86,10 +87,8 @@ impl Sender {
     }
 
     /// Sends from `range` of the file, without blocking, as far as the kernel takes it in one
-    /// call. `more` says that more follows at once, so that the kernel may wait with a segment
-    /// that is not full (`MSG_MORE`; for a series of such sends on TCP, `TCP_CORK`, until one
-    /// that says otherwise, or somebody waits for a release). What does not follow after all
-    /// delays the last segment by up to 200 ms.
+    /// call. A series of sends with [`SendFlags::MORE`] on TCP sets `TCP_CORK`, until one without
+    /// it, or until somebody waits for a release.
     ///
     /// On a socket with record boundaries the range is one record, and is sent whole or not.
     /// An empty range sends nothing.
@@ -104,9 +103,11 @@ impl Sender {
         &mut self,
         file: &Source,
         range: Range<u64>,
-        more: bool,
+        flags: SendFlags,
     ) -> Result<Sent<Ticket>, Error> {
-        self.once(|sender, progress| sender.attempt_file(Origin::File(file), range, more, progress))
+        self.once(|sender, progress| {
+            sender.attempt_file(Origin::File(file), range, flags.more(), progress)
+        })
     }
 
     /// Sends `range` of the file, all of it, waiting for the socket until `deadline`.
@@ -118,13 +119,13 @@ impl Sender {
         &mut self,
         file: &Source,
         range: Range<u64>,
-        more: bool,
+        flags: SendFlags,
         deadline: Instant,
     ) -> Result<Transfer, Stopped> {
         let (start, end) = (range.start, range.end.max(range.start));
         let origin = Origin::File(file);
-        self.all(end - start, more, deadline, |sender, done, progress| {
-            sender.attempt_file(origin, start + done..end, more, progress)
+        self.all(end - start, flags.more(), deadline, |sender, done, progress| {
+            sender.attempt_file(origin, start + done..end, flags.more(), progress)
         })
     }
 
@@ -139,11 +140,11 @@ impl Sender {
         &mut self,
         lease: &Lease,
         range: Range<u64>,
-        more: bool,
+        flags: SendFlags,
     ) -> Result<Sent<Ticket>, Error> {
         let held = self.hold(lease, &range)?;
         self.once(|sender, progress| {
-            sender.attempt_file(Origin::Lease(lease, &held), range, more, progress)
+            sender.attempt_file(Origin::Lease(lease, &held), range, flags.more(), progress)
         })
     }
 
@@ -156,7 +157,7 @@ impl Sender {
         &mut self,
         lease: &Lease,
         range: Range<u64>,
-        more: bool,
+        flags: SendFlags,
         deadline: Instant,
     ) -> Result<Transfer, Stopped> {
         let (start, end) = (range.start, range.end.max(range.start));
@@ -171,8 +172,8 @@ impl Sender {
             }
         };
         let origin = Origin::Lease(lease, &held);
-        self.all(end - start, more, deadline, |sender, done, progress| {
-            sender.attempt_file(origin, start + done..end, more, progress)
+        self.all(end - start, flags.more(), deadline, |sender, done, progress| {
+            sender.attempt_file(origin, start + done..end, flags.more(), progress)
         })
     }
 
@@ -190,8 +191,8 @@ impl Sender {
     ///
     /// # Errors
     /// [`Error::Socket`]; [`Error::Aborted`]; [`Error::NotIssued`] and [`Error::TooEarly`].
-    pub fn try_send(&mut self, bytes: &[u8], more: bool) -> Result<Sent<Ticket>, Error> {
-        self.once(|sender, progress| sender.attempt_slice(bytes, more, progress))
+    pub fn try_send(&mut self, bytes: &[u8], flags: SendFlags) -> Result<Sent<Ticket>, Error> {
+        self.once(|sender, progress| sender.attempt_slice(bytes, flags.more(), progress))
     }
 
     /// As [`try_send`](Self::try_send), from several slices by one `sendmsg(2)`.
@@ -201,9 +202,11 @@ impl Sender {
     pub fn try_send_vectored(
         &mut self,
         slices: &[IoSlice<'_>],
-        more: bool,
+        flags: SendFlags,
     ) -> Result<Sent<Ticket>, Error> {
-        self.once(|sender, progress| sender.conn.locked()?.transmit_slices(slices, more, progress))
+        self.once(|sender, progress| {
+            sender.conn.locked()?.transmit_slices(slices, flags.more(), progress)
+        })
     }
 
     /// Sends all of `bytes` by plain sends, waiting for the socket until `deadline`.
@@ -214,13 +217,13 @@ impl Sender {
     pub fn send(
         &mut self,
         bytes: &[u8],
-        more: bool,
+        flags: SendFlags,
         deadline: Instant,
     ) -> Result<Transfer, Stopped> {
-        self.all(bytes.len() as u64, more, deadline, |sender, done, progress| {
+        self.all(bytes.len() as u64, flags.more(), deadline, |sender, done, progress| {
             // done < bytes.len(), so it fits.
             let done = usize::try_from(done).unwrap_or(bytes.len());
-            sender.attempt_slice(&bytes[done..], more, progress)
+            sender.attempt_slice(&bytes[done..], flags.more(), progress)
         })
     }
 
@@ -232,7 +235,7 @@ impl Sender {
     pub fn try_send_buffer<B>(
         &mut self,
         parcel: &mut Parcel<B>,
-        more: bool,
+        flags: SendFlags,
     ) -> Result<Sent<Ticket>, Error>
     where
         B: AsRef<[u8]> + Send + 'static,
@@ -251,7 +254,8 @@ impl Sender {
             // On a socket with record boundaries another send would be an empty record.
             return Ok(Sent::Accepted { bytes: 0, ticket: parcel.ticket() });
         }
-        let outcome = self.attempt_buffer(&parcel.slot, from, more, &mut parcel.progress)?;
+        let outcome =
+            self.attempt_buffer(&parcel.slot, from, flags.more(), &mut parcel.progress)?;
         self.sent(outcome, || parcel.ticket())
     }
 
@@ -263,7 +267,7 @@ impl Sender {
     pub fn send_buffer<B>(
         &mut self,
         parcel: &mut Parcel<B>,
-        more: bool,
+        flags: SendFlags,
         deadline: Instant,
     ) -> Result<Ticket, Error>
     where
@@ -271,7 +275,7 @@ impl Sender {
     {
         let conn = Arc::clone(&self.conn);
         loop {
-            let mut attempt = || match self.try_send_buffer(parcel, more)? {
+            let mut attempt = || match self.try_send_buffer(parcel, flags)? {
                 Sent::Accepted { .. } => Ok(Some(())),
                 Sent::WouldBlock | Sent::Limit(_) => Ok(None),
             };

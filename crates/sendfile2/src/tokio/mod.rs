@@ -1,13 +1,13 @@
 //! Senders for tokio's tasks (feature `tokio`).
 //!
 //! ```no_run
-//! use sendfile2::{Source, tokio::{AsyncSender, Progress}};
+//! use sendfile2::{SendFlags, Source, tokio::{AsyncSender, Progress}};
 //!
 //! # async fn serve(stream: tokio::net::TcpStream) -> Result<(), sendfile2::Error> {
 //! let file = Source::open("segment")?;
 //! let mut sender = AsyncSender::new(stream)?;
 //! let mut progress = Progress::new(0..file.size()?);
-//! sender.send_file_all(&file, &mut progress, false).await?;
+//! sender.send_file_all(&file, &mut progress, SendFlags::NONE).await?;
 //! progress.ticket().released().await?; // now it may be overwritten
 //! sender.close().await
 //! # }
@@ -54,6 +54,7 @@ use rustix::io::Errno;
 
 use crate::engine::Choice;
 use crate::error::Error;
+use crate::flags::SendFlags;
 use crate::guard::Lease;
 use crate::holder::{Link, Waitable};
 use crate::parcel::Parcel;
@@ -171,9 +172,9 @@ impl AsyncSender {
         &mut self,
         file: &Source,
         range: Range<u64>,
-        more: bool,
+        flags: SendFlags,
     ) -> Result<Transfer, Error> {
-        self.once(|sender| sender.try_send_file(file, range.clone(), more)).await
+        self.once(|sender| sender.try_send_file(file, range.clone(), flags)).await
     }
 
     /// Sends from `range` under the lease, as far as the kernel takes it in one call; see
@@ -185,9 +186,9 @@ impl AsyncSender {
         &mut self,
         lease: &Lease,
         range: Range<u64>,
-        more: bool,
+        flags: SendFlags,
     ) -> Result<Transfer, Error> {
-        self.once(|sender| sender.try_send_lease(lease, range.clone(), more)).await
+        self.once(|sender| sender.try_send_lease(lease, range.clone(), flags)).await
     }
 
     /// Sends from `bytes` by a plain send, as far as the kernel takes them in one call; see
@@ -195,8 +196,8 @@ impl AsyncSender {
     ///
     /// # Errors
     /// As [`Sender::try_send`] and [`poll_send`](Self::poll_send).
-    pub async fn send(&mut self, bytes: &[u8], more: bool) -> Result<Transfer, Error> {
-        self.once(|sender| sender.try_send(bytes, more)).await
+    pub async fn send(&mut self, bytes: &[u8], flags: SendFlags) -> Result<Transfer, Error> {
+        self.once(|sender| sender.try_send(bytes, flags)).await
     }
 
     /// Sends all that is left of `progress` from the file.
@@ -208,9 +209,9 @@ impl AsyncSender {
         &mut self,
         file: &Source,
         progress: &mut Progress,
-        more: bool,
+        flags: SendFlags,
     ) -> Result<(), Error> {
-        self.further(Origin::File(file), progress, more).await
+        self.further(Origin::File(file), progress, flags.more()).await
     }
 
     /// Sends all that is left of `progress` under the lease.
@@ -222,10 +223,10 @@ impl AsyncSender {
         &mut self,
         lease: &Lease,
         progress: &mut Progress,
-        more: bool,
+        flags: SendFlags,
     ) -> Result<(), Error> {
         let held = self.sender.hold(lease, &progress.remaining())?;
-        self.further(Origin::Lease(lease, &held), progress, more).await
+        self.further(Origin::Lease(lease, &held), progress, flags.more()).await
     }
 
     async fn further(
@@ -255,13 +256,13 @@ impl AsyncSender {
     pub async fn send_buffer<B>(
         &mut self,
         parcel: &mut Parcel<B>,
-        more: bool,
+        flags: SendFlags,
     ) -> Result<Ticket, Error>
     where
         B: AsRef<[u8]> + Send + 'static,
     {
         loop {
-            poll_fn(|cx| self.poll_send(cx, |s| s.try_send_buffer(parcel, more))).await?;
+            poll_fn(|cx| self.poll_send(cx, |s| s.try_send_buffer(parcel, flags))).await?;
             if parcel.remaining() == 0 {
                 return Ok(parcel.ticket());
             }
@@ -346,7 +347,7 @@ impl AsyncWrite for AsyncSender {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let sent = ready!(self.poll_send(cx, |sender| sender.try_send(bytes, false)));
+        let sent = ready!(self.poll_send(cx, |sender| sender.try_send(bytes, SendFlags::NONE)));
         Poll::Ready(sent.map(|(bytes, _)| bytes).map_err(io::Error::from))
     }
 

@@ -7,7 +7,7 @@
 //! [`Driver`] does it for many sends on many sockets, a system call for a batch of them:
 //!
 //! ```no_run
-//! use sendfile2::{Source, uring::Driver};
+//! use sendfile2::{SendFlags, Source, uring::Driver};
 //! use std::time::{Duration, Instant};
 //!
 //! # fn main() -> Result<(), sendfile2::Error> {
@@ -21,7 +21,7 @@
 //! }
 //! let mut tickets = Vec::new();
 //! for socket in &mut sockets {
-//!     tickets.push(socket.send_file(&file, 0..65_536, false)?); // queued
+//!     tickets.push(socket.send_file(&file, 0..65_536, SendFlags::NONE)?); // queued
 //! }
 //! driver.wait(tickets.len(), soon())?; // submitted, all by one system call
 //! for ticket in &tickets {
@@ -91,7 +91,7 @@ impl From<Unfinished> for Error {
 /// deadline passes.
 ///
 /// ```no_run
-/// use sendfile2::{Source, uring::send_file_sync};
+/// use sendfile2::{SendFlags, Source, uring::send_file_sync};
 /// use std::time::{Duration, Instant};
 ///
 /// # fn main() -> Result<(), sendfile2::Error> {

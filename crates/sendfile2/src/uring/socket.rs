@@ -12,6 +12,7 @@ use super::ring_conn::RingConn;
 use crate::apart::Apart;
 use crate::engine::{Choice, Engine, Why};
 use crate::error::Error;
+use crate::flags::SendFlags;
 use crate::guard::Lease;
 use crate::holder::{CompletionSource, Held, InFlight};
 use crate::queued::QueuedProgress;
@@ -42,8 +43,7 @@ impl Socket {
         Socket { conn, linger: Duration::from_secs(60), reaper }
     }
 
-    /// Queues `range` of the file, all of it. `more` says that more follows at once, so that the
-    /// kernel may wait with a segment that is not full (`MSG_MORE`).
+    /// Queues `range` of the file, all of it.
     ///
     /// It is sent from [`Driver::submit`](super::Driver::submit) or [`Driver::wait`](super::Driver::wait) on, by parts of at most 1 MiB, and
     /// goes on whenever somebody reads completions. The bytes are those that the file has then.
@@ -55,9 +55,9 @@ impl Socket {
         &mut self,
         file: &Source,
         range: Range<u64>,
-        more: bool,
+        flags: SendFlags,
     ) -> Result<Ticket, Error> {
-        self.queue_file(file, range, None, None, more)
+        self.queue_file(file, range, None, None, flags.more())
     }
 
     /// As [`send_file`](Self::send_file), from a range under `lease`: it stays leased until the
@@ -71,7 +71,7 @@ impl Socket {
         &mut self,
         lease: &Lease,
         range: Range<u64>,
-        more: bool,
+        flags: SendFlags,
     ) -> Result<Ticket, Error> {
         lease.ours()?;
         if !lease.covers(&range) {
@@ -79,7 +79,7 @@ impl Socket {
         }
         let extent = lease.extent(&range)?;
         let held = lease.hold(&self.conn);
-        self.queue_file(lease.source(), range, Some(extent), Some(held), more)
+        self.queue_file(lease.source(), range, Some(extent), Some(held), flags.more())
     }
 
     fn queue_file(
@@ -102,10 +102,10 @@ impl Socket {
     ///
     /// # Errors
     /// As [`send_file`](Self::send_file).
-    pub fn send(&mut self, bytes: impl Into<Arc<[u8]>>, more: bool) -> Result<Ticket, Error> {
+    pub fn send(&mut self, bytes: impl Into<Arc<[u8]>>, flags: SendFlags) -> Result<Ticket, Error> {
         let bytes = bytes.into();
         let len = bytes.len() as u64;
-        self.queue(SendFrom::Bytes(bytes), len, None, more, Op::Copy)
+        self.queue(SendFrom::Bytes(bytes), len, None, flags.more(), Op::Copy)
     }
 
     fn queue(

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use sendfile2::{Engine, Options, Sender, Source};
+use sendfile2::{Engine, Options, SendFlags, Sender, Source};
 
 /// Long enough that only a hang passes it.
 pub fn deadline() -> Instant {
@@ -404,7 +404,7 @@ pub fn fill(sender: &mut Sender, source: &Source) -> (Vec<sendfile2::Ticket>, u6
     let (mut tickets, mut sent) = (Vec::new(), 0);
     let size = source.size().unwrap();
     while sent < size {
-        match sender.try_send_file(source, sent..size, false).unwrap() {
+        match sender.try_send_file(source, sent..size, SendFlags::NONE).unwrap() {
             sendfile2::Sent::Accepted { bytes, ticket } => {
                 sent += bytes as u64;
                 tickets.push(ticket);
