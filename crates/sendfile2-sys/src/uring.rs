@@ -151,6 +151,9 @@ pub enum Event<H> {
     },
 }
 
+/// No wait is longer: what the kernel can add to its clock, in nanoseconds of 63 bits.
+const LONGEST: Duration = Duration::from_secs(1 << 31);
+
 impl Ring {
     /// Submits what is queued, and then sleeps until `want` completions are there (counted from
     /// those that are there now and unread), for at most `timeout`. Returns early for a signal.
@@ -160,7 +163,7 @@ impl Ring {
     /// more. EAGAIN and EBUSY are none: it has no memory, or wants its completions read, and is to
     /// be asked again.
     pub fn enter(&self, want: usize, timeout: Duration) -> Result<(), Errno> {
-        let time = Timespec::from(timeout);
+        let time = Timespec::from(timeout.min(LONGEST));
         let args = SubmitArgs::new().timespec(&time);
         match self.0.submitter().submit_with_args(want, &args) {
             // Another ring takes nothing of what is queued here, and its completions are others'.

@@ -25,16 +25,16 @@
 //! # How
 //! ```no_run
 //! use sendfile2::{SendFlags, Sender, Source};
-//! use std::time::{Duration, Instant};
+//! use std::time::Duration;
 //!
 //! # fn main() -> Result<(), sendfile2::Error> {
 //! # let socket = std::net::TcpStream::connect("192.0.2.1:80").unwrap();
-//! let soon = || Instant::now() + Duration::from_secs(30);
+//! let soon = Duration::from_secs(30);
 //! let file = Source::open("segment")?;
 //! let mut sender = Sender::new(socket)?;
-//! let sent = sender.send_file(&file, 0..file.size()?, SendFlags::NONE, soon())?;
-//! sent.ticket.wait_released(soon())?; // now it may be overwritten
-//! sender.close(soon())?;
+//! let sent = sender.send_file(&file, 0..file.size()?, SendFlags::NONE, soon)?;
+//! sent.ticket.wait_released(soon)?; // now it may be overwritten
+//! sender.close(soon)?;
 //! # Ok(())
 //! # }
 //! ```
@@ -83,6 +83,7 @@ use sendfile2_sys as sys;
 
 mod apart;
 mod conn;
+mod deadline;
 mod engine;
 mod error;
 mod flags;
@@ -112,6 +113,7 @@ pub mod uring;
 mod wait;
 
 pub use conn::ErrorQueueMessage;
+pub use deadline::Deadline;
 pub use engine::{Choice, Engine, Limit, UnknownEngine, Why};
 pub use error::{Error, Unsuitable};
 pub use flags::SendFlags;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::holder::{CompletionSource, InFlight};
 use crate::park::Parker;
@@ -212,11 +213,12 @@ pub fn pending() -> InFlight {
 ///
 /// # Errors
 /// [`Error::Deadline`] if something is left at `deadline`.
-pub fn drain(deadline: Instant) -> Result<(), Error> {
+pub fn drain(deadline: impl Into<Deadline>) -> Result<(), Error> {
+    let deadline = deadline.into();
     let Some(reaper) = current() else { return Ok(()) };
     let mut state = lock(&reaper.state);
     while Reaper::orphans(&state).next().is_some() {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.remaining();
         if left.is_zero() {
             return Err(Error::Deadline("the reaper still has sends in flight"));
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 #[cfg(feature = "tokio")]
 use std::time::Duration;
-use std::time::Instant;
 
+use crate::deadline::Deadline;
 use crate::engine::Choice;
 use crate::error::Error;
 use crate::holder::{Link, Waitable};
@@ -146,7 +146,8 @@ impl Ticket {
     /// # Errors
     /// Why it ended early, if it did (see [`error`](Self::error)); [`Error::Deadline`];
     /// [`Error::Wait`]; [`Error::Forked`].
-    pub fn wait_accepted(&self, deadline: Instant) -> Result<(), Error> {
+    pub fn wait_accepted(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
+        let deadline = deadline.into();
         let Progress::Queued(progress) = &self.progress else { return Ok(()) };
         self.wait(deadline, "the peer does not read: the send is still queued", || {
             match progress.failure() {
@@ -164,7 +165,8 @@ impl Ticket {
     /// [`Error::TooEarly`] if the ids of the connection do not add up; [`Error::Wait`] if waiting is
     /// not possible; [`Error::Forked`]. That a queued send ended early is none:
     /// [`error`](Self::error) says so.
-    pub fn wait_released(&self, deadline: Instant) -> Result<bool, Error> {
+    pub fn wait_released(&self, deadline: impl Into<Deadline>) -> Result<bool, Error> {
+        let deadline = deadline.into();
         self.wait(deadline, NOT_RELEASED, || Ok(self.is_released()))
     }
 
@@ -176,7 +178,8 @@ impl Ticket {
     ///
     /// # Errors
     /// [`Error::Deadline`]; [`Error::Wait`]; [`Error::Socket`] if SIOCOUTQ fails; [`Error::Forked`].
-    pub fn wait_acknowledged(&self, deadline: Instant) -> Result<bool, Error> {
+    pub fn wait_acknowledged(&self, deadline: impl Into<Deadline>) -> Result<bool, Error> {
+        let deadline = deadline.into();
         if let Progress::Queued(progress) = &self.progress {
             // Only then its end is known.
             self.wait(deadline, "the send was not acknowledged", || {
@@ -239,7 +242,7 @@ impl Ticket {
     /// Waits until `check` gives a value.
     fn wait<T>(
         &self,
-        deadline: Instant,
+        deadline: Deadline,
         what: &'static str,
         mut check: impl FnMut() -> Result<Option<T>, Error>,
     ) -> Result<T, Error> {

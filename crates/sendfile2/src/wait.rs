@@ -1,8 +1,8 @@
 //! The one loop in which a thread waits for completions, and what it waits for.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
 
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::holder::{Registered, Waitable};
 use crate::park::{Event, Interest, Parker};
@@ -13,7 +13,10 @@ use crate::socket::acknowledged::{Acknowledgement, PollBackoff};
 fn wait<T>(
     source: &dyn Waitable,
     interest: Interest,
-    mut step: impl FnMut(&Registered<&dyn Waitable>, &[Event]) -> Result<ControlFlow<T, Instant>, Error>,
+    mut step: impl FnMut(
+        &Registered<&dyn Waitable>,
+        &[Event],
+    ) -> Result<ControlFlow<T, Deadline>, Error>,
 ) -> Result<T, Error> {
     Parker::with(|parker| {
         let registered = Registered::new(source, parker.waker());
@@ -22,7 +25,7 @@ fn wait<T>(
         loop {
             match step(&registered, &events)? {
                 ControlFlow::Break(value) => return Ok(value),
-                ControlFlow::Continue(until) => events = parker.park(Some(until))?,
+                ControlFlow::Continue(until) => events = parker.park(until.instant())?,
             }
         }
     })
@@ -35,7 +38,7 @@ fn wait<T>(
 /// makes waiting pointless.
 pub(crate) fn until<T>(
     source: &dyn Waitable,
-    deadline: Instant,
+    deadline: Deadline,
     what: &'static str,
     mut check: impl FnMut() -> Result<Option<T>, Error>,
 ) -> Result<T, Error> {
@@ -59,7 +62,7 @@ pub(crate) fn until<T>(
 /// notifications may come.
 pub(crate) fn until_writable<T>(
     source: &dyn Waitable,
-    deadline: Instant,
+    deadline: Deadline,
     what: &'static str,
     mut check: impl FnMut() -> Result<Option<T>, Error>,
 ) -> Result<T, Error> {
@@ -87,7 +90,7 @@ pub(crate) fn until_writable<T>(
 pub(crate) fn until_acknowledged(
     source: &dyn Waitable,
     end: u64,
-    deadline: Instant,
+    deadline: Deadline,
 ) -> Result<Acknowledgement, Error> {
     source.flush();
     let mut backoff = PollBackoff::new(source.acknowledgements_wake());
@@ -127,6 +130,6 @@ pub(crate) async fn until_as_task<T>(
 }
 
 /// Returns the deadline, unless it has passed.
-fn before(deadline: Instant, what: &'static str) -> Result<Instant, Error> {
-    if Instant::now() < deadline { Ok(deadline) } else { Err(Error::Deadline(what)) }
+fn before(deadline: Deadline, what: &'static str) -> Result<Deadline, Error> {
+    if deadline.has_passed() { Err(Error::Deadline(what)) } else { Ok(deadline) }
 }

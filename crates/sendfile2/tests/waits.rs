@@ -8,7 +8,53 @@ use std::time::{Duration, Instant};
 
 use common::{Flagged, assert_same, deadline, file, fill, pattern, read, sender, source};
 use sendfile2::guard::{GuardedFile, TryWrite};
-use sendfile2::{Engine, Error, Options, Parcel, SendFlags, Sender, Sent, Status};
+use sendfile2::uring::{Driver, send_file_sync};
+use sendfile2::{Deadline, Engine, Error, Options, Parcel, SendFlags, Sender, Sent, Status};
+
+/// For ever is no time that overflows, nor one that has passed.
+#[test]
+fn every_wait_can_be_for_ever() {
+    let file = file(1, 100_000);
+    let (source, guard) = (source(&file), GuardedFile::new(file.try_clone().unwrap()).unwrap());
+    for never in [Deadline::NEVER, Duration::MAX.into()] {
+        let (tx, mut rx) = common::tcp();
+        let mut sender = sender(tx, Engine::Zerocopy);
+        let lease = guard.lease(0..100_000, never).unwrap();
+        let sent = sender.send_lease(&lease, 0..100_000, SendFlags::NONE, never).unwrap();
+        drop(lease);
+        let reader = std::thread::spawn(move || read(&mut rx, 100_000));
+        sent.ticket.wait_released(never).unwrap();
+        sent.ticket.wait_acknowledged(never).unwrap();
+        guard.write_at(b"x", 0, never).unwrap();
+        sender.close(never).unwrap();
+        reader.join().unwrap();
+        if !common::has_uring() {
+            continue;
+        }
+        let (tx, mut rx) = common::tcp();
+        let reader = std::thread::spawn(move || read(&mut rx, 100_001));
+        send_file_sync(&tx, &source, 0..100_000, never).unwrap();
+        let mut driver = Driver::new().unwrap();
+        let mut socket = driver.add(tx).unwrap();
+        let ticket = socket.send_file(&source, 0..1, SendFlags::NONE).unwrap();
+        assert!(driver.wait(1, never).unwrap() > 0, "it did not wait");
+        ticket.wait_released(never).unwrap();
+        socket.close(never).unwrap();
+        reader.join().unwrap();
+    }
+}
+
+/// From now on.
+#[test]
+fn a_deadline_is_a_time_or_a_span_of_it() {
+    let (tx, _rx) = common::tcp();
+    let (mut sender, file) = (sender(tx, Engine::Copy), file(1, 64 << 20));
+    let millis = Duration::from_millis(1);
+    let full = sender.send_file(&source(&file), 0..64 << 20, SendFlags::NONE, millis).unwrap_err();
+    assert!(matches!(full.error, Error::Deadline(_)), "{full}");
+    let full = sender.send(b"x", SendFlags::NONE, Instant::now()).unwrap_err();
+    assert!(matches!(full.error, Error::Deadline(_)), "{full}");
+}
 
 fn cpu() -> Duration {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);

@@ -12,6 +12,7 @@ use rustix::fs::OFlags;
 use super::lease::{Inner, Lease, Leased, Lessee, SHARED, Shared, taken};
 use super::ranges::Ranges;
 use super::table::Table;
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::park::Parker;
 use crate::source::Source;
@@ -110,7 +111,12 @@ impl GuardedFile {
     /// counts for the thread that took it, also after it was moved): whoever waits for a lease
     /// while holding one may wait for a writer that waits for it. [`Error::Deadline`];
     /// [`Error::Wait`]; [`Error::Forked`].
-    pub fn lease(&self, ranges: impl Into<Ranges>, deadline: Instant) -> Result<Lease, Error> {
+    pub fn lease(
+        &self,
+        ranges: impl Into<Ranges>,
+        deadline: impl Into<Deadline>,
+    ) -> Result<Lease, Error> {
+        let deadline = deadline.into();
         self.0.shared.ours()?;
         let ranges = ranges.into();
         if taken().load(Ordering::Relaxed) > 0 {
@@ -127,10 +133,10 @@ impl GuardedFile {
                 if let Some(lease) = self.grant(&ranges, taken()) {
                     return Ok(lease);
                 }
-                if Instant::now() >= deadline {
+                if deadline.has_passed() {
                     return Err(Error::Deadline("a writer was in the way of the lease"));
                 }
-                parker.park(Some(deadline))?;
+                parker.park(deadline.instant())?;
             }
         })
     }

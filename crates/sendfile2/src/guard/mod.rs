@@ -6,22 +6,22 @@
 //!
 //! ```no_run
 //! use sendfile2::{SendFlags, Sender, guard::GuardedFile};
-//! use std::time::{Duration, Instant};
+//! use std::time::Duration;
 //!
 //! # fn main() -> Result<(), sendfile2::Error> {
 //! # let socket = std::net::TcpStream::connect("192.0.2.1:80").unwrap();
 //! let slab = GuardedFile::open("slab")?;
-//! let soon = || Instant::now() + Duration::from_secs(10);
+//! let soon = Duration::from_secs(10);
 //!
 //! // One lease covers all of a response, before its first byte.
-//! let lease = slab.lease([0..4096, 65_536..131_072], soon())?;
+//! let lease = slab.lease([0..4096, 65_536..131_072], soon)?;
 //! let mut sender = Sender::new(socket)?;
-//! sender.send_lease(&lease, 0..4096, SendFlags::MORE, soon())?;
-//! sender.send_lease(&lease, 65_536..131_072, SendFlags::NONE, soon())?;
+//! sender.send_lease(&lease, 0..4096, SendFlags::MORE, soon)?;
+//! sender.send_lease(&lease, 65_536..131_072, SendFlags::NONE, soon)?;
 //! drop(lease); // what is in flight stays leased
 //!
 //! // Waits until the kernel has let go of these bytes.
-//! slab.write_at(&[0; 4096], 0, soon())?;
+//! slab.write_at(&[0; 4096], 0, soon)?;
 //! # Ok(())
 //! # }
 //! ```

@@ -7,6 +7,7 @@ use super::file::GuardedFile;
 use super::lease::{Lease, Lessee};
 use super::ranges::Ranges;
 use super::writer::{Exclusive, Queued, span};
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::park::task::{Parker, failed};
 
@@ -63,13 +64,14 @@ impl GuardedFile {
         &self,
         data: B,
         offset: u64,
-        deadline: Instant,
+        deadline: impl Into<Deadline>,
     ) -> Result<(), Error>
     where
         B: AsRef<[u8]> + Send + 'static,
     {
+        let deadline = deadline.into();
         let range = span(offset, data.as_ref())?;
-        write(self.acquire_async(range, Some(deadline), true).await?, data, offset).await
+        write(self.acquire_async(range, deadline.instant(), true).await?, data, offset).await
     }
 
     /// Waits until no lease overlaps `range`, and keeps everybody else out of it until the result

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Weak;
-use std::time::Instant;
 
 use super::file::GuardedFile;
 use super::lease::Leased;
 use super::writer::{Exclusive, InTheWay, folios, reap, span};
+use crate::deadline::Deadline;
 use crate::error::Error;
 
 /// What a write that does not wait came to.
@@ -28,7 +28,13 @@ impl GuardedFile {
     /// [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`], maybe after a part was
     /// written (by [`write_with`](Self::write_with) it can be mended before anybody sees it);
     /// [`Error::Wait`]; [`Error::Forked`].
-    pub fn write_at(&self, data: &[u8], offset: u64, deadline: Instant) -> Result<(), Error> {
+    pub fn write_at(
+        &self,
+        data: &[u8],
+        offset: u64,
+        deadline: impl Into<Deadline>,
+    ) -> Result<(), Error> {
+        let deadline = deadline.into();
         self.write_with(span(offset, data)?, deadline, |range| range.write_at(data, offset))
     }
 
@@ -79,7 +85,13 @@ impl GuardedFile {
     /// As [`write_at`](Self::write_at); [`Error::Deadline`] if the notifications do not come
     /// within 30 seconds of the abort, or a lease in somebody's hands, or another writer, is in
     /// the way that long.
-    pub fn write_at_abort(&self, data: &[u8], offset: u64, deadline: Instant) -> Result<(), Error> {
+    pub fn write_at_abort(
+        &self,
+        data: &[u8],
+        offset: u64,
+        deadline: impl Into<Deadline>,
+    ) -> Result<(), Error> {
+        let deadline = deadline.into();
         let writer = self.acquire(span(offset, data)?, deadline, true)?;
         writer.write_at(data, offset)
     }
@@ -92,9 +104,10 @@ impl GuardedFile {
     pub fn write_with<T>(
         &self,
         range: Range<u64>,
-        deadline: Instant,
+        deadline: impl Into<Deadline>,
         write: impl FnOnce(&Exclusive) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        let deadline = deadline.into();
         let writer = self.acquire(range, deadline, false)?;
         write(&writer)
     }
@@ -105,7 +118,8 @@ impl GuardedFile {
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at).
-    pub fn set_len(&self, len: u64, deadline: Instant) -> Result<(), Error> {
+    pub fn set_len(&self, len: u64, deadline: impl Into<Deadline>) -> Result<(), Error> {
+        let deadline = deadline.into();
         loop {
             let from = self.0.source.size()?.min(len);
             match self.acquire(from..u64::MAX, deadline, false)?.set_len(len) {
@@ -122,7 +136,12 @@ impl GuardedFile {
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at); [`Error::File`] where the filesystem cannot punch.
-    pub fn punch_hole(&self, range: Range<u64>, deadline: Instant) -> Result<(), Error> {
+    pub fn punch_hole(
+        &self,
+        range: Range<u64>,
+        deadline: impl Into<Deadline>,
+    ) -> Result<(), Error> {
+        let deadline = deadline.into();
         if range.is_empty() {
             return Ok(());
         }

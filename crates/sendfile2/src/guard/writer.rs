@@ -13,6 +13,7 @@ use rustix::fs::FallocateFlags;
 
 use super::file::GuardedFile;
 use super::lease::{Inner, Leased};
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::holder::CompletionSource;
 use crate::park::{Event, Parker};
@@ -48,7 +49,7 @@ impl GuardedFile {
     pub(super) fn acquire(
         &self,
         range: Range<u64>,
-        deadline: Instant,
+        deadline: Deadline,
         abort: bool,
     ) -> Result<Exclusive, Error> {
         self.0.shared.ours()?;
@@ -56,7 +57,7 @@ impl GuardedFile {
             return Ok(self.writer(range, key));
         }
         Parker::with(|parker| {
-            let mut queued = Queued::new(self, range, parker, Some(deadline), abort);
+            let mut queued = Queued::new(self, range, parker, deadline.instant(), abort);
             loop {
                 if queued.look(true)? {
                     return Ok(queued.writer);

@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
 
 use super::origin::Origin;
 use super::outcome::{Sent, Stopped, Transfer};
 use super::sender::{FULL, Sender};
 use crate::conn::{Conn, LockedConn, Outcome, Payload, SendOp};
+use crate::deadline::Deadline;
 use crate::engine::{Choice, Engine, Why};
 use crate::error::Error;
 use crate::holder::{CompletionSource, Held};
@@ -57,7 +57,7 @@ impl Sender {
         &mut self,
         total: u64,
         more: bool,
-        deadline: Instant,
+        deadline: Deadline,
         mut attempt: impl FnMut(&Sender, u64, &mut SendProgress) -> Result<Outcome, Error>,
     ) -> Result<Transfer, Stopped> {
         let mut progress = SendProgress::new(self.asked());

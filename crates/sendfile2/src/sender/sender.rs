@@ -11,6 +11,7 @@ use super::origin::Origin;
 use super::outcome::{Sent, Stopped, Transfer};
 use crate::apart::Apart;
 use crate::conn::{Config, Conn};
+use crate::deadline::Deadline;
 use crate::engine::{Choice, Engine};
 use crate::error::Error;
 use crate::flags::SendFlags;
@@ -120,8 +121,9 @@ impl Sender {
         file: &Source,
         range: Range<u64>,
         flags: SendFlags,
-        deadline: Instant,
+        deadline: impl Into<Deadline>,
     ) -> Result<Transfer, Stopped> {
+        let deadline = deadline.into();
         let (start, end) = (range.start, range.end.max(range.start));
         let origin = Origin::File(file);
         self.all(end - start, flags.more(), deadline, |sender, done, progress| {
@@ -158,8 +160,9 @@ impl Sender {
         lease: &Lease,
         range: Range<u64>,
         flags: SendFlags,
-        deadline: Instant,
+        deadline: impl Into<Deadline>,
     ) -> Result<Transfer, Stopped> {
+        let deadline = deadline.into();
         let (start, end) = (range.start, range.end.max(range.start));
         let held = match self.hold(lease, &range) {
             Ok(held) => held,
@@ -218,8 +221,9 @@ impl Sender {
         &mut self,
         bytes: &[u8],
         flags: SendFlags,
-        deadline: Instant,
+        deadline: impl Into<Deadline>,
     ) -> Result<Transfer, Stopped> {
+        let deadline = deadline.into();
         self.all(bytes.len() as u64, flags.more(), deadline, |sender, done, progress| {
             // done < bytes.len(), so it fits.
             let done = usize::try_from(done).unwrap_or(bytes.len());
@@ -268,11 +272,12 @@ impl Sender {
         &mut self,
         parcel: &mut Parcel<B>,
         flags: SendFlags,
-        deadline: Instant,
+        deadline: impl Into<Deadline>,
     ) -> Result<Ticket, Error>
     where
         B: AsRef<[u8]> + Send + 'static,
     {
+        let deadline = deadline.into();
         let conn = Arc::clone(&self.conn);
         loop {
             let mut attempt = || match self.try_send_buffer(parcel, flags)? {
@@ -323,7 +328,8 @@ impl Sender {
     /// # Errors
     /// [`Error::Deadline`] if something still is at `deadline`; as [`reap`](Self::reap);
     /// [`Error::Wait`].
-    pub fn wait_all(&self, deadline: Instant) -> Result<(), Error> {
+    pub fn wait_all(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
+        let deadline = deadline.into();
         let drained = || Ok((self.conn.sends_in_flight() == 0).then_some(()));
         if drained()?.is_some() {
             return Ok(());
@@ -380,7 +386,8 @@ impl Sender {
     /// # Errors
     /// As [`wait_all`](Self::wait_all). The sender is gone also then; what is in flight is handed
     /// over to the reaper.
-    pub fn close(mut self, deadline: Instant) -> Result<(), Error> {
+    pub fn close(mut self, deadline: impl Into<Deadline>) -> Result<(), Error> {
+        let deadline = deadline.into();
         self.shutdown()?;
         self.wait_all(deadline)
     }
@@ -392,7 +399,11 @@ impl Sender {
     /// The cause and the sender, if something is still in flight at `deadline`, the next id is not
     /// known ([`Error::NotIssued`]; [`Error::Refused`] after a datagram send that may have used
     /// one), or the descriptor cannot be duplicated.
-    pub fn into_socket(self, deadline: Instant) -> Result<(OwnedFd, u32), (Error, Self)> {
+    pub fn into_socket(
+        self,
+        deadline: impl Into<Deadline>,
+    ) -> Result<(OwnedFd, u32), (Error, Self)> {
+        let deadline = deadline.into();
         if let Err(error) = self.wait_all(deadline) {
             return Err((error, self));
         }

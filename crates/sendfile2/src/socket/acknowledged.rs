@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::account::Account;
 use super::endpoint::Endpoint;
 use super::kind::Kind;
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::sys::socket as sys;
 
@@ -85,13 +86,12 @@ impl PollBackoff {
     ///
     /// # Errors
     /// [`Error::Deadline`].
-    pub(crate) fn next(&mut self, deadline: Instant) -> Result<Instant, Error> {
-        let now = Instant::now();
-        if now >= deadline {
+    pub(crate) fn next(&mut self, deadline: Deadline) -> Result<Deadline, Error> {
+        if deadline.has_passed() {
             return Err(Error::Deadline("the send was not acknowledged"));
         }
-        let next = now + self.pause;
+        let next = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(self.most);
-        Ok(next.min(deadline))
+        Ok(deadline.instant().map_or(next, |at| at.min(next)).into())
     }
 }

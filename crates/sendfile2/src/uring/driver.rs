@@ -17,7 +17,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
 
 use rustix::event::epoll;
 use slab::Slab;
@@ -28,6 +27,7 @@ use super::shared::Shared;
 use super::socket::Socket;
 use super::state::State;
 use super::{available, part};
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::holder::Link;
 use crate::mtu;
@@ -146,7 +146,12 @@ impl Driver {
     ///
     /// # Errors
     /// [`Error::Wait`]; as [`reap`](Self::reap).
-    pub fn wait(&mut self, completions: usize, deadline: Instant) -> Result<usize, Error> {
+    pub fn wait(
+        &mut self,
+        completions: usize,
+        deadline: impl Into<Deadline>,
+    ) -> Result<usize, Error> {
+        let deadline = deadline.into();
         self.shared.wait_counting(completions, deadline)
     }
 

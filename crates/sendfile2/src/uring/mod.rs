@@ -8,11 +8,11 @@
 //!
 //! ```no_run
 //! use sendfile2::{SendFlags, Source, uring::Driver};
-//! use std::time::{Duration, Instant};
+//! use std::time::Duration;
 //!
 //! # fn main() -> Result<(), sendfile2::Error> {
 //! # let accepted: Vec<std::net::TcpStream> = Vec::new();
-//! let soon = || Instant::now() + Duration::from_secs(30);
+//! let soon = Duration::from_secs(30);
 //! let file = Source::open("segment")?;
 //! let mut driver = Driver::new()?;
 //! let mut sockets = Vec::new();
@@ -23,9 +23,9 @@
 //! for socket in &mut sockets {
 //!     tickets.push(socket.send_file(&file, 0..65_536, SendFlags::NONE)?); // queued
 //! }
-//! driver.wait(tickets.len(), soon())?; // submitted, all by one system call
+//! driver.wait(tickets.len(), soon)?; // submitted, all by one system call
 //! for ticket in &tickets {
-//!     ticket.wait_released(soon())?; // now the file may be overwritten
+//!     ticket.wait_released(soon)?; // now the file may be overwritten
 //! }
 //! # Ok(())
 //! # }
@@ -46,8 +46,8 @@ mod tests;
 
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::time::Instant;
 
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::progress::Status;
 use crate::source::Source;
@@ -92,13 +92,13 @@ impl From<Unfinished> for Error {
 ///
 /// ```no_run
 /// use sendfile2::{SendFlags, Source, uring::send_file_sync};
-/// use std::time::{Duration, Instant};
+/// use std::time::Duration;
 ///
 /// # fn main() -> Result<(), sendfile2::Error> {
 /// # let socket = std::net::TcpStream::connect("192.0.2.1:80").unwrap();
 /// let file = Source::open("segment")?;
 /// let size = file.size()?;
-/// send_file_sync(&socket, &file, 0..size, Instant::now() + Duration::from_secs(30))?;
+/// send_file_sync(&socket, &file, 0..size, Duration::from_secs(30))?;
 /// // Now the file may be overwritten.
 /// # Ok(())
 /// # }
@@ -120,7 +120,8 @@ pub fn send_file_sync(
     socket: impl AsFd,
     file: &Source,
     range: Range<u64>,
-    deadline: Instant,
+    deadline: impl Into<Deadline>,
 ) -> Result<bool, Unfinished> {
+    let deadline = deadline.into();
     sync::send_file_sync(socket, file, range, deadline)
 }

@@ -1,10 +1,11 @@
 //! What a driver, its sockets and its tickets share: the ring, and the lock around the state.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::state::{Deferred, State};
 use crate::apart::Apart;
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::park::Wakers;
 use crate::sync::lock;
@@ -87,7 +88,7 @@ impl Shared {
     pub(super) fn wait_counting(
         &self,
         completions: usize,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<usize, Error> {
         let first = self.take()?;
         let mut deferred = Vec::new();
@@ -100,7 +101,7 @@ impl Shared {
         let pending = state.queues.is_pending();
         drop(state);
         self.finish(deferred, None);
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.remaining();
         let mut result = Ok(());
         if !all && pending {
             result = self.submit();

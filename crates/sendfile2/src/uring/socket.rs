@@ -10,6 +10,7 @@ use super::lane::{QueuedSend, SendFrom};
 use super::part::{self, Op};
 use super::ring_conn::RingConn;
 use crate::apart::Apart;
+use crate::deadline::Deadline;
 use crate::engine::{Choice, Engine, Why};
 use crate::error::Error;
 use crate::flags::SendFlags;
@@ -194,7 +195,8 @@ impl Socket {
     /// # Errors
     /// [`Error::Deadline`]; [`Error::Wait`]. The socket is gone also then; what is queued or in
     /// flight is handed over to the reaper.
-    pub fn close(self, deadline: Instant) -> Result<(), Error> {
+    pub fn close(self, deadline: impl Into<Deadline>) -> Result<(), Error> {
+        let deadline = deadline.into();
         self.conn.end();
         self.wait_all(deadline)
     }
@@ -203,7 +205,8 @@ impl Socket {
     ///
     /// # Errors
     /// [`Error::Deadline`]; [`Error::Wait`].
-    pub fn wait_all(&self, deadline: Instant) -> Result<(), Error> {
+    pub fn wait_all(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
+        let deadline = deadline.into();
         wait::until(&*self.conn, deadline, "sends are still in flight", || {
             Ok(self.conn.is_drained().then_some(()))
         })

@@ -4,9 +4,10 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Unfinished, available, leftover, part};
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::progress::Status;
 use crate::refusal::Refusal;
@@ -30,7 +31,7 @@ pub(super) fn send_file_sync(
     socket: impl AsFd,
     file: &Source,
     range: Range<u64>,
-    deadline: Instant,
+    deadline: Deadline,
 ) -> Result<bool, Unfinished> {
     let unsent = |error| Unfinished { error, bytes: 0, status: Status::Released { copied: false } };
     let socket = Arc::new(part::stream(socket.as_fd()).map_err(unsent)?);
@@ -60,7 +61,7 @@ impl Call {
         socket: &Arc<OwnedFd>,
         file: &Source,
         range: Range<u64>,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<(), Error> {
         let (mut request, mut faulted) = (ZEROCOPY, None);
         while range.start + self.sent < range.end {
@@ -87,7 +88,7 @@ impl Call {
                     // What waits for room in the socket is told to stop, and then has a result.
                     None => {
                         self.queues.cancel(key);
-                        until = Instant::now() + Duration::from_secs(1);
+                        until = Duration::from_secs(1).into();
                     }
                 }
             };
@@ -122,7 +123,7 @@ impl Call {
                     }
                 }
             }
-            if Instant::now() >= deadline && range.start + self.sent < range.end {
+            if deadline.has_passed() && range.start + self.sent < range.end {
                 return Err(Error::Deadline("the peer does not read: the socket stayed full"));
             }
         }
@@ -130,14 +131,14 @@ impl Call {
     }
 
     /// Waits until the kernel has let go of everything.
-    fn release(&mut self, deadline: Instant) -> Result<(), Error> {
+    fn release(&mut self, deadline: Deadline) -> Result<(), Error> {
         while !self.queues.is_empty() {
             self.completion(deadline)?;
         }
         Ok(())
     }
 
-    fn completion(&mut self, deadline: Instant) -> Result<(), Error> {
+    fn completion(&mut self, deadline: Deadline) -> Result<(), Error> {
         match self.event(deadline)? {
             Some(Event::Released { copied, .. } | Event::Ended { copied, .. }) => {
                 self.copied |= copied;
@@ -149,9 +150,9 @@ impl Call {
     }
 
     /// Submits what is queued and waits for a completion; `None` if there is none by `deadline`.
-    fn event(&mut self, deadline: Instant) -> Result<Option<Event<u64>>, Error> {
+    fn event(&mut self, deadline: Deadline) -> Result<Option<Event<u64>>, Error> {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.remaining();
             match self.queues.next_event() {
                 Some(event) => return Ok(Some(event?)),
                 None if left.is_zero() && !self.queues.is_pending() => return Ok(None),
