@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use metrics::{counter, gauge, histogram};
-use sendfile2::{Choice, Engine, Status, Ticket, Why};
+use sendfile2::{Choice, Engine, Release, Status, Ticket, Why};
 
 /// The sends by reference of a connection that are not known to be released, oldest first.
 #[derive(Debug, Default)]
@@ -69,7 +69,7 @@ impl Drop for Sends {
 
 /// Counts it if it is released.
 fn released(ticket: &Ticket, at: Instant, among: &'static str) -> bool {
-    let Status::Released { copied } = ticket.status() else { return false };
+    let Status::Released(Release { copied, .. }) = ticket.status() else { return false };
     gauge!(among).decrement(1);
     let copied = if copied { "yes" } else { "no" };
     counter!("sendfile2_releases_total", "copied" => copied).increment(1);

@@ -329,7 +329,7 @@ impl Server {
                 let ticket = ring.hand_over(files, bytes, deadline)?;
                 let times = watch(deadline, || {
                     ring.reap()?;
-                    let released = matches!(ticket.status(), Status::Released { .. });
+                    let released = matches!(ticket.status(), Status::Released(_));
                     Ok((released, sendfile2::unacknowledged(ring.first()?)? == 0))
                 })?;
                 delays.add(times);

@@ -390,7 +390,7 @@ impl<'a> Transfer<'a> {
         let before = (self.released, self.acknowledged);
         let released = &mut self.released;
         self.tickets.retain(|ticket| {
-            let free = matches!(ticket.status(), Status::Released { .. });
+            let free = matches!(ticket.status(), Status::Released(_));
             *released += if free { ticket.bytes() } else { 0 };
             !free
         });

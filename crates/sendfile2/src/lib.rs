@@ -120,7 +120,7 @@ pub use flags::SendFlags;
 pub use holder::InFlight;
 pub use mtu::tcp_mtu_probing;
 pub use parcel::Parcel;
-pub use progress::Status;
+pub use progress::{Release, Status};
 pub use refusal::{Missing, Refusal, Unmappable};
 pub use sender::{Options, Sender, Sent, Stopped, Transfer};
 pub use socket::account::Counters;

@@ -6,20 +6,25 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::engine::Choice;
 
 /// Whether the kernel has released a send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Status {
     /// The kernel may still read it.
     InFlight,
     /// The kernel no longer references it: it may be overwritten. That says nothing of delivery.
-    Released {
-        /// The kernel made a private copy of at least a part.
-        copied: bool,
-    },
+    Released(Release),
     /// The kernel may still read it, and the connection has lost its sender (the reaper drains
     /// it) or its ids do not add up. It is never to be treated as free. This ends, as `Released`,
     /// when the notifications arrive, or the kernel has nothing of the socket by reference any more.
     Unknown,
+}
+
+/// How the kernel has released a send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Release {
+    /// The kernel made a private copy of at least a part.
+    pub copied: bool,
 }
 
 /// The parts of a send that are not released, which its tickets and the ledger share.

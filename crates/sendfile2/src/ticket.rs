@@ -10,7 +10,7 @@ use crate::deadline::Deadline;
 use crate::engine::Choice;
 use crate::error::Error;
 use crate::holder::{Link, Waitable};
-use crate::progress::{SendProgress, Status};
+use crate::progress::{Release, SendProgress, Status};
 use crate::queued::QueuedProgress;
 use crate::socket::acknowledged::Acknowledgement;
 use crate::wait;
@@ -101,8 +101,8 @@ impl Ticket {
     /// accepted is.
     #[must_use]
     pub fn status(&self) -> Status {
-        match (self.is_released(), self.source()) {
-            (Some(copied), _) => Status::Released { copied },
+        match (self.release(), self.source()) {
+            (Some(release), _) => Status::Released(release),
             (None, Some(source)) if !source.is_unknown() => Status::InFlight,
             (None, _) => Status::Unknown,
         }
@@ -157,20 +157,20 @@ impl Ticket {
         })
     }
 
-    /// Waits until the kernel has released it, reading completions meanwhile; returns whether it
-    /// made a private copy.
+    /// Waits until the kernel has released it, reading completions meanwhile.
     ///
     /// # Errors
     /// [`Error::Deadline`] if that has not happened by `deadline`; [`Error::NotIssued`] and
     /// [`Error::TooEarly`] if the ids of the connection do not add up; [`Error::Wait`] if waiting is
     /// not possible; [`Error::Forked`]. That a queued send ended early is none:
     /// [`error`](Self::error) says so.
-    pub fn wait_released(&self, deadline: impl Into<Deadline>) -> Result<bool, Error> {
+    pub fn wait_released(&self, deadline: impl Into<Deadline>) -> Result<Release, Error> {
         let deadline = deadline.into();
-        self.wait(deadline, NOT_RELEASED, || Ok(self.is_released()))
+        self.wait(deadline, NOT_RELEASED, || Ok(self.release()))
     }
 
-    /// Waits until the peer's TCP has acknowledged it; `false` if that can never be known.
+    /// Waits until the peer's TCP has acknowledged it, or that can never be known:
+    /// what it returns is never [`Acknowledgement::Pending`].
     ///
     /// With [`Options::acknowledgements`](crate::Options::acknowledgements) the kernel wakes it;
     /// without, only completions do, which come with acknowledgements where the peer is elsewhere,
@@ -178,7 +178,10 @@ impl Ticket {
     ///
     /// # Errors
     /// [`Error::Deadline`]; [`Error::Wait`]; [`Error::Socket`] if SIOCOUTQ fails; [`Error::Forked`].
-    pub fn wait_acknowledged(&self, deadline: impl Into<Deadline>) -> Result<bool, Error> {
+    pub fn wait_acknowledged(
+        &self,
+        deadline: impl Into<Deadline>,
+    ) -> Result<Acknowledgement, Error> {
         let deadline = deadline.into();
         if let Progress::Queued(progress) = &self.progress {
             // Only then its end is known.
@@ -186,15 +189,14 @@ impl Ticket {
                 Ok((progress.is_accepted() || progress.is_over()).then_some(()))
             })?;
         }
-        let known = match (self.acknowledgement()?, self.source()) {
+        Ok(match (self.acknowledgement()?, self.source()) {
             (Acknowledgement::Pending, Some(source)) => {
                 wait::until_acknowledged(&*source, self.end(), deadline)?
             }
             // It went away between the two, and what it knew stays.
             (Acknowledgement::Pending, None) => self.acknowledgement()?,
             (known, _) => known,
-        };
-        Ok(known == Acknowledgement::Acknowledged)
+        })
     }
 
     /// As [`wait_released`](Self::wait_released), for a task of tokio. To wait no longer than some
@@ -206,12 +208,12 @@ impl Ticket {
     /// # Panics
     /// Outside of a tokio runtime with I/O enabled.
     #[cfg(feature = "tokio")]
-    pub async fn released(&self) -> Result<bool, Error> {
-        match (self.is_released(), self.source()) {
-            (Some(copied), _) => Ok(copied),
-            (None, Some(source)) => wait::until_as_task(&*source, || Ok(self.is_released())).await,
+    pub async fn released(&self) -> Result<Release, Error> {
+        match (self.release(), self.source()) {
+            (Some(release), _) => Ok(release),
+            (None, Some(source)) => wait::until_as_task(&*source, || Ok(self.release())).await,
             // It went away between the two: it only does when nothing is in flight.
-            (None, None) => self.is_released().ok_or(Error::Deadline(NOT_RELEASED)),
+            (None, None) => self.release().ok_or(Error::Deadline(NOT_RELEASED)),
         }
     }
 
@@ -224,7 +226,7 @@ impl Ticket {
     /// # Panics
     /// Outside of a tokio runtime with its timer enabled.
     #[cfg(feature = "tokio")]
-    pub async fn acknowledged(&self) -> Result<bool, Error> {
+    pub async fn acknowledged(&self) -> Result<Acknowledgement, Error> {
         let mut pause = FIRST_PAUSE;
         if let Some(source) = self.source() {
             source.flush();
@@ -232,7 +234,7 @@ impl Ticket {
         loop {
             match self.acknowledgement()? {
                 Acknowledgement::Pending => {}
-                known => return Ok(known == Acknowledgement::Acknowledged),
+                known => return Ok(known),
             }
             ::tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);
@@ -259,12 +261,13 @@ impl Ticket {
         }
     }
 
-    /// Returns whether any of it was copied, once all is released.
-    fn is_released(&self) -> Option<bool> {
-        match &self.progress {
+    /// Returns how it was released, once all of it is.
+    fn release(&self) -> Option<Release> {
+        let copied = match &self.progress {
             Progress::Made(progress) => progress.released(),
             Progress::Queued(progress) => progress.released(),
-        }
+        };
+        copied.map(|copied| Release { copied })
     }
 
     /// Bytes that the connection had accepted after it.

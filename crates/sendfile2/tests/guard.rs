@@ -58,7 +58,7 @@ fn a_writer_waits_until_the_kernel_has_let_go() {
         assert_same(&read(&mut stuck.peer, stuck.sent as usize), &pattern(1, 0..stuck.sent));
         writer.join().unwrap().unwrap();
     });
-    assert!(matches!(stuck.ticket.status(), Status::Released { .. }));
+    assert!(matches!(stuck.ticket.status(), Status::Released(_)));
     let mut on_disk = Vec::new();
     std::io::BufReader::new(File::open(format!("/proc/self/fd/{}", fd(&file))).unwrap())
         .read_to_end(&mut on_disk)

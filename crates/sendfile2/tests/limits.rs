@@ -229,7 +229,7 @@ fn a_call_copies_where_others_have_used_up_the_limit() {
     let (source, _greedy) = used_up();
     let (tx, mut rx) = common::tcp();
     match sendfile2::uring::send_file_sync(&tx, &source, 0..50_000, deadline()) {
-        Ok(copied) => assert!(copied),
+        Ok(release) => assert!(release.copied),
         Err(unfinished) => {
             // Not even a small ring has room.
             let Error::Refused { reason: Refusal::IoUring(_), .. } = unfinished.error else {

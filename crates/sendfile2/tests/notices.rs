@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use common::{assert_same, deadline, file, pattern, read, sender, source};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::SendFlags;
-use sendfile2::{Engine, Error, ErrorQueueMessage, Options, Sender};
+use sendfile2::{Acknowledgement, Engine, Error, ErrorQueueMessage, Options, Sender};
 
 fn collecting() -> (Arc<Mutex<Vec<ErrorQueueMessage>>>, Options) {
     let notices: Arc<Mutex<Vec<ErrorQueueMessage>>> = Arc::default();
@@ -150,13 +150,19 @@ fn who_waits_for_an_acknowledgement_is_told_by_the_kernel_and_the_hook_is_not() 
             .send_file(&source(&file), 0..100_000, sendfile2::SendFlags::NONE, deadline())
             .unwrap();
         assert!(reports(&sender, true), "{engine}: nothing came");
-        assert!(sent.ticket.wait_acknowledged(deadline()).unwrap());
+        assert_eq!(
+            sent.ticket.wait_acknowledged(deadline()).unwrap(),
+            Acknowledgement::Acknowledged
+        );
         // However many sends there are, what comes of them is read.
         for _ in 0..100 {
             sender.send(b"x", sendfile2::SendFlags::NONE, deadline()).unwrap();
         }
         let last = sender.send(b"x", sendfile2::SendFlags::NONE, deadline()).unwrap();
-        assert!(last.ticket.wait_acknowledged(deadline()).unwrap());
+        assert_eq!(
+            last.ticket.wait_acknowledged(deadline()).unwrap(),
+            Acknowledgement::Acknowledged
+        );
         assert_eq!(*notices.lock().unwrap(), [], "{engine}");
         // Given back, it stamps no more.
         let (socket, _) = sender.into_socket(deadline()).unwrap_or_else(|(e, _)| panic!("{e}"));
@@ -170,7 +176,7 @@ fn control_without_being_asked_the_kernel_tells_nothing() {
     let (tx, _rx) = common::tcp();
     let mut sender = sender(tx, Engine::Copy);
     let sent = sender.send(b"x", sendfile2::SendFlags::NONE, deadline()).unwrap();
-    assert!(sent.ticket.wait_acknowledged(deadline()).unwrap());
+    assert_eq!(sent.ticket.wait_acknowledged(deadline()).unwrap(), Acknowledgement::Acknowledged);
     assert!(!reports(&sender, false));
 }
 
@@ -185,7 +191,7 @@ fn timestamps_that_the_application_asked_for_reach_the_hook() {
     let (notices, options) = collecting();
     let mut sender = Sender::with(tx, options.engine(Engine::Copy).acknowledgements(true)).unwrap();
     let sent = sender.send(b"x", sendfile2::SendFlags::NONE, deadline()).unwrap();
-    assert!(sent.ticket.wait_acknowledged(deadline()).unwrap());
+    assert_eq!(sent.ticket.wait_acknowledged(deadline()).unwrap(), Acknowledgement::Acknowledged);
     assert!(reports(&sender, true) || !notices.lock().unwrap().is_empty());
     sender.reap().unwrap();
     let notices = notices.lock().unwrap();

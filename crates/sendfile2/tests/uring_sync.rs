@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{assert_same, deadline, file, overwrite, pattern, read, source, wrong};
 use sendfile2::uring::{Unavailable, Unfinished, send_file_sync};
-use sendfile2::{Engine, Error, Refusal, Source, Status, reaper};
+use sendfile2::{Engine, Error, Refusal, Release, Source, Status, reaper};
 
 const LEN: u64 = 6 << 20;
 
@@ -133,7 +133,7 @@ fn a_reset_in_mid_send_releases_everything() {
     let unfinished = send_file_sync(&tx, &source(&file), 0..LEN, deadline()).unwrap_err();
     assert!(matches!(unfinished.error, Error::Socket { .. }), "{unfinished:?}");
     // Errors notify, too, and that was waited for.
-    assert!(matches!(unfinished.status, Status::Released { .. }), "{unfinished:?}");
+    assert!(matches!(unfinished.status, Status::Released(_)), "{unfinished:?}");
     peer.join().unwrap();
 }
 
@@ -180,11 +180,11 @@ fn what_gives_no_notifications_is_refused() {
     if !common::has_uring() {
         return;
     }
-    let refused = |result: Result<bool, Unfinished>| match result {
+    let refused = |result: Result<Release, Unfinished>| match result {
         Err(Unfinished {
             error: Error::Refused { engine: Engine::Uring, reason },
             bytes: 0,
-            status: Status::Released { .. },
+            status: Status::Released(_),
             ..
         }) => reason,
         other => panic!("{other:?}"),

@@ -180,7 +180,7 @@ fn zerocopy(socket: TcpStream, deadline: Instant) -> Trial {
     if ticket.choice().engine != Engine::Zerocopy {
         return Ok(Err(ticket.choice().why.to_string()));
     }
-    let copied = ticket.wait_released(deadline)?;
+    let copied = ticket.wait_released(deadline)?.copied;
     sender.close(deadline)?;
     Ok(Ok(copied))
 }
@@ -196,7 +196,7 @@ fn one_byte() -> Result<Source, Error> {
 /// The same by a ring.
 #[cfg(feature = "uring")]
 fn uring(socket: TcpStream, deadline: Instant) -> Trial {
-    Ok(Ok(uring::send_file_sync(socket, &one_byte()?, 0..1, deadline)?))
+    Ok(Ok(uring::send_file_sync(socket, &one_byte()?, 0..1, deadline)?.copied))
 }
 
 /// The same from the file, by what the kernel offers.
@@ -206,7 +206,7 @@ fn by_native(socket: TcpStream, deadline: Instant) -> Trial {
     if sent.ticket.choice().engine != Engine::Native {
         return Ok(Err(sent.ticket.choice().why.to_string()));
     }
-    let copied = sent.ticket.wait_released(deadline)?;
+    let copied = sent.ticket.wait_released(deadline)?.copied;
     sender.close(deadline)?;
     Ok(Ok(copied))
 }

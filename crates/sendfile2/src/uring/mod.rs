@@ -49,7 +49,7 @@ use std::os::fd::AsFd;
 
 use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::progress::Status;
+use crate::progress::{Release, Status};
 use crate::source::Source;
 
 pub use crate::refusal::Unavailable;
@@ -77,7 +77,7 @@ impl From<Unfinished> for Error {
 }
 
 /// Sends `range` of the file, all of it, and returns when the kernel no longer references the
-/// file's pages, so that they may be overwritten; whether it had copied any of them.
+/// file's pages, so that they may be overwritten.
 ///
 /// It waits for room in the socket, and for the peer's acknowledgements, since the kernel keeps the
 /// pages until then (towards a peer on this host it copies them when it delivers). A peer that
@@ -85,7 +85,7 @@ impl From<Unfinished> for Error {
 ///
 /// The socket is borrowed, a connected stream socket, in blocking mode or not; nobody else must
 /// send on it meanwhile. No SIGPIPE is raised. Before Linux 6.2 the kernel does not say whether it
-/// copied, and this returns `false`.
+/// copied, and [`Release::copied`] is `false`.
 ///
 /// For many sends use a [`Driver`], which waits for all of them at once. To send under a [lease](crate::guard::Lease) use that, too: this could not prolong a lease when the
 /// deadline passes.
@@ -121,7 +121,7 @@ pub fn send_file_sync(
     file: &Source,
     range: Range<u64>,
     deadline: impl Into<Deadline>,
-) -> Result<bool, Unfinished> {
+) -> Result<Release, Unfinished> {
     let deadline = deadline.into();
     sync::send_file_sync(socket, file, range, deadline)
 }

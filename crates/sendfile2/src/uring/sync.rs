@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Unfinished, available, leftover, part};
 use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::progress::Status;
+use crate::progress::{Release, Status};
 use crate::refusal::Refusal;
 use crate::source::Source;
 use crate::sys::recover::{self, Attempt, Next};
@@ -32,8 +32,9 @@ pub(super) fn send_file_sync(
     file: &Source,
     range: Range<u64>,
     deadline: Deadline,
-) -> Result<bool, Unfinished> {
-    let unsent = |error| Unfinished { error, bytes: 0, status: Status::Released { copied: false } };
+) -> Result<Release, Unfinished> {
+    let unsent =
+        |error| Unfinished { error, bytes: 0, status: Status::Released(Release { copied: false }) };
     let socket = Arc::new(part::stream(socket.as_fd()).map_err(unsent)?);
     let mut call =
         Call { queues: available::ring(Size::SMALL).map_err(unsent)?, sent: 0, copied: false };
@@ -43,14 +44,14 @@ pub(super) fn send_file_sync(
     // Also after an error the kernel may have said that it will notify.
     let released = call.release(deadline);
     let Call { queues, sent: bytes, copied } = call;
-    let mut status = Status::Released { copied };
+    let mut status = Status::Released(Release { copied });
     if released.is_err() {
         // The peer does not read. The notifications may come in a week; nobody may guess.
         status = Status::Unknown;
         leftover::hand_over(queues);
     }
     sent.and(released).map_err(|error| Unfinished { error, bytes, status })?;
-    Ok(copied)
+    Ok(Release { copied })
 }
 
 impl Call {
