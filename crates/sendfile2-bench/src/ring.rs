@@ -33,9 +33,9 @@ impl Ring {
         Ok(if self.leased {
             // There is no writer, so the lease is granted at once.
             let lease = files.guard()?.try_lease(range.clone()).context("no lease")?;
-            socket.send_lease(&lease, range, SendFlags::NONE)?
+            socket.queue_lease(&lease, range, SendFlags::NONE)?
         } else {
-            socket.send_file(files.source()?, range, SendFlags::NONE)?
+            socket.queue_file(files.source()?, range, SendFlags::NONE)?
         })
     }
 

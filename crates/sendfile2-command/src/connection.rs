@@ -63,7 +63,7 @@ impl Connection {
             Some(ticket) => ticket,
             None => {
                 let piece = range.start..range.end.min(range.start.saturating_add(PIECE));
-                let ticket = socket.send_file(file, piece, SendFlags::NONE)?;
+                let ticket = socket.queue_file(file, piece, SendFlags::NONE)?;
                 driver.submit()?;
                 ticket
             }

@@ -54,7 +54,7 @@ fn main() {
         for socket in &mut sockets {
             if left > 0 && socket.queued() == 0 {
                 at = if at + bytes > FILE { 0 } else { at };
-                socket.send_file(&source, at..at + bytes, SendFlags::NONE).unwrap();
+                socket.queue_file(&source, at..at + bytes, SendFlags::NONE).unwrap();
                 at += bytes;
                 left -= 1;
             }

@@ -80,7 +80,7 @@ fn a_drivers_ring() {
     let replaced = common::role().unwrap() == "replaced";
     let own = replaced.then(|| instead(ring, || IoUring::new(4).unwrap()));
     let lease = guarded.lease(0..LEN, deadline()).unwrap();
-    let ticket = socket.send_lease(&lease, 0..LEN, SendFlags::NONE).unwrap();
+    let ticket = socket.queue_lease(&lease, 0..LEN, SendFlags::NONE).unwrap();
     drop(lease);
     // Neither is sent, and none of it is taken for released.
     broken(driver.submit());
@@ -122,7 +122,7 @@ fn a_drivers_set_of_full_sockets() {
     let set = descriptors("eventpoll").into_iter().find(|fd| !before.contains(fd)).unwrap();
     let mut socket = driver.add(tx).unwrap();
     // Before, or what the thread waits with gets the number.
-    let first = socket.send(&b"first"[..], SendFlags::NONE).unwrap();
+    let first = socket.queue_bytes(&b"first"[..], SendFlags::NONE).unwrap();
     driver.submit().unwrap();
     first.wait_released(deadline()).unwrap();
     nix::unistd::close(set).unwrap();
@@ -137,7 +137,7 @@ fn a_drivers_set_of_full_sockets() {
         (own, bell)
     });
     // The peer reads nothing, so that the socket is full soon.
-    let ticket = socket.send_file(&source, 0..LEN, SendFlags::NONE).unwrap();
+    let ticket = socket.queue_file(&source, 0..LEN, SendFlags::NONE).unwrap();
     driver.submit().unwrap();
     match ticket.wait_accepted(deadline()) {
         Err(Error::Socket { op: "epoll_wait", .. }) => {}

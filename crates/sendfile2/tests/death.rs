@@ -45,7 +45,7 @@ fn send_by_ring_in_child(held: bool) {
     let mut socket = driver.add(socket).unwrap();
     let lease = guard.try_lease(0..LEN).unwrap();
     for at in (0..LEN).step_by(64 << 10) {
-        let ticket = socket.send_lease(&lease, at..at + (64 << 10), SendFlags::NONE).unwrap();
+        let ticket = socket.queue_lease(&lease, at..at + (64 << 10), SendFlags::NONE).unwrap();
         driver.submit().unwrap();
         driver.reap().unwrap();
         if ticket.wait_accepted(std::time::Instant::now()).is_err() {

@@ -184,7 +184,7 @@ fn a_child_takes_nothing_of_a_ring_of_its_parents() {
     let (tx, mut peer) = common::tcp_small_window();
     let mut socket = driver.add(tx).unwrap();
     let lease = guard.try_lease(0..4 << 20).unwrap();
-    let ticket = socket.send_lease(&lease, 0..4 << 20, SendFlags::NONE).unwrap();
+    let ticket = socket.queue_lease(&lease, 0..4 << 20, SendFlags::NONE).unwrap();
     drop(lease);
     driver.submit().unwrap();
     assert_eq!(ticket.status(), Status::InFlight);
@@ -201,8 +201,8 @@ fn a_child_takes_nothing_of_a_ring_of_its_parents() {
             refused(ticket.wait_released(deadline()));
             refused(ticket.wait_acknowledged(deadline()));
             refused(ticket.acknowledgement());
-            refused(socket.send(&b"x"[..], SendFlags::NONE));
-            refused(socket.send_file(&source(&file), 0..10, SendFlags::NONE));
+            refused(socket.queue_bytes(&b"x"[..], SendFlags::NONE));
+            refused(socket.queue_file(&source(&file), 0..10, SendFlags::NONE));
             refused(socket.abort());
             refused(socket.wait_all(deadline()));
             socket.shutdown();
@@ -218,7 +218,7 @@ fn a_child_takes_nothing_of_a_ring_of_its_parents() {
     });
     ticket.wait_released(deadline()).unwrap();
     guard.write_at(b"x", 0, deadline()).unwrap();
-    socket.send(&b"next"[..], SendFlags::NONE).unwrap().wait_released(deadline()).unwrap();
+    socket.queue_bytes(&b"next"[..], SendFlags::NONE).unwrap().wait_released(deadline()).unwrap();
     reader.join().unwrap();
     drop(idle);
 }
@@ -238,7 +238,7 @@ fn a_socket_that_a_child_drops_still_waits_for_room_in_the_parent() {
     let mut socket = driver.add(tx).unwrap();
     let Some(child) = fork() else { as_child(move || drop(socket)) };
     succeeded(child);
-    let ticket = socket.send_file(&source, 0..4 << 20, SendFlags::NONE).unwrap();
+    let ticket = socket.queue_file(&source, 0..4 << 20, SendFlags::NONE).unwrap();
     let reader = std::thread::spawn(move || {
         assert_same(&read(&mut peer, 4 << 20), &pattern(1, 0..4 << 20));
     });

@@ -228,7 +228,7 @@ fn rings_and_native_refuse_a_sockmap() {
     refuses(&tx);
     let mut driver = Driver::new().unwrap();
     let mut socket = driver.add(tx).unwrap();
-    let ticket = socket.send_file(&source, 0..256 << 10, sendfile2::SendFlags::NONE).unwrap();
+    let ticket = socket.queue_file(&source, 0..256 << 10, sendfile2::SendFlags::NONE).unwrap();
     driver.wait(2, deadline()).unwrap();
     let error = ticket.wait_accepted(deadline()).unwrap_err();
     refused(&error, Engine::Uring, Refusal::NotSupported);

@@ -183,7 +183,7 @@ fn with_64_kib_of_memlock_a_ring_or_a_call_delivers_everything() {
         let (tx, mut rx) = common::tcp_small_window();
         let mut socket = driver.add(tx).unwrap();
         readers.push(std::thread::spawn(move || read(&mut rx, len as usize)));
-        tickets.push(socket.send_file(&source, 0..len, SendFlags::NONE).unwrap());
+        tickets.push(socket.queue_file(&source, 0..len, SendFlags::NONE).unwrap());
         sockets.push(socket);
     }
     for (ticket, reader) in tickets.iter().zip(readers) {
@@ -263,7 +263,7 @@ fn async_senders_that_share_a_small_limit_all_arrive() {
             tasks.spawn(async move {
                 let reader = tokio::task::spawn_blocking(move || read(&mut rx, LEN as usize));
                 let mut progress = Progress::new(0..LEN);
-                sender.send_file_all(&source, &mut progress, SendFlags::NONE).await.unwrap();
+                sender.send_file_resumable(&source, &mut progress, SendFlags::NONE).await.unwrap();
                 assert_same(&reader.await.unwrap(), &pattern(1, 0..LEN));
                 progress.ticket().released().await.unwrap();
                 sender.sender().counters().released

@@ -69,7 +69,7 @@ impl Connection {
                 }
             }
             Connection::Ring(driver, socket) => {
-                let ticket = socket.send_file(source, range, SendFlags::NONE).unwrap();
+                let ticket = socket.queue_file(source, range, SendFlags::NONE).unwrap();
                 driver.submit().unwrap();
                 driver.reap().unwrap();
                 sent = ticket.bytes();

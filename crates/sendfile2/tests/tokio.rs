@@ -59,7 +59,7 @@ async fn received(mut peer: TcpStream, len: usize) -> (Vec<u8>, TcpStream) {
 /// Sends until the socket is full, and gives the sends that are stuck.
 async fn fill(sender: &mut AsyncSender, file: &Source) -> Progress {
     let mut progress = Progress::new(0..file.size().unwrap());
-    let full = sender.send_file_all(file, &mut progress, sendfile2::SendFlags::NONE);
+    let full = sender.send_file_resumable(file, &mut progress, sendfile2::SendFlags::NONE);
     // Its polls end with the socket full; nobody reads.
     tokio::time::timeout(Duration::from_millis(300), full).await.unwrap_err();
     assert!(sender.sender().in_flight().sends > 0, "nothing is stuck in flight");
@@ -90,7 +90,7 @@ fn a_full_socket_with_completions_wakes_nobody() {
         let source = source(&file);
         // A completion has come, and more will, before and after the socket is full.
         sender
-            .send_file(&source, 0..4096, sendfile2::SendFlags::NONE)
+            .send_file_some(&source, 0..4096, sendfile2::SendFlags::NONE)
             .await
             .unwrap()
             .ticket
@@ -113,7 +113,7 @@ fn a_full_socket_with_completions_wakes_nobody() {
             let source = source.clone();
             let write = tokio::spawn(counted(writing, async move {
                 sender
-                    .send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE)
+                    .send_file_resumable(&source, &mut progress, sendfile2::SendFlags::NONE)
                     .await
                     .unwrap();
                 sender
@@ -186,12 +186,15 @@ fn content_by_every_engine_and_every_way() {
             sender.send(b"0123456789", sendfile2::SendFlags::MORE).await.unwrap();
             let mut progress = Progress::new(0..3 << 20);
             sender
-                .send_file_all(&source(&file), &mut progress, sendfile2::SendFlags::MORE)
+                .send_file_resumable(&source(&file), &mut progress, sendfile2::SendFlags::MORE)
                 .await
                 .unwrap();
             let lease = guard.lease_async(0..3 << 20).await.unwrap();
             let mut leased = Progress::new(0..3 << 20);
-            sender.send_lease_all(&lease, &mut leased, sendfile2::SendFlags::NONE).await.unwrap();
+            sender
+                .send_lease_resumable(&lease, &mut leased, sendfile2::SendFlags::NONE)
+                .await
+                .unwrap();
             drop(lease);
             let mut parcel = Parcel::new(pattern(3, 0..100_000));
             let ticket = sender.send_buffer(&mut parcel, sendfile2::SendFlags::NONE).await.unwrap();
@@ -234,7 +237,7 @@ fn a_dropped_future_loses_and_repeats_nothing() {
             while !progress.remaining().is_empty() {
                 let sent = at_most(
                     polls(),
-                    sender.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE),
+                    sender.send_file_resumable(&source, &mut progress, sendfile2::SendFlags::NONE),
                 )
                 .await;
                 dropped += usize::from(sent.transpose().unwrap().is_none());
@@ -324,8 +327,9 @@ fn a_reset_is_told_to_both_halves() {
         let (mut half, mut sender) = sender.into_split();
         let reading = tokio::spawn(async move { half.read(&mut [0; 10]).await });
         let writing = tokio::spawn(async move {
-            let result =
-                sender.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE).await;
+            let result = sender
+                .send_file_resumable(&source, &mut progress, sendfile2::SendFlags::NONE)
+                .await;
             (result, sender)
         });
         common::reset(rx);
@@ -354,7 +358,8 @@ fn a_runtime_that_ends_tells_those_who_wait() {
         let mut progress = runtime.block_on(fill(&mut sender, &source));
         let other = Builder::new_current_thread().build().unwrap();
         let waiting = std::thread::spawn(move || {
-            let sent = sender.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE);
+            let sent =
+                sender.send_file_resumable(&source, &mut progress, sendfile2::SendFlags::NONE);
             other.block_on(sent)
         });
         runtime.shutdown_background();
@@ -503,7 +508,10 @@ fn both_halves_at_once() {
         });
         let sending = tokio::spawn(async move {
             let mut progress = Progress::new(0..LEN as u64);
-            sender.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE).await.unwrap();
+            sender
+                .send_file_resumable(&source, &mut progress, sendfile2::SendFlags::NONE)
+                .await
+                .unwrap();
             // The end of the stream, while the other half goes on reading.
         });
         let mut got = Vec::new();
@@ -526,7 +534,7 @@ fn what_is_held_back_for_more_goes_when_its_release_is_awaited() {
                 sender.send(b"x", sendfile2::SendFlags::MORE).await.unwrap();
             }
             sender
-                .send_file_all(&source(&file), &mut progress, sendfile2::SendFlags::MORE)
+                .send_file_resumable(&source(&file), &mut progress, sendfile2::SendFlags::MORE)
                 .await
                 .unwrap();
             progress.ticket().released().await.unwrap();
@@ -546,7 +554,7 @@ fn a_writer_waits_for_the_release_and_no_wrong_byte_arrives() {
         let mut sender = sender(tx, Engine::Zerocopy);
         let lease = guard.lease_async(0..LEN).await.unwrap();
         let mut progress = Progress::new(0..LEN);
-        let sent = sender.send_lease_all(&lease, &mut progress, sendfile2::SendFlags::NONE);
+        let sent = sender.send_lease_resumable(&lease, &mut progress, sendfile2::SendFlags::NONE);
         tokio::time::timeout(Duration::from_millis(200), sent).await.unwrap_err();
         drop(lease);
         let stuck = progress.sent();
@@ -589,7 +597,9 @@ fn a_stalled_peer_is_aborted_for_a_writer() {
         let (tx, mut rx) = common::tcp_small_window();
         let mut sender = sender(tx, Engine::Zerocopy);
         let lease = guard.lease_async(0..4 << 20).await.unwrap();
-        sender.send_lease(&lease, 0..4 << 20, sendfile2::SendFlags::NONE).await.unwrap();
+        let part =
+            sender.send_lease_some(&lease, 0..4 << 20, sendfile2::SendFlags::NONE).await.unwrap();
+        assert!(part.bytes < 4 << 20);
         drop(lease);
         let deadline = Instant::now() + Duration::from_millis(50);
         guard.write_at_abort_async(vec![0; 100], 0, deadline).await.unwrap();
@@ -608,14 +618,68 @@ fn progress_of_one_sender_is_not_continued_by_another() {
         let (a, rx) = common::tcp_small_window();
         let mut first = sender(a, Engine::Copy);
         let mut progress = Progress::new(0..16 << 20);
-        let _ = at_most(1, first.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE))
-            .await;
+        let _ = at_most(
+            1,
+            first.send_file_resumable(&source, &mut progress, sendfile2::SendFlags::NONE),
+        )
+        .await;
         assert!(progress.sent() > 0 && !progress.remaining().is_empty());
         let (b, _other) = common::tcp();
         let mut second = sender(b, Engine::Copy);
         let refused =
-            second.send_file_all(&source, &mut progress, sendfile2::SendFlags::NONE).await;
+            second.send_file_resumable(&source, &mut progress, sendfile2::SendFlags::NONE).await;
         assert!(matches!(refused, Err(Error::OtherSender)), "{refused:?}");
         drop(rx);
+    });
+}
+
+/// However large, as by a [`Sender`]: one call takes 512 KiB at most.
+#[test]
+fn a_send_is_of_all_and_a_call_of_some() {
+    on_each(|| async {
+        const LEN: u64 = 8 << 20;
+        let (more, none) = (sendfile2::SendFlags::MORE, sendfile2::SendFlags::NONE);
+        let file = file(3, LEN);
+        let source = source(&file);
+        let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+        let bytes = pattern(4, 0..LEN);
+        for engine in common::engines() {
+            let (tx, rx) = common::tcp_small_window();
+            let mut sender = sender(tx, engine);
+            let reader = tokio::spawn(received(rx, 3 * LEN as usize));
+            let sent = sender.send(&bytes, more).await.unwrap();
+            assert_eq!((sent.bytes, sent.ticket.bytes()), (LEN, LEN));
+            let sent = sender.send_file(&source, 0..LEN, more).await.unwrap();
+            assert_eq!((sent.bytes, sent.ticket.bytes()), (LEN, LEN));
+            let lease = guard.lease_async(0..LEN).await.unwrap();
+            let sent = sender.send_lease(&lease, 0..LEN, none).await.unwrap();
+            assert_eq!((sent.bytes, sent.ticket.bytes()), (LEN, LEN));
+            let (got, _peer) = reader.await.unwrap();
+            let all = [&bytes[..], &pattern(3, 0..LEN), &pattern(3, 0..LEN)].concat();
+            assert_same(&got, &all);
+            let part = sender.send_file_some(&source, 0..LEN, none).await.unwrap();
+            assert!((part.bytes as u64) < LEN, "{engine}: {part:?}");
+        }
+    });
+}
+
+#[test]
+fn a_send_that_stops_says_how_far_it_got() {
+    on_each(|| async {
+        let none = sendfile2::SendFlags::NONE;
+        let file = file(3, 100_000);
+        let (tx, rx) = common::tcp();
+        let mut sender = sender(tx, Engine::Zerocopy);
+        let reader = tokio::spawn(received(rx, 100_000));
+        let stopped = sender.send_file(&source(&file), 0..1 << 20, none).await.unwrap_err();
+        assert!(matches!(stopped.error, Error::Truncated { at: 100_000, .. }), "{stopped}");
+        assert_eq!(stopped.transfer.bytes, 100_000);
+        stopped.transfer.ticket.released().await.unwrap();
+        assert_same(&reader.await.unwrap().0, &pattern(3, 0..100_000));
+        let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+        let lease = guard.lease_async(0..10).await.unwrap();
+        let stopped = sender.send_lease(&lease, 0..11, none).await.unwrap_err();
+        assert!(matches!(stopped.error, Error::NotLeased { .. }), "{stopped}");
+        assert_eq!(stopped.transfer.bytes, 0);
     });
 }

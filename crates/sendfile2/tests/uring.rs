@@ -32,7 +32,7 @@ fn stuck(driver: &mut Driver, guard: &GuardedFile) -> (Socket, TcpStream, Ticket
     let (tx, peer) = common::tcp_small_window();
     let mut socket = driver.add(tx).unwrap();
     let lease = guard.try_lease(0..LEN).unwrap();
-    let ticket = socket.send_lease(&lease, 0..LEN, SendFlags::NONE).unwrap();
+    let ticket = socket.queue_lease(&lease, 0..LEN, SendFlags::NONE).unwrap();
     driver.submit().unwrap();
     assert_eq!(ticket.status(), Status::InFlight);
     (socket, peer, ticket)
@@ -70,7 +70,7 @@ fn with_every_socket_full_each_peer_gets_its_bytes_in_order() {
             let at = (n * 7 + i as u64) % SENDS * SEND;
             tickets.push(
                 socket
-                    .send_file(&source, at..at + SEND, SendFlags::NONE.with_more(n + 1 < SENDS))
+                    .queue_file(&source, at..at + SEND, SendFlags::NONE.with_more(n + 1 < SENDS))
                     .unwrap(),
             );
         }
@@ -121,15 +121,15 @@ fn headers_leases_and_files_of_many_parts_arrive_in_the_order_of_the_queue() {
     let mut socket = driver.add(tx).unwrap();
     let lease = guard.try_lease([100..5000, 8192..LEN - 1]).unwrap();
     let mut tickets = vec![
-        socket.send(&b"header"[..], SendFlags::MORE).unwrap(),
-        socket.send_lease(&lease, 100..5000, SendFlags::MORE).unwrap(),
+        socket.queue_bytes(&b"header"[..], SendFlags::MORE).unwrap(),
+        socket.queue_lease(&lease, 100..5000, SendFlags::MORE).unwrap(),
         // Four parts.
-        socket.send_lease(&lease, 8192..LEN - 1, SendFlags::NONE).unwrap(),
-        socket.send_file(&source, 0..0, SendFlags::NONE).unwrap(),
-        socket.send(vec![7; 3 << 20], SendFlags::NONE).unwrap(),
+        socket.queue_lease(&lease, 8192..LEN - 1, SendFlags::NONE).unwrap(),
+        socket.queue_file(&source, 0..0, SendFlags::NONE).unwrap(),
+        socket.queue_bytes(vec![7; 3 << 20], SendFlags::NONE).unwrap(),
     ];
     drop(lease);
-    tickets.push(socket.send_file(&source, 1..2, SendFlags::NONE).unwrap());
+    tickets.push(socket.queue_file(&source, 1..2, SendFlags::NONE).unwrap());
     let expected = [
         &b"header"[..],
         &pattern(1, 100..5000),
@@ -146,7 +146,7 @@ fn headers_leases_and_files_of_many_parts_arrive_in_the_order_of_the_queue() {
     let (got, _rx) = reader.join().unwrap();
     assert_same(&got, &expected);
     let error =
-        socket.send_lease(&guard.try_lease(0..10).unwrap(), 5..11, SendFlags::NONE).unwrap_err();
+        socket.queue_lease(&guard.try_lease(0..10).unwrap(), 5..11, SendFlags::NONE).unwrap_err();
     assert!(matches!(error, Error::NotLeased { .. }), "{error}");
 }
 
@@ -182,7 +182,7 @@ fn control_overwritten_at_the_result_it_arrives_wrong() {
     // As much as is accepted without anybody reading.
     let mut last = None;
     for at in (0..LEN).step_by(64 << 10) {
-        let ticket = socket.send_file(&source, at..at + (64 << 10), SendFlags::NONE).unwrap();
+        let ticket = socket.queue_file(&source, at..at + (64 << 10), SendFlags::NONE).unwrap();
         driver.submit().unwrap();
         driver.reap().unwrap();
         if ticket.wait_accepted(Instant::now()).is_err() {
@@ -331,7 +331,7 @@ fn a_reset_by_the_peer_ends_what_is_queued_and_releases_what_is_in_flight() {
     let guard = guarded(&file);
     let mut driver = Driver::new().unwrap();
     let (mut socket, peer, first) = stuck(&mut driver, &guard);
-    let behind = socket.send_file(guard.source(), 0..10, SendFlags::NONE).unwrap();
+    let behind = socket.queue_file(guard.source(), 0..10, SendFlags::NONE).unwrap();
     common::reset(peer);
     for ticket in [&first, &behind] {
         ticket.wait_released(deadline()).unwrap();
@@ -339,7 +339,7 @@ fn a_reset_by_the_peer_ends_what_is_queued_and_releases_what_is_in_flight() {
         assert!(matches!(error, Error::Socket { .. }), "{error}");
         assert_eq!(ticket.acknowledgement().unwrap(), Acknowledgement::Unknowable);
     }
-    let error = socket.send(&b"more"[..], SendFlags::NONE).unwrap_err();
+    let error = socket.queue_bytes(&b"more"[..], SendFlags::NONE).unwrap_err();
     assert!(matches!(error, Error::Socket { .. }), "{error}");
     assert_eq!(guard.in_flight(), []);
 }
@@ -354,8 +354,8 @@ fn where_a_send_ends_early_nothing_behind_it_is_sent_and_the_peer_sees_a_reset()
     let driver = Driver::new().unwrap();
     let (tx, mut rx) = common::tcp();
     let mut socket = driver.add(tx).unwrap();
-    let early = socket.send_file(&source, 0..20_000, SendFlags::NONE).unwrap();
-    let behind = socket.send(&b"behind"[..], SendFlags::NONE).unwrap();
+    let early = socket.queue_file(&source, 0..20_000, SendFlags::NONE).unwrap();
+    let behind = socket.queue_bytes(&b"behind"[..], SendFlags::NONE).unwrap();
     for ticket in [&early, &behind] {
         let error = ticket.wait_accepted(deadline()).unwrap_err();
         assert!(matches!(error, Error::Truncated { at: 10_000, .. }), "{error}");
@@ -380,7 +380,7 @@ fn what_it_cannot_serve_is_refused() {
     // The kernel's EOPNOTSUPP, which announces a notification.
     let (unix, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut socket = driver.add(unix).unwrap();
-    let ticket = socket.send_file(&source(&file), 0..100, SendFlags::NONE).unwrap();
+    let ticket = socket.queue_file(&source(&file), 0..100, SendFlags::NONE).unwrap();
     driver.wait(2, deadline()).unwrap();
     let error = ticket.wait_accepted(deadline()).unwrap_err();
     let Error::Refused { reason: Refusal::NotSupported, .. } = error else { panic!("{error}") };
@@ -389,7 +389,7 @@ fn what_it_cannot_serve_is_refused() {
     let (tx, _rx) = common::tcp();
     let proc = Source::open("/proc/self/maps").unwrap();
     let mut socket = driver.add(tx.try_clone().unwrap()).unwrap();
-    let error = socket.send_file(&proc, 0..100, SendFlags::NONE).unwrap_err();
+    let error = socket.queue_file(&proc, 0..100, SendFlags::NONE).unwrap_err();
     assert!(matches!(error, Error::Refused { reason: Refusal::File(_), .. }), "{error}");
 
     let error = Sender::new(tx.try_clone().unwrap()).unwrap_err();
@@ -408,7 +408,7 @@ fn released_and_acknowledged_are_separate() {
     let mut driver = Driver::new().unwrap();
     let (tx, mut rx) = common::tcp_small_window();
     let mut socket = driver.add(tx).unwrap();
-    let ticket = socket.send_file(&source(&file), 0..LEN, SendFlags::NONE).unwrap();
+    let ticket = socket.queue_file(&source(&file), 0..LEN, SendFlags::NONE).unwrap();
     assert_eq!(ticket.acknowledgement().unwrap(), Acknowledgement::Pending);
     driver.submit().unwrap();
     assert_eq!(ticket.acknowledgement().unwrap(), Acknowledgement::Pending);
@@ -453,7 +453,7 @@ fn threads_that_wait_for_tickets_take_nothing_from_who_counts_completions() {
     std::thread::scope(|scope| {
         scope.spawn(move || read(&mut rx, total));
         for _ in 0..SENDS {
-            let ticket = socket.send_file(&source, 0..10_000, SendFlags::NONE).unwrap();
+            let ticket = socket.queue_file(&source, 0..10_000, SendFlags::NONE).unwrap();
             let waiter = ticket.clone();
             let waiting = scope.spawn(move || waiter.wait_released(deadline()).unwrap());
             // Both completions, whoever reads them: a hang fails the other wait's deadline.
@@ -483,7 +483,7 @@ fn more_sends_than_the_ring_has_room_for_are_all_made() {
     }
     for _ in 0..10 {
         for socket in &mut sockets {
-            socket.send_file(&source, 0..4096, SendFlags::NONE).unwrap();
+            socket.queue_file(&source, 0..4096, SendFlags::NONE).unwrap();
         }
     }
     driver.submit().unwrap();
@@ -513,7 +513,7 @@ fn an_event_loop_drives_it_by_the_rings_descriptor() {
             let (tx, mut rx) = common::tcp_small_window();
             let mut socket = driver.add(tx).unwrap();
             readers.push(std::thread::spawn(move || read(&mut rx, LEN as usize)));
-            tickets.push(socket.send_file(&source, 0..LEN, SendFlags::NONE).unwrap());
+            tickets.push(socket.queue_file(&source, 0..LEN, SendFlags::NONE).unwrap());
             sockets.push(socket);
         }
         driver.submit().unwrap();

@@ -36,7 +36,7 @@ fn every_wait_can_be_for_ever() {
         send_file_sync(&tx, &source, 0..100_000, never).unwrap();
         let mut driver = Driver::new().unwrap();
         let mut socket = driver.add(tx).unwrap();
-        let ticket = socket.send_file(&source, 0..1, SendFlags::NONE).unwrap();
+        let ticket = socket.queue_file(&source, 0..1, SendFlags::NONE).unwrap();
         assert!(driver.wait(1, never).unwrap() > 0, "it did not wait");
         ticket.wait_released(never).unwrap();
         socket.close(never).unwrap();

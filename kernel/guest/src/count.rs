@@ -122,7 +122,7 @@ impl Way {
                     sender.send_file(source, at..at + size, SendFlags::NONE, deadline)?;
                 }
                 Way::Ring(driver, socket) => {
-                    socket.send_file(source, at..at + size, SendFlags::NONE)?;
+                    socket.queue_file(source, at..at + size, SendFlags::NONE)?;
                     driver.submit()?;
                     driver.reap()?;
                     // As the others do, it goes on when the socket has taken it.

@@ -541,9 +541,9 @@ impl Transport {
                 Ok(choice)
             }
             Transport::Ring(socket) => {
-                let mut last = socket.send(header, SendFlags::MORE)?;
+                let mut last = socket.queue_bytes(header, SendFlags::MORE)?;
                 for (piece, flags) in pieces(ranges, rng) {
-                    last = socket.send_lease(lease, piece, flags)?;
+                    last = socket.queue_lease(lease, piece, flags)?;
                     // Sometimes all are queued first.
                     if rng.bool() {
                         last.wait_accepted(deadline)?;

@@ -83,13 +83,22 @@ impl Sender {
                 break;
             }
         }
+        self.transfer(progress, error.map_or(Ok(()), Err))
+    }
+
+    /// What a send of all came to, whose progress is `progress`.
+    pub(crate) fn transfer(
+        &self,
+        progress: SendProgress,
+        sent: Result<(), Error>,
+    ) -> Result<Transfer, Stopped> {
         let transfer = Transfer {
             bytes: progress.bytes(),
             ticket: Ticket::sent(progress, Some(Arc::clone(self.conn.link()))),
         };
-        match error {
-            None => Ok(transfer),
-            Some(error) => Err(Stopped { error, transfer }),
+        match sent {
+            Ok(()) => Ok(transfer),
+            Err(error) => Err(Stopped { error, transfer }),
         }
     }
 
@@ -103,6 +112,18 @@ impl Sender {
         progress: &mut SendProgress,
     ) -> Result<Sent<()>, Error> {
         let outcome = self.attempt_file(origin, range, more, progress)?;
+        self.sent(outcome, || ())
+    }
+
+    /// Sends from `bytes`, which follow what `progress` has, without blocking.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn try_further_slice(
+        &self,
+        bytes: &[u8],
+        more: bool,
+        progress: &mut SendProgress,
+    ) -> Result<Sent<()>, Error> {
+        let outcome = self.attempt_slice(bytes, more, progress)?;
         self.sent(outcome, || ())
     }
 

@@ -166,13 +166,7 @@ impl Sender {
         let (start, end) = (range.start, range.end.max(range.start));
         let held = match self.hold(lease, &range) {
             Ok(held) => held,
-            Err(error) => {
-                let ticket = Ticket::sent(
-                    SendProgress::new(self.asked()),
-                    Some(Arc::clone(self.conn.link())),
-                );
-                return Err(Stopped { error, transfer: Transfer { bytes: 0, ticket } });
-            }
+            Err(error) => return self.transfer(SendProgress::new(self.asked()), Err(error)),
         };
         let origin = Origin::Lease(lease, &held);
         self.all(end - start, flags.more(), deadline, |sender, done, progress| {

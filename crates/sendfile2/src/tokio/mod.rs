@@ -1,14 +1,13 @@
 //! Senders for tokio's tasks (feature `tokio`).
 //!
 //! ```no_run
-//! use sendfile2::{SendFlags, Source, tokio::{AsyncSender, Progress}};
+//! use sendfile2::{SendFlags, Source, tokio::AsyncSender};
 //!
 //! # async fn serve(stream: tokio::net::TcpStream) -> Result<(), sendfile2::Error> {
 //! let file = Source::open("segment")?;
 //! let mut sender = AsyncSender::new(stream)?;
-//! let mut progress = Progress::new(0..file.size()?);
-//! sender.send_file_all(&file, &mut progress, SendFlags::NONE).await?;
-//! progress.ticket().released().await?; // now it may be overwritten
+//! let sent = sender.send_file(&file, 0..file.size()?, SendFlags::NONE).await?;
+//! sent.ticket.released().await?; // now it may be overwritten
 //! sender.close().await
 //! # }
 //! ```
@@ -18,10 +17,12 @@
 //! [`GuardedFile`](crate::guard::GuardedFile) has async forms of its writes and leases.
 //!
 //! # Cancellation
-//! Every future here may be dropped at any time: no bytes are lost or sent twice, no completion is
-//! lost, and no range becomes free by it. A send accepts something in at most one of its polls, and
-//! is then done (as `write` is); what goes on over several sends keeps its state outside of the
-//! future ([`Progress`], [`Parcel`]).
+//! Every future here may be dropped at any time: no completion is lost, and no range becomes free by
+//! it. A send of all ([`send_file`](AsyncSender::send_file)) that is dropped has sent a part, and
+//! nobody knows how much: end the connection then. To go on with it, keep its state outside of the
+//! future ([`Progress`], [`Parcel`]), or send by single calls
+//! ([`send_file_some`](AsyncSender::send_file_some)), each of which accepts something in at most
+//! one of its polls, and is then done (as `write` is).
 //!
 //! # Waiting
 //! A sender's socket is registered with no driver of tokio's but in an epoll instance that all
@@ -36,6 +37,7 @@
 //! stopped reading keeps file pages in flight for as long as it likes: use it.
 
 mod hub;
+mod progress;
 mod readiness;
 mod ready;
 
@@ -52,17 +54,17 @@ use ::tokio::net::TcpStream;
 use ::tokio::task::coop;
 use rustix::io::Errno;
 
-use crate::engine::Choice;
 use crate::error::Error;
 use crate::flags::SendFlags;
 use crate::guard::Lease;
-use crate::holder::{Link, Waitable};
+use crate::holder::Waitable;
 use crate::parcel::Parcel;
 use crate::progress::SendProgress;
-use crate::sender::{Options, Origin, Sender, Sent, Transfer};
+use crate::sender::{Options, Origin, Sender, Sent, Stopped, Transfer};
 use crate::source::Source;
 use crate::sys::tokio as sys;
 use crate::ticket::Ticket;
+pub use progress::{Part, Progress};
 use readiness::Side;
 use ready::Ready;
 
@@ -158,54 +160,121 @@ impl AsyncSender {
     async fn once(
         &mut self,
         mut attempt: impl FnMut(&mut Sender) -> Result<Sent<Ticket>, Error>,
-    ) -> Result<Transfer, Error> {
+    ) -> Result<Part, Error> {
         let (bytes, ticket) = poll_fn(|cx| self.poll_send(cx, &mut attempt)).await?;
-        Ok(Transfer { bytes: bytes as u64, ticket })
+        Ok(Part { bytes, ticket })
     }
 
-    /// Sends from `range` of the file, as far as the kernel takes it in one call; see
-    /// [`Sender::try_send_file`].
+    /// Sends `range` of the file, all of it. If the future is dropped, nobody knows how much was
+    /// sent: [`send_file_resumable`](Self::send_file_resumable) keeps that.
     ///
     /// # Errors
-    /// As [`Sender::try_send_file`] and [`poll_send`](Self::poll_send).
+    /// [`Stopped`], which says why and how much was sent; the causes are those of
+    /// [`Sender::try_send_file`] and [`poll_send`](Self::poll_send).
     pub async fn send_file(
         &mut self,
         file: &Source,
         range: Range<u64>,
         flags: SendFlags,
-    ) -> Result<Transfer, Error> {
-        self.once(|sender| sender.try_send_file(file, range.clone(), flags)).await
+    ) -> Result<Transfer, Stopped> {
+        let mut progress = Progress::of(range, self.sender.asked());
+        let sent = self.send_file_resumable(file, &mut progress, flags).await;
+        self.sender.transfer(progress.progress, sent)
     }
 
-    /// Sends from `range` under the lease, as far as the kernel takes it in one call; see
-    /// [`Sender::try_send_lease`].
+    /// Sends `range` under the lease, all of it. If the future is dropped, nobody knows how much
+    /// was sent: [`send_lease_resumable`](Self::send_lease_resumable) keeps that.
     ///
     /// # Errors
-    /// As [`Sender::try_send_lease`] and [`poll_send`](Self::poll_send).
+    /// As [`send_file`](Self::send_file), and [`Error::NotLeased`].
     pub async fn send_lease(
         &mut self,
         lease: &Lease,
         range: Range<u64>,
         flags: SendFlags,
-    ) -> Result<Transfer, Error> {
+    ) -> Result<Transfer, Stopped> {
+        let mut progress = Progress::of(range, self.sender.asked());
+        let sent = self.send_lease_resumable(lease, &mut progress, flags).await;
+        self.sender.transfer(progress.progress, sent)
+    }
+
+    /// Sends all of `bytes` by plain sends. If the future is dropped, nobody knows how many were
+    /// sent: what must not be lost so is sent by [`send_some`](Self::send_some).
+    ///
+    /// # Errors
+    /// [`Stopped`]; the causes are those of [`Sender::try_send`] and
+    /// [`poll_send`](Self::poll_send).
+    pub async fn send(&mut self, bytes: &[u8], flags: SendFlags) -> Result<Transfer, Stopped> {
+        let mut progress = SendProgress::new(self.sender.asked());
+        let sent = self.send_slice(bytes, &mut progress, flags.more()).await;
+        self.sender.transfer(progress, sent)
+    }
+
+    async fn send_slice(
+        &mut self,
+        bytes: &[u8],
+        progress: &mut SendProgress,
+        more: bool,
+    ) -> Result<(), Error> {
+        if bytes.is_empty() && !more {
+            self.sender.conn().flush();
+        }
+        // At most all of them are sent, so it fits.
+        let sent =
+            |progress: &SendProgress| usize::try_from(progress.bytes()).unwrap_or(usize::MAX);
+        while let Some(left) = bytes.get(sent(progress)..).filter(|left| !left.is_empty()) {
+            poll_fn(|cx| {
+                self.poll_send(cx, |sender| sender.try_further_slice(left, more, progress))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Sends from `range` of the file, as far as the kernel takes it in one call; see
+    /// [`Sender::try_send_file`]. If the future is dropped, nothing was sent.
+    ///
+    /// # Errors
+    /// As [`Sender::try_send_file`] and [`poll_send`](Self::poll_send).
+    pub async fn send_file_some(
+        &mut self,
+        file: &Source,
+        range: Range<u64>,
+        flags: SendFlags,
+    ) -> Result<Part, Error> {
+        self.once(|sender| sender.try_send_file(file, range.clone(), flags)).await
+    }
+
+    /// Sends from `range` under the lease, as far as the kernel takes it in one call; see
+    /// [`Sender::try_send_lease`]. If the future is dropped, nothing was sent.
+    ///
+    /// # Errors
+    /// As [`Sender::try_send_lease`] and [`poll_send`](Self::poll_send).
+    pub async fn send_lease_some(
+        &mut self,
+        lease: &Lease,
+        range: Range<u64>,
+        flags: SendFlags,
+    ) -> Result<Part, Error> {
         self.once(|sender| sender.try_send_lease(lease, range.clone(), flags)).await
     }
 
     /// Sends from `bytes` by a plain send, as far as the kernel takes them in one call; see
-    /// [`Sender::try_send`].
+    /// [`Sender::try_send`]. If the future is dropped, nothing was sent.
     ///
     /// # Errors
     /// As [`Sender::try_send`] and [`poll_send`](Self::poll_send).
-    pub async fn send(&mut self, bytes: &[u8], flags: SendFlags) -> Result<Transfer, Error> {
+    pub async fn send_some(&mut self, bytes: &[u8], flags: SendFlags) -> Result<Part, Error> {
         self.once(|sender| sender.try_send(bytes, flags)).await
     }
 
-    /// Sends all that is left of `progress` from the file.
+    /// Sends all that is left of `progress` from the file. If the future is dropped, another one
+    /// goes on with it.
     ///
     /// # Errors
-    /// As [`send_file`](Self::send_file); [`Error::OtherSender`]. What was accepted before is in
-    /// `progress`.
-    pub async fn send_file_all(
+    /// As [`send_file_some`](Self::send_file_some); [`Error::OtherSender`]. What was accepted
+    /// before is in `progress`.
+    pub async fn send_file_resumable(
         &mut self,
         file: &Source,
         progress: &mut Progress,
@@ -214,12 +283,13 @@ impl AsyncSender {
         self.further(Origin::File(file), progress, flags.more()).await
     }
 
-    /// Sends all that is left of `progress` under the lease.
+    /// Sends all that is left of `progress` under the lease. If the future is dropped, another one
+    /// goes on with it.
     ///
     /// # Errors
-    /// As [`send_lease`](Self::send_lease); [`Error::OtherSender`]. What was accepted before is in
-    /// `progress`.
-    pub async fn send_lease_all(
+    /// As [`send_lease_some`](Self::send_lease_some); [`Error::OtherSender`]. What was accepted
+    /// before is in `progress`.
+    pub async fn send_lease_resumable(
         &mut self,
         lease: &Lease,
         progress: &mut Progress,
@@ -236,6 +306,9 @@ impl AsyncSender {
         more: bool,
     ) -> Result<(), Error> {
         progress.belongs_to(&self.sender)?;
+        if progress.remaining().is_empty() && !more {
+            self.sender.conn().flush();
+        }
         while !progress.remaining().is_empty() {
             poll_fn(|cx| {
                 self.poll_send(cx, |sender| {
@@ -400,58 +473,5 @@ fn read(ready: &Ready, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::
             }
             Err(errno) => return Poll::Ready(Err(errno.into())),
         }
-    }
-}
-
-/// How far the sending of a range has got: what must outlive the future that sends it.
-pub struct Progress {
-    range: Range<u64>,
-    progress: SendProgress,
-    /// Of the sender, from its first send on.
-    link: Option<Arc<Link>>,
-}
-
-impl Progress {
-    /// Nothing of `range` is sent yet, in bytes of the file.
-    #[must_use]
-    pub fn new(range: Range<u64>) -> Self {
-        let choice = Choice { engine: crate::Engine::Auto, why: crate::engine::Why::Asked };
-        Progress { range, progress: SendProgress::new(choice), link: None }
-    }
-
-    /// Bytes that the kernel accepted, from the front.
-    #[must_use]
-    pub fn sent(&self) -> u64 {
-        self.progress.bytes()
-    }
-
-    /// What is still to be sent, in bytes of the file.
-    #[must_use]
-    pub fn remaining(&self) -> Range<u64> {
-        self.range.start + self.sent()..self.range.end
-    }
-
-    /// A ticket for all that was sent so far.
-    #[must_use]
-    pub fn ticket(&self) -> Ticket {
-        Ticket::sent(self.progress.clone(), self.link.clone())
-    }
-
-    fn belongs_to(&mut self, sender: &Sender) -> Result<(), Error> {
-        let link = sender.conn().link();
-        if self.sent() > 0 && !self.link.as_ref().is_some_and(|of| Arc::ptr_eq(of, link)) {
-            return Err(Error::OtherSender);
-        }
-        self.link = Some(Arc::clone(link));
-        Ok(())
-    }
-}
-
-impl std::fmt::Debug for Progress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Progress")
-            .field("remaining", &self.remaining())
-            .field("ticket", &self.ticket())
-            .finish()
     }
 }

@@ -21,7 +21,7 @@
 //! }
 //! let mut tickets = Vec::new();
 //! for socket in &mut sockets {
-//!     tickets.push(socket.send_file(&file, 0..65_536, SendFlags::NONE)?); // queued
+//!     tickets.push(socket.queue_file(&file, 0..65_536, SendFlags::NONE)?); // queued
 //! }
 //! driver.wait(tickets.len(), soon)?; // submitted, all by one system call
 //! for ticket in &tickets {

@@ -52,23 +52,23 @@ impl Socket {
     /// # Errors
     /// [`Error::Refused`] if the file is never mapped; why an earlier send ended early, if one did;
     /// [`Error::Aborted`]. What is found later, the ticket says.
-    pub fn send_file(
+    pub fn queue_file(
         &mut self,
         file: &Source,
         range: Range<u64>,
         flags: SendFlags,
     ) -> Result<Ticket, Error> {
-        self.queue_file(file, range, None, None, flags.more())
+        self.queue_range(file, range, None, None, flags.more())
     }
 
-    /// As [`send_file`](Self::send_file), from a range under `lease`: it stays leased until the
+    /// As [`queue_file`](Self::queue_file), from a range under `lease`: it stays leased until the
     /// kernel has released it, whatever happens to the lease's handles, the ticket, this socket and
     /// the driver. While it is in flight, the death of the process resets the connection, unless
     /// another process has the socket, too (see [`Options::reset_on_death`](crate::Options::reset_on_death)).
     ///
     /// # Errors
-    /// As [`send_file`](Self::send_file); [`Error::NotLeased`]; [`Error::File`].
-    pub fn send_lease(
+    /// As [`queue_file`](Self::queue_file); [`Error::NotLeased`]; [`Error::File`].
+    pub fn queue_lease(
         &mut self,
         lease: &Lease,
         range: Range<u64>,
@@ -80,10 +80,10 @@ impl Socket {
         }
         let extent = lease.extent(&range)?;
         let held = lease.hold(&self.conn);
-        self.queue_file(lease.source(), range, Some(extent), Some(held), flags.more())
+        self.queue_range(lease.source(), range, Some(extent), Some(held), flags.more())
     }
 
-    fn queue_file(
+    fn queue_range(
         &mut self,
         file: &Source,
         range: Range<u64>,
@@ -102,8 +102,12 @@ impl Socket {
     /// Queues `bytes`, which the kernel copies: headers and the like.
     ///
     /// # Errors
-    /// As [`send_file`](Self::send_file).
-    pub fn send(&mut self, bytes: impl Into<Arc<[u8]>>, flags: SendFlags) -> Result<Ticket, Error> {
+    /// As [`queue_file`](Self::queue_file).
+    pub fn queue_bytes(
+        &mut self,
+        bytes: impl Into<Arc<[u8]>>,
+        flags: SendFlags,
+    ) -> Result<Ticket, Error> {
         let bytes = bytes.into();
         let len = bytes.len() as u64;
         self.queue(SendFrom::Bytes(bytes), len, None, flags.more(), Op::Copy)

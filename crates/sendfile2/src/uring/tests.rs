@@ -42,7 +42,7 @@ fn a_socket_that_is_lost_keeps_what_is_in_flight_and_its_place() {
     let (tx, mut peer) = tcp();
     let mut socket = driver.add(tx).unwrap();
     let lease = guard.try_lease(0..LEN as u64).unwrap();
-    let ticket = socket.send_lease(&lease, 0..LEN as u64, SendFlags::NONE).unwrap();
+    let ticket = socket.queue_lease(&lease, 0..LEN as u64, SendFlags::NONE).unwrap();
     drop(lease);
     driver.submit().unwrap();
     driver.reap().unwrap();

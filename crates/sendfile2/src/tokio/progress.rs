@@ -1,0 +1,78 @@
+//! What tells of a send of a task that has got somewhere.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::engine::{Choice, Engine, Why};
+use crate::error::Error;
+use crate::holder::Link;
+use crate::progress::SendProgress;
+use crate::sender::Sender;
+use crate::ticket::Ticket;
+
+/// What the kernel took in one call.
+#[derive(Debug)]
+#[must_use = "the kernel may have taken fewer bytes than it was given: send the rest next"]
+#[non_exhaustive]
+pub struct Part {
+    /// Bytes taken, from the front.
+    pub bytes: usize,
+    /// What becomes of them.
+    pub ticket: Ticket,
+}
+
+/// How far the sending of a range has got: what must outlive the future that sends it.
+pub struct Progress {
+    range: Range<u64>,
+    pub(super) progress: SendProgress,
+    /// Of the sender, from its first send on.
+    link: Option<Arc<Link>>,
+}
+
+impl Progress {
+    /// Nothing of `range` is sent yet, in bytes of the file.
+    #[must_use]
+    pub fn new(range: Range<u64>) -> Self {
+        Progress::of(range, Choice { engine: Engine::Auto, why: Why::Asked })
+    }
+
+    pub(super) fn of(range: Range<u64>, choice: Choice) -> Self {
+        Progress { range, progress: SendProgress::new(choice), link: None }
+    }
+
+    /// Bytes that the kernel accepted, from the front.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.progress.bytes()
+    }
+
+    /// What is still to be sent, in bytes of the file.
+    #[must_use]
+    pub fn remaining(&self) -> Range<u64> {
+        self.range.start + self.sent()..self.range.end
+    }
+
+    /// A ticket for all that was sent so far.
+    #[must_use]
+    pub fn ticket(&self) -> Ticket {
+        Ticket::sent(self.progress.clone(), self.link.clone())
+    }
+
+    pub(super) fn belongs_to(&mut self, sender: &Sender) -> Result<(), Error> {
+        let link = sender.conn().link();
+        if self.sent() > 0 && !self.link.as_ref().is_some_and(|of| Arc::ptr_eq(of, link)) {
+            return Err(Error::OtherSender);
+        }
+        self.link = Some(Arc::clone(link));
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress")
+            .field("remaining", &self.remaining())
+            .field("ticket", &self.ticket())
+            .finish()
+    }
+}
