@@ -13,9 +13,33 @@ use syn::visit::{self, Visit};
 
 /// The rooms of the library, ground floor first.
 const ROOMS: &[&str] = &[
-    "sync", "apart", "flags", "deadline", "refusal", "engine", "error", "policy", "native", "park",
-    "progress", "queued", "source", "socket", "mtu", "holder", "wait", "ticket", "parcel", "conn",
-    "send", "reaper", "guard", "uring", "sender", "tokio", "probe",
+    "sync",
+    "apart",
+    "flags",
+    "deadline",
+    "refusal",
+    "engine",
+    "error",
+    "policy",
+    "native",
+    "park",
+    "progress",
+    "queued",
+    "source",
+    "socket",
+    "mtu",
+    "holder",
+    "wait",
+    "ticket",
+    "send_buffer",
+    "conn",
+    "send",
+    "reaper",
+    "guard",
+    "uring",
+    "sender",
+    "tokio",
+    "probe",
 ];
 
 /// The most lines a file of the library has.

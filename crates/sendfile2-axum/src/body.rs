@@ -128,7 +128,7 @@ impl FileBody {
                     return Ok(Some(self.window(mapped)));
                 }
                 self.off_the_loop(move || {
-                    if let Err(e) = mapped.read_in() {
+                    if let Err(e) = mapped.populate() {
                         tracing::debug!("{e}");
                     }
                     Done::ReadIn(mapped)

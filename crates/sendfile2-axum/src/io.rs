@@ -179,7 +179,7 @@ impl AsyncWrite for Io {
             ready!(Pin::new(&mut self.sender).poll_shutdown(cx))?;
             self.ending = Some(Box::pin(tokio::time::sleep(DRAIN)));
         }
-        if let Poll::Ready(drained) = self.sender.poll_drained(cx) {
+        if let Poll::Ready(drained) = self.sender.poll_drain(cx) {
             self.sends.look();
             return Poll::Ready(drained.map_err(io::Error::from));
         }

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use metrics::{counter, gauge, histogram};
-use sendfile2::{Choice, Engine, Release, Status, Ticket, Why};
+use sendfile2::{Choice, Engine, Reason, Release, Status, Ticket};
 
 /// The sends by reference of a connection that are not known to be released, oldest first.
 #[derive(Debug, Default)]
@@ -43,11 +43,11 @@ pub(crate) fn count(bytes: u64, choice: Choice) {
     let engine = choice.engine.name();
     counter!("sendfile2_sent_bytes_total", "engine" => engine).increment(bytes);
     counter!("sendfile2_sends_total", "engine" => engine).increment(1);
-    let why = match choice.why {
+    let why = match choice.reason {
         _ if choice.engine != Engine::Copy => return,
-        Why::Limit(_) => "limit",
-        Why::Fault => "fault",
-        Why::Refused(_) => "refused",
+        Reason::Limit(_) => "limit",
+        Reason::Fault => "fault",
+        Reason::Refused(_) => "refused",
         _ => return,
     };
     counter!("sendfile2_fallbacks_total", "why" => why).increment(1);

@@ -31,7 +31,7 @@ pub(super) fn run(args: &args::Guard) -> anyhow::Result<()> {
     let progress = rounds::progress(&limits)?;
     let mut rows = OTHERS.map(leases).into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let methods: Vec<Method> =
-        Engine::ALL.into_iter().flat_map(|e| [Method::Library(e), Method::Leased(e)]).collect();
+        Engine::ALL.iter().copied().flat_map(|e| [Method::Library(e), Method::Leased(e)]).collect();
     let mut pair = bed.pair(Path::Loopback)?.context("no loopback")?;
     for (done, streams) in [1, 32].into_iter().enumerate() {
         let setting = Setting {

@@ -146,7 +146,7 @@ fn as_json_destination(address: &Address, destination: &Destination) -> Value {
                 // null: no end.
                 "to_bytes": Some(*bytes.end()).filter(|end| *end != u64::MAX),
                 "engine": choice.engine.name(),
-                "why": choice.why.to_string(),
+                "why": choice.reason.to_string(),
             })
         })
         .collect();

@@ -90,7 +90,8 @@ pub(crate) struct Args {
 }
 
 fn engine() -> impl TypedValueParser<Value = Engine> {
-    PossibleValuesParser::new(Engine::ALL.map(Engine::name)).try_map(|name| name.parse::<Engine>())
+    PossibleValuesParser::new(Engine::ALL.iter().map(|engine| engine.name()))
+        .try_map(|name| name.parse::<Engine>())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
@@ -445,7 +446,7 @@ impl<'a> Transfer<'a> {
         let domain = sockopt::socket_domain(&self.carrier);
         let aborted = self.carrier.abort();
         // The kernel releases what was in flight in a moment, unless a queueing discipline has it.
-        let drained = self.carrier.wait_all(Instant::now() + AFTERMATH);
+        let drained = self.carrier.drain(Instant::now() + AFTERMATH);
         let mut text = if by_peer { GONE.to_owned() } else { output::whole(error) };
         // The figures are those from before the abort.
         let _ = write!(
@@ -526,7 +527,7 @@ impl Serialize for Taken {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serde_json::json!({
             "engine": self.choice.engine.name(),
-            "why": self.choice.why.to_string(),
+            "why": self.choice.reason.to_string(),
             "sends": self.sends,
             "bytes": self.bytes,
         })

@@ -121,10 +121,10 @@ impl Connection {
     }
 
     /// Waits until everything that was sent is released.
-    pub fn wait_all(&self, deadline: Instant) -> Result<(), Error> {
+    pub fn drain(&self, deadline: Instant) -> Result<(), Error> {
         match self {
-            Connection::Sender(sender) => sender.wait_all(deadline),
-            Connection::Ring { socket, .. } => socket.wait_all(deadline),
+            Connection::Sender(sender) => sender.drain(deadline),
+            Connection::Ring { socket, .. } => socket.drain(deadline),
         }
     }
 

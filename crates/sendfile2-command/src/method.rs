@@ -29,7 +29,7 @@ const LEASED: &str = "+lease";
 impl Method {
     /// The library's engines.
     pub fn engines() -> impl Iterator<Item = Method> {
-        Engine::ALL.into_iter().map(Method::Library)
+        Engine::ALL.iter().copied().map(Method::Library)
     }
 
     /// Returns all methods but those under a lease: first those that there were before this
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn names_are_read_as_they_are_written() {
-        let leased = Engine::ALL.into_iter().map(Method::Leased);
+        let leased = Engine::ALL.iter().copied().map(Method::Leased);
         for method in Method::all().chain(leased) {
             assert_eq!(method.name().parse(), Ok(method));
         }

@@ -31,8 +31,8 @@ pub enum Engine {
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Engine; 5] =
-        [Engine::Copy, Engine::Zerocopy, Engine::Uring, Engine::Native, Engine::Auto];
+    pub const ALL: &'static [Engine] =
+        &[Engine::Copy, Engine::Zerocopy, Engine::Uring, Engine::Native, Engine::Auto];
 
     /// Its name, as [`FromStr`] reads it.
     #[must_use]
@@ -62,7 +62,11 @@ impl FromStr for Engine {
     type Err = UnknownEngine;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Engine::ALL.into_iter().find(|e| e.name() == name).ok_or_else(|| UnknownEngine(name.into()))
+        Engine::ALL
+            .iter()
+            .copied()
+            .find(|e| e.name() == name)
+            .ok_or_else(|| UnknownEngine(name.into()))
     }
 }
 
@@ -75,22 +79,22 @@ pub(crate) const WORTH_A_NOTIFICATION: u64 = 16 << 10;
 pub struct Choice {
     /// [`Engine::Copy`], [`Engine::Zerocopy`], [`Engine::Uring`] or [`Engine::Native`].
     pub engine: Engine,
-    /// Why.
-    pub why: Why,
+    /// Why it was taken.
+    pub reason: Reason,
 }
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.engine, self.why)
+        write!(f, "{}: {}", self.engine, self.reason)
     }
 }
 
 /// Why an engine was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Why {
+pub enum Reason {
     /// It was asked for by name.
-    Asked,
+    Requested,
     /// The bytes were given as a slice, which is not held.
     Slice,
     /// `native` was asked for, which sends files, and this is a buffer.
@@ -115,20 +119,22 @@ pub enum Why {
     Fault,
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Why::Asked => f.write_str("asked for"),
-            Why::Slice => f.write_str("a slice is not held"),
-            Why::Buffer => f.write_str("a buffer is no file"),
-            Why::Refused(reason) => write!(f, "zerocopy refused: {reason}"),
-            Why::PeerOnThisHost => f.write_str("the peer is on this host"),
-            Why::MostlyCopied => f.write_str("most of the recent zerocopy sends came back COPIED"),
-            Why::TriedAgain => f.write_str("most came back COPIED; trying again"),
-            Why::Small => write!(f, "under {} bytes", WORTH_A_NOTIFICATION),
-            Why::Large => write!(f, "at least {} bytes", WORTH_A_NOTIFICATION),
-            Why::Limit(limit) => write!(f, "{limit}"),
-            Why::Fault => f.write_str("the mapping faulted"),
+            Reason::Requested => f.write_str("asked for"),
+            Reason::Slice => f.write_str("a slice is not held"),
+            Reason::Buffer => f.write_str("a buffer is no file"),
+            Reason::Refused(reason) => write!(f, "zerocopy refused: {reason}"),
+            Reason::PeerOnThisHost => f.write_str("the peer is on this host"),
+            Reason::MostlyCopied => {
+                f.write_str("most of the recent zerocopy sends came back COPIED")
+            }
+            Reason::TriedAgain => f.write_str("most came back COPIED; trying again"),
+            Reason::Small => write!(f, "under {} bytes", WORTH_A_NOTIFICATION),
+            Reason::Large => write!(f, "at least {} bytes", WORTH_A_NOTIFICATION),
+            Reason::Limit(limit) => write!(f, "{limit}"),
+            Reason::Fault => f.write_str("the mapping faulted"),
         }
     }
 }

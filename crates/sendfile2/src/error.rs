@@ -108,9 +108,9 @@ pub enum Error {
     /// A writer would wait for a lease that its own thread holds.
     #[error("the range is leased by this very thread: drop the lease before writing")]
     OwnLease,
-    /// A parcel (or progress) that another sender has begun to send, also one that is gone: to send
-    /// all of it again, make a new one (of the buffer that the parcel gives back).
-    #[error("another sender has sent a part of this already: make a new parcel or progress")]
+    /// A [`SendBuffer`](crate::SendBuffer) (or progress) that another sender has begun to send, also one that is gone: to send
+    /// all of it again, make a new one (of what `into_buffer` gives back).
+    #[error("another sender has sent a part of this already: make a new SendBuffer or progress")]
     OtherSender,
     /// This belongs to the process that made it, which this one was forked from: its notifications
     /// and leases are that process's. Nothing was done.

@@ -19,7 +19,7 @@
 //!
 //! # The one idea
 //! A send holds something, and lets go of it when, and only when, the kernel has released it: a
-//! [lease](guard::Lease) on a range of a file, or a [buffer](Parcel) that was handed over. A
+//! [lease](guard::Lease) on a range of a file, or a [buffer](SendBuffer) that was handed over. A
 //! [`Ticket`] only looks on. What cannot be accounted for stays held; it is *unknown*, never free.
 //!
 //! # How
@@ -62,7 +62,7 @@
 //!
 //! A child that keeps a socket of its parent's open withholds the end of the stream, and the reset
 //! with which the death of the parent protects what is in flight under a lease
-//! ([`Options::reset_on_death`]): let it drop what it has, or `exec`. Fork where no other thread uses the library, whose locks would stay locked in the
+//! ([`Options::reset_on_exit`]): let it drop what it has, or `exec`. Fork where no other thread uses the library, whose locks would stay locked in the
 //! child, and leave tokio's runtimes to the parent.
 //!
 //! # Descriptors of its own
@@ -91,7 +91,6 @@ pub mod guard;
 mod holder;
 mod mtu;
 mod native;
-mod parcel;
 mod park;
 mod policy;
 pub mod probe;
@@ -101,6 +100,7 @@ mod queued;
 pub mod reaper;
 mod refusal;
 mod send;
+mod send_buffer;
 mod sender;
 mod socket;
 mod source;
@@ -114,14 +114,14 @@ mod wait;
 
 pub use conn::ErrorQueueMessage;
 pub use deadline::Deadline;
-pub use engine::{Choice, Engine, Limit, UnknownEngine, Why};
+pub use engine::{Choice, Engine, Limit, Reason, UnknownEngine};
 pub use error::{Error, Unsuitable};
 pub use flags::SendFlags;
 pub use holder::InFlight;
 pub use mtu::tcp_mtu_probing;
-pub use parcel::Parcel;
 pub use progress::{Release, Status};
-pub use refusal::{Missing, Refusal, Unmappable};
+pub use refusal::{NativeUnavailable, Refusal, Unmappable};
+pub use send_buffer::SendBuffer;
 pub use sender::{Options, Sender, Sent, Stopped, Transfer};
 pub use socket::account::Counters;
 pub use socket::acknowledged::Acknowledgement;

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use rustix::io::Errno;
 
-use crate::refusal::Missing;
+use crate::refusal::NativeUnavailable;
 use crate::sys::module::{Args, Device, flags};
 use crate::sys::syscall::{self, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, SENDFILE_ZC, Sendfile2};
 
@@ -40,7 +40,7 @@ impl fmt::Display for Kernel {
 }
 
 /// What the kernel offers; once found, it stays.
-pub(crate) fn kernel() -> Result<&'static Kernel, Missing> {
+pub(crate) fn kernel() -> Result<&'static Kernel, NativeUnavailable> {
     static KERNEL: OnceLock<Kernel> = OnceLock::new();
     if let Some(kernel) = KERNEL.get() {
         return Ok(kernel);
@@ -52,32 +52,32 @@ pub(crate) fn kernel() -> Result<&'static Kernel, Missing> {
     Ok(KERNEL.get_or_init(|| found))
 }
 
-fn device() -> Result<Device, Missing> {
+fn device() -> Result<Device, NativeUnavailable> {
     Device::open().map_err(|e| match e.kind() {
-        ErrorKind::NotFound => Missing::Module,
-        ErrorKind::PermissionDenied => Missing::Forbidden,
-        ErrorKind::Unsupported => Missing::Version,
+        ErrorKind::NotFound => NativeUnavailable::Module,
+        ErrorKind::PermissionDenied => NativeUnavailable::Forbidden,
+        ErrorKind::Unsupported => NativeUnavailable::Version,
         // What the kernel says where there is a node, but nothing behind it.
         _ if e.raw_os_error() == Some(Errno::NXIO.raw_os_error())
             || e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) =>
         {
-            Missing::Module
+            NativeUnavailable::Module
         }
-        _ => Missing::Failed(e.raw_os_error().unwrap_or(Errno::IO.raw_os_error())),
+        _ => NativeUnavailable::Failed(e.raw_os_error().unwrap_or(Errno::IO.raw_os_error())),
     })
 }
 
 /// The system call, where the module is missing.
-fn series(module: Missing) -> Result<Sendfile2, Missing> {
+fn series(module: NativeUnavailable) -> Result<Sendfile2, NativeUnavailable> {
     let call = Sendfile2::find().map_err(|e| match e.kind() {
         ErrorKind::NotFound => module,
-        _ => Missing::Call,
+        _ => NativeUnavailable::Call,
     })?;
     match syscall::probe() {
         Ok(()) => Ok(call),
         Err(error) => {
             tracing::debug!(%error, "sendfile2(2)");
-            Err(Missing::Call)
+            Err(NativeUnavailable::Call)
         }
     }
 }

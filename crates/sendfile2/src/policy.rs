@@ -1,6 +1,6 @@
 //! The policy of [`Engine::Auto`], as one readable function.
 
-use crate::engine::{Choice, Engine, WORTH_A_NOTIFICATION, Why};
+use crate::engine::{Choice, Engine, Reason, WORTH_A_NOTIFICATION};
 use crate::refusal::Refusal;
 
 /// After how many copies a connection whose zerocopy sends came back COPIED tries one again.
@@ -25,31 +25,31 @@ pub(crate) struct Situation {
 
 /// Which engine a send takes, and why.
 pub(crate) fn choose(s: &Situation) -> Choice {
-    let copy = |why| Choice { engine: Engine::Copy, why };
+    let copy = |reason| Choice { engine: Engine::Copy, reason };
     // What zerocopy cannot serve (mostly for RLIMIT_MEMLOCK, which is not charged for native) goes
     // by native, and the choice says why not by zerocopy.
     let (engine, large) = match s.zerocopy {
-        Ok(()) => (Engine::Zerocopy, Why::Large),
-        Err(reason) if s.native => (Engine::Native, Why::Refused(reason)),
-        Err(reason) => return copy(Why::Refused(reason)),
+        Ok(()) => (Engine::Zerocopy, Reason::Large),
+        Err(reason) if s.native => (Engine::Native, Reason::Refused(reason)),
+        Err(reason) => return copy(Reason::Refused(reason)),
     };
     if s.bytes < WORTH_A_NOTIFICATION {
-        return copy(Why::Small);
+        return copy(Reason::Small);
     }
     // The kernel copies when it delivers to a socket of its own, later and at more cost than
     // send() does: 1.2 to 2 times the CPU, at every size.
     if s.peer_on_this_host {
-        return copy(Why::PeerOnThisHost);
+        return copy(Reason::PeerOnThisHost);
     }
     // A veth or a tap that is no local address shows itself by this only. One COPIED proves
     // nothing (a linearised segment flags a whole call), so the share decides; and routes change.
     if s.mostly_copied {
         if s.since_zerocopy >= TRY_AGAIN {
-            return Choice { engine, why: Why::TriedAgain };
+            return Choice { engine, reason: Reason::TriedAgain };
         }
-        return copy(Why::MostlyCopied);
+        return copy(Reason::MostlyCopied);
     }
-    Choice { engine, why: large }
+    Choice { engine, reason: large }
 }
 
 /// Whether the recent zerocopy sends of a connection came back COPIED.
@@ -95,27 +95,27 @@ mod tests {
         let limited = Situation { zerocopy: Err(limit), native: true, ..plain };
         #[rustfmt::skip]
         let table = [
-            (plain,                                                Engine::Zerocopy, Why::Large),
-            (Situation { bytes: 16 << 10, ..plain },               Engine::Zerocopy, Why::Large),
-            (Situation { bytes: (16 << 10) - 1, ..plain },         Engine::Copy, Why::Small),
-            (Situation { peer_on_this_host: true, ..plain },       Engine::Copy, Why::PeerOnThisHost),
-            (Situation { mostly_copied: true, ..plain },           Engine::Copy, Why::MostlyCopied),
+            (plain,                                                Engine::Zerocopy, Reason::Large),
+            (Situation { bytes: 16 << 10, ..plain },               Engine::Zerocopy, Reason::Large),
+            (Situation { bytes: (16 << 10) - 1, ..plain },         Engine::Copy, Reason::Small),
+            (Situation { peer_on_this_host: true, ..plain },       Engine::Copy, Reason::PeerOnThisHost),
+            (Situation { mostly_copied: true, ..plain },           Engine::Copy, Reason::MostlyCopied),
             (Situation { mostly_copied: true, since_zerocopy: TRY_AGAIN, ..plain },
-                                                                   Engine::Zerocopy, Why::TriedAgain),
+                                                                   Engine::Zerocopy, Reason::TriedAgain),
             (Situation { peer_on_this_host: true, since_zerocopy: TRY_AGAIN, ..plain },
-                                                                   Engine::Copy, Why::PeerOnThisHost),
-            (Situation { zerocopy: Err(unix), ..plain },           Engine::Copy, Why::Refused(unix)),
-            (Situation { native: true, ..plain },                  Engine::Zerocopy, Why::Large),
-            (limited,                                              Engine::Native, Why::Refused(limit)),
-            (Situation { native: false, ..limited },               Engine::Copy, Why::Refused(limit)),
-            (Situation { bytes: 100, ..limited },                  Engine::Copy, Why::Small),
-            (Situation { peer_on_this_host: true, ..limited },     Engine::Copy, Why::PeerOnThisHost),
-            (Situation { mostly_copied: true, ..limited },         Engine::Copy, Why::MostlyCopied),
+                                                                   Engine::Copy, Reason::PeerOnThisHost),
+            (Situation { zerocopy: Err(unix), ..plain },           Engine::Copy, Reason::Refused(unix)),
+            (Situation { native: true, ..plain },                  Engine::Zerocopy, Reason::Large),
+            (limited,                                              Engine::Native, Reason::Refused(limit)),
+            (Situation { native: false, ..limited },               Engine::Copy, Reason::Refused(limit)),
+            (Situation { bytes: 100, ..limited },                  Engine::Copy, Reason::Small),
+            (Situation { peer_on_this_host: true, ..limited },     Engine::Copy, Reason::PeerOnThisHost),
+            (Situation { mostly_copied: true, ..limited },         Engine::Copy, Reason::MostlyCopied),
             (Situation { mostly_copied: true, since_zerocopy: TRY_AGAIN, ..limited },
-                                                                   Engine::Native, Why::TriedAgain),
+                                                                   Engine::Native, Reason::TriedAgain),
         ];
         for (situation, engine, why) in table {
-            assert_eq!(choose(&situation), Choice { engine, why }, "{situation:?}");
+            assert_eq!(choose(&situation), Choice { engine, reason: why }, "{situation:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
 
-use crate::engine::{Choice, Engine, Limit, Why};
+use crate::engine::{Choice, Engine, Limit, Reason};
 use crate::error::Error;
 use crate::progress::Pending;
 use crate::refusal::Refusal;
@@ -84,7 +84,7 @@ impl QueuedProgress {
 
     /// The progress of an operation that sends nothing.
     pub(crate) fn none() -> Arc<Self> {
-        QueuedProgress::new(0, Choice { engine: Engine::Uring, why: Why::Asked })
+        QueuedProgress::new(0, Choice { engine: Engine::Uring, reason: Reason::Requested })
     }
 
     /// The parts that are not released.
@@ -135,7 +135,7 @@ impl QueuedProgress {
     /// How it is sent.
     pub(crate) fn choice(&self) -> Choice {
         match self.limit.get() {
-            Some(limit) => Choice { engine: Engine::Copy, why: Why::Limit(*limit) },
+            Some(limit) => Choice { engine: Engine::Copy, reason: Reason::Limit(*limit) },
             None => self.choice,
         }
     }

@@ -38,11 +38,11 @@ pub enum Refusal {
     /// The file is not sent from a mapping.
     File(Unmappable),
     /// `io_uring` cannot be used.
-    IoUring(Unavailable),
+    IoUring(UringUnavailable),
     /// A [`Sender`](crate::Sender) was asked for `uring`.
     Driver,
     /// The kernel has nothing to offer to `native`.
-    Native(Missing),
+    Native(NativeUnavailable),
 }
 
 impl fmt::Display for Refusal {
@@ -149,7 +149,7 @@ impl fmt::Display for Unmappable {
 /// Why `io_uring` cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unavailable {
+pub enum UringUnavailable {
     /// `kernel.io_uring_disabled` is 2: nobody may.
     Disabled,
     /// `kernel.io_uring_disabled` is 1: only `CAP_SYS_ADMIN` and the group
@@ -169,29 +169,29 @@ pub enum Unavailable {
     Memlock,
 }
 
-impl fmt::Display for Unavailable {
+impl fmt::Display for UringUnavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Unavailable::Disabled => {
+            UringUnavailable::Disabled => {
                 "io_uring is disabled (sysctl kernel.io_uring_disabled = 2): set it to 0"
             }
-            Unavailable::Group => {
+            UringUnavailable::Group => {
                 "io_uring is for the group kernel.io_uring_group only (sysctl \
                  kernel.io_uring_disabled = 1): join it, or set that to 0"
             }
-            Unavailable::Forbidden => {
+            UringUnavailable::Forbidden => {
                 "io_uring is forbidden (EPERM): by a seccomp filter, as containers have one, or by \
                  a security module; allow io_uring_setup, io_uring_enter and io_uring_register"
             }
-            Unavailable::Missing => {
+            UringUnavailable::Missing => {
                 "there is no io_uring (ENOSYS): the kernel was built without it, or a seccomp \
                  filter hides it; take copy or zerocopy"
             }
-            Unavailable::Old => {
+            UringUnavailable::Old => {
                 "the kernel's io_uring has no SEND_ZC, which came with Linux 6.0: take copy or zerocopy"
             }
-            Unavailable::NotBuilt => "this build of the library has no io_uring (feature `uring`)",
-            Unavailable::Memlock => {
+            UringUnavailable::NotBuilt => "this build of the library has no io_uring (feature `uring`)",
+            UringUnavailable::Memlock => {
                 "there is no memory for a ring (ENOMEM): RLIMIT_MEMLOCK, which the rings and \
                  zerocopy sends of this user share, is used up; raise it (ulimit -l, LimitMEMLOCK=)"
             }
@@ -202,7 +202,7 @@ impl fmt::Display for Unavailable {
 /// Why the kernel has nothing to offer to the engine `native`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Missing {
+pub enum NativeUnavailable {
     /// There is no device: the module is not loaded. And the kernel has no sendfile2(2).
     Module,
     /// The device may not be opened by this user.
@@ -215,27 +215,27 @@ pub enum Missing {
     Call,
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for NativeUnavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = Device::PATH;
         match self {
-            Missing::Module => write!(
+            NativeUnavailable::Module => write!(
                 f,
                 "there is no {path}: the kernel module is not loaded (docs/module.md); nor has this \
                  kernel the patch series (docs/patches.md)"
             ),
-            Missing::Forbidden => {
+            NativeUnavailable::Forbidden => {
                 write!(f, "{path} may not be opened: join its group, as docs/module.md says")
             }
-            Missing::Version => write!(
+            NativeUnavailable::Version => write!(
                 f,
                 "{path} is not that of the kernel module in version {VERSION}: load the one that \
                  came with this library"
             ),
-            Missing::Failed(errno) => {
+            NativeUnavailable::Failed(errno) => {
                 write!(f, "opening {path} failed: {}", io::Error::from_raw_os_error(*errno))
             }
-            Missing::Call => write!(
+            NativeUnavailable::Call => write!(
                 f,
                 "{} names a system call, but a send over a connection of this process with itself \
                  gave no notification (is the interface lo up? is the call forbidden here?)",

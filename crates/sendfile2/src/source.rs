@@ -194,7 +194,7 @@ impl Mapped {
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be read, or is not there any more.
-    pub fn read_in(&self) -> Result<(), Error> {
+    pub fn populate(&self) -> Result<(), Error> {
         let read = self.region().map_or(Ok(()), Region::read_in);
         read.map_err(Error::file("madvise(MADV_POPULATE_READ)", self.range.start))
     }

@@ -31,7 +31,7 @@ const NOT_RELEASED: &str = "the send was not released";
 #[derive(Clone)]
 pub struct Ticket {
     progress: Progress,
-    /// Of the connection; none of a parcel that nothing was sent of.
+    /// Of the connection; none of a buffer that nothing was sent of.
     link: Option<Arc<Link>>,
 }
 

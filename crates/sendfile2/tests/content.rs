@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 
 use common::{assert_same, deadline, file, pattern, read, sender, source};
-use sendfile2::{Engine, Error, Options, Refusal, SendFlags, Sender, Sent, Why};
+use sendfile2::{Engine, Error, Options, Reason, Refusal, SendFlags, Sender, Sent};
 
 /// Ranges that begin and end around the edges of pages, of chunks and of the file.
 fn ranges(len: u64) -> Vec<std::ops::Range<u64>> {
@@ -253,5 +253,5 @@ fn auto_says_what_it_took_and_why() {
     let file = file(3, 65536);
     let sent = sender.send_file(&source(&file), 0..65536, SendFlags::NONE, deadline()).unwrap();
     let choice = sent.ticket.choice();
-    assert_eq!((choice.engine, choice.why), (Engine::Copy, Why::PeerOnThisHost));
+    assert_eq!((choice.engine, choice.reason), (Engine::Copy, Reason::PeerOnThisHost));
 }

@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 
 use common::{deadline, pattern, udp};
-use sendfile2::{Engine, Error, Options, Parcel, Refusal, Sender};
+use sendfile2::{Engine, Error, Options, Refusal, SendBuffer, Sender};
 
 fn zerocopy(tx: UdpSocket) -> Sender {
     Sender::with(tx, Options::new().engine(Engine::Zerocopy)).unwrap()
@@ -16,20 +16,20 @@ fn zerocopy(tx: UdpSocket) -> Sender {
 /// If the kernel has used an id more than the ledger knows of, each send is let go of when the one
 /// before it is released, and in the end there is a notification for an id that was never issued.
 fn the_ids_add_up(sender: &mut Sender, rx: &UdpSocket) {
-    let mut buffer = [0; 65536];
+    let mut got = [0; 65536];
     for _ in 0..2 {
-        let mut parcel = Parcel::new(pattern(1, 0..1000));
-        match sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE) {
-            Ok(_) => assert_eq!(rx.recv(&mut buffer).unwrap(), 1000),
+        let mut buffer = SendBuffer::new(pattern(1, 0..1000));
+        match sender.try_send_buffer(&mut buffer, sendfile2::SendFlags::NONE) {
+            Ok(_) => assert_eq!(rx.recv(&mut got).unwrap(), 1000),
             // As safe: no more ids are used.
             Err(Error::Refused { reason: Refusal::IdsUnsure, .. }) => {}
             Err(e) => panic!("{e}"),
         }
     }
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     // What was sent before a datagram that has arrived is released, and notified.
     sender.send(b"last", sendfile2::SendFlags::NONE, deadline()).unwrap();
-    while rx.recv(&mut buffer).unwrap() != 4 {}
+    while rx.recv(&mut got).unwrap() != 4 {}
     sender.reap().unwrap();
 }
 
@@ -53,21 +53,21 @@ fn control_an_id_too_many_is_found() {
 fn an_empty_datagram_does_not_shift_the_ids() {
     let (tx, rx) = udp();
     let mut sender = zerocopy(tx);
-    let mut empty = Parcel::new(Vec::new());
+    let mut empty = SendBuffer::new(Vec::new());
     sender.try_send_buffer(&mut empty, sendfile2::SendFlags::NONE).unwrap();
     assert_eq!(rx.recv(&mut [0; 10]).unwrap(), 0);
     the_ids_add_up(&mut sender, &rx);
 }
 
 #[test]
-fn a_parcel_that_is_all_sent_sends_no_empty_datagram() {
+fn a_buffer_that_is_all_sent_sends_no_empty_datagram() {
     let (tx, rx) = udp();
     let mut sender = zerocopy(tx);
-    let mut parcel = Parcel::new(vec![1; 10]);
+    let mut buffer = SendBuffer::new(vec![1; 10]);
     for _ in 0..2 {
-        sender.send_buffer(&mut parcel, sendfile2::SendFlags::NONE, deadline()).unwrap();
+        sender.send_buffer(&mut buffer, sendfile2::SendFlags::NONE, deadline()).unwrap();
     }
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     rx.set_nonblocking(true).unwrap();
     let mut buffer = [0; 100];
     assert_eq!(rx.recv(&mut buffer).unwrap(), 10);
@@ -84,8 +84,8 @@ fn a_datagram_of_too_many_segments_does_not_shift_the_ids() {
     let (tx, rx) = udp();
     segment(&tx, 100);
     let mut sender = zerocopy(tx);
-    let mut parcel = Parcel::new(vec![0; 60_000]);
-    sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE).unwrap_err();
+    let mut buffer = SendBuffer::new(vec![0; 60_000]);
+    sender.try_send_buffer(&mut buffer, sendfile2::SendFlags::NONE).unwrap_err();
     nix::sys::socket::setsockopt(&sender.as_fd(), nix::sys::socket::sockopt::UdpGsoSegment, &0)
         .unwrap();
     the_ids_add_up(&mut sender, &rx);
@@ -101,8 +101,8 @@ fn a_segment_too_large_does_not_shift_the_ids() {
     let (tx, rx) = udp();
     segment(&tx, 2000);
     let mut sender = zerocopy(tx);
-    let mut parcel = Parcel::new(vec![0; 60_000]);
-    sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE).unwrap_err();
+    let mut buffer = SendBuffer::new(vec![0; 60_000]);
+    sender.try_send_buffer(&mut buffer, sendfile2::SendFlags::NONE).unwrap_err();
     common::sh("ip link set lo mtu 65536");
     nix::sys::socket::setsockopt(&sender.as_fd(), nix::sys::socket::sockopt::UdpGsoSegment, &0)
         .unwrap();
@@ -122,13 +122,13 @@ fn a_datagram_that_met_a_limit_is_released_all_the_same() {
     let (tx, _rx) = udp();
     let mut sender = zerocopy(tx);
     for _ in 0..50 {
-        let mut parcel = Parcel::new(vec![0; 500]);
-        let sent = sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE);
+        let mut buffer = SendBuffer::new(vec![0; 500]);
+        let sent = sender.try_send_buffer(&mut buffer, sendfile2::SendFlags::NONE);
         if !matches!(sent, Ok(sendfile2::Sent::Accepted { .. })) {
             break;
         }
     }
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
 }
 
 /// As above, behind a queue that keeps them in flight; `IP_RECVERR` makes a full one tell.
@@ -146,9 +146,9 @@ fn datagrams_that_a_full_queue_drops() {
         for _ in 0..8 {
             // Some are dropped, and only who asked for it is told.
             let _ = sender
-                .try_send_buffer(&mut Parcel::new(vec![0; 40_000]), sendfile2::SendFlags::NONE);
+                .try_send_buffer(&mut SendBuffer::new(vec![0; 40_000]), sendfile2::SendFlags::NONE);
         }
-        sender.wait_all(deadline()).unwrap();
+        sender.drain(deadline()).unwrap();
         // Those may have used an id or not: nobody may go by it.
         let next = sender.into_socket(deadline());
         assert_eq!(next.is_err(), recverr, "{next:?}");
@@ -167,14 +167,14 @@ fn a_limit_met_by_datagrams_in_flight() {
     let mut sender = zerocopy(tx);
     let mut n = 0;
     for _ in 0..3000 {
-        let mut parcel = Parcel::new(vec![0; 1400]);
-        match sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE) {
+        let mut buffer = SendBuffer::new(vec![0; 1400]);
+        match sender.try_send_buffer(&mut buffer, sendfile2::SendFlags::NONE) {
             Ok(sendfile2::Sent::Accepted { .. }) => n += 1,
-            Ok(_) => sender.wait_all(deadline()).unwrap(),
+            Ok(_) => sender.drain(deadline()).unwrap(),
             Err(_) => break,
         }
     }
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     // The kernel counted n; what is handed on must not be another number.
     if let Ok((_, next)) = sender.into_socket(deadline()) {
         assert_eq!(next, n);

@@ -15,13 +15,13 @@ const LEN: u64 = 4 << 20;
 
 /// In the child: sends the file that its environment names to the address it names, by zerocopy,
 /// as far as the socket takes it; says how far, and does as it is told on standard input.
-fn send_in_child(reset_on_death: bool) {
-    send_in_child_held(reset_on_death, false);
+fn send_in_child(reset_on_exit: bool) {
+    send_in_child_held(reset_on_exit, false);
 }
 
-fn send_in_child_held(reset_on_death: bool, held: bool) {
+fn send_in_child_held(reset_on_exit: bool, held: bool) {
     let socket = TcpStream::connect(std::env::var("ADDRESS").unwrap()).unwrap();
-    let options = Options::new().engine(Engine::Zerocopy).reset_on_death(reset_on_death);
+    let options = Options::new().engine(Engine::Zerocopy).reset_on_exit(reset_on_exit);
     let mut sender = Sender::with(socket, options).unwrap();
     let source = Source::open(std::env::var("FILE").unwrap()).unwrap();
     let (_, sent) = fill(&mut sender, &source);
@@ -127,8 +127,8 @@ impl Victim {
 }
 
 #[test]
-fn with_reset_on_death_the_peer_sees_a_reset_and_no_wrong_byte() {
-    let name = "with_reset_on_death_the_peer_sees_a_reset_and_no_wrong_byte";
+fn with_reset_on_exit_the_peer_sees_a_reset_and_no_wrong_byte() {
+    let name = "with_reset_on_exit_the_peer_sees_a_reset_and_no_wrong_byte";
     if common::role().is_some() {
         return send_in_child(true);
     }
@@ -209,9 +209,9 @@ fn a_program_that_closes_with_a_deadline_and_exits_delivers_everything() {
 }
 
 #[test]
-fn and_with_reset_on_death_too() {
+fn and_with_reset_on_exit_too() {
     if common::role().is_some() {
         return send_in_child(true);
     }
-    closes_and_exits("and_with_reset_on_death_too");
+    closes_and_exits("and_with_reset_on_exit_too");
 }

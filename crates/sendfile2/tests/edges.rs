@@ -100,7 +100,7 @@ fn offsets_at_the_end_of_the_range_of_numbers() {
         guard.punch_hole(0..at, deadline()).unwrap_err();
     }
     let lease = guard.try_lease(0..u64::MAX).unwrap();
-    assert!(matches!(guard.try_write_at(b"x", u64::MAX - 5), Ok(TryWrite::InTheWay(_))));
+    assert!(matches!(guard.try_write_at(b"x", u64::MAX - 5), Ok(TryWrite::Blocked(_))));
     drop(lease);
     #[expect(clippy::reversed_empty_ranges)]
     let lease = guard.try_lease(10..5).unwrap();
@@ -139,7 +139,7 @@ fn a_disk_under_two_names_has_one_table() {
         let two = GuardedFile::open(&other).unwrap();
         same(one.source(), &pattern(1, 4000..1 << 20), 4000..1 << 20);
         let _lease = one.try_lease(0..4096).unwrap();
-        matches!(two.try_write_at(b"x", 0), Ok(TryWrite::InTheWay(_)))
+        matches!(two.try_write_at(b"x", 0), Ok(TryWrite::Blocked(_)))
     });
     common::sh(&format!("losetup -d {dev}"));
     assert!(result.unwrap(), "written over a lease");
@@ -154,12 +154,12 @@ fn links_and_renames() {
     let one = GuardedFile::open(&a).unwrap();
     let two = GuardedFile::open(&b).unwrap();
     let lease = one.try_lease(0..10).unwrap();
-    assert!(matches!(two.try_write_at(b"x", 5), Ok(TryWrite::InTheWay(_))));
+    assert!(matches!(two.try_write_at(b"x", 5), Ok(TryWrite::Blocked(_))));
     std::fs::write(dir.path().join("c"), [2; 4096]).unwrap();
     std::fs::rename(dir.path().join("c"), &a).unwrap();
     let new = GuardedFile::open(&a).unwrap();
     assert_eq!(new.try_write_at(b"x", 5).unwrap(), TryWrite::Written);
-    assert!(matches!(two.try_write_at(b"x", 5), Ok(TryWrite::InTheWay(_))));
+    assert!(matches!(two.try_write_at(b"x", 5), Ok(TryWrite::Blocked(_))));
     drop((one, lease));
     assert_eq!(two.try_write_at(b"x", 5).unwrap(), TryWrite::Written);
 }

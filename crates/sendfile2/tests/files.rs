@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use common::{assert_same, deadline, file, pattern, read, sender, source};
 use rustix::fs::MemfdFlags;
-use sendfile2::{Engine, Error, Refusal, SendFlags, Source, Unmappable, Why};
+use sendfile2::{Engine, Error, Reason, Refusal, SendFlags, Source, Unmappable};
 
 #[test]
 fn a_range_past_the_end_is_sent_up_to_the_end_and_then_an_error() {
@@ -151,7 +151,7 @@ fn a_sparse_memfd_is_read_and_stays_sparse() {
     let reader = std::thread::spawn(move || read(&mut rx, 4 << 20));
     let sent = auto.send_file(&source, 0..4 << 20, SendFlags::NONE, deadline()).unwrap();
     let refused = Refusal::File(Unmappable::Sparse);
-    assert_eq!(sent.ticket.choice().why, Why::Refused(refused));
+    assert_eq!(sent.ticket.choice().reason, Reason::Refused(refused));
     let got = reader.join().unwrap();
     assert_same(&got[1 << 20..(1 << 20) + 5000], &pattern(1, 0..5000));
     assert_eq!(

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use common::{assert_same, deadline, file, pattern, read, source};
 use sendfile2::guard::{GuardedFile, TryWrite};
-use sendfile2::{Engine, Error, Parcel, SendFlags, Sender, Status, Ticket};
+use sendfile2::{Engine, Error, SendBuffer, SendFlags, Sender, Status, Ticket};
 
 const LEN: u64 = 1 << 20;
 
@@ -100,11 +100,11 @@ fn a_child_takes_nothing_of_a_sender_of_its_parents() {
             refused(ticket.wait_released(deadline()));
             refused(ticket.wait_acknowledged(deadline()));
             refused(ticket.acknowledgement());
-            refused(sender.wait_all(deadline()));
+            refused(sender.drain(deadline()));
             refused(sender.try_send(b"x", SendFlags::NONE));
             refused(sender.send(b"x", SendFlags::NONE, deadline()));
             refused(sender.try_send_file(&source(&file), 0..10, SendFlags::NONE));
-            refused(sender.try_send_buffer(&mut Parcel::new(b"x"), SendFlags::NONE));
+            refused(sender.try_send_buffer(&mut SendBuffer::new(b"x"), SendFlags::NONE));
             refused(sender.application_sends(|_| -> ((), u32) { unreachable!() }));
             refused(sender.abort());
             refused(sender.shutdown());
@@ -151,7 +151,7 @@ fn a_child_writes_nothing_and_ends_no_lease_of_its_parents() {
         })
     };
     succeeded(child);
-    assert!(matches!(guard.try_write_at(b"x", 2000), Ok(TryWrite::InTheWay(_))));
+    assert!(matches!(guard.try_write_at(b"x", 2000), Ok(TryWrite::Blocked(_))));
     drop(lease);
     assert_untouched(&guard, sender, &mut peer, &ticket);
 }
@@ -204,7 +204,7 @@ fn a_child_takes_nothing_of_a_ring_of_its_parents() {
             refused(socket.queue_bytes(&b"x"[..], SendFlags::NONE));
             refused(socket.queue_file(&source(&file), 0..10, SendFlags::NONE));
             refused(socket.abort());
-            refused(socket.wait_all(deadline()));
+            refused(socket.drain(deadline()));
             socket.shutdown();
             refused(guard.write_at_abort(b"y", 0, Instant::now()));
             refused(socket.close(deadline()));

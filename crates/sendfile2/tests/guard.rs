@@ -88,7 +88,7 @@ fn the_lease_outlives_its_handle_the_ticket_the_sender_and_the_other_file_handle
     let guard = guarded(&file);
     let Stuck { sender, mut peer, sent, ticket } = stuck(&guard);
     drop((sender, ticket, guard));
-    assert!(matches!(other.try_write_at(b"x", 5).unwrap(), TryWrite::InTheWay(_)));
+    assert!(matches!(other.try_write_at(b"x", 5).unwrap(), TryWrite::Blocked(_)));
     assert_same(&read(&mut peer, sent as usize), &pattern(1, 0..sent));
     assert!(common::ends(&mut peer), "no end of the stream");
     other.write_at(b"x", 5, deadline()).unwrap();
@@ -100,13 +100,13 @@ fn who_is_in_the_way_is_told() {
     let file = file(1, LEN);
     let guard = guarded(&file);
     let stuck = stuck(&guard);
-    let TryWrite::InTheWay(leases) = guard.try_write_at(b"x", 5).unwrap() else {
+    let TryWrite::Blocked(leases) = guard.try_write_at(b"x", 5).unwrap() else {
         panic!("written over a lease")
     };
     let [leased] = &leases[..] else { panic!("{leases:?}") };
     assert_eq!(leased.range, 0..LEN);
     assert_eq!(leased.peers, [stuck.peer.local_addr().unwrap()]);
-    assert!(!leased.in_hand);
+    assert!(!leased.held_by_app);
     assert_eq!(guard.in_flight().len(), 1);
 }
 
@@ -347,7 +347,7 @@ fn guarded_sends_die_with_the_process() {
     let mut stuck = stuck(&guard);
     assert_eq!(sockopt::socket_linger(&stuck.sender).unwrap(), Some(std::time::Duration::ZERO));
     read(&mut stuck.peer, stuck.sent as usize);
-    stuck.sender.wait_all(deadline()).unwrap();
+    stuck.sender.drain(deadline()).unwrap();
     assert_eq!(sockopt::socket_linger(&stuck.sender).unwrap(), None);
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::{Flagged, assert_same, deadline, file, fill, pattern, read, sender, source};
 use rustix::net::SendFlags;
 use sendfile2::guard::{GuardedFile, Lease, TryWrite};
-use sendfile2::{Engine, Error, Options, Parcel, Sender, Sent, Status, reaper};
+use sendfile2::{Engine, Error, Options, SendBuffer, Sender, Sent, Status, reaper};
 
 const LEN: u64 = 4 << 20;
 
@@ -38,10 +38,10 @@ fn a_panic_among_the_applications_sends_does_not_shift_the_ids() {
     }));
     assert!(panicked.is_err());
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
-    let mut parcel = Parcel::new(buffer);
+    let mut buffer = SendBuffer::new(buffer);
     // To be refused is as good.
-    let sent = sender.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE);
-    drop(parcel);
+    let sent = sender.try_send_buffer(&mut buffer, sendfile2::SendFlags::NONE);
+    drop(buffer);
     if sent.is_ok() {
         read(&mut rx, 1);
         sender.reap().unwrap();
@@ -50,21 +50,21 @@ fn a_panic_among_the_applications_sends_does_not_shift_the_ids() {
 }
 
 #[test]
-fn a_parcel_begun_on_one_connection_is_not_continued_on_another() {
+fn a_buffer_begun_on_one_connection_is_not_continued_on_another() {
     let (tx, mut rx) = common::tcp_small_window();
     let mut first = sender(tx, Engine::Zerocopy);
-    let mut parcel = Parcel::new(pattern(1, 0..LEN));
-    first.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE).unwrap();
-    let sent = parcel.sent();
-    assert!(sent > 0 && parcel.remaining() > 0);
+    let mut buffer = SendBuffer::new(pattern(1, 0..LEN));
+    first.try_send_buffer(&mut buffer, sendfile2::SendFlags::NONE).unwrap();
+    let sent = buffer.sent();
+    assert!(sent > 0 && buffer.remaining() > 0);
     read(&mut rx, sent);
     first.close(deadline()).unwrap();
     let (tx, _rx) = common::tcp_small_window();
     let mut second = sender(tx, Engine::Zerocopy);
-    let result = second.try_send_buffer(&mut parcel, sendfile2::SendFlags::NONE);
+    let result = second.try_send_buffer(&mut buffer, sendfile2::SendFlags::NONE);
     // Its peer would get the tail of it for the whole.
     assert!(matches!(result, Err(Error::OtherSender)), "{result:?}");
-    assert_same(&parcel.into_buffer().unwrap(), &pattern(1, 0..LEN));
+    assert_same(&buffer.into_buffer().unwrap(), &pattern(1, 0..LEN));
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn an_abort_for_a_writer_spares_those_on_which_nothing_is_in_flight() {
     let mut quick = sender(tx, Engine::Zerocopy);
     quick.send_lease(&lease, 0..1000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     read(&mut quick_peer, 1000);
-    quick.wait_all(deadline()).unwrap();
+    quick.drain(deadline()).unwrap();
     let (tx, _stalled_peer) = common::tcp_small_window();
     let mut stalled = sender(tx, Engine::Zerocopy);
     let mut at = 0;
@@ -125,7 +125,7 @@ fn while_a_writer_waits(then: impl FnOnce(&GuardedFile, Lease, Sender, &mut TcpS
     let lease = guard.try_lease(0..LEN).unwrap();
     sender.send_lease(&lease, 0..1000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     read(&mut rx, 1000);
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| guard.write_at(b"x", 0, deadline()).unwrap());
         while guard.writers() == 0 {
@@ -153,7 +153,7 @@ fn a_socket_given_back_can_be_taken_again_while_a_writer_waits() {
         drop(lease);
         let mut again = again.unwrap();
         again.send_file(guard.source(), 0..1000, sendfile2::SendFlags::NONE, deadline()).unwrap();
-        again.wait_all(deadline()).unwrap();
+        again.drain(deadline()).unwrap();
         read(rx, 1000);
     });
 }
@@ -180,11 +180,11 @@ fn a_destructor_that_panics_leaves_no_other_send_in_flight() {
     // There a notification is not late.
     let (tx, mut rx) = common::tcp_on_this_host();
     let mut sender = sender(tx, Engine::Zerocopy);
-    let mut bad = Parcel::new(Bomb(vec![0; 1000]));
+    let mut bad = SendBuffer::new(Bomb(vec![0; 1000]));
     sender.try_send_buffer(&mut bad, sendfile2::SendFlags::NONE).unwrap();
     let bad_ticket = bad.ticket();
     drop(bad);
-    let mut good = Parcel::new(vec![0; 1000]);
+    let mut good = SendBuffer::new(vec![0; 1000]);
     sender.try_send_buffer(&mut good, sendfile2::SendFlags::NONE).unwrap();
     read(&mut rx, 2000);
     assert!(catch_unwind(AssertUnwindSafe(|| sender.reap())).is_err());
@@ -211,7 +211,7 @@ fn the_reaper_survives_what_it_drops() {
     for bad in [true, false] {
         let (tx, mut rx) = common::tcp_small_window();
         let spark = bad.then(|| Spark);
-        let options = Options::new().engine(Engine::Zerocopy).on_notice(move |_| {
+        let options = Options::new().engine(Engine::Zerocopy).on_error_queue(move |_| {
             let _ = &spark;
         });
         let mut sender = Sender::with(tx, options).unwrap();
@@ -314,7 +314,7 @@ fn stuck(guard: &GuardedFile, options: Options) -> (Sender, TcpStream, u64) {
 /// What was in flight when the sender went is held until it has arrived, and arrives whole.
 fn assert_handed_over(guard: &GuardedFile, peer: &mut TcpStream, sent: u64) {
     let way = guard.try_write_at(&pattern(!1, 0..LEN), 0).unwrap();
-    assert!(matches!(way, TryWrite::InTheWay(_)), "a writer was let through");
+    assert!(matches!(way, TryWrite::Blocked(_)), "a writer was let through");
     assert_same(&read(peer, sent as usize), &pattern(1, 0..sent));
     assert!(common::ends(peer), "no end of the stream");
     guard.write_at(b"x", 0, deadline()).unwrap();
@@ -351,7 +351,7 @@ fn a_wait_until_a_time_that_is_ages_away_waits() {
     let (sender, mut peer, sent) = stuck(&guard, Options::new());
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| guard.write_at(b"x", 0, ages));
-        let waiter = scope.spawn(|| sender.wait_all(ages));
+        let waiter = scope.spawn(|| sender.drain(ages));
         assert_same(&read(&mut peer, sent as usize), &pattern(1, 0..sent));
         writer.join().unwrap().unwrap();
         waiter.join().unwrap().unwrap();
@@ -400,7 +400,7 @@ fn with_a_hook_that_panics(guard: &GuardedFile) -> (Sender, TcpStream, u64) {
     let (tx, mut peer) = common::tcp_small_window();
     let options = Options::new()
         .engine(Engine::Zerocopy)
-        .on_notice(|_| std::panic::resume_unwind(Box::new("on purpose")));
+        .on_error_queue(|_| std::panic::resume_unwind(Box::new("on purpose")));
     let mut sender = Sender::with(tx, options).unwrap();
     sender.application_sends(|socket| (own_send(socket), 1)).unwrap();
     read(&mut peer, 1);

@@ -16,7 +16,7 @@ use common::{assert_same, deadline, file, pattern, read, sender, source};
 use rustix::net::SendFlags;
 use sendfile2::guard::{GuardedFile, TryWrite};
 use sendfile2::uring::{Driver, send_file_sync};
-use sendfile2::{Engine, Error, Options, Refusal, Sender, Sent, Status, Ticket, Why};
+use sendfile2::{Engine, Error, Options, Reason, Refusal, Sender, Sent, Status, Ticket};
 use sendfile2_sys::errqueue::{self, Entry};
 
 /// The program `sockmap.c`; `None`, and the reason, where it cannot be compiled.
@@ -194,7 +194,7 @@ fn in_a_sockmap_auto_copies() {
     let Some(map) = Sockmap::put(&auto) else { return };
     let (bytes, ticket) =
         accepted(auto.try_send_file(&source, 0..256 << 10, sendfile2::SendFlags::NONE));
-    assert_eq!(ticket.choice().why, Why::Refused(Refusal::Sockmap));
+    assert_eq!(ticket.choice().reason, Reason::Refused(Refusal::Sockmap));
     assert!(matches!(ticket.status(), Status::Released(_)));
     assert_same(&read(&mut rx, bytes), &pattern(3, 0..bytes as u64));
     map.take();
@@ -418,7 +418,7 @@ fn where_so_zerocopy_is_switched_off_nothing_is_sent_by_reference() {
         expected.extend(pattern(6, 0..bytes as u64));
     }
     assert_same(&read(&mut rx, expected.len()), &expected);
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     let (socket, next) = sender.into_socket(deadline()).unwrap();
     assert_eq!(next, 3);
     // It is the kernel's count, too.
@@ -463,7 +463,7 @@ fn application_sends_excuse_no_id_for_ever() {
     let (bytes, _) = accepted(sender.try_send_file(file.source(), 0..1 << 20, false));
     sender.application_sends(|_| ((), 0)).unwrap();
     read(&mut peer, bytes);
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     stray(sender.as_fd(), &[b'?'; 4096]);
     let lease = file.try_lease(0..1 << 20).unwrap();
     let (bytes, ticket) = accepted(sender.try_send_lease(&lease, 0..1 << 20, false));

@@ -6,7 +6,7 @@ mod common;
 use std::net::TcpStream;
 
 use common::{assert_same, deadline, file, fill, pattern, read, sender, source};
-use sendfile2::{Engine, Error, Limit, Refusal, SendFlags, Sender, Sent, Source, Why};
+use sendfile2::{Engine, Error, Limit, Reason, Refusal, SendFlags, Sender, Sent, Source};
 
 /// Runs the test as somebody who may lock this many bytes. Root may lock any number, so it has to
 /// give up `CAP_IPC_LOCK`. `false` in the parent, `true` in the child.
@@ -99,7 +99,7 @@ fn with_nothing_in_flight_it_copies_instead_of_waiting_for_ever() {
     let (tx, mut rx) = common::tcp();
     let mut modest = sender(tx, Engine::Zerocopy);
     let sent = modest.send_file(&source, 0..50_000, SendFlags::NONE, deadline()).unwrap();
-    assert_eq!(sent.ticket.choice().why, Why::Limit(Limit::Buffers));
+    assert_eq!(sent.ticket.choice().reason, Reason::Limit(Limit::Buffers));
     assert_eq!(sent.ticket.choice().engine, Engine::Copy);
     assert_same(&read(&mut rx, 50_000), &pattern(1, 0..50_000));
 }

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 
 use common::{assert_same, deadline, file, overwrite, pattern, read, source};
 use sendfile2::uring::{Driver, send_file_sync};
-use sendfile2::{Engine, Error, Parcel, Refusal, SendFlags, Sent, Source, Why};
+use sendfile2::{Engine, Error, Reason, Refusal, SendBuffer, SendFlags, Sent, Source};
 use sendfile2_sys::module::Device;
 use sendfile2_sys::syscall::Sendfile2;
 
@@ -60,7 +60,7 @@ fn overwritten_at_release(engine: Engine, tx: TcpStream, mut rx: TcpStream) -> u
             let transfer = sender.send_file(&source, 0..LEN, SendFlags::NONE, deadline()).unwrap();
             assert_eq!(transfer.ticket.choice().engine, engine);
         }
-        sender.wait_all(deadline()).unwrap();
+        sender.drain(deadline()).unwrap();
         overwrite(&file, &pattern(!round, 0..LEN));
         for _ in 0..CALLS {
             wrong += common::wrong(&read(&mut rx, usize::try_from(LEN).unwrap()), &sent);
@@ -142,8 +142,8 @@ fn where_tcp_may_probe_nothing_is_sent_by_reference() {
     let (tx, _rx) = common::udp();
     let options = sendfile2::Options::new().engine(Engine::Zerocopy);
     let mut sender = sendfile2::Sender::with(tx, options).unwrap();
-    let mut parcel = Parcel::new([b'?']);
-    let ticket = sender.send_buffer(&mut parcel, SendFlags::NONE, deadline()).unwrap();
+    let mut buffer = SendBuffer::new([b'?']);
+    let ticket = sender.send_buffer(&mut buffer, SendFlags::NONE, deadline()).unwrap();
     assert_eq!(ticket.choice().engine, Engine::Zerocopy);
 }
 
@@ -179,8 +179,8 @@ fn auto_copies(file: &File, source: &Source, value: u8) {
     let choice = transfer.ticket.choice();
     assert_eq!(choice.engine, Engine::Copy);
     // Where it is not probing that stands in the way, it is that the peer is near.
-    let reason = Why::Refused(Refusal::MtuProbing(Some(value)));
-    assert_eq!(choice.why, if series() { Why::PeerOnThisHost } else { reason });
+    let reason = Reason::Refused(Refusal::MtuProbing(Some(value)));
+    assert_eq!(choice.reason, if series() { Reason::PeerOnThisHost } else { reason });
     overwrite(file, &pattern(!1, 0..len));
     assert_same(&reader.join().unwrap(), &pattern(1, 0..len));
     overwrite(file, &pattern(1, 0..len));

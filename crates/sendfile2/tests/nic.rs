@@ -86,10 +86,10 @@ impl Connection {
         }
     }
 
-    fn wait_all(&self) {
+    fn drain(&self) {
         match self {
-            Connection::Sender(sender) => sender.wait_all(deadline()).unwrap(),
-            Connection::Ring(_, socket) => socket.wait_all(deadline()).unwrap(),
+            Connection::Sender(sender) => sender.drain(deadline()).unwrap(),
+            Connection::Ring(_, socket) => socket.drain(deadline()).unwrap(),
         }
     }
 
@@ -234,7 +234,7 @@ fn a_reset_with_data_in_flight_releases_all_and_harms_no_other() {
         let mut ends = Vec::new();
         for (connection, resets, reader) in all {
             if resets {
-                connection.wait_all();
+                connection.drain();
                 assert_eq!(connection.in_flight(), InFlight::default(), "{engine}");
             }
             ends.push((connection, reader));

@@ -14,7 +14,7 @@ use sendfile2::{Acknowledgement, Engine, Error, ErrorQueueMessage, Options, Send
 
 fn collecting() -> (Arc<Mutex<Vec<ErrorQueueMessage>>>, Options) {
     let notices: Arc<Mutex<Vec<ErrorQueueMessage>>> = Arc::default();
-    let options = Options::new().engine(Engine::Zerocopy).on_notice({
+    let options = Options::new().engine(Engine::Zerocopy).on_error_queue({
         let notices = Arc::clone(&notices);
         move |notice| notices.lock().unwrap().push(notice)
     });
@@ -68,7 +68,7 @@ fn the_applications_own_ids_are_split_off_and_handed_to_it() {
         expected.push(b'!');
     }
     assert_same(&read(&mut rx, expected.len()), &expected);
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     sender.reap().unwrap();
     assert_eq!(sender.counters().released, 100);
     let mut theirs = Vec::new();
@@ -87,7 +87,7 @@ fn ids_that_nobody_told_of_are_an_error_and_release_nothing() {
     // Behind the sender's back.
     own_send(std::os::fd::AsFd::as_fd(&sender));
     read(&mut rx, 1);
-    let error = sender.wait_all(deadline()).and_then(|()| sender.reap().map(|_| ())).unwrap_err();
+    let error = sender.drain(deadline()).and_then(|()| sender.reap().map(|_| ())).unwrap_err();
     assert!(matches!(error, Error::NotIssued(_)), "{error}");
     let file = file(1, 5000);
     let error =

@@ -83,7 +83,7 @@ fn control_who_only_tries_is_overtaken_for_ever() {
     let mut held = guard.try_lease(0..10).unwrap();
     for _ in 0..1000 {
         held = guard.try_lease(0..10).unwrap();
-        assert!(matches!(guard.try_write_at(b"x", 5).unwrap(), TryWrite::InTheWay(_)));
+        assert!(matches!(guard.try_write_at(b"x", 5).unwrap(), TryWrite::Blocked(_)));
     }
     let mut queued = guard.queue_writer(5..6).unwrap();
     assert!(guard.try_lease(0..10).is_none());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{deadline, pattern};
 use sendfile2::guard::GuardedFile;
-use sendfile2::{Engine, Options, Parcel, SendFlags, Sender, Sent, Source, reaper};
+use sendfile2::{Engine, Options, SendBuffer, SendFlags, Sender, Sent, Source, reaper};
 
 struct Scribble(Vec<u8>);
 impl AsRef<[u8]> for Scribble {
@@ -71,15 +71,15 @@ fn senders_dropped_aborted_and_reaped_by_many_let_nothing_go_early() {
                     let mut at = 0u64;
                     for _ in 0..rand(60) {
                         let len = 1 + rand(80_000);
-                        let mut parcel = Parcel::new(Scribble(pattern(seed, at..at + len)));
+                        let mut buffer = SendBuffer::new(Scribble(pattern(seed, at..at + len)));
                         if let Ok(Sent::Accepted { bytes, ticket }) = sender
-                            .try_send_buffer(&mut parcel, SendFlags::NONE.with_more(rand(2) == 0))
+                            .try_send_buffer(&mut buffer, SendFlags::NONE.with_more(rand(2) == 0))
                         {
                             at += bytes as u64;
                             tickets.push(ticket);
                         }
                         if rand(3) == 0 {
-                            let _ = parcel.into_buffer();
+                            let _ = buffer.into_buffer();
                         }
                         if rand(5) == 0 {
                             sender.reap().unwrap();
@@ -158,12 +158,12 @@ fn faults_in_mid_send_use_no_ids() {
                 let len = if udp { 60_000 } else { 130_000 };
                 match sender.try_send_file(&source, at..at + len, SendFlags::NONE) {
                     Ok(Sent::Accepted { .. }) | Err(sendfile2::Error::Truncated { .. }) => {}
-                    Ok(_) => sender.wait_all(deadline()).unwrap(),
+                    Ok(_) => sender.drain(deadline()).unwrap(),
                     Err(e) => panic!("{e}"),
                 }
             }
             drop(stop);
-            sender.wait_all(deadline()).unwrap();
+            sender.drain(deadline()).unwrap();
             let released = sender.counters().released;
             let (_, next) = sender.into_socket(deadline()).unwrap();
             assert_eq!(u64::from(next), released);
@@ -188,8 +188,8 @@ fn a_datagram_that_would_block_in_its_midst_uses_no_id() {
     rx.set_nonblocking(true).unwrap();
     let (mut ok, mut block) = (0, 0);
     while ok < 50 || block < 10 {
-        let mut parcel = Parcel::new(vec![1; 30_000]);
-        match sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap() {
+        let mut buffer = SendBuffer::new(vec![1; 30_000]);
+        match sender.try_send_buffer(&mut buffer, SendFlags::NONE).unwrap() {
             Sent::Accepted { .. } => ok += 1,
             _ => block += 1,
         }
@@ -198,7 +198,7 @@ fn a_datagram_that_would_block_in_its_midst_uses_no_id() {
         sender.reap().unwrap();
     }
     drop(rx);
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     assert_eq!(sender.counters().released, ok);
 }
 

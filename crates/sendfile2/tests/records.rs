@@ -8,7 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use common::{assert_same, deadline, file, pattern, source, udp};
 use sendfile2::uring::Driver;
 use sendfile2::{
-    Acknowledgement, Engine, Error, Options, Parcel, Refusal, SendFlags, Sender, Sent,
+    Acknowledgement, Engine, Error, Options, Refusal, SendBuffer, SendFlags, Sender, Sent,
 };
 
 #[test]
@@ -76,16 +76,16 @@ fn unix_datagrams_keep_their_boundaries() {
 fn a_buffer_goes_as_one_datagram_and_comes_back() {
     let (tx, rx) = udp();
     let mut sender = Sender::with(tx, Options::new().engine(Engine::Zerocopy)).unwrap();
-    let mut parcel = Parcel::new(pattern(4, 0..9000));
+    let mut buffer = SendBuffer::new(pattern(4, 0..9000));
     assert!(matches!(
-        sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap(),
+        sender.try_send_buffer(&mut buffer, SendFlags::NONE).unwrap(),
         Sent::Accepted { bytes: 9000, .. }
     ));
-    let mut buffer = [0; 10_000];
-    let n = rx.recv(&mut buffer).unwrap();
-    assert_same(&buffer[..n], &pattern(4, 0..9000));
-    parcel.ticket().wait_released(deadline()).unwrap();
-    assert_eq!(parcel.into_buffer().unwrap().len(), 9000);
+    let mut got = [0; 10_000];
+    let n = rx.recv(&mut got).unwrap();
+    assert_same(&got[..n], &pattern(4, 0..9000));
+    buffer.ticket().wait_released(deadline()).unwrap();
+    assert_eq!(buffer.into_buffer().unwrap().len(), 9000);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use common::{
 };
 use rustix::net::sockopt;
 use sendfile2::{
-    Acknowledgement, Engine, Error, Options, Parcel, Release, SendFlags, Sender, Sent, Status,
+    Acknowledgement, Engine, Error, Options, Release, SendBuffer, SendFlags, Sender, Sent, Status,
     reaper,
 };
 
@@ -90,18 +90,18 @@ fn a_buffer_is_held_until_its_release_though_all_handles_are_gone() {
     let (tx, mut rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Zerocopy);
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
-    let mut parcel = Parcel::new(buffer);
-    sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap();
-    let (sent, ticket) = (parcel.sent(), parcel.ticket());
+    let mut buffer = SendBuffer::new(buffer);
+    sender.try_send_buffer(&mut buffer, SendFlags::NONE).unwrap();
+    let (sent, ticket) = (buffer.sent(), buffer.ticket());
     assert_eq!(ticket.status(), Status::InFlight);
-    let parcel = parcel.into_buffer().map(|_| ()).unwrap_err();
-    drop(parcel);
+    let buffer = buffer.into_buffer().map(|_| ()).unwrap_err();
+    drop(buffer);
     drop(ticket);
     sender.reap().unwrap();
     assert!(!dropped.load(SeqCst), "let go of in flight");
     let got = read(&mut rx, sent);
     assert_same(&got, &pattern(1, 0..sent as u64));
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     assert!(dropped.load(SeqCst), "kept after its release");
 }
 
@@ -110,12 +110,12 @@ fn a_buffer_comes_back_and_its_rest_can_be_sent() {
     let (tx, mut rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Zerocopy);
     let len = 8 << 20;
-    let mut parcel = Parcel::new(pattern(1, 0..len));
+    let mut buffer = SendBuffer::new(pattern(1, 0..len));
     let reader = std::thread::spawn(move || read(&mut rx, len as usize));
-    let ticket = sender.send_buffer(&mut parcel, SendFlags::NONE, deadline()).unwrap();
-    assert_eq!((ticket.bytes(), parcel.remaining()), (len, 0));
+    let ticket = sender.send_buffer(&mut buffer, SendFlags::NONE, deadline()).unwrap();
+    assert_eq!((ticket.bytes(), buffer.remaining()), (len, 0));
     ticket.wait_released(deadline()).unwrap();
-    assert_same(&parcel.into_buffer().unwrap(), &pattern(1, 0..len));
+    assert_same(&buffer.into_buffer().unwrap(), &pattern(1, 0..len));
     assert_same(&reader.join().unwrap(), &pattern(1, 0..len));
 }
 
@@ -124,10 +124,10 @@ fn a_dropped_sender_delivers_everything_and_the_end_and_holds_until_then() {
     let (tx, mut rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Zerocopy);
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
-    let mut parcel = Parcel::new(buffer);
-    sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap();
-    let (sent, ticket) = (parcel.sent(), parcel.ticket());
-    drop(parcel);
+    let mut buffer = SendBuffer::new(buffer);
+    sender.try_send_buffer(&mut buffer, SendFlags::NONE).unwrap();
+    let (sent, ticket) = (buffer.sent(), buffer.ticket());
+    drop(buffer);
     drop(sender);
     assert_eq!(ticket.status(), Status::Unknown);
     assert!(reaper::pending().sends > 0);
@@ -193,10 +193,10 @@ fn abort_frees_nothing_by_itself() {
     let (tx, _rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Zerocopy);
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
-    let mut parcel = Parcel::new(buffer);
-    sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap();
-    let ticket = parcel.ticket();
-    drop(parcel);
+    let mut buffer = SendBuffer::new(buffer);
+    sender.try_send_buffer(&mut buffer, SendFlags::NONE).unwrap();
+    let ticket = buffer.ticket();
+    drop(buffer);
     sender.abort().unwrap();
     assert_eq!(ticket.status(), Status::InFlight);
     assert!(!dropped.load(SeqCst), "freed by the abort");
@@ -219,10 +219,10 @@ fn after_an_abort_the_range_is_free_only_when_its_ids_arrive() {
     common::sh("tc qdisc replace dev lo root tbf rate 1mbit burst 64k limit 64m");
     let mut sender = sender(tx, Engine::Zerocopy);
     let (buffer, dropped) = Flagged::new(pattern(1, 0..1 << 20));
-    let mut parcel = Parcel::new(buffer);
-    sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap();
-    let ticket = parcel.ticket();
-    drop(parcel);
+    let mut buffer = SendBuffer::new(buffer);
+    sender.try_send_buffer(&mut buffer, SendFlags::NONE).unwrap();
+    let ticket = buffer.ticket();
+    drop(buffer);
     sender.abort().unwrap();
     sender.reap().unwrap();
     assert!(sender.in_flight().sends > 0, "nothing was in the queue: this proves nothing");
@@ -303,22 +303,22 @@ fn the_wait_for_a_peer_that_never_reads_ends_at_its_deadline() {
     let flight = sender.in_flight();
     assert!(flight.bytes > 0 && flight.oldest.is_some(), "{flight:?}");
     sender.abort().unwrap();
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     assert_eq!(sender.in_flight(), sendfile2::InFlight::default());
 }
 
 #[test]
-fn reset_on_death_is_armed_only_while_sends_are_in_flight() {
+fn reset_on_exit_is_armed_only_while_sends_are_in_flight() {
     let (tx, mut rx) = common::tcp_small_window();
     let theirs = Some(Duration::from_secs(7));
     sockopt::set_socket_linger(tx.as_fd(), theirs).unwrap();
-    let options = Options::new().engine(Engine::Zerocopy).reset_on_death(true);
+    let options = Options::new().engine(Engine::Zerocopy).reset_on_exit(true);
     let mut sender = Sender::with(tx, options).unwrap();
     let file = file(1, 4 << 20);
     let (_, sent) = fill(&mut sender, &source(&file));
     assert_eq!(sockopt::socket_linger(&sender).unwrap(), Some(Duration::ZERO));
     read(&mut rx, usize::try_from(sent).unwrap());
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     assert_eq!(sockopt::socket_linger(&sender).unwrap(), theirs);
 }
 
@@ -326,14 +326,14 @@ fn reset_on_death_is_armed_only_while_sends_are_in_flight() {
 #[test]
 fn what_an_application_sets_of_so_linger_meanwhile_stays() {
     let (tx, mut rx) = common::tcp_small_window();
-    let options = Options::new().engine(Engine::Zerocopy).reset_on_death(true);
+    let options = Options::new().engine(Engine::Zerocopy).reset_on_exit(true);
     let mut sender = Sender::with(tx, options).unwrap();
     let file = file(1, 4 << 20);
     let (_, sent) = fill(&mut sender, &source(&file));
     let theirs = Some(Duration::from_secs(7));
     sockopt::set_socket_linger(&sender, theirs).unwrap();
     read(&mut rx, usize::try_from(sent).unwrap());
-    sender.wait_all(deadline()).unwrap();
+    sender.drain(deadline()).unwrap();
     assert_eq!(sockopt::socket_linger(&sender).unwrap(), theirs);
 }
 

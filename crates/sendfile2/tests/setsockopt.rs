@@ -4,7 +4,7 @@
 mod common;
 
 use common::{assert_same, deadline, file, pattern, read, source};
-use sendfile2::{Engine, Error, Options, Refusal, SendFlags, Sender, Why};
+use sendfile2::{Engine, Error, Options, Reason, Refusal, SendFlags, Sender};
 
 const LEN: u64 = 3 << 20;
 
@@ -66,7 +66,7 @@ fn the_reason_for_which_zerocopy_is_refused_is_that_of_the_option() {
         }
         let mut sender = Sender::new(free).unwrap();
         let sent = sender.send_file(&source, 0..100, SendFlags::NONE, deadline()).unwrap();
-        assert_eq!(sent.ticket.choice().why, Why::Refused(expected));
+        assert_eq!(sent.ticket.choice().reason, Reason::Refused(expected));
         assert_same(&read(&mut rx, 100), &pattern(1, 0..100));
     };
     std::thread::spawn(test).join().unwrap();

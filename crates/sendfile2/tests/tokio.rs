@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::SendFlags;
 use sendfile2::guard::GuardedFile;
 use sendfile2::tokio::{AsyncSender, Progress};
-use sendfile2::{Acknowledgement, Engine, Error, Options, Parcel, Sender, Source, Status};
+use sendfile2::{Acknowledgement, Engine, Error, Options, SendBuffer, Sender, Source, Status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
 
@@ -196,8 +196,8 @@ fn content_by_every_engine_and_every_way() {
                 .await
                 .unwrap();
             drop(lease);
-            let mut parcel = Parcel::new(pattern(3, 0..100_000));
-            let ticket = sender.send_buffer(&mut parcel, sendfile2::SendFlags::NONE).await.unwrap();
+            let mut buffer = SendBuffer::new(pattern(3, 0..100_000));
+            let ticket = sender.send_buffer(&mut buffer, sendfile2::SendFlags::NONE).await.unwrap();
             sender.write_all(b"!").await.unwrap();
             let (got, _rx) = peer.await.unwrap();
             assert_same(&got[..10], b"0123456789");
@@ -231,7 +231,7 @@ fn a_dropped_future_loses_and_repeats_nothing() {
             let mut sender = sender(tx, engine);
             let (mut peer, mut rx) = (None, Some(rx));
             let mut progress = Progress::new(0..LEN);
-            let mut parcel = Parcel::new(pattern(5, 0..200_000));
+            let mut buffer = SendBuffer::new(pattern(5, 0..200_000));
             let mut dropped = 0;
             let mut polls = few_polls();
             while !progress.remaining().is_empty() {
@@ -247,11 +247,11 @@ fn a_dropped_future_loses_and_repeats_nothing() {
                 }
                 let released = progress.ticket();
                 at_most(polls(), released.released()).await.transpose().unwrap();
-                at_most(polls(), sender.drained()).await.transpose().unwrap();
+                at_most(polls(), sender.drain()).await.transpose().unwrap();
             }
-            while parcel.remaining() > 0 {
+            while buffer.remaining() > 0 {
                 let sent =
-                    at_most(polls(), sender.send_buffer(&mut parcel, sendfile2::SendFlags::NONE))
+                    at_most(polls(), sender.send_buffer(&mut buffer, sendfile2::SendFlags::NONE))
                         .await;
                 dropped += usize::from(sent.transpose().unwrap().is_none());
             }
@@ -260,7 +260,7 @@ fn a_dropped_future_loses_and_repeats_nothing() {
             assert_same(&got[LEN as usize..], &pattern(5, 0..200_000));
             progress.ticket().released().await.unwrap();
             sender.close().await.unwrap();
-            assert!(parcel.into_buffer().is_ok());
+            assert!(buffer.into_buffer().is_ok());
             println!("{engine}: {dropped} sends dropped in the middle");
             assert!(dropped > 0);
         }
@@ -303,9 +303,9 @@ fn an_idle_connection_learns_of_its_releases() {
             half.read(&mut buffer).await
         });
         let (buffer, flag) = Flagged::new(vec![7; 200_000]);
-        let mut parcel = Parcel::new(buffer);
-        sender.send_buffer(&mut parcel, sendfile2::SendFlags::NONE).await.unwrap();
-        drop(parcel);
+        let mut buffer = SendBuffer::new(buffer);
+        sender.send_buffer(&mut buffer, sendfile2::SendFlags::NONE).await.unwrap();
+        drop(buffer);
         let (_, rx) = received(rx, 200_000).await;
         while !flag.load(SeqCst) {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -211,7 +211,7 @@ fn the_lease_outlives_its_handle_the_ticket_the_socket_and_the_driver() {
     assert_eq!(ticket.status(), Status::Unknown);
     drop(ticket);
     assert!(reaper::pending().sends > 0);
-    let TryWrite::InTheWay(leases) = guard.try_write_at(b"x", 5).unwrap() else {
+    let TryWrite::Blocked(leases) = guard.try_write_at(b"x", 5).unwrap() else {
         panic!("written over a lease")
     };
     assert_eq!(leases[0].peers, [peer.local_addr().unwrap()]);
@@ -274,7 +274,7 @@ fn a_limit_that_no_clock_counts_is_none() {
     let drop_it = std::panic::AssertUnwindSafe(|| drop(socket));
     let dropped = std::panic::catch_unwind(drop_it);
     let way = guard.try_write_at(&pattern(!1, 0..LEN), 0).unwrap();
-    assert!(matches!(way, TryWrite::InTheWay(_)), "a writer was let through");
+    assert!(matches!(way, TryWrite::Blocked(_)), "a writer was let through");
     let next = driver.add(common::tcp().0).unwrap();
     assert_same(&read(&mut peer, LEN as usize), &pattern(1, 0..LEN));
     guard.write_at(b"x", 0, deadline()).unwrap();
@@ -433,7 +433,7 @@ fn leased_sends_die_with_the_process() {
     let (socket, mut peer, _) = stuck(&mut driver, &guard);
     assert_eq!(sockopt::socket_linger(&socket).unwrap(), Some(Duration::ZERO));
     let reader = std::thread::spawn(move || (read(&mut peer, LEN as usize), peer));
-    socket.wait_all(deadline()).unwrap();
+    socket.drain(deadline()).unwrap();
     reader.join().unwrap();
     assert_eq!(sockopt::socket_linger(&socket).unwrap(), None);
 }

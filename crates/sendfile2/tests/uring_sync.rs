@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::{assert_same, deadline, file, overwrite, pattern, read, source, wrong};
-use sendfile2::uring::{Unavailable, Unfinished, send_file_sync};
+use sendfile2::uring::{Unfinished, UringUnavailable, send_file_sync};
 use sendfile2::{Engine, Error, Refusal, Release, Source, Status, reaper};
 
 const LEN: u64 = 6 << 20;
@@ -213,7 +213,7 @@ fn where_a_filter_forbids_io_uring_the_reason_is_told() {
         return common::run_as(&[], name, "forbidden");
     }
     for (errno, expected) in
-        [(libc::ENOSYS, Unavailable::Missing), (libc::EPERM, Unavailable::Forbidden)]
+        [(libc::ENOSYS, UringUnavailable::Missing), (libc::EPERM, UringUnavailable::Forbidden)]
     {
         // In a thread of its own: a filter lasts as long as its thread.
         std::thread::spawn(move || {

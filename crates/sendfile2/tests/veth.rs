@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::process::Stdio;
 
 use common::{Veth, assert_same, deadline, file, overwrite, pattern, source};
-use sendfile2::{Engine, Options, SendFlags, Sender, Why};
+use sendfile2::{Engine, Options, Reason, SendFlags, Sender};
 
 const LEN: u64 = 4 << 20;
 const TEST: &str = "over_veth_every_engine_delivers_and_releases";
@@ -52,7 +52,7 @@ fn over(veth: &Veth, listen: &str, engine: Engine) {
     let file = file(1, LEN);
     let sent = sender.send_file(&source(&file), 0..LEN, SendFlags::NONE, deadline()).unwrap();
     if engine == Engine::Auto {
-        assert_ne!(sent.ticket.choice().why, Why::PeerOnThisHost);
+        assert_ne!(sent.ticket.choice().reason, Reason::PeerOnThisHost);
     }
     sent.ticket.wait_released(deadline()).unwrap();
     overwrite(&file, &pattern(!1, 0..LEN));

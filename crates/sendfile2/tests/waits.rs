@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::{Flagged, assert_same, deadline, file, fill, pattern, read, sender, source};
 use sendfile2::guard::{GuardedFile, TryWrite};
 use sendfile2::uring::{Driver, send_file_sync};
-use sendfile2::{Deadline, Engine, Error, Options, Parcel, SendFlags, Sender, Sent, Status};
+use sendfile2::{Deadline, Engine, Error, Options, SendBuffer, SendFlags, Sender, Sent, Status};
 
 /// For ever is no time that overflows, nor one that has passed.
 #[test]
@@ -139,14 +139,14 @@ fn no_descriptors_left_at_any_wait() {
     let mut sender = sender(tx, Engine::Zerocopy);
     let lease = guard.try_lease(0..1 << 20).unwrap();
     let (buffer, dropped) = Flagged::new(vec![1; 3000]);
-    let mut parcel = Parcel::new(buffer);
-    sender.try_send_buffer(&mut parcel, SendFlags::NONE).unwrap();
+    let mut buffer = SendBuffer::new(buffer);
+    sender.try_send_buffer(&mut buffer, SendFlags::NONE).unwrap();
     let Sent::Accepted { bytes: sent, ticket } =
         sender.try_send_lease(&lease, 0..1 << 20, SendFlags::NONE).unwrap()
     else {
         panic!()
     };
-    drop((lease, parcel));
+    drop((lease, buffer));
     let mut all = Vec::new();
     while let Ok(one) = std::fs::File::open("/dev/null") {
         all.push(one);
@@ -199,7 +199,7 @@ fn linger_is_restored_whatever_the_end() {
         let (tx, mut rx) = common::tcp_small_window();
         rustix::net::sockopt::set_socket_linger(&tx, theirs).unwrap();
         let dup = tx.try_clone().unwrap();
-        let options = Options::new().engine(Engine::Zerocopy).reset_on_death(true);
+        let options = Options::new().engine(Engine::Zerocopy).reset_on_exit(true);
         let mut sender = Sender::with(tx, options).unwrap();
         let file = file(1, 4 << 20);
         let (_, sent) = fill(&mut sender, &source(&file));
@@ -210,7 +210,7 @@ fn linger_is_restored_whatever_the_end() {
             }
             1 => {
                 sender.abort().unwrap();
-                sender.wait_all(deadline()).unwrap();
+                sender.drain(deadline()).unwrap();
             }
             _ => {
                 drop(sender);

@@ -45,7 +45,7 @@ fn main() -> anyhow::Result<()> {
         file.write_all(&[i.to_le_bytes()[0]; 1 << 16])?;
     }
     let (source, device) = (Source::new(file)?, Device::find()?);
-    let ways = [None].into_iter().chain(Engine::ALL.into_iter().map(Some));
+    let ways = [None].into_iter().chain(Engine::ALL.iter().copied().map(Some));
     let ways: Vec<_> = ways.filter(|way| *way != Some(Engine::Auto)).collect();
     let mut counts = Vec::new();
     for _ in 0..ROUNDS {
@@ -134,8 +134,8 @@ impl Way {
         }
         match self {
             Way::Sendfile(_) => {}
-            Way::Sender(sender) => sender.wait_all(deadline)?,
-            Way::Ring(_, socket) => socket.wait_all(deadline)?,
+            Way::Sender(sender) => sender.drain(deadline)?,
+            Way::Ring(_, socket) => socket.drain(deadline)?,
         }
         Ok(())
     }

@@ -91,7 +91,7 @@ impl Case {
     /// Returns all cases that this library knows: the controls first.
     pub(super) fn all() -> impl Iterator<Item = Case> {
         let acknowledged = Case { overwrite: Overwrite::Acknowledged, ..Case::CONTROL };
-        let engines = Engine::ALL.into_iter().map(Case::engine);
+        let engines = Engine::ALL.iter().copied().map(Case::engine);
         [Case::CONTROL, acknowledged].into_iter().chain(engines)
     }
 
@@ -237,7 +237,7 @@ impl Conn {
                                 "the kernel did not accept a piece within {} s",
                                 PATIENCE.as_secs()
                             );
-                            connection.wait_all(deadline)?;
+                            connection.drain(deadline)?;
                             std::thread::sleep(Duration::from_millis(1));
                             0
                         }

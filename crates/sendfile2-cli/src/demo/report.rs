@@ -113,7 +113,7 @@ impl Row {
                     .iter()
                     .map(|(choice, sends)| Taken {
                         engine: choice.engine.name(),
-                        why: choice.why.to_string(),
+                        why: choice.reason.to_string(),
                         sends: *sends,
                     })
                     .collect(),

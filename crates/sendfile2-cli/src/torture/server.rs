@@ -534,7 +534,7 @@ impl Transport {
                     choice = Some(send_piece(sender, lease, piece, flags, rng, deadline)?);
                 }
                 match rng.u32(0..100) {
-                    0..10 => drop(sender.wait_all(Instant::now() + Duration::from_millis(5))),
+                    0..10 => drop(sender.drain(Instant::now() + Duration::from_millis(5))),
                     10..20 => drop(sender.reap()?),
                     _ => {}
                 }
@@ -551,7 +551,7 @@ impl Transport {
                 }
                 last.wait_accepted(deadline)?;
                 if rng.u32(0..100) < 10 {
-                    drop(socket.wait_all(Instant::now() + Duration::from_millis(5)));
+                    drop(socket.drain(Instant::now() + Duration::from_millis(5)));
                 }
                 Ok(Some(last.choice()))
             }

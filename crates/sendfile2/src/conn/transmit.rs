@@ -8,7 +8,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
 use super::connection::{InFlightSend, LockedConn};
-use crate::engine::{Choice, Engine, Limit, Why};
+use crate::engine::{Choice, Engine, Limit, Reason};
 use crate::error::Error;
 use crate::holder::Held;
 use crate::native;
@@ -90,7 +90,7 @@ impl LockedConn<'_> {
                 let whole = bytes == slices.iter().map(|slice| slice.len()).sum();
                 conn.follow(state, more, whole);
                 state.account.counters.accepted += bytes as u64;
-                let choice = Choice { engine: Engine::Copy, why: Why::Slice };
+                let choice = Choice { engine: Engine::Copy, reason: Reason::Slice };
                 progress.accepted(bytes as u64, state.account.counters.accepted, choice);
                 state.since_zerocopy = state.since_zerocopy.saturating_add(1);
                 progress.copied();

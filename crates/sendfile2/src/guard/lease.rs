@@ -81,7 +81,7 @@ pub struct Leased {
     /// The peers of the connections on which it may still be in flight.
     pub peers: Vec<SocketAddr>,
     /// A [`Lease`] handle is still in the application's hands.
-    pub in_hand: bool,
+    pub held_by_app: bool,
 }
 
 impl Shared {
@@ -203,8 +203,8 @@ impl Inner {
             h.holds(&|held| std::ptr::eq(Arc::as_ptr(held).cast(), this))
         };
         let peers = self.holders().into_iter().filter(holds).filter_map(|h| h.peer()).collect();
-        let in_hand = self.handles.load(Ordering::Relaxed) > 0;
-        Leased { range, age: self.since.elapsed(), peers, in_hand }
+        let held_by_app = self.handles.load(Ordering::Relaxed) > 0;
+        Leased { range, age: self.since.elapsed(), peers, held_by_app }
     }
 
     pub(super) fn describe(&self, within: &Range<u64>) -> Vec<Leased> {

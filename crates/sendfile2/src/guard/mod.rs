@@ -41,7 +41,7 @@
 //! The table dies with the process. What was in flight under a lease is then reset with its
 //! connection, unless another process has the socket, too (a forked child, for example): then the
 //! kernel goes on sending from the file, and a restarted program that overwrites it changes what
-//! the peer receives. See [`Options::reset_on_death`](crate::Options::reset_on_death).
+//! the peer receives. See [`Options::reset_on_exit`](crate::Options::reset_on_exit).
 //!
 //! Overlap is by byte. A write that shares a page with a lease, but no byte, does not wait: the
 //! kernel sends the leased bytes of the page only.

@@ -16,7 +16,7 @@ pub enum TryWrite {
     /// All of it is written.
     Written,
     /// Nothing is written. These leases are in the way; none of them if another writer is.
-    InTheWay(Vec<Leased>),
+    Blocked(Vec<Leased>),
 }
 
 impl GuardedFile {
@@ -64,7 +64,7 @@ impl GuardedFile {
                         self.writer(range, key).write_at(data, offset)?;
                         Ok(TryWrite::Written)
                     }
-                    Err(leases) => Ok(TryWrite::InTheWay(
+                    Err(leases) => Ok(TryWrite::Blocked(
                         leases
                             .iter()
                             .filter_map(Weak::upgrade)

@@ -125,18 +125,18 @@ impl fmt::Display for Destination {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Engine, Why};
+    use crate::engine::{Engine, Reason};
 
     #[test]
     fn changes_of_the_choice_are_found_to_the_byte() {
-        let copy = |why| Choice { engine: Engine::Copy, why };
+        let copy = |reason| Choice { engine: Engine::Copy, reason };
         let found = by_size(|bytes| match bytes {
-            ..1000 => copy(Why::Small),
-            1000..70_001 => Choice { engine: Engine::Zerocopy, why: Why::Large },
-            _ => copy(Why::Refused(Refusal::Memlock(70_000))),
+            ..1000 => copy(Reason::Small),
+            1000..70_001 => Choice { engine: Engine::Zerocopy, reason: Reason::Large },
+            _ => copy(Reason::Refused(Refusal::Memlock(70_000))),
         });
         let ranges: Vec<_> = found.iter().map(|(range, _)| range.clone()).collect();
         assert_eq!(ranges, [1..=999, 1000..=70_000, 70_001..=u64::MAX]);
-        assert_eq!(by_size(|_| copy(Why::Small)).len(), 1);
+        assert_eq!(by_size(|_| copy(Reason::Small)).len(), 1);
     }
 }

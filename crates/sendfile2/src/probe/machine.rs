@@ -14,9 +14,9 @@ use crate::error::Error;
 use crate::flags::SendFlags;
 use crate::mtu::tcp_mtu_probing;
 use crate::native;
-use crate::parcel::Parcel;
 #[cfg(not(feature = "uring"))]
-use crate::refusal::Unavailable;
+use crate::refusal::UringUnavailable;
+use crate::send_buffer::SendBuffer;
 use crate::sender::{Options, Sender};
 use crate::source::Source;
 use crate::sys::rlimit;
@@ -140,8 +140,8 @@ pub fn machine() -> Machine {
     Machine {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         engines: Engine::ALL
-            .into_iter()
-            .map(|engine| EngineState { engine, availability: availability(engine) })
+            .iter()
+            .map(|&engine| EngineState { engine, availability: availability(engine) })
             .collect(),
         limits: limits(),
         io_uring: match sysctl("kernel/io_uring_disabled").as_deref() {
@@ -164,7 +164,7 @@ fn availability(engine: Engine) -> Availability {
         #[cfg(feature = "uring")]
         Engine::Uring => tried("", uring),
         #[cfg(not(feature = "uring"))]
-        Engine::Uring => Availability::Refused(Unavailable::NotBuilt.to_string()),
+        Engine::Uring => Availability::Refused(UringUnavailable::NotBuilt.to_string()),
         Engine::Native => match native::kernel() {
             Ok(kernel) => tried(&format!("{kernel}: "), by_native),
             Err(missing) => Availability::Refused(missing.to_string()),
@@ -175,10 +175,10 @@ fn availability(engine: Engine) -> Availability {
 /// One byte (`?`) by `MSG_ZEROCOPY`, and its notification.
 fn zerocopy(socket: TcpStream, deadline: Instant) -> Trial {
     let mut sender = Sender::with(socket, Options::new().engine(Engine::Zerocopy))?;
-    let mut parcel = Parcel::new([b'?']);
-    let ticket = sender.send_buffer(&mut parcel, SendFlags::NONE, deadline)?;
+    let mut buffer = SendBuffer::new([b'?']);
+    let ticket = sender.send_buffer(&mut buffer, SendFlags::NONE, deadline)?;
     if ticket.choice().engine != Engine::Zerocopy {
-        return Ok(Err(ticket.choice().why.to_string()));
+        return Ok(Err(ticket.choice().reason.to_string()));
     }
     let copied = ticket.wait_released(deadline)?.copied;
     sender.close(deadline)?;
@@ -204,7 +204,7 @@ fn by_native(socket: TcpStream, deadline: Instant) -> Trial {
     let mut sender = Sender::with(socket, Options::new().engine(Engine::Native))?;
     let sent = sender.send_file(&one_byte()?, 0..1, SendFlags::NONE, deadline)?;
     if sent.ticket.choice().engine != Engine::Native {
-        return Ok(Err(sent.ticket.choice().why.to_string()));
+        return Ok(Err(sent.ticket.choice().reason.to_string()));
     }
     let copied = sent.ticket.wait_released(deadline)?.copied;
     sender.close(deadline)?;

@@ -9,15 +9,15 @@ use super::outcome::{Sent, Stopped, Transfer};
 use super::sender::{FULL, Sender};
 use crate::conn::{Conn, LockedConn, Outcome, Payload, SendOp};
 use crate::deadline::Deadline;
-use crate::engine::{Choice, Engine, Why};
+use crate::engine::{Choice, Engine, Reason};
 use crate::error::Error;
 use crate::holder::{CompletionSource, Held};
-use crate::parcel::Slot;
 use crate::policy::{self, Situation};
 use crate::progress::SendProgress;
 use crate::refusal::Refusal;
 use crate::send::zerocopy::ByReference;
 use crate::send::{copy, zerocopy};
+use crate::send_buffer::Slot;
 use crate::source::{Source, View};
 use crate::sys::mapping::Region;
 use crate::ticket::Ticket;
@@ -133,7 +133,7 @@ impl Sender {
         more: bool,
         progress: &mut SendProgress,
     ) -> Result<Outcome, Error> {
-        let choice = Choice { engine: Engine::Copy, why: Why::Slice };
+        let choice = Choice { engine: Engine::Copy, reason: Reason::Slice };
         copy::region(&self.conn, self.conn.locked()?, Region::from(bytes), more, choice, progress)
     }
 
@@ -148,7 +148,7 @@ impl Sender {
         B: AsRef<[u8]> + Send + 'static,
     {
         let buffer = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        // The slot is empty only when its parcel is gone.
+        // The slot is empty only when its buffer is gone.
         let bytes = buffer.as_ref().map_or(&[][..], |b| b.as_ref()).get(from..).unwrap_or_default();
         let held: Held = Arc::clone(slot) as Held;
         self.attempt_region(Region::from(bytes), None, more, progress, Some(&held), false)
@@ -208,7 +208,7 @@ impl Sender {
         more: bool,
         progress: &mut SendProgress,
     ) -> Result<Outcome, Error> {
-        let choice = Choice { engine: Engine::Copy, why: Why::Fault };
+        let choice = Choice { engine: Engine::Copy, reason: Reason::Fault };
         tracing::debug!(?wanted, %choice, "reading instead");
         let records = self.conn.endpoint().kind().records();
         copy::read(&self.conn, file, wanted, more, records, choice, progress)
@@ -242,7 +242,7 @@ impl Sender {
             }
             ByReference::Done(outcome) => Ok(outcome),
             ByReference::NoRoom(limit) => {
-                let choice = Choice { engine: Engine::Copy, why: Why::Limit(limit) };
+                let choice = Choice { engine: Engine::Copy, reason: Reason::Limit(limit) };
                 copy::read(&self.conn, file, wanted, more, false, choice, progress)
             }
         }
@@ -290,7 +290,7 @@ impl Sender {
                         && file.is_some()
                         && locked.native().is_ok();
                     let engine = if native { Engine::Native } else { Engine::Copy };
-                    Choice { engine, why: Why::Limit(limit) }
+                    Choice { engine, reason: Reason::Limit(limit) }
                 }
             };
         }
@@ -303,7 +303,7 @@ impl Sender {
             Engine::Zerocopy | Engine::Native => self.engine,
             Engine::Copy | Engine::Uring | Engine::Auto => Engine::Copy,
         };
-        Choice { engine, why: Why::Asked }
+        Choice { engine, reason: Reason::Requested }
     }
 
     #[inline(always)]
@@ -315,7 +315,7 @@ impl Sender {
         more: bool,
     ) -> Result<Choice, Error> {
         if bytes == 0 {
-            return Ok(Choice { engine: Engine::Copy, why: Why::Small });
+            return Ok(Choice { engine: Engine::Copy, reason: Reason::Small });
         }
         match self.engine {
             // No sender has `uring`.
@@ -325,8 +325,8 @@ impl Sender {
                 Err(reason) => Err(self.conn.refuse(self.engine, reason)),
             },
             Engine::Native => Ok(match locked.zerocopy(bytes, more) {
-                Ok(()) => Choice { engine: Engine::Zerocopy, why: Why::Buffer },
-                Err(reason) => Choice { engine: Engine::Copy, why: Why::Refused(reason) },
+                Ok(()) => Choice { engine: Engine::Zerocopy, reason: Reason::Buffer },
+                Err(reason) => Choice { engine: Engine::Copy, reason: Reason::Refused(reason) },
             }),
             Engine::Auto => Ok(self.choose_auto(locked, bytes, file, more)),
         }
@@ -363,7 +363,7 @@ impl Sender {
             Engine::Zerocopy => Err(self.conn.refuse(self.engine, reason)),
             // A buffer, which is not what it was asked for.
             Engine::Native | Engine::Auto => {
-                Ok(Choice { engine: Engine::Copy, why: Why::Refused(reason) })
+                Ok(Choice { engine: Engine::Copy, reason: Reason::Refused(reason) })
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::engine::Engine;
 pub struct Options {
     pub(super) engine: Engine,
     pub(super) next_id: Option<u32>,
-    pub(super) reset_on_death: bool,
+    pub(super) reset_on_exit: bool,
     pub(super) hook: Option<Hook>,
     pub(super) linger: Option<Duration>,
     pub(super) acknowledgements: bool,
@@ -23,7 +23,7 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("engine", &self.engine)
             .field("next_id", &self.next_id)
-            .field("reset_on_death", &self.reset_on_death)
+            .field("reset_on_exit", &self.reset_on_exit)
             .field("linger", &self.linger)
             .field("acknowledgements", &self.acknowledgements)
             .finish_non_exhaustive()
@@ -46,7 +46,7 @@ impl Options {
 
     /// The notification id that the next zerocopy send on the socket will get: how many were made
     /// on it before, modulo 2³². Completions of earlier ids are passed to the
-    /// [notice hook](Self::on_notice).
+    /// [hook](Self::on_error_queue).
     #[must_use]
     pub fn next_id(mut self, id: u32) -> Self {
         self.next_id = Some(id);
@@ -68,8 +68,8 @@ impl Options {
     /// in flight: until then the process's death does what that says. (A `{1, 0}` of its own cannot be
     /// told from this one; set it before the sends, or after them.)
     #[must_use]
-    pub fn reset_on_death(mut self, reset: bool) -> Self {
-        self.reset_on_death = reset;
+    pub fn reset_on_exit(mut self, reset: bool) -> Self {
+        self.reset_on_exit = reset;
         self
     }
 
@@ -77,7 +77,10 @@ impl Options {
     /// timestamps, completions of the application's own sends. Called by whoever reaps, also the
     /// reaper's thread, outside all locks. Without a hook they are traced and dropped.
     #[must_use]
-    pub fn on_notice(mut self, hook: impl Fn(ErrorQueueMessage) + Send + Sync + 'static) -> Self {
+    pub fn on_error_queue(
+        mut self,
+        hook: impl Fn(ErrorQueueMessage) + Send + Sync + 'static,
+    ) -> Self {
         self.hook = Some(Arc::new(hook));
         self
     }

@@ -17,10 +17,10 @@ use crate::error::Error;
 use crate::flags::SendFlags;
 use crate::guard::Lease;
 use crate::holder::{CompletionSource, Held, InFlight, Link};
-use crate::parcel::Parcel;
 use crate::progress::SendProgress;
 use crate::reaper::Reaper;
 use crate::refusal::Refusal;
+use crate::send_buffer::SendBuffer;
 use crate::socket::account::Counters;
 use crate::source::Source;
 use crate::ticket::Ticket;
@@ -70,7 +70,7 @@ impl Sender {
     /// the reaper cannot be started. The socket is then closed.
     pub fn with(socket: impl Into<OwnedFd>, options: Options) -> Result<Self, Error> {
         let reaper = Reaper::start()?;
-        let Options { engine, next_id, reset_on_death, hook, linger, acknowledgements } = options;
+        let Options { engine, next_id, reset_on_exit, hook, linger, acknowledgements } = options;
         if engine == Engine::Uring {
             return Err(Error::Refused { engine, reason: Refusal::Driver });
         }
@@ -78,7 +78,7 @@ impl Sender {
             socket.into(),
             Config {
                 next_id,
-                reset_on_exit: reset_on_death,
+                reset_on_exit: reset_on_exit,
                 hook,
                 ack_timestamps: acknowledgements,
             },
@@ -134,7 +134,7 @@ impl Sender {
     /// As [`try_send_file`](Self::try_send_file), from a range under `lease`: it stays leased until
     /// the kernel has released it, whatever happens to the lease's handles, the ticket and this
     /// sender. While it is in flight, the death of the process resets the connection, unless another
-    /// process has the socket, too (see [`Options::reset_on_death`]).
+    /// process has the socket, too (see [`Options::reset_on_exit`]).
     ///
     /// # Errors
     /// As [`try_send_file`](Self::try_send_file), and [`Error::NotLeased`].
@@ -225,46 +225,46 @@ impl Sender {
         })
     }
 
-    /// Sends from what is left of `parcel`, by the sender's engine, without blocking. What the
-    /// kernel took is in flight until it is released; then the parcel gives its buffer back.
+    /// Sends from what is left of `buffer`, by the sender's engine, without blocking. What the
+    /// kernel took is in flight until it is released; then [`SendBuffer::into_buffer`] gives it back.
     ///
     /// # Errors
     /// As [`try_send`](Self::try_send); [`Error::Refused`]; [`Error::OtherSender`].
     pub fn try_send_buffer<B>(
         &mut self,
-        parcel: &mut Parcel<B>,
+        buffer: &mut SendBuffer<B>,
         flags: SendFlags,
     ) -> Result<Sent<Ticket>, Error>
     where
         B: AsRef<[u8]> + Send + 'static,
     {
         let link = self.conn.link();
-        if !parcel.link.as_ref().is_some_and(|of| Arc::ptr_eq(of, link)) {
+        if !buffer.link.as_ref().is_some_and(|of| Arc::ptr_eq(of, link)) {
             // Also where the other sender is gone: this peer would get the tail for the whole.
             let other = |of: &Arc<Link>| of.source.strong_count() > 0;
-            if parcel.sent() > 0 || parcel.link.as_ref().is_some_and(other) {
+            if buffer.sent() > 0 || buffer.link.as_ref().is_some_and(other) {
                 return Err(Error::OtherSender);
             }
-            parcel.link = Some(Arc::clone(link));
+            buffer.link = Some(Arc::clone(link));
         }
-        let from = parcel.sent();
-        if from > 0 && parcel.remaining() == 0 {
+        let from = buffer.sent();
+        if from > 0 && buffer.remaining() == 0 {
             // On a socket with record boundaries another send would be an empty record.
-            return Ok(Sent::Accepted { bytes: 0, ticket: parcel.ticket() });
+            return Ok(Sent::Accepted { bytes: 0, ticket: buffer.ticket() });
         }
         let outcome =
-            self.attempt_buffer(&parcel.slot, from, flags.more(), &mut parcel.progress)?;
-        self.sent(outcome, || parcel.ticket())
+            self.attempt_buffer(&buffer.slot, from, flags.more(), &mut buffer.progress)?;
+        self.sent(outcome, || buffer.ticket())
     }
 
-    /// Sends all that is left of `parcel`, waiting for the socket until `deadline`.
-    /// [`Parcel::sent`] says how far it got.
+    /// Sends all that is left of `buffer`, waiting for the socket until `deadline`.
+    /// [`SendBuffer::sent`] says how far it got.
     ///
     /// # Errors
     /// As [`try_send_buffer`](Self::try_send_buffer); [`Error::Deadline`]; [`Error::Wait`].
     pub fn send_buffer<B>(
         &mut self,
-        parcel: &mut Parcel<B>,
+        buffer: &mut SendBuffer<B>,
         flags: SendFlags,
         deadline: impl Into<Deadline>,
     ) -> Result<Ticket, Error>
@@ -274,15 +274,15 @@ impl Sender {
         let deadline = deadline.into();
         let conn = Arc::clone(&self.conn);
         loop {
-            let mut attempt = || match self.try_send_buffer(parcel, flags)? {
+            let mut attempt = || match self.try_send_buffer(buffer, flags)? {
                 Sent::Accepted { .. } => Ok(Some(())),
                 Sent::WouldBlock | Sent::Limit(_) => Ok(None),
             };
             if attempt()?.is_none() {
                 wait::until_writable(&*conn, deadline, FULL, attempt)?;
             }
-            if parcel.remaining() == 0 {
-                return Ok(parcel.ticket());
+            if buffer.remaining() == 0 {
+                return Ok(buffer.ticket());
             }
         }
     }
@@ -290,10 +290,10 @@ impl Sender {
     /// Lets the application make zerocopy sends of its own on the socket. `send` makes them, with
     /// `MSG_DONTWAIT`, and returns beside its result how many succeeded with at least one byte (at
     /// most 2²⁰ at a time).
-    /// Their completions come to the [notice hook](Options::on_notice).
+    /// Their completions come to the [hook](Options::on_error_queue).
     ///
     /// Wait for all of these before you give the sender up: they do not count as in flight here,
-    /// so neither [`wait_all`](Self::wait_all) nor [`close`](Self::close) nor the reaper waits for
+    /// so neither [`drain`](Self::drain) nor [`close`](Self::close) nor the reaper waits for
     /// them, and closing the socket discards their notifications while the kernel may still send.
     ///
     /// The connection is locked meanwhile: `send` must not use this sender or its tickets.
@@ -322,7 +322,7 @@ impl Sender {
     /// # Errors
     /// [`Error::Deadline`] if something still is at `deadline`; as [`reap`](Self::reap);
     /// [`Error::Wait`].
-    pub fn wait_all(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
+    pub fn drain(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
         let deadline = deadline.into();
         let drained = || Ok((self.conn.sends_in_flight() == 0).then_some(()));
         if drained()?.is_some() {
@@ -378,12 +378,12 @@ impl Sender {
     /// Ends the stream, waits until nothing is in flight, and closes the socket.
     ///
     /// # Errors
-    /// As [`wait_all`](Self::wait_all). The sender is gone also then; what is in flight is handed
+    /// As [`drain`](Self::drain). The sender is gone also then; what is in flight is handed
     /// over to the reaper.
     pub fn close(mut self, deadline: impl Into<Deadline>) -> Result<(), Error> {
         let deadline = deadline.into();
         self.shutdown()?;
-        self.wait_all(deadline)
+        self.drain(deadline)
     }
 
     /// Waits until nothing is in flight and gives the socket back, with the notification id that
@@ -398,7 +398,7 @@ impl Sender {
         deadline: impl Into<Deadline>,
     ) -> Result<(OwnedFd, u32), (Error, Self)> {
         let deadline = deadline.into();
-        if let Err(error) = self.wait_all(deadline) {
+        if let Err(error) = self.drain(deadline) {
             return Err((error, self));
         }
         // A duplicate, because a ticket that is being waited for may know the original a little

@@ -20,7 +20,7 @@
 //! Every future here may be dropped at any time: no completion is lost, and no range becomes free by
 //! it. A send of all ([`send_file`](AsyncSender::send_file)) that is dropped has sent a part, and
 //! nobody knows how much: end the connection then. To go on with it, keep its state outside of the
-//! future ([`Progress`], [`Parcel`]), or send by single calls
+//! future ([`Progress`], [`SendBuffer`]), or send by single calls
 //! ([`send_file_some`](AsyncSender::send_file_some)), each of which accepts something in at most
 //! one of its polls, and is then done (as `write` is).
 //!
@@ -58,8 +58,8 @@ use crate::error::Error;
 use crate::flags::SendFlags;
 use crate::guard::Lease;
 use crate::holder::Waitable;
-use crate::parcel::Parcel;
 use crate::progress::SendProgress;
+use crate::send_buffer::SendBuffer;
 use crate::sender::{Options, Origin, Sender, Sent, Stopped, Transfer};
 use crate::source::Source;
 use crate::sys::tokio as sys;
@@ -321,23 +321,23 @@ impl AsyncSender {
         Ok(())
     }
 
-    /// Sends all that is left of `parcel`.
+    /// Sends all that is left of `buffer`.
     ///
     /// # Errors
-    /// As [`Sender::try_send_buffer`] and [`poll_send`](Self::poll_send). [`Parcel::sent`] says how
+    /// As [`Sender::try_send_buffer`] and [`poll_send`](Self::poll_send). [`SendBuffer::sent`] says how
     /// far it got.
     pub async fn send_buffer<B>(
         &mut self,
-        parcel: &mut Parcel<B>,
+        buffer: &mut SendBuffer<B>,
         flags: SendFlags,
     ) -> Result<Ticket, Error>
     where
         B: AsRef<[u8]> + Send + 'static,
     {
         loop {
-            poll_fn(|cx| self.poll_send(cx, |s| s.try_send_buffer(parcel, flags))).await?;
-            if parcel.remaining() == 0 {
-                return Ok(parcel.ticket());
+            poll_fn(|cx| self.poll_send(cx, |s| s.try_send_buffer(buffer, flags))).await?;
+            if buffer.remaining() == 0 {
+                return Ok(buffer.ticket());
             }
         }
     }
@@ -345,16 +345,16 @@ impl AsyncSender {
     /// Waits until nothing is in flight.
     ///
     /// # Errors
-    /// As [`poll_drained`](Self::poll_drained).
-    pub async fn drained(&mut self) -> Result<(), Error> {
-        poll_fn(|cx| self.poll_drained(cx)).await
+    /// As [`poll_drain`](Self::poll_drain).
+    pub async fn drain(&mut self) -> Result<(), Error> {
+        poll_fn(|cx| self.poll_drain(cx)).await
     }
 
     /// Whether nothing is in flight; the task is woken when that may have changed.
     ///
     /// # Errors
     /// As [`Sender::reap`]; [`Error::Wait`].
-    pub fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         if self.sender.in_flight().sends == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -374,11 +374,11 @@ impl AsyncSender {
     /// Ends the stream, waits until nothing is in flight, and closes the socket.
     ///
     /// # Errors
-    /// As [`Sender::shutdown`] and [`drained`](Self::drained). Then, and if the future is dropped,
+    /// As [`Sender::shutdown`] and [`drain`](Self::drain). Then, and if the future is dropped,
     /// what is in flight is handed over to the reaper.
     pub async fn close(mut self) -> Result<(), Error> {
         self.sender.shutdown()?;
-        self.drained().await
+        self.drain().await
     }
 
     /// Gives the reading away. Dropping the sender then ends the stream towards the peer, and the

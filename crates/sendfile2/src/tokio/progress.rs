@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::engine::{Choice, Engine, Why};
+use crate::engine::{Choice, Engine, Reason};
 use crate::error::Error;
 use crate::holder::Link;
 use crate::progress::SendProgress;
@@ -33,7 +33,7 @@ impl Progress {
     /// Nothing of `range` is sent yet, in bytes of the file.
     #[must_use]
     pub fn new(range: Range<u64>) -> Self {
-        Progress::of(range, Choice { engine: Engine::Auto, why: Why::Asked })
+        Progress::of(range, Choice { engine: Engine::Auto, reason: Reason::Requested })
     }
 
     pub(super) fn of(range: Range<u64>, choice: Choice) -> Self {

@@ -52,7 +52,7 @@ use crate::error::Error;
 use crate::progress::{Release, Status};
 use crate::source::Source;
 
-pub use crate::refusal::Unavailable;
+pub use crate::refusal::UringUnavailable;
 pub use driver::Driver;
 pub use socket::Socket;
 

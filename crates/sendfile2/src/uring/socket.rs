@@ -11,7 +11,7 @@ use super::part::{self, Op};
 use super::ring_conn::RingConn;
 use crate::apart::Apart;
 use crate::deadline::Deadline;
-use crate::engine::{Choice, Engine, Why};
+use crate::engine::{Choice, Engine, Reason};
 use crate::error::Error;
 use crate::flags::SendFlags;
 use crate::guard::Lease;
@@ -64,7 +64,7 @@ impl Socket {
     /// As [`queue_file`](Self::queue_file), from a range under `lease`: it stays leased until the
     /// kernel has released it, whatever happens to the lease's handles, the ticket, this socket and
     /// the driver. While it is in flight, the death of the process resets the connection, unless
-    /// another process has the socket, too (see [`Options::reset_on_death`](crate::Options::reset_on_death)).
+    /// another process has the socket, too (see [`Options::reset_on_exit`](crate::Options::reset_on_exit)).
     ///
     /// # Errors
     /// As [`queue_file`](Self::queue_file); [`Error::NotLeased`]; [`Error::File`].
@@ -124,8 +124,8 @@ impl Socket {
         let RingConn { shared, index, link, .. } = &*self.conn;
         shared.ours()?;
         let choice = match op {
-            Op::Zerocopy => Choice { engine: Engine::Uring, why: Why::Asked },
-            _ => Choice { engine: Engine::Copy, why: Why::Slice },
+            Op::Zerocopy => Choice { engine: Engine::Uring, reason: Reason::Requested },
+            _ => Choice { engine: Engine::Copy, reason: Reason::Slice },
         };
         let progress = QueuedProgress::new(len, choice);
         let ticket = Ticket::queued(Arc::clone(&progress), link);
@@ -202,14 +202,14 @@ impl Socket {
     pub fn close(self, deadline: impl Into<Deadline>) -> Result<(), Error> {
         let deadline = deadline.into();
         self.conn.end();
-        self.wait_all(deadline)
+        self.drain(deadline)
     }
 
     /// Waits until nothing is queued or in flight.
     ///
     /// # Errors
     /// [`Error::Deadline`]; [`Error::Wait`].
-    pub fn wait_all(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
+    pub fn drain(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
         let deadline = deadline.into();
         wait::until(&*self.conn, deadline, "sends are still in flight", || {
             Ok(self.conn.is_drained().then_some(()))

@@ -51,7 +51,7 @@ fn a_socket_that_is_lost_keeps_what_is_in_flight_and_its_place() {
     assert!(in_flight() && socket.queued() > 0, "nothing is stuck");
     let index = socket.conn.index;
     lose(socket, &other);
-    assert!(matches!(guard.try_write_at(b"x", 0), Ok(TryWrite::InTheWay(_))));
+    assert!(matches!(guard.try_write_at(b"x", 0), Ok(TryWrite::Blocked(_))));
     let next = driver.add(tcp().0).unwrap();
     assert_ne!(next.conn.index, index, "its place is another's");
     // Bytes are missing, which must not look like the end of everything.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::engine::{Choice, Engine, Why};
+use crate::engine::{Choice, Engine, Reason};
 use crate::holder::Link;
 use crate::progress::SendProgress;
 use crate::ticket::Ticket;
@@ -13,19 +13,19 @@ use crate::ticket::Ticket;
 /// that was sent of it is released.
 ///
 /// Dropping it early is harmless: what is in flight keeps the buffer.
-pub struct Parcel<B> {
+pub struct SendBuffer<B> {
     pub(crate) slot: Arc<Slot<B>>,
     pub(crate) progress: SendProgress,
     /// The sender that has it, from its first send on.
     pub(crate) link: Option<Arc<Link>>,
 }
 
-/// Where a buffer waits for its release: held by the ledger, and by the parcel it came in.
+/// Where a buffer waits for its release: held by the ledger, and by the [`SendBuffer`] it came in.
 pub(crate) type Slot<B> = Mutex<Option<B>>;
 
-impl<B> fmt::Debug for Parcel<B> {
+impl<B> fmt::Debug for SendBuffer<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parcel")
+        f.debug_struct("SendBuffer")
             .field("sent", &self.sent())
             .field("choice", &self.progress.choice())
             .field("status", &self.ticket().status())
@@ -33,16 +33,22 @@ impl<B> fmt::Debug for Parcel<B> {
     }
 }
 
-impl<B: AsRef<[u8]> + Send + 'static> Parcel<B> {
+impl<B: AsRef<[u8]> + Send + 'static> SendBuffer<B> {
     /// Wraps `buffer`. Its [`AsRef`] must give the same bytes each time.
     pub fn new(buffer: B) -> Self {
-        let choice = Choice { engine: Engine::Auto, why: Why::Asked };
+        let choice = Choice { engine: Engine::Auto, reason: Reason::Requested };
         let slot = Arc::new(Mutex::new(Some(buffer)));
-        Parcel { slot, progress: SendProgress::new(choice), link: None }
+        SendBuffer { slot, progress: SendProgress::new(choice), link: None }
     }
 }
 
-impl<B: AsRef<[u8]>> Parcel<B> {
+impl<B: AsRef<[u8]> + Send + 'static> From<B> for SendBuffer<B> {
+    fn from(buffer: B) -> Self {
+        SendBuffer::new(buffer)
+    }
+}
+
+impl<B: AsRef<[u8]>> SendBuffer<B> {
     /// Bytes of it that are still to be sent.
     #[must_use]
     pub fn remaining(&self) -> usize {
@@ -51,7 +57,7 @@ impl<B: AsRef<[u8]>> Parcel<B> {
     }
 }
 
-impl<B> Parcel<B> {
+impl<B> SendBuffer<B> {
     /// Bytes of it that the kernel accepted so far, from the front.
     #[must_use]
     pub fn sent(&self) -> usize {
@@ -68,7 +74,7 @@ impl<B> Parcel<B> {
     /// Takes the buffer back.
     ///
     /// # Errors
-    /// The parcel, while the kernel may still read from the buffer.
+    /// The same again, while the kernel may still read from the buffer.
     pub fn into_buffer(self) -> Result<B, Self> {
         let buffer = self
             .progress
