@@ -31,6 +31,7 @@ const ROOMS: &[&str] = &[
     "holder",
     "wait",
     "ticket",
+    "transfer",
     "send_buffer",
     "conn",
     "send",

@@ -108,6 +108,7 @@ mod sync;
 mod ticket;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+mod transfer;
 #[cfg(feature = "uring")]
 pub mod uring;
 mod wait;
@@ -122,7 +123,7 @@ pub use mtu::tcp_mtu_probing;
 pub use progress::{Release, Status};
 pub use refusal::{NativeUnavailable, Refusal, Unmappable};
 pub use send_buffer::SendBuffer;
-pub use sender::{Options, Sender, Sent, Stopped, Transfer};
+pub use sender::{Options, Sender, Sent};
 pub use socket::account::Counters;
 pub use socket::acknowledged::Acknowledgement;
 pub use socket::endpoint::peer_on_this_host;
@@ -132,6 +133,7 @@ pub use sys::ledger::{NotIssued, WindowFull};
 pub use sys::op_table::Stray;
 pub use sys::socket::{in_own_namespace, sent_by_tcp, unacknowledged};
 pub use ticket::Ticket;
+pub use transfer::{IncompleteSend, Transfer};
 
 /// Compiles the README's examples.
 #[cfg(doctest)]

@@ -221,7 +221,7 @@ fn rings_and_native_refuse_a_sockmap() {
     let refuses = |tx: &TcpStream| {
         let unfinished = send_file_sync(tx, &source, 0..256 << 10, deadline()).unwrap_err();
         refused(&unfinished.error, Engine::Uring, Refusal::NotSupported);
-        assert_eq!(unfinished.bytes, 0);
+        assert_eq!(unfinished.transfer.bytes, 0);
     };
     refuses(&tx);
     map.take();

@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::{assert_same, deadline, file, overwrite, pattern, read, source, wrong};
-use sendfile2::uring::{Unfinished, UringUnavailable, send_file_sync};
-use sendfile2::{Engine, Error, Refusal, Release, Source, Status, reaper};
+use sendfile2::uring::{UringUnavailable, send_file_sync};
+use sendfile2::{Engine, Error, IncompleteSend, Refusal, Release, Source, Status, reaper};
 
 const LEN: u64 = 6 << 20;
 
@@ -55,10 +55,9 @@ fn given_up(file: &std::fs::File) -> (std::net::TcpStream, std::net::TcpStream, 
     let (tx, rx) = common::tcp_small_window();
     let soon = Instant::now() + Duration::from_millis(50);
     let unfinished = send_file_sync(&tx, &source(file), 0..LEN, soon).unwrap_err();
-    let Unfinished { error: Error::Deadline(_), bytes, status: Status::Unknown, .. } = unfinished
-    else {
-        panic!("{unfinished:?}")
-    };
+    assert!(matches!(unfinished.error, Error::Deadline(_)), "{unfinished:?}");
+    assert_eq!(unfinished.transfer.ticket.status(), Status::Unknown);
+    let bytes = unfinished.transfer.bytes;
     assert!(bytes > 0 && bytes < LEN, "{bytes}");
     (tx, rx, bytes)
 }
@@ -112,7 +111,9 @@ fn a_deadline_in_the_past_sends_what_there_is_room_for() {
     let file = file(1, 100);
     let (tx, mut rx) = common::tcp();
     match send_file_sync(&tx, &source(&file), 0..100, Instant::now()) {
-        Ok(_) | Err(Unfinished { error: Error::Deadline(_), bytes: 100, .. }) => {}
+        Ok(_) => {}
+        Err(IncompleteSend { error: Error::Deadline(_), transfer, .. })
+            if transfer.bytes == 100 => {}
         Err(other) => panic!("{other:?}"),
     }
     assert_same(&read(&mut rx, 100), &pattern(1, 0..100));
@@ -133,7 +134,7 @@ fn a_reset_in_mid_send_releases_everything() {
     let unfinished = send_file_sync(&tx, &source(&file), 0..LEN, deadline()).unwrap_err();
     assert!(matches!(unfinished.error, Error::Socket { .. }), "{unfinished:?}");
     // Errors notify, too, and that was waited for.
-    assert!(matches!(unfinished.status, Status::Released(_)), "{unfinished:?}");
+    assert!(matches!(unfinished.transfer.ticket.status(), Status::Released(_)), "{unfinished:?}");
     peer.join().unwrap();
 }
 
@@ -146,7 +147,7 @@ fn a_file_that_ends_early_is_an_error_after_what_there_was() {
     let (tx, mut rx) = common::tcp();
     let unfinished = send_file_sync(&tx, &source(&file), 0..20_000, deadline()).unwrap_err();
     assert!(matches!(unfinished.error, Error::Truncated { at: 10_000, .. }), "{unfinished:?}");
-    assert_eq!(unfinished.bytes, 10_000);
+    assert_eq!(unfinished.transfer.bytes, 10_000);
     assert_same(&read(&mut rx, 10_000), &pattern(1, 0..10_000));
 }
 
@@ -172,7 +173,7 @@ fn a_file_truncated_while_it_waits_is_an_error_and_no_signal() {
         matches!(unfinished.error, Error::Truncated { .. } | Error::Socket { .. }),
         "{unfinished:?}"
     );
-    assert_eq!(peer.join().unwrap(), unfinished.bytes);
+    assert_eq!(peer.join().unwrap(), unfinished.transfer.bytes);
 }
 
 #[test]
@@ -180,13 +181,16 @@ fn what_gives_no_notifications_is_refused() {
     if !common::has_uring() {
         return;
     }
-    let refused = |result: Result<Release, Unfinished>| match result {
-        Err(Unfinished {
+    let refused = |result: Result<Release, IncompleteSend>| match result {
+        Err(IncompleteSend {
             error: Error::Refused { engine: Engine::Uring, reason },
-            bytes: 0,
-            status: Status::Released(_),
+            transfer,
             ..
-        }) => reason,
+        }) => {
+            assert_eq!(transfer.bytes, 0);
+            assert!(matches!(transfer.ticket.status(), Status::Released(_)));
+            reason
+        }
         other => panic!("{other:?}"),
     };
     let file = file(1, 100);

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
 
 use super::origin::Origin;
-use super::outcome::{Sent, Stopped, Transfer};
+use super::outcome::Sent;
 use super::sender::{FULL, Sender};
 use crate::conn::{Conn, LockedConn, Outcome, Payload, SendOp};
 use crate::deadline::Deadline;
@@ -21,6 +21,7 @@ use crate::send_buffer::Slot;
 use crate::source::{Source, View};
 use crate::sys::mapping::Region;
 use crate::ticket::Ticket;
+use crate::transfer::{IncompleteSend, Transfer};
 use crate::wait;
 
 impl Sender {
@@ -59,7 +60,7 @@ impl Sender {
         more: bool,
         deadline: Deadline,
         mut attempt: impl FnMut(&Sender, u64, &mut SendProgress) -> Result<Outcome, Error>,
-    ) -> Result<Transfer, Stopped> {
+    ) -> Result<Transfer, IncompleteSend> {
         let mut progress = SendProgress::new(self.asked());
         let mut error = None;
         if total == 0 && !more {
@@ -91,14 +92,14 @@ impl Sender {
         &self,
         progress: SendProgress,
         sent: Result<(), Error>,
-    ) -> Result<Transfer, Stopped> {
+    ) -> Result<Transfer, IncompleteSend> {
         let transfer = Transfer {
             bytes: progress.bytes(),
             ticket: Ticket::sent(progress, Some(Arc::clone(self.conn.link()))),
         };
         match sent {
             Ok(()) => Ok(transfer),
-            Err(error) => Err(Stopped { error, transfer }),
+            Err(error) => Err(IncompleteSend { error, transfer }),
         }
     }
 

@@ -13,5 +13,5 @@ mod sender;
 pub use options::Options;
 #[cfg(feature = "tokio")]
 pub(crate) use origin::Origin;
-pub use outcome::{Sent, Stopped, Transfer};
+pub use outcome::Sent;
 pub use sender::Sender;

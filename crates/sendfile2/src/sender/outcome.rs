@@ -1,8 +1,6 @@
 //! What a send came to.
 
 use crate::engine::Limit;
-use crate::error::Error;
-use crate::ticket::Ticket;
 
 /// What a non-blocking send came to.
 #[derive(Debug)]
@@ -21,29 +19,4 @@ pub enum Sent<T> {
     /// A kernel limit is in the way, and sends of this socket are in flight: try again when one
     /// of them is released.
     Limit(Limit),
-}
-
-/// What a blocking send came to.
-#[derive(Debug)]
-pub struct Transfer {
-    /// Bytes the kernel took.
-    pub bytes: u64,
-    /// What becomes of them, together.
-    pub ticket: Ticket,
-}
-
-/// A blocking send that stopped early: why, and how far it had got.
-#[derive(Debug, thiserror::Error)]
-#[error("stopped after {} bytes: {error}", transfer.bytes)]
-pub struct Stopped {
-    /// Why.
-    pub error: Error,
-    /// The part that the kernel took.
-    pub transfer: Transfer,
-}
-
-impl From<Stopped> for Error {
-    fn from(stopped: Stopped) -> Self {
-        stopped.error
-    }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::options::Options;
 use super::origin::Origin;
-use super::outcome::{Sent, Stopped, Transfer};
+use super::outcome::Sent;
 use crate::apart::Apart;
 use crate::conn::{Config, Conn};
 use crate::deadline::Deadline;
@@ -24,6 +24,7 @@ use crate::send_buffer::SendBuffer;
 use crate::socket::account::Counters;
 use crate::source::Source;
 use crate::ticket::Ticket;
+use crate::transfer::{IncompleteSend, Transfer};
 use crate::wait;
 
 pub(super) const FULL: &str = "the peer does not read: the socket stayed full";
@@ -114,7 +115,7 @@ impl Sender {
     /// Sends `range` of the file, all of it, waiting for the socket until `deadline`.
     ///
     /// # Errors
-    /// [`Stopped`], which says why and how much was sent; the causes are those of
+    /// [`IncompleteSend`], which says why and how much was sent; the causes are those of
     /// [`try_send_file`](Self::try_send_file), [`Error::Deadline`] and [`Error::Wait`].
     pub fn send_file(
         &mut self,
@@ -122,7 +123,7 @@ impl Sender {
         range: Range<u64>,
         flags: SendFlags,
         deadline: impl Into<Deadline>,
-    ) -> Result<Transfer, Stopped> {
+    ) -> Result<Transfer, IncompleteSend> {
         let deadline = deadline.into();
         let (start, end) = (range.start, range.end.max(range.start));
         let origin = Origin::File(file);
@@ -161,7 +162,7 @@ impl Sender {
         range: Range<u64>,
         flags: SendFlags,
         deadline: impl Into<Deadline>,
-    ) -> Result<Transfer, Stopped> {
+    ) -> Result<Transfer, IncompleteSend> {
         let deadline = deadline.into();
         let (start, end) = (range.start, range.end.max(range.start));
         let held = match self.hold(lease, &range) {
@@ -209,14 +210,14 @@ impl Sender {
     /// Sends all of `bytes` by plain sends, waiting for the socket until `deadline`.
     ///
     /// # Errors
-    /// [`Stopped`]; the causes are those of [`try_send`](Self::try_send), [`Error::Deadline`] and
+    /// [`IncompleteSend`]; the causes are those of [`try_send`](Self::try_send), [`Error::Deadline`] and
     /// [`Error::Wait`].
     pub fn send(
         &mut self,
         bytes: &[u8],
         flags: SendFlags,
         deadline: impl Into<Deadline>,
-    ) -> Result<Transfer, Stopped> {
+    ) -> Result<Transfer, IncompleteSend> {
         let deadline = deadline.into();
         self.all(bytes.len() as u64, flags.more(), deadline, |sender, done, progress| {
             // done < bytes.len(), so it fits.

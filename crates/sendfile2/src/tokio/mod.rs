@@ -60,10 +60,11 @@ use crate::guard::Lease;
 use crate::holder::Waitable;
 use crate::progress::SendProgress;
 use crate::send_buffer::SendBuffer;
-use crate::sender::{Options, Origin, Sender, Sent, Stopped, Transfer};
+use crate::sender::{Options, Origin, Sender, Sent};
 use crate::source::Source;
 use crate::sys::tokio as sys;
 use crate::ticket::Ticket;
+use crate::transfer::{IncompleteSend, Transfer};
 pub use progress::{Part, Progress};
 use readiness::Side;
 use ready::Ready;
@@ -169,14 +170,14 @@ impl AsyncSender {
     /// sent: [`send_file_resumable`](Self::send_file_resumable) keeps that.
     ///
     /// # Errors
-    /// [`Stopped`], which says why and how much was sent; the causes are those of
+    /// [`IncompleteSend`], which says why and how much was sent; the causes are those of
     /// [`Sender::try_send_file`] and [`poll_send`](Self::poll_send).
     pub async fn send_file(
         &mut self,
         file: &Source,
         range: Range<u64>,
         flags: SendFlags,
-    ) -> Result<Transfer, Stopped> {
+    ) -> Result<Transfer, IncompleteSend> {
         let mut progress = Progress::of(range, self.sender.asked());
         let sent = self.send_file_resumable(file, &mut progress, flags).await;
         self.sender.transfer(progress.progress, sent)
@@ -192,7 +193,7 @@ impl AsyncSender {
         lease: &Lease,
         range: Range<u64>,
         flags: SendFlags,
-    ) -> Result<Transfer, Stopped> {
+    ) -> Result<Transfer, IncompleteSend> {
         let mut progress = Progress::of(range, self.sender.asked());
         let sent = self.send_lease_resumable(lease, &mut progress, flags).await;
         self.sender.transfer(progress.progress, sent)
@@ -202,9 +203,13 @@ impl AsyncSender {
     /// sent: what must not be lost so is sent by [`send_some`](Self::send_some).
     ///
     /// # Errors
-    /// [`Stopped`]; the causes are those of [`Sender::try_send`] and
+    /// [`IncompleteSend`]; the causes are those of [`Sender::try_send`] and
     /// [`poll_send`](Self::poll_send).
-    pub async fn send(&mut self, bytes: &[u8], flags: SendFlags) -> Result<Transfer, Stopped> {
+    pub async fn send(
+        &mut self,
+        bytes: &[u8],
+        flags: SendFlags,
+    ) -> Result<Transfer, IncompleteSend> {
         let mut progress = SendProgress::new(self.sender.asked());
         let sent = self.send_slice(bytes, &mut progress, flags.more()).await;
         self.sender.transfer(progress, sent)

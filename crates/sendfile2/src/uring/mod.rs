@@ -48,33 +48,15 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 
 use crate::deadline::Deadline;
+#[cfg(doc)]
 use crate::error::Error;
-use crate::progress::{Release, Status};
+use crate::progress::Release;
 use crate::source::Source;
+use crate::transfer::IncompleteSend;
 
 pub use crate::refusal::UringUnavailable;
 pub use driver::Driver;
 pub use socket::Socket;
-
-/// A [`send_file_sync`] that could not do all of it: why, and what became of the part that it did.
-#[derive(Debug, thiserror::Error)]
-#[error("stopped after {bytes} bytes: {error}")]
-pub struct Unfinished {
-    /// Why.
-    pub error: Error,
-    /// Bytes that the kernel accepted.
-    pub bytes: u64,
-    /// [`Status::Released`]: the kernel references nothing of it any more. [`Status::Unknown`]: it
-    /// may still send from the file, which must not be overwritten; nobody will be told when that
-    /// ends, but the [reaper](crate::reaper) knows while it lasts.
-    pub status: Status,
-}
-
-impl From<Unfinished> for Error {
-    fn from(unfinished: Unfinished) -> Self {
-        unfinished.error
-    }
-}
 
 /// Sends `range` of the file, all of it, and returns when the kernel no longer references the
 /// file's pages, so that they may be overwritten.
@@ -105,7 +87,9 @@ impl From<Unfinished> for Error {
 /// ```
 ///
 /// # Errors
-/// [`Unfinished`] says how far it got, and holds: [`Error::Deadline`]; [`Error::Truncated`] or
+/// [`IncompleteSend`], whose ticket tells whether the kernel has released what was sent; where that is
+/// [`Status::Unknown`](crate::Status::Unknown), it may still send from the file, which must not be
+/// overwritten, and only the [reaper](crate::reaper) knows when that ends. The causes are [`Error::Deadline`]; [`Error::Truncated`] or
 /// [`Error::File`] where the file ends or cannot be read; [`Error::Socket`]; [`Error::Refused`]
 /// where `io_uring` cannot be used, the socket gives no notifications (EOPNOTSUPP: unix, kernel
 /// TLS), TCP may probe for a larger MTU ([`Refusal::MtuProbing`](crate::Refusal::MtuProbing)), or
@@ -121,7 +105,7 @@ pub fn send_file_sync(
     file: &Source,
     range: Range<u64>,
     deadline: impl Into<Deadline>,
-) -> Result<Release, Unfinished> {
+) -> Result<Release, IncompleteSend> {
     let deadline = deadline.into();
     sync::send_file_sync(socket, file, range, deadline)
 }

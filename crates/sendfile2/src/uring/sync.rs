@@ -6,14 +6,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Unfinished, available, leftover, part};
+use super::{available, leftover, part};
 use crate::deadline::Deadline;
+use crate::engine::{Choice, Engine, Reason};
 use crate::error::Error;
-use crate::progress::{Release, Status};
+use crate::progress::{Release, SendProgress};
 use crate::refusal::Refusal;
 use crate::source::Source;
 use crate::sys::recover::{self, Attempt, Next};
 use crate::sys::uring::{Event, Queues, Request, Send, Size};
+use crate::ticket::Ticket;
+use crate::transfer::{IncompleteSend, Transfer};
 
 /// The kernel waits for room in the socket, and goes on with the rest itself.
 const ALL: Send = Send { more: false, wait: true };
@@ -32,9 +35,10 @@ pub(super) fn send_file_sync(
     file: &Source,
     range: Range<u64>,
     deadline: Deadline,
-) -> Result<Release, Unfinished> {
-    let unsent =
-        |error| Unfinished { error, bytes: 0, status: Status::Released(Release { copied: false }) };
+) -> Result<Release, IncompleteSend> {
+    let choice = Choice { engine: Engine::Uring, reason: Reason::Requested };
+    let mut progress = SendProgress::new(choice);
+    let unsent = |error| incomplete(error, SendProgress::new(choice));
     let socket = Arc::new(part::stream(socket.as_fd()).map_err(unsent)?);
     let mut call =
         Call { queues: available::ring(Size::SMALL).map_err(unsent)?, sent: 0, copied: false };
@@ -44,14 +48,23 @@ pub(super) fn send_file_sync(
     // Also after an error the kernel may have said that it will notify.
     let released = call.release(deadline);
     let Call { queues, sent: bytes, copied } = call;
-    let mut status = Status::Released(Release { copied });
+    progress.accepted(bytes, bytes, choice);
+    if copied {
+        progress.copied();
+    }
     if released.is_err() {
         // The peer does not read. The notifications may come in a week; nobody may guess.
-        status = Status::Unknown;
+        progress.in_flight();
         leftover::hand_over(queues);
     }
-    sent.and(released).map_err(|error| Unfinished { error, bytes, status })?;
+    sent.and(released).map_err(|error| incomplete(error, progress))?;
     Ok(Release { copied })
+}
+
+/// What was sent is released by now, or never known to be.
+fn incomplete(error: Error, progress: SendProgress) -> IncompleteSend {
+    let (bytes, ticket) = (progress.bytes(), Ticket::sent(progress, None));
+    IncompleteSend { error, transfer: Transfer { bytes, ticket } }
 }
 
 impl Call {
