@@ -151,7 +151,7 @@ impl BenchConn {
                         }
                         Some(bytes)
                     }
-                    Sent::WouldBlock | Sent::Limit(_) => None,
+                    _ => None,
                 }
             }
             Transport::Sendfile(socket) => {

@@ -349,7 +349,7 @@ impl Server {
                                 at += bytes as u64;
                                 tickets.push(ticket);
                             }
-                            SentBy::WouldBlock | SentBy::Limit(_) => {
+                            _ => {
                                 sender.reap()?;
                             }
                         }

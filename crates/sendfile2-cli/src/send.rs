@@ -358,7 +358,8 @@ impl<'a> Transfer<'a> {
                     // A completion ends it, too. What it was shows itself in the next round.
                     self.carrier.wait_for_room(tick)?;
                 }
-                Sent::Limit(_) => {
+                // A limit: what is in flight must go first.
+                _ => {
                     self.look()?;
                     if let Some(ticket) = self.tickets.front() {
                         ended_early(ticket.wait_released(self.clock.tick()))?;

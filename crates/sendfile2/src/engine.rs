@@ -76,6 +76,7 @@ pub(crate) const WORTH_A_NOTIFICATION: u64 = 16 << 10;
 
 /// Which engine served a send, and why it was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Choice {
     /// [`Engine::Copy`], [`Engine::Zerocopy`], [`Engine::Uring`] or [`Engine::Native`].
     pub engine: Engine,

@@ -265,7 +265,7 @@ fn shifted(strays: usize) -> Shifted {
                 sent += bytes as u64;
                 tickets.push(ticket);
             }
-            Sent::WouldBlock | Sent::Limit(_) => break,
+            _ => break,
         }
         // The next one would see that something is wrong.
         if tickets.len() == 15 {

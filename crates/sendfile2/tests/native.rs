@@ -67,10 +67,12 @@ fn a_file_goes_by_native_and_a_buffer_by_zerocopy() {
     let mut sender = sender(tx, Engine::Native);
     let file = common::file(2, 100_000);
     let sent = sender.send_file(&source(&file), 7..90_000, SendFlags::NONE, deadline()).unwrap();
-    assert_eq!(sent.ticket.choice(), Choice { engine: Engine::Native, reason: Reason::Requested });
+    let choice = sent.ticket.choice();
+    assert_eq!((choice.engine, choice.reason), (Engine::Native, Reason::Requested));
     let mut buffer = SendBuffer::new(pattern(3, 0..50_000));
     let ticket = sender.send_buffer(&mut buffer, SendFlags::NONE, deadline()).unwrap();
-    assert_eq!(ticket.choice(), Choice { engine: Engine::Zerocopy, reason: Reason::Buffer });
+    let choice = ticket.choice();
+    assert_eq!((choice.engine, choice.reason), (Engine::Zerocopy, Reason::Buffer));
     sender.send(b"end", SendFlags::NONE, deadline()).unwrap();
     let got = read(&mut rx, 89_993 + 50_000 + 3);
     assert_same(&got[..89_993], &pattern(2, 7..90_000));
@@ -174,7 +176,7 @@ fn auto_takes_it_where_memlock_forbids_zerocopy() {
     let mut auto = sender(tx, Engine::Auto);
     let file = common::file(6, 200_000);
     let sent = auto.send_file(&source(&file), 0..200_000, SendFlags::NONE, deadline()).unwrap();
-    let Choice { engine, reason: why } = sent.ticket.choice();
+    let Choice { engine, reason: why, .. } = sent.ticket.choice();
     assert_eq!(engine, Engine::Native, "{why}");
     assert!(matches!(why, Reason::Refused(Refusal::Memlock(0))), "{why}");
     sent.ticket.wait_released(deadline()).unwrap();

@@ -64,7 +64,7 @@ impl Connection {
                             sent += bytes as u64;
                             tickets.push(ticket);
                         }
-                        Sent::WouldBlock | Sent::Limit(_) => break,
+                        _ => break,
                     }
                 }
             }

@@ -231,7 +231,7 @@ impl Conn {
                         }
                         // The piece fits the buffers, so a kernel limit is in the way, until
                         // something is released here or elsewhere.
-                        Sent::WouldBlock | Sent::Limit(_) => {
+                        _ => {
                             ensure!(
                                 Instant::now() < deadline,
                                 "the kernel did not accept a piece within {} s",

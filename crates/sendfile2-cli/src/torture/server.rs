@@ -625,7 +625,7 @@ fn send_piece(
                     return Ok(ticket.choice());
                 }
             }
-            Sent::WouldBlock | Sent::Limit(_) => {
+            _ => {
                 if Instant::now() >= deadline {
                     return Err(Error::Deadline("the client does not read"));
                 }

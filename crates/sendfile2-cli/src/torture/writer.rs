@@ -58,7 +58,7 @@ fn overwrite(
         0..15 => {
             return Ok(match guard.try_write_at(buffer, at)? {
                 TryWrite::Written => Outcome::Written,
-                TryWrite::Blocked(_) => Outcome::InTheWay,
+                _ => Outcome::InTheWay,
             });
         }
         15..30 => fill_slowly(shared, rng, slot, buffer),

@@ -12,6 +12,7 @@ use crate::error::Error;
 /// What a write that does not wait came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
+#[non_exhaustive]
 pub enum TryWrite {
     /// All of it is written.
     Written,

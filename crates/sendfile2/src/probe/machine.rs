@@ -46,6 +46,7 @@ pub struct Machine {
 
 /// What was found about an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EngineState {
     /// The engine.
     pub engine: Engine,

@@ -4,6 +4,7 @@ use crate::engine::Limit;
 
 /// What a non-blocking send came to.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Sent<T> {
     /// The kernel took `bytes` of it, maybe fewer than given: send the rest next. Fewer do not mean
     /// that the socket is full (a call is not given everything at once); only

@@ -409,7 +409,7 @@ pub fn fill(sender: &mut Sender, source: &Source) -> (Vec<sendfile2::Ticket>, u6
                 sent += bytes as u64;
                 tickets.push(ticket);
             }
-            sendfile2::Sent::WouldBlock | sendfile2::Sent::Limit(_) => break,
+            _ => break,
         }
     }
     assert!(sent > 0 && sender.in_flight().sends > 0, "nothing is stuck in flight");
