@@ -46,7 +46,7 @@ fn main() {
         "bare-zerocopy" => {
             // rustix has no SO_ZEROCOPY: a sender sets it, and gives the socket back.
             let sender = Sender::new(socket).unwrap();
-            let (socket, _) = sender.into_socket(Instant::now()).unwrap();
+            let socket = sender.into_socket(Instant::now()).unwrap().socket;
             let socket = socket.into();
             bare(&socket, SendFlags::from_bits_retain(0x400_0000), bytes, sends);
         }

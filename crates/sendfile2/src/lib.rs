@@ -123,7 +123,7 @@ pub use mtu::tcp_mtu_probing;
 pub use progress::{Release, Status};
 pub use refusal::{NativeUnavailable, Refusal, Unmappable};
 pub use send_buffer::SendBuffer;
-pub use sender::{Options, Sender, Sent};
+pub use sender::{IntoSocketError, Options, ReturnedSocket, Sender, Sent};
 pub use socket::account::Counters;
 pub use socket::acknowledged::Acknowledgement;
 pub use socket::endpoint::peer_on_this_host;

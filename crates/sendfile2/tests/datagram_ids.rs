@@ -176,7 +176,7 @@ fn a_limit_met_by_datagrams_in_flight() {
     }
     sender.drain(deadline()).unwrap();
     // The kernel counted n; what is handed on must not be another number.
-    if let Ok((_, next)) = sender.into_socket(deadline()) {
+    if let Ok(sendfile2::ReturnedSocket { next_id: next, .. }) = sender.into_socket(deadline()) {
         assert_eq!(next, n);
     }
 }

@@ -108,7 +108,8 @@ fn a_child_takes_nothing_of_a_sender_of_its_parents() {
             refused(sender.application_sends(|_| -> ((), u32) { unreachable!() }));
             refused(sender.abort());
             refused(sender.shutdown());
-            let (error, sender) = sender.into_socket(deadline()).unwrap_err();
+            let sendfile2::IntoSocketError { error, sender, .. } =
+                sender.into_socket(deadline()).unwrap_err();
             refused::<()>(Err(error));
             refused(sender.close(deadline()));
             drop(guard);

@@ -148,7 +148,8 @@ fn a_waiting_writer_does_not_keep_a_connection_open() {
 #[test]
 fn a_socket_given_back_can_be_taken_again_while_a_writer_waits() {
     while_a_writer_waits(|guard, lease, sender, rx| {
-        let (socket, next) = sender.into_socket(deadline()).unwrap();
+        let sendfile2::ReturnedSocket { socket, next_id: next, .. } =
+            sender.into_socket(deadline()).unwrap();
         let again = Sender::with(socket, Options::new().engine(Engine::Zerocopy).next_id(next));
         drop(lease);
         let mut again = again.unwrap();

@@ -167,7 +167,7 @@ fn in_a_sockmap_nothing_is_sent_by_reference() {
         sender.try_send_file(&source, 0..256 << 10, sendfile2::SendFlags::NONE).unwrap_err();
     refused(&error, Engine::Zerocopy, Refusal::Sockmap);
     assert_same(&read(&mut rx, 6), b"copied");
-    let (_, next) = sender.into_socket(deadline()).unwrap();
+    let next = sender.into_socket(deadline()).unwrap().next_id;
     assert_eq!(next, 1);
 }
 
@@ -419,7 +419,8 @@ fn where_so_zerocopy_is_switched_off_nothing_is_sent_by_reference() {
     }
     assert_same(&read(&mut rx, expected.len()), &expected);
     sender.drain(deadline()).unwrap();
-    let (socket, next) = sender.into_socket(deadline()).unwrap();
+    let sendfile2::ReturnedSocket { socket, next_id: next, .. } =
+        sender.into_socket(deadline()).unwrap();
     assert_eq!(next, 3);
     // It is the kernel's count, too.
     stray(socket.as_fd(), b"!");

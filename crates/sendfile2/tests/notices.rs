@@ -105,7 +105,8 @@ fn a_socket_with_a_history_needs_its_next_id() {
         first.send_file(&source, 0..5000, sendfile2::SendFlags::NONE, deadline()).unwrap();
     }
     read(&mut rx, 15_000);
-    let (socket, next) = first.into_socket(deadline()).unwrap();
+    let sendfile2::ReturnedSocket { socket, next_id: next, .. } =
+        first.into_socket(deadline()).unwrap();
     assert_eq!(next, 3);
     let other = socket.try_clone().unwrap();
     let error = Sender::new(socket).unwrap_err();
@@ -165,7 +166,7 @@ fn who_waits_for_an_acknowledgement_is_told_by_the_kernel_and_the_hook_is_not() 
         );
         assert_eq!(*notices.lock().unwrap(), [], "{engine}");
         // Given back, it stamps no more.
-        let (socket, _) = sender.into_socket(deadline()).unwrap_or_else(|(e, _)| panic!("{e}"));
+        let socket = sender.into_socket(deadline()).unwrap_or_else(|e| panic!("{e}")).socket;
         assert!(nix::sys::socket::getsockopt(&socket, sockopt::Timestamping).unwrap().is_empty());
     }
 }

@@ -165,7 +165,7 @@ fn faults_in_mid_send_use_no_ids() {
             drop(stop);
             sender.drain(deadline()).unwrap();
             let released = sender.counters().released;
-            let (_, next) = sender.into_socket(deadline()).unwrap();
+            let next = sender.into_socket(deadline()).unwrap().next_id;
             assert_eq!(u64::from(next), released);
         });
     }

@@ -155,7 +155,7 @@ fn tokios_own_registration_would_be_woken_without_end() {
         let (tx, _rx) = common::tcp_small_window();
         rustix::net::sockopt::set_socket_send_buffer_size(&tx, 64 << 10).unwrap();
         // A sender sets SO_ZEROCOPY, and gives the socket back.
-        let (tx, _) = Sender::new(tx).unwrap().into_socket(common::deadline()).unwrap();
+        let tx = Sender::new(tx).unwrap().into_socket(common::deadline()).unwrap().socket;
         let tx = TcpStream::from(tx);
         tx.set_nonblocking(true).unwrap();
         let tx = tokio::net::TcpStream::from_std(tx).unwrap();

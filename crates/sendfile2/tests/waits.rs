@@ -160,7 +160,8 @@ fn no_descriptors_left_at_any_wait() {
         assert!(matches!(error, Err(Error::Wait { .. })), "{error:?}");
         let error = scope.spawn(|| ticket.wait_released(deadline())).join().unwrap();
         assert!(matches!(error, Err(Error::Wait { .. })), "{error:?}");
-        let (error, sender) = sender.into_socket(deadline()).unwrap_err();
+        let sendfile2::IntoSocketError { error, sender, .. } =
+            sender.into_socket(deadline()).unwrap_err();
         assert!(matches!(error, Error::Wait { .. }), "{error:?}");
         assert_eq!(guard.writers(), 0);
         sender.close(deadline()).unwrap_err();

@@ -14,4 +14,4 @@ pub use options::Options;
 #[cfg(feature = "tokio")]
 pub(crate) use origin::Origin;
 pub use outcome::Sent;
-pub use sender::Sender;
+pub use sender::{IntoSocketError, ReturnedSocket, Sender};
