@@ -75,7 +75,7 @@ impl FromStr for Engine {
 pub(crate) const WORTH_A_NOTIFICATION: u64 = 16 << 10;
 
 /// Which engine served a send, and why it was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Choice {
     /// [`Engine::Copy`], [`Engine::Zerocopy`], [`Engine::Uring`] or [`Engine::Native`].
@@ -91,7 +91,7 @@ impl fmt::Display for Choice {
 }
 
 /// Why an engine was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
     /// It was asked for by name.
@@ -141,7 +141,7 @@ impl fmt::Display for Reason {
 }
 
 /// A kernel limit that stands in the way of a zerocopy send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Limit {
     /// ENOBUFS: `RLIMIT_MEMLOCK`, which is shared by all processes of the user, or

@@ -1,5 +1,6 @@
 //! How far a send has got: what it came to so far, and what of it the kernel may still read.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -25,6 +26,17 @@ pub enum Status {
 pub struct Release {
     /// The kernel made a private copy of at least a part.
     pub copied: bool,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Status::InFlight => "in flight",
+            Status::Released(Release { copied: false }) => "released",
+            Status::Released(Release { copied: true }) => "released, copied",
+            Status::Unknown => "unknown",
+        })
+    }
 }
 
 /// The parts of a send that are not released, which its tickets and the ledger share.

@@ -8,7 +8,7 @@ use crate::sys::module::{Device, VERSION};
 use crate::sys::syscall::Sendfile2;
 
 /// Why an engine cannot serve a socket or a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
     /// This kind of socket gives no completion notifications here.
@@ -102,7 +102,7 @@ impl fmt::Display for Refusal {
 }
 
 /// Why a file is sent by `pread` and not from a mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unmappable {
     /// A read-only descriptor on overlayfs: after a copy-up, mappings of it show other bytes than
@@ -147,7 +147,7 @@ impl fmt::Display for Unmappable {
 }
 
 /// Why `io_uring` cannot be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UringUnavailable {
     /// `kernel.io_uring_disabled` is 2: nobody may.
@@ -200,7 +200,7 @@ impl fmt::Display for UringUnavailable {
 }
 
 /// Why the kernel has nothing to offer to the engine `native`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NativeUnavailable {
     /// There is no device: the module is not loaded. And the kernel has no sendfile2(2).

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use common::{assert_same, deadline, file, pattern, read, sender, source};
@@ -254,4 +254,29 @@ fn auto_says_what_it_took_and_why() {
     let sent = sender.send_file(&source(&file), 0..65536, SendFlags::NONE, deadline()).unwrap();
     let choice = sent.ticket.choice();
     assert_eq!((choice.engine, choice.reason), (Engine::Copy, Reason::PeerOnThisHost));
+}
+
+/// A request is read from a sender, and answered by whatever writes.
+#[test]
+fn a_sender_is_read_from_and_written_to() {
+    let (tx, mut rx) = common::tcp_small_window();
+    let (local, peer) = (tx.local_addr().unwrap(), tx.peer_addr().unwrap());
+    let mut sender = Sender::try_from(tx).unwrap();
+    assert_eq!((sender.local_addr(), sender.peer_addr()), (Some(local), Some(peer)));
+    rx.write_all(b"GET").unwrap();
+    let mut request = [0; 3];
+    (&sender).read_exact(&mut request).unwrap();
+    assert_eq!(&request, b"GET");
+    // More than the socket has room for: it waits.
+    let answer = pattern(1, 0..4 << 20);
+    let reader = std::thread::spawn(move || {
+        let mut got = Vec::new();
+        rx.read_to_end(&mut got).unwrap();
+        got
+    });
+    sender.send(b"head", SendFlags::MORE, deadline()).unwrap();
+    sender.write_all(&answer).unwrap();
+    sender.flush().unwrap();
+    sender.close(deadline()).unwrap();
+    assert_same(&reader.join().unwrap(), &[b"head", &answer[..]].concat());
 }

@@ -1,5 +1,6 @@
 //! What the peer's TCP has acknowledged.
 
+use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use crate::error::Error;
 use crate::sys::socket as sys;
 
 /// Whether the peer's TCP has the bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Acknowledgement {
     /// Not yet.
@@ -22,6 +23,16 @@ pub enum Acknowledgement {
     /// It will never be known: the connection was aborted, reset or closed, or it is no TCP
     /// connection.
     Unknowable,
+}
+
+impl fmt::Display for Acknowledgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Acknowledgement::Pending => "pending",
+            Acknowledgement::Acknowledged => "acknowledged",
+            Acknowledgement::Unknowable => "unknowable",
+        })
+    }
 }
 
 /// Asks how many bytes, of those that were accepted, the peer has acknowledged, and keeps the answer

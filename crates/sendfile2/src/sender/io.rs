@@ -1,0 +1,74 @@
+//! What a sender has of a stream of the standard library.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::outcome::Sent;
+use super::sender::{FULL, Sender};
+use crate::deadline::Deadline;
+use crate::error::Error;
+use crate::flags::SendFlags;
+use crate::holder::CompletionSource;
+use crate::wait;
+
+impl Sender {
+    /// The address of the socket, where it is one of IP.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        rustix::net::getsockname(self).ok()?.try_into().ok()
+    }
+
+    /// The address of the peer, where it is one of IP.
+    #[must_use]
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        CompletionSource::peer(&*self.conn)
+    }
+}
+
+impl TryFrom<TcpStream> for Sender {
+    type Error = Error;
+
+    fn try_from(stream: TcpStream) -> Result<Self, Error> {
+        Sender::new(stream)
+    }
+}
+
+/// Plain sends, as [`Sender::send`] makes them, which wait for the socket for as long as it takes.
+impl io::Write for Sender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let conn = Arc::clone(&self.conn);
+        let mut attempt = || {
+            Ok(match self.try_send(bytes, SendFlags::NONE)? {
+                Sent::Accepted { bytes, .. } => Some(bytes),
+                Sent::WouldBlock | Sent::Limit(_) => None,
+            })
+        };
+        let sent = match attempt()? {
+            Some(sent) => sent,
+            None => wait::until_writable(&*conn, Deadline::NEVER, FULL, attempt)?,
+        };
+        Ok(sent)
+    }
+
+    /// Lets go what earlier sends held back for more to follow. It waits for no release.
+    fn flush(&mut self) -> io::Result<()> {
+        CompletionSource::flush(&*self.conn);
+        Ok(())
+    }
+}
+
+/// Reads from the socket, which waits unless the socket is in non-blocking mode.
+impl io::Read for Sender {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self).read(buffer)
+    }
+}
+
+/// As for [`Sender`].
+impl io::Read for &Sender {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::read(self.as_fd(), buffer)?)
+    }
+}
