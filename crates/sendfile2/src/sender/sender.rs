@@ -77,12 +77,7 @@ impl Sender {
         }
         let conn = Conn::new(
             socket.into(),
-            Config {
-                next_id,
-                reset_on_exit: reset_on_exit,
-                hook,
-                ack_timestamps: acknowledgements,
-            },
+            Config { next_id, reset_on_exit, hook, ack_timestamps: acknowledgements },
         )?;
         let linger = linger.unwrap_or(Duration::from_secs(60));
         Ok(Sender { conn, engine, linger, reaper })

@@ -73,7 +73,7 @@ pub use socket::Socket;
 /// deadline passes.
 ///
 /// ```no_run
-/// use sendfile2::{SendFlags, Source, uring::send_file_sync};
+/// use sendfile2::{Source, uring::send_file_sync};
 /// use std::time::Duration;
 ///
 /// # fn main() -> Result<(), sendfile2::Error> {
