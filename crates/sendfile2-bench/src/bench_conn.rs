@@ -111,7 +111,7 @@ impl BenchConn {
         match &mut self.transport {
             // An empty send that does not say so ends it.
             Transport::Library { sender, .. } if !more => {
-                drop(sender.try_send(&[], sendfile2::SendFlags::NONE)?)
+                drop(sender.try_send(&[], sendfile2::SendFlags::NONE)?);
             }
             Transport::Library { .. } => {}
             Transport::Sendfile(socket)
