@@ -461,13 +461,15 @@ fn application_sends_excuse_no_id_for_ever() {
     let (tx, mut peer) = common::tcp_small_window_on_this_host();
     let file = GuardedFile::new(file(5, 4 << 20)).unwrap();
     let mut sender = sender(tx, Engine::Zerocopy);
-    let (bytes, _) = accepted(sender.try_send_file(file.source(), 0..1 << 20, false));
+    let (bytes, _) =
+        accepted(sender.try_send_file(file.source(), 0..1 << 20, sendfile2::SendFlags::NONE));
     sender.application_sends(|_| ((), 0)).unwrap();
     read(&mut peer, bytes);
     sender.drain(deadline()).unwrap();
     stray(sender.as_fd(), &[b'?'; 4096]);
     let lease = file.try_lease(0..1 << 20).unwrap();
-    let (bytes, ticket) = accepted(sender.try_send_lease(&lease, 0..1 << 20, false));
+    let (bytes, ticket) =
+        accepted(sender.try_send_lease(&lease, 0..1 << 20, sendfile2::SendFlags::NONE));
     drop(lease);
     // The stray one is delivered, and most of ours is not.
     read(&mut peer, 4096);
@@ -476,7 +478,7 @@ fn application_sends_excuse_no_id_for_ever() {
     let got = read(&mut peer, bytes);
     assert_eq!(common::wrong(&got, &pattern(5, 0..bytes as u64)), 0);
     assert!(matches!(doubt, Error::TooEarly { .. }), "{doubt}");
-    assert!(matches!(written, TryWrite::InTheWay(_)));
+    assert!(matches!(written, TryWrite::Blocked(_)));
     file.write_at(b"free", 0, deadline()).unwrap();
 }
 
@@ -505,7 +507,8 @@ fn ids_of_others_release_nothing_after_an_abort() {
             stray(sender.as_fd(), &[b'?'; 1400]);
         }
         let lease = file.try_lease(0..LEN).unwrap();
-        let (bytes, _) = accepted(sender.try_send_lease(&lease, 0..LEN, false));
+        let (bytes, _) =
+            accepted(sender.try_send_lease(&lease, 0..LEN, sendfile2::SendFlags::NONE));
         drop(lease);
         let other = vec![b'!'; bytes];
         file.write_at_abort(&other, 0, std::time::Instant::now()).unwrap();
