@@ -4,8 +4,10 @@
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
+#include <linux/sockios.h>
 #include <pthread.h>
 #include <stddef.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -472,6 +474,55 @@ static void without_io_uring(void *argument)
     expect(pair[1], 0, 200000);
 }
 
+static void filter_for_all_threads(int number)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)number, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
+    CHECK(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    CHECK(!syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program));
+}
+
+static void *forbid(void *socket)
+{
+    char name[64];
+    int queued = 0;
+    snprintf(name, sizeof name, "/proc/self/task/%d/stat", (int)getpid());
+    while (!queued) {
+        CHECK(!ioctl(*(int *)socket, SIOCOUTQ, &queued));
+        sched_yield();
+    }
+    filter_for_all_threads(SYS_io_uring_enter);
+    return interrupt(name);
+}
+
+/* io_uring is forbidden while a range is in flight: nothing will tell of its release, and to return
+ * the bytes would say that they are free. */
+static void forbidden_meanwhile(void *argument)
+{
+    int pair[2], file = make_file(4 << 20), queued = 0;
+    off_t offset = 0;
+    pthread_t thread;
+    sigset_t usr1, before;
+    (void)argument;
+    remote_pair(pair, 128 << 10);
+    send_and_expect(pair, file);
+    if (rings() == 0)
+        return;
+    sigemptyset(&usr1);
+    sigaddset(&usr1, SIGUSR1);
+    CHECK(!pthread_sigmask(SIG_BLOCK, &usr1, &before));
+    CHECK(!pthread_create(&thread, NULL, forbid, &pair[0]));
+    CHECK(!pthread_sigmask(SIG_SETMASK, &before, NULL));
+    CHECK(sendfile2(pair[0], file, &offset, 1 << 20, SENDFILE_SYNC) == -1 && errno == EIO);
+    CHECK(!ioctl(pair[0], SIOCOUTQ, &queued) && queued > 0);
+    CHECK(!pthread_join(thread, NULL));
+}
+
 static void kept_files(void)
 {
     int pair[2], memory = memfd_create("it", MFD_ALLOW_SEALING), file = make_file(300000);
@@ -530,6 +581,7 @@ int main(void)
     alarm(120);
     CHECK(!sigaction(SIGPIPE, &action, NULL) && !sigaction(SIGUSR1, &action, NULL));
     CHECK(in_a_child(without_io_uring, NULL) == 0);
+    CHECK(in_a_child(forbidden_meanwhile, NULL) == 0);
     closed_by_the_program();
     forks_and_threads();
     overwritten_at_return(false);
