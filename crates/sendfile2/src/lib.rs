@@ -137,5 +137,5 @@ pub use transfer::{IncompleteSend, Transfer};
 
 /// Compiles the README's examples.
 #[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;
