@@ -219,16 +219,17 @@ fn a_source_that_is_read_tells_of_o_direct() {
     let target = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("o-direct");
     let dir = target.display();
     let mount = format!(
-        "mount -t tmpfs none /tmp && mkdir -p {dir} /tmp/u /tmp/w /tmp/m && \
-         mount -t overlay o -o lowerdir={dir},upperdir=/tmp/u,workdir=/tmp/w /tmp/m"
+        "mkdir -p {dir}/lower {dir}/rw && cd {dir} && mount -t tmpfs none rw && \
+         mkdir rw/u rw/w rw/m && \
+         mount -t overlay o -o lowerdir=lower,upperdir=rw/u,workdir=rw/w rw/m"
     );
     if !common::inside(name, &mount) {
         return;
     }
-    std::fs::create_dir_all(&target).unwrap();
-    std::fs::write(target.join("f"), pattern(1, 0..LEN)).unwrap();
+    std::fs::create_dir_all(target.join("lower")).unwrap();
+    std::fs::write(target.join("lower/f"), pattern(1, 0..LEN)).unwrap();
     common::sh(&mount);
-    let file = File::open("/tmp/m/f").unwrap();
+    let file = File::open(target.join("rw/m/f")).unwrap();
     let source = Source::new(file.try_clone().unwrap()).unwrap();
     assert!(source.unmappable().is_some());
     if rustix::fs::fcntl_setfl(file.as_fd(), OFlags::DIRECT).is_err() {
