@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 /// The time at which a wait gives up.
 ///
-/// Every wait takes `impl Into<Deadline>`: an [`Instant`], a [`Duration`] from now on, or
-/// [`NEVER`](Self::NEVER).
+/// Every call that blocks takes `impl Into<Deadline>`: an [`Instant`], a [`Duration`] from now on,
+/// or [`NEVER`](Self::NEVER).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Deadline(Option<Instant>);
 

@@ -19,10 +19,10 @@ pub enum Engine {
     /// Needs Linux 6.0, `io_uring`, and a stream socket. It has a front end of its own,
     /// [`uring::Driver`](crate::uring::Driver): a [`Sender`](crate::Sender) does not take it.
     Uring,
-    /// By the kernel module, or by sendfile2(2) of a kernel with the patch series, which send the
-    /// pages of the page cache without a mapping and without charging `RLIMIT_MEMLOCK`: released
-    /// when its notification arrives. Needs one of them (the module is taken where both are), and
-    /// a TCP socket. It sends files; buffers go by `zerocopy`, or `copy` where that cannot serve them.
+    /// The kernel module, or sendfile2(2) of a kernel with the patch series; either sends the pages
+    /// of the page cache without a mapping and without charging `RLIMIT_MEMLOCK`: released when its
+    /// notification arrives. Needs one of them (the module is taken where both are), and a TCP
+    /// socket. It sends files; buffers go by `zerocopy`, or `copy` where that cannot serve them.
     Native,
     /// `copy`, `zerocopy` or `native`, whichever serves the send best.
     #[default]
@@ -34,7 +34,7 @@ impl Engine {
     pub const ALL: &'static [Engine] =
         &[Engine::Copy, Engine::Zerocopy, Engine::Uring, Engine::Native, Engine::Auto];
 
-    /// Its name, as [`FromStr`] reads it.
+    /// The name of the engine, as [`FromStr`] reads it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ impl fmt::Display for Engine {
     }
 }
 
-/// No engine has this name.
+/// The error of parsing a name that no engine has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no engine is called {0:?}: there are copy, zerocopy, uring, native and auto")]
 pub struct UnknownEngine(String);
@@ -74,13 +74,13 @@ impl FromStr for Engine {
 /// (the kernel's documentation says "over around 10 KB").
 pub(crate) const WORTH_A_NOTIFICATION: u64 = 16 << 10;
 
-/// Which engine served a send, and why it was taken.
+/// The engine that served a send, and the reason why it was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Choice {
     /// [`Engine::Copy`], [`Engine::Zerocopy`], [`Engine::Uring`] or [`Engine::Native`].
     pub engine: Engine,
-    /// Why it was taken.
+    /// The reason why it was taken.
     pub reason: Reason,
 }
 
@@ -90,11 +90,11 @@ impl fmt::Display for Choice {
     }
 }
 
-/// Why an engine was taken.
+/// The reason why an engine was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// It was asked for by name.
+    /// The engine was asked for by name.
     Requested,
     /// The bytes were given as a slice, which is not held.
     Slice,

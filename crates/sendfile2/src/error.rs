@@ -11,7 +11,7 @@ use crate::sys::errqueue::DecodeError;
 use crate::sys::ledger::{NotIssued, WindowFull};
 use crate::sys::op_table::Stray;
 
-/// What can go wrong.
+/// An error of this library.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,9 +21,9 @@ pub enum Error {
     /// Opening the file failed.
     #[error("cannot open {}: {cause}", path.display())]
     Open {
-        /// What was to be opened.
+        /// The file that was to be opened.
         path: PathBuf,
-        /// What it failed with.
+        /// The operating system's error.
         #[source]
         cause: io::Error,
     },
@@ -43,7 +43,7 @@ pub enum Error {
         op: &'static str,
         /// The file offset, in bytes.
         offset: u64,
-        /// What it failed with.
+        /// The operating system's error.
         #[source]
         cause: io::Error,
     },
@@ -52,7 +52,7 @@ pub enum Error {
     Socket {
         /// The system call, or what was asked of the socket.
         op: &'static str,
-        /// What it failed with.
+        /// The operating system's error.
         #[source]
         cause: io::Error,
     },
@@ -61,7 +61,7 @@ pub enum Error {
     Refused {
         /// The engine that was asked for.
         engine: Engine,
-        /// Why it cannot.
+        /// The reason why it cannot.
         reason: Refusal,
     },
     /// The connection was aborted by this side. What was in flight stays held until its
@@ -108,8 +108,9 @@ pub enum Error {
     /// A writer would wait for a lease that its own thread holds.
     #[error("the range is leased by this very thread: drop the lease before writing")]
     OwnLease,
-    /// A [`SendBuffer`](crate::SendBuffer) (or progress) that another sender has begun to send, also one that is gone: to send
-    /// all of it again, make a new one (of what `into_buffer` gives back).
+    /// A [`SendBuffer`](crate::SendBuffer), or a `tokio::Progress`, that another sender (maybe
+    /// dropped since) has begun to send: to send all of it again, make a new one (of what
+    /// `into_buffer` gives back).
     #[error("another sender has sent a part of this already: make a new SendBuffer or progress")]
     OtherSender,
     /// This belongs to the process that made it, which this one was forked from: its notifications
@@ -150,13 +151,13 @@ pub enum Error {
     Wait {
         /// The system call.
         op: &'static str,
-        /// What it failed with.
+        /// The operating system's error.
         #[source]
         cause: io::Error,
     },
 }
 
-/// Why a file can be neither sent from nor guarded, in its message.
+/// The reason why a file cannot be sent from, or cannot be guarded; its message tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsuitable {
     path: Option<PathBuf>,
@@ -164,7 +165,7 @@ pub struct Unsuitable {
 }
 
 impl Unsuitable {
-    /// What the file was opened by, where this library opened it.
+    /// The path of the file, where this library opened it.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()

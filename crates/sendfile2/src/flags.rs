@@ -14,7 +14,7 @@ impl SendFlags {
     /// (`MSG_MORE`). What does not follow after all delays the last segment by up to 200 ms.
     pub const MORE: SendFlags = SendFlags(1);
 
-    /// These flags, with [`MORE`](Self::MORE) only if `more` follows.
+    /// These flags, with [`MORE`](Self::MORE) set if `more` is true, and cleared if not.
     #[must_use]
     pub const fn with_more(self, more: bool) -> Self {
         SendFlags(if more { self.0 | Self::MORE.0 } else { self.0 & !Self::MORE.0 })

@@ -119,7 +119,7 @@ where
     }
 }
 
-/// What is in flight on a connection.
+/// The sends in flight, of one connection or of several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct InFlight {

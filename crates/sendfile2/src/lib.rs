@@ -54,16 +54,18 @@
 //! # Fork
 //! What a process has made is its own. A forked child has copies of its parent's senders, tickets,
 //! guarded files, leases and drivers, and can do nothing with them: what would send, wait, write,
-//! lease, abort or read notifications fails with [`Error::Forked`] ([`guard::GuardedFile::try_lease`]
-//! gives `None`), and the status of a ticket is *unknown* if it was not released before. If the child
-//! drops them, nothing is released, and nothing happens to the connections. What it makes itself, of
-//! sockets of its own and of files that it opens, is its own and has a reaper of its own; its leases
-//! and writes know of the parent's as little as those of any other process.
+//! lease, abort or read notifications fails with [`Error::Forked`]
+//! ([`guard::GuardedFile::try_lease`] gives `None`), and the status of a ticket is *unknown* if it
+//! was not released before. If the child drops them, nothing is released, and nothing happens to
+//! the connections. What it makes itself, of sockets of its own and of files that it opens, is its
+//! own and has a reaper of its own; its leases and writes know of the parent's as little as those
+//! of any other process.
 //!
 //! A child that keeps a socket of its parent's open withholds the end of the stream, and the reset
 //! with which the death of the parent protects what is in flight under a lease
-//! ([`Options::reset_on_exit`]): let it drop what it has, or `exec`. Fork where no other thread uses the library, whose locks would stay locked in the
-//! child, and leave tokio's runtimes to the parent.
+//! ([`Options::reset_on_exit`]): let it drop what it has, or `exec`. Fork where no other thread
+//! uses the library, whose locks would stay locked in the child, and leave tokio's runtimes to the
+//! parent.
 //!
 //! # Descriptors of its own
 //! The library keeps some across calls: an epoll instance and an eventfd for each thread that has

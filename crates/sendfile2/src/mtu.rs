@@ -2,11 +2,11 @@
 //!
 //! To make such a probe the kernel moves the queued data of several sends into one new packet
 //! (`tcp_mtu_probe`, `tcp_clone_payload`), which refers to the same pages, but not to what keeps
-//! account of them (`ubuf_info`). So their notifications arrive while the probe is still on its way,
-//! or unread at the peer: what is overwritten then is what the peer receives. That holds for all
-//! that notifies in this way: `MSG_ZEROCOPY`, `IORING_OP_SEND_ZC` and the kernel module. A kernel with
-//! the patch series makes no probe of what is sent by reference; sendfile2(2) relies on that, and
-//! the others, which need no series, do not ask for one.
+//! account of them (`ubuf_info`). So their notifications arrive while the probe is still on its
+//! way, or unread at the peer: what is overwritten then is what the peer receives. That holds for
+//! all that notifies in this way: `MSG_ZEROCOPY`, `IORING_OP_SEND_ZC` and the kernel module. A
+//! kernel with the patch series makes no probe of what is sent by reference; sendfile2(2) relies on
+//! that, and the others, which need no series, do not ask for one.
 
 use std::os::fd::BorrowedFd;
 
@@ -35,8 +35,8 @@ pub fn tcp_mtu_probing() -> Option<u8> {
 /// Refuses what is sent by reference on sockets where TCP may probe.
 ///
 /// Also for 1, as any path may turn out to lose packets in the midst of a connection; and where it
-/// is unknown, as a copy is right everywhere. A socket goes by the sysctl of its own namespace, which a
-/// thread of another one cannot read.
+/// is unknown, as a copy is right everywhere. A socket goes by the sysctl of its own namespace,
+/// which a thread of another one cannot read.
 pub(crate) fn check(kind: Kind, socket: BorrowedFd<'_>) -> Result<(), Refusal> {
     if kind != Kind::Tcp {
         return Ok(());

@@ -127,7 +127,8 @@ fn by_call(
     range: &Range<u64>,
     more: bool,
 ) -> Result<usize, Errno> {
-    /// What one call sends at most (`MAX_RW_COUNT`), in bytes. More than an `ssize_t` holds is refused.
+    /// What one call sends at most (`MAX_RW_COUNT`), in bytes. More than an `ssize_t` holds is
+    /// refused.
     const MOST: u64 = 0x7fff_f000;
     let mut offset = range.start;
     let count = usize::try_from((range.end - range.start).min(MOST)).unwrap_or(usize::MAX);

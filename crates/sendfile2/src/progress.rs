@@ -14,9 +14,9 @@ pub enum Status {
     InFlight,
     /// The kernel no longer references it: it may be overwritten. That says nothing of delivery.
     Released(Release),
-    /// The kernel may still read it, and the connection has lost its sender (the reaper drains
-    /// it) or its ids do not add up. It is never to be treated as free. This ends, as `Released`,
-    /// when the notifications arrive, or the kernel has nothing of the socket by reference any more.
+    /// The kernel may still read it, and the connection has lost its sender (the reaper drains it)
+    /// or its ids do not add up. It is never to be treated as free. This ends, as `Released`, when
+    /// the notifications arrive, or the kernel has nothing of the socket by reference any more.
     Unknown,
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct QueuedProgress {
     limit: OnceLock<Limit>,
 }
 
-/// Why a send ended early.
+/// The reason why a send ended early.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Failure {
     Aborted,
@@ -140,7 +140,7 @@ impl QueuedProgress {
         }
     }
 
-    /// Why it ended early.
+    /// The reason why it ended early.
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.failure.get().copied()
     }

@@ -194,7 +194,8 @@ fn current() -> Option<&'static Reaper> {
     lock(&REAPER).filter(|r| r.process.is_current())
 }
 
-/// What the reaper is still draining: sends that lost their sender. Their state is *unknown*.
+/// The sends that the reaper is still draining, which have lost their sender. Their state is
+/// *unknown*.
 #[must_use]
 pub fn pending() -> InFlight {
     let mut sum = InFlight::default();

@@ -7,7 +7,7 @@ use crate::sys::filesystem;
 use crate::sys::module::{Device, VERSION};
 use crate::sys::syscall::Sendfile2;
 
-/// Why an engine cannot serve a socket or a file.
+/// The reason why an engine cannot serve a socket or a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -16,11 +16,11 @@ pub enum Refusal {
     /// The kernel refused a zerocopy send on this socket (EOPNOTSUPP): kernel TLS is on it. To
     /// `io_uring` and `native` it also says so of a socket that is, or was, in a BPF sockmap.
     NotSupported,
-    /// `SO_ZEROCOPY` cannot be asked for or set, with this error number: where a seccomp filter forbids
-    /// that, for example.
+    /// `SO_ZEROCOPY` cannot be asked for or set, with this error number: where a seccomp filter
+    /// forbids that, for example.
     ZerocopyOption(i32),
-    /// The socket is, or was, in a BPF sockmap whose program is given what is sent: nobody knows how
-    /// many notification ids a send uses there. The kernel says nothing of it to `zerocopy`.
+    /// The socket is, or was, in a BPF sockmap whose program is given what is sent: nobody knows
+    /// how many notification ids a send uses there. The kernel says nothing of it to `zerocopy`.
     Sockmap,
     /// The application has switched `SO_ZEROCOPY` off: the kernel would copy, and never notify.
     SwitchedOff,
@@ -101,7 +101,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Why a file is sent by `pread` and not from a mapping.
+/// The reason why a file is sent by `pread` and not from a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unmappable {
@@ -146,7 +146,7 @@ impl fmt::Display for Unmappable {
     }
 }
 
-/// Why `io_uring` cannot be used.
+/// The reason why `io_uring` cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UringUnavailable {
@@ -164,8 +164,8 @@ pub enum UringUnavailable {
     Old,
     /// The library was built without its feature `uring`.
     NotBuilt,
-    /// ENOMEM: no room for a ring is left under `RLIMIT_MEMLOCK`, which all rings and zerocopy sends
-    /// of a user share (a ring's memory counts since Linux 6.14).
+    /// ENOMEM: no room for a ring is left under `RLIMIT_MEMLOCK`, which all rings and zerocopy
+    /// sends of a user share (a ring's memory counts since Linux 6.14).
     Memlock,
 }
 
@@ -199,7 +199,7 @@ impl fmt::Display for UringUnavailable {
     }
 }
 
-/// Why the kernel has nothing to offer to the engine `native`.
+/// The reason why the kernel has nothing to offer to the engine `native`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NativeUnavailable {

@@ -32,7 +32,7 @@ const WINDOW: u64 = 1 << 30;
 const KEPT_MAPPINGS: usize = 4096;
 const KEPT_BYTES: u64 = 32 << 30;
 
-/// Which file it is, whatever name or descriptor led to it.
+/// The identity of a file, whatever name or descriptor led to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
     /// `st_dev`; of a block device `st_rdev`, since nodes in several places may name it.
@@ -167,13 +167,13 @@ pub struct Mapped {
 }
 
 impl Mapped {
-    /// Which bytes of the file.
+    /// The range of the file, in bytes.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
     }
 
-    /// Where they are mapped, for as long as this or a clone of it lives.
+    /// The address at which they are mapped, for as long as this or a clone of it lives.
     ///
     /// They are for the kernel to read, in a `send(2)`. Others may change them at any time; and
     /// where the file was truncated, the kernel answers EFAULT, but a program that reads them is
@@ -255,7 +255,7 @@ impl Source {
         Ok((size, nature.unmappable.or(sparse.then_some(Unmappable::Sparse))))
     }
 
-    /// Which file it is.
+    /// The identity of the file.
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.0.nature.identity
@@ -269,8 +269,8 @@ impl Source {
         Ok(self.extent()?.size)
     }
 
-    /// Why the file is sent by `pread` and never from a mapping; `None` if it is mapped. (A
-    /// mapped tmpfs file is read all the same while it has holes.)
+    /// The reason why the file is sent by `pread` and never from a mapping; `None` if it is mapped.
+    /// (A mapped tmpfs file is read all the same while it has holes.)
     #[must_use]
     pub fn unmappable(&self) -> Option<Unmappable> {
         self.0.nature.unmappable
@@ -285,7 +285,8 @@ impl Source {
         (!self.0.nature.block_device).then(name)
     }
 
-    /// Why the file would be read now and not mapped, found by looking at its first byte.
+    /// The reason why the file would be read now and not mapped, found by looking at its first
+    /// byte.
     pub(crate) fn unmappable_now(&self) -> Result<Option<Unmappable>, Error> {
         match self.view(0..1, self.extent()?) {
             Ok(View::Mapped(..)) => Ok(None),

@@ -75,7 +75,7 @@ impl Ticket {
         }
     }
 
-    /// Which engine served it (its last part, where it had several), and why.
+    /// The engine that served the send (its last part, where it had several), and the reason.
     #[must_use]
     pub fn choice(&self) -> Choice {
         match &self.progress {
@@ -84,8 +84,8 @@ impl Ticket {
         }
     }
 
-    /// Why a queued send ended before all of it was accepted; `None` if it did not, and for what a
-    /// [`Sender`](crate::Sender) has sent, which says so itself.
+    /// The reason why a queued send ended before all of it was accepted; `None` if it did not, and
+    /// for what a [`Sender`](crate::Sender) has sent, which says so itself.
     #[must_use]
     pub fn error(&self) -> Option<Error> {
         match &self.progress {
@@ -144,7 +144,7 @@ impl Ticket {
     /// [`Driver`](crate::uring::Driver). What a [`Sender`](crate::Sender) has sent is accepted.
     ///
     /// # Errors
-    /// Why it ended early, if it did (see [`error`](Self::error)); [`Error::Deadline`];
+    /// The reason why it ended early, if it did (see [`error`](Self::error)); [`Error::Deadline`];
     /// [`Error::Wait`]; [`Error::Forked`].
     pub fn wait_accepted(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
         let deadline = deadline.into();
@@ -161,8 +161,8 @@ impl Ticket {
     ///
     /// # Errors
     /// [`Error::Deadline`] if that has not happened by `deadline`; [`Error::NotIssued`] and
-    /// [`Error::TooEarly`] if the ids of the connection do not add up; [`Error::Wait`] if waiting is
-    /// not possible; [`Error::Forked`]. That a queued send ended early is none:
+    /// [`Error::TooEarly`] if the ids of the connection do not add up; [`Error::Wait`] if waiting
+    /// is not possible; [`Error::Forked`]. That a queued send ended early is none:
     /// [`error`](Self::error) says so.
     pub fn wait_released(&self, deadline: impl Into<Deadline>) -> Result<Release, Error> {
         let deadline = deadline.into();
@@ -177,7 +177,8 @@ impl Ticket {
     /// and it looks by itself every 0.1 to 10 ms.
     ///
     /// # Errors
-    /// [`Error::Deadline`]; [`Error::Wait`]; [`Error::Socket`] if SIOCOUTQ fails; [`Error::Forked`].
+    /// [`Error::Deadline`]; [`Error::Wait`]; [`Error::Socket`] if SIOCOUTQ fails;
+    /// [`Error::Forked`].
     pub fn wait_acknowledged(
         &self,
         deadline: impl Into<Deadline>,

@@ -9,7 +9,7 @@ use crate::ticket::Ticket;
 pub struct Transfer {
     /// Bytes the kernel took.
     pub bytes: u64,
-    /// What becomes of them, together.
+    /// The ticket of all of these bytes.
     pub ticket: Ticket,
 }
 

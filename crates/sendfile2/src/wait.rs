@@ -34,8 +34,8 @@ fn wait<T>(
 /// Waits until `check` gives a value, reading completions meanwhile.
 ///
 /// # Errors
-/// [`Error::Deadline`] with `what` when the deadline passes; what `check` fails with; the error that
-/// makes waiting pointless.
+/// [`Error::Deadline`] with `what` when the deadline passes; what `check` fails with; the error
+/// that makes waiting pointless.
 pub(crate) fn until<T>(
     source: &dyn Waitable,
     deadline: Deadline,

@@ -28,9 +28,9 @@ use crate::sys::socket as sys;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorQueueMessage {
-    /// No zerocopy completion at all: an ICMP error, a timestamp.
+    /// A message that is no notification: an ICMP error, a timestamp.
     Foreign(Foreign),
-    /// The completion of zerocopy sends that the application made itself.
+    /// The notification of zerocopy sends that the application made itself.
     Application {
         /// The first id of the range.
         lo: u32,
@@ -77,8 +77,8 @@ pub(super) struct ConnState {
     pub(super) native: Option<Result<(), Refusal>>,
     /// Bytes that had been accepted here when the application had last sent by itself.
     pub(super) others: Option<u64>,
-    /// At first the socket had no option memory: what is charged to it later is what counts sends by
-    /// reference.
+    /// At first the socket had no option memory: what is charged to it later is what counts sends
+    /// by reference.
     pub(super) sole_user: bool,
     /// Something was read that cannot be attributed; nothing is released any more, unless all is.
     pub(super) desynced: Option<Desynced>,
@@ -113,7 +113,8 @@ impl ConnState {
         self.account.counters.accepted
     }
 
-    /// Whether completions may be those of others, so that what is in flight ends only with all of it.
+    /// Whether completions may be those of others, so that what is in flight ends only with all of
+    /// it.
     pub(super) fn doubts(&self, endpoint: &Endpoint) -> bool {
         self.desynced.is_some()
             || (self.sole_user
@@ -139,8 +140,8 @@ impl From<Desynced> for Error {
     }
 }
 
-/// The state of a series of sends that say that more follows: whether the kernel holds back a segment
-/// that is not full.
+/// The state of a series of sends that say that more follows: whether the kernel holds back a
+/// segment that is not full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cork {
     Out,

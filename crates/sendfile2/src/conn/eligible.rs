@@ -68,8 +68,9 @@ impl LockedConn<'_> {
         if !sys::zerocopy_enabled(socket)? {
             return Ok(Err(Refusal::SwitchedOff));
         }
-        // Sockets are put into sockmaps when they are made. What comes while sends are in flight shows
-        // in their ids, which then end the connection; that is rare, and asking costs a system call.
+        // Sockets are put into sockmaps when they are made. What comes while sends are in flight
+        // shows in their ids, which then end the connection; that is rare, and asking costs a
+        // system call.
         if self.conn.endpoint.kind() == Kind::Tcp && self.state.ledger.in_flight() == 0 {
             match sys::sent_by_tcp(socket) {
                 Ok(true) => {}

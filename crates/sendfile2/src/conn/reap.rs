@@ -12,8 +12,8 @@ use crate::sys::errqueue::{self, Entry};
 use crate::sys::ledger::Done;
 use crate::sys::socket::{self as sys, TcpState};
 
-/// How often the kernel's account is looked at again where a notification was just read: it is queued
-/// a moment before what counted it is freed.
+/// How often the kernel's account is looked at again where a notification was just read: it is
+/// queued a moment before what counted it is freed.
 const LOOKS: usize = 64;
 
 /// What a completion is worth.
@@ -140,7 +140,8 @@ impl Conn {
                 apart.run(|| tracing::error!(cookie = self.endpoint.cookie(), "{error}"));
             }
             apart.resume();
-            // Where ids are in doubt, to the end of the queue: then it is seen whether all is released.
+            // Where ids are in doubt, to the end of the queue: then it is seen whether all is
+            // released.
             if !more && (empty || !over) {
                 let error = error.or(desynced.filter(|_| trusted).map(Error::from));
                 return error.map_or(Ok(count), Err);
@@ -178,11 +179,11 @@ impl Conn {
         }
     }
 
-    /// Judges a completion of what ends with byte `end`. TCP keeps what counts a send's pages until the
-    /// peer has acknowledged its bytes, so that before that no notification is due.
+    /// Judges a completion of what ends with byte `end`. TCP keeps what counts a send's pages until
+    /// the peer has acknowledged its bytes, so that before that no notification is due.
     ///
-    /// (Where a route cannot gather, TCP copies in the call, and notifies at once. That is made good
-    /// when all is found to be released, [`all_are_released`](Self::all_are_released).)
+    /// (Where a route cannot gather, TCP copies in the call, and notifies at once. That is made
+    /// good when all is found to be released, [`all_are_released`](Self::all_are_released).)
     fn judge(&self, state: &ConnState, end: u64) -> Verdict {
         let known = &self.link.acknowledged;
         if self.endpoint.kind() != Kind::Tcp || known.load(Ordering::Relaxed) >= end {
@@ -194,8 +195,8 @@ impl Conn {
             let tcp = sys::tcp_state(self.endpoint.as_fd());
             if let (Ok(left), Ok(tcp)) = (left, tcp) {
                 if tcp != TcpState::Closed {
-                    // The end of the stream counts as a byte, and so does what the application has sent
-                    // by itself, which is no part of what we have counted.
+                    // The end of the stream counts as a byte, and so does what the application has
+                    // sent by itself, which is no part of what we have counted.
                     let left = left.saturating_sub(u64::from(tcp == TcpState::EndSent));
                     let since = state.others.map_or(u64::MAX, |at| state.accepted() - at);
                     let acknowledged = state.accepted().saturating_sub(left.min(since));
@@ -207,8 +208,8 @@ impl Conn {
         if state.sole_user { Verdict::Unknowable } else { Verdict::Ours }
     }
 
-    /// Whether the kernel has nothing by reference any more, though sends are in flight by their ids:
-    /// those were lost, or cannot be attributed. To be asked when the error queue is empty.
+    /// Whether the kernel has nothing by reference any more, though sends are in flight by their
+    /// ids: those were lost, or cannot be attributed. To be asked when the error queue is empty.
     fn all_are_released(&self, state: &mut ConnState, done: &mut Vec<Done<InFlightSend>>) -> bool {
         if state.ledger.in_flight() == 0 || sys::option_memory(self.endpoint.as_fd()) != Ok(0) {
             return false;

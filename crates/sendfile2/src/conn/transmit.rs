@@ -195,7 +195,8 @@ impl LockedConn<'_> {
         let udp = conn.endpoint.kind() == Kind::Udp;
         if by_reference && udp && conn.maybe_used_an_id(errno, payload.len()) {
             // The kernel gives the id back when building the datagram fails, but not when a filter
-            // or a queue drops it afterwards. So that the next id stays known, there is no next one.
+            // or a queue drops it afterwards. So that the next id stays known, there is no next
+            // one.
             state.ambiguous_id = Some(state.ledger.next_id());
             state.ledger.skip(1);
             state.zerocopy = Err(Refusal::IdsUnsure);

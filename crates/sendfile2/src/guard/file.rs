@@ -29,7 +29,7 @@ pub(super) struct Guarded {
     pub(super) shared: Arc<Shared>,
 }
 
-/// What has happened on a file, over all its handles.
+/// The counters of a file, over all its handles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct GuardCounters {
@@ -169,8 +169,8 @@ impl GuardedFile {
         &self.0.source
     }
 
-    /// What is leased now: in somebody's hands, or in flight as far as the notifications read so
-    /// far say.
+    /// The ranges that are leased now: in somebody's hands, or in flight as far as the
+    /// notifications read so far say.
     #[must_use]
     pub fn in_flight(&self) -> Vec<Leased> {
         let leases = self.0.shared.table.leases();
@@ -186,7 +186,7 @@ impl GuardedFile {
         self.0.shared.table.writers()
     }
 
-    /// What has happened on the file.
+    /// The counters of the file.
     #[must_use]
     pub fn counters(&self) -> GuardCounters {
         let shared = &self.0.shared;

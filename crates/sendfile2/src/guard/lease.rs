@@ -37,7 +37,8 @@ pub(super) static SHARED: Mutex<Option<HashMap<(Process, Identity), Known>>> = M
 
 pub(super) type Known = Weak<Shared>;
 
-/// The right to send some ranges of a [`GuardedFile`](crate::guard::GuardedFile), while nobody overwrites them.
+/// The right to send some ranges of a [`GuardedFile`](crate::guard::GuardedFile), while nobody
+/// overwrites them.
 ///
 /// It ends when all handles to it are dropped **and** the kernel has released every send made
 /// under it. Clones are handles to the same lease.

@@ -32,11 +32,11 @@
 //! # What remains the application's problem
 //! The table knows what goes through a `GuardedFile` of this process. It does not know of writers
 //! that bypass it (another descriptor, an `mmap`, a disk's partition or a file's filesystem beside
-//! the disk, an overlay beside its upper layer), of `truncate` by others (after which a leased range
-//! that reached past the new end is sent up to the end of that page, with NULs, or not at all), and
-//! of other processes, forked children among them ([there](crate#fork)).
-//! One lease must cover all of a response: a lease for each part would let a writer in between,
-//! and mix generations.
+//! the disk, an overlay beside its upper layer), of `truncate` by others (after which a leased
+//! range that reached past the new end is sent up to the end of that page, with NULs, or not at
+//! all), and of other processes, forked children among them ([there](crate#fork)). One lease must
+//! cover all of a response: a lease for each part would let a writer in between, and mix
+//! generations.
 //!
 //! The table dies with the process. What was in flight under a lease is then reset with its
 //! connection, unless another process has the socket, too (a forked child, for example): then the

@@ -9,7 +9,7 @@ use super::writer::{Exclusive, InTheWay, folios, reap, span};
 use crate::deadline::Deadline;
 use crate::error::Error;
 
-/// What a write that does not wait came to.
+/// The outcome of a write that does not wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 #[non_exhaustive]

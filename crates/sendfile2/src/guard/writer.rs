@@ -34,8 +34,8 @@ impl GuardedFile {
     /// granted, until it is dropped. For programs that poll; those that wait have
     /// [`write_at`](Self::write_at) and its siblings, which are made of the same.
     ///
-    /// The whole of it is [`QueuedWriter::try_acquire`]: what it gives is for
-    /// [`write_at`](Exclusive::write_at), [`set_len`](Exclusive::set_len) and
+    /// Ask [`QueuedWriter::try_acquire`] until it gives the range, and then call its
+    /// [`write_at`](Exclusive::write_at), [`set_len`](Exclusive::set_len) or
     /// [`punch_hole`](Exclusive::punch_hole).
     ///
     /// # Errors
@@ -203,8 +203,8 @@ impl Exclusive {
 pub struct QueuedWriter(Queued<Parker>);
 
 impl QueuedWriter {
-    /// The range, from when on it is free, and until this is dropped. Reads the completions that
-    /// there are, and never waits.
+    /// Returns the range once it is free, and `None` before; once free, it stays this writer's
+    /// until that is dropped. Reads the notifications that there are, and never waits.
     ///
     /// A lease that is in this very thread's hands is no error here: drop it.
     ///

@@ -11,11 +11,11 @@ use crate::engine::Choice;
 use crate::refusal::Refusal;
 use crate::sender::Sender;
 
-/// What would happen to sends on a connected socket.
+/// The prospects of sends on a connected socket.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Destination {
-    /// What kind of socket it is, in words.
+    /// The kind of the socket, in words.
     pub socket: &'static str,
     /// This end's address, where it is an internet address.
     pub own: Option<SocketAddr>,
@@ -26,11 +26,11 @@ pub struct Destination {
     pub peer_on_this_host: bool,
     /// The MTU of the path, in bytes, as far as the kernel knows it.
     pub mtu: Option<u32>,
-    /// Why `zerocopy` cannot serve it; `None` if it can.
+    /// The reason why `zerocopy` cannot serve it; `None` if it can.
     pub zerocopy_refused: Option<Refusal>,
-    /// Why `native` cannot serve it; `None` if it can.
+    /// The reason why `native` cannot serve it; `None` if it can.
     pub native_refused: Option<Refusal>,
-    /// What `auto` takes now, by the size of a send in bytes, from small to large.
+    /// The engines that `auto` takes now, by the size of a send in bytes, from small to large.
     pub auto: Vec<(RangeInclusive<u64>, Choice)>,
 }
 

@@ -15,7 +15,7 @@ pub struct File {
     pub size: u64,
     /// The name of its filesystem, as far as `f_type` tells it; `None` for a block device.
     pub filesystem: Option<String>,
-    /// Why it is read and not mapped; `None` if it is mapped.
+    /// The reason why it is read and not mapped; `None` if it is mapped.
     pub unmappable: Option<Unmappable>,
 }
 
@@ -32,7 +32,7 @@ pub fn file(source: &Source) -> Result<File, Error> {
 }
 
 impl File {
-    /// What could be changed so that zerocopy can serve it.
+    /// Returns advice: what could be changed so that zerocopy can serve it.
     #[must_use]
     pub fn advice(&self) -> Option<Advice> {
         self.unmappable.map(Advice::File)

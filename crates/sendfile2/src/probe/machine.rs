@@ -26,7 +26,7 @@ use crate::uring;
 /// A notification on loopback takes microseconds. What does not notify at all is found after this.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What this machine allows.
+/// The findings about a machine: its limits, and each engine.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Machine {
@@ -36,7 +36,7 @@ pub struct Machine {
     pub engines: Vec<EngineState>,
     /// The kernel's limits on zerocopy sends.
     pub limits: Limits,
-    /// What `kernel.io_uring_disabled` says. For information: whether it can be used, the engine
+    /// The value of `kernel.io_uring_disabled`. For information: whether it can be used, the engine
     /// `uring` tells.
     pub io_uring: IoUring,
     /// `user.max_user_namespaces`, or 0 where a switch forbids them to ordinary users; `None` if
@@ -44,13 +44,13 @@ pub struct Machine {
     pub user_namespaces: Option<u64>,
 }
 
-/// What was found about an engine.
+/// The finding about an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EngineState {
     /// The engine.
     pub engine: Engine,
-    /// What was found.
+    /// Whether it works, as far as that was tried.
     pub availability: Availability,
 }
 
@@ -58,11 +58,11 @@ pub struct EngineState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Availability {
-    /// It works.
+    /// The engine works.
     Available(String),
-    /// It does not.
+    /// The engine does not work, for this reason.
     Refused(String),
-    /// It could not be tried.
+    /// The engine could not be tried, for this reason.
     Untried(String),
 }
 
@@ -286,7 +286,7 @@ fn user_namespaces() -> Option<u64> {
 }
 
 impl Machine {
-    /// What could be changed so that zerocopy sends work, or work better.
+    /// Returns advice: what could be changed so that zerocopy sends work, or work better.
     #[must_use]
     pub fn advice(&self) -> Vec<Advice> {
         let Memlock { soft, hard, lifted } = self.limits.memlock;

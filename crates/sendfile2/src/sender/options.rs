@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::conn::{ErrorQueueMessage, Hook};
 use crate::engine::Engine;
 
-/// How a [`Sender`](crate::Sender) is to behave.
+/// The options of a [`Sender`](crate::Sender).
 #[derive(Clone, Default)]
 pub struct Options {
     pub(super) engine: Engine,
@@ -53,7 +53,7 @@ impl Options {
         self
     }
 
-    /// While zerocopy sends are in flight, let the death of the process reset the connection.
+    /// Lets the death of the process reset the connection while zerocopy sends are in flight.
     ///
     /// Without it the kernel goes on sending from the page cache after a crash, and a restarted
     /// program that overwrites the file at once changes what the peer receives. With it (`SO_LINGER
@@ -64,18 +64,19 @@ impl Options {
     /// `CLOEXEC`, or over a unix socket: the kernel closes a socket with its last descriptor, and
     /// goes on sending until then. Overwrite the file only when those processes are gone.
     ///
-    /// An `SO_LINGER` that the application sets meanwhile stays, and is not replaced until nothing is
-    /// in flight: until then the process's death does what that says. (A `{1, 0}` of its own cannot be
-    /// told from this one; set it before the sends, or after them.)
+    /// An `SO_LINGER` that the application sets meanwhile stays, and is not replaced until nothing
+    /// is in flight: until then the process's death does what that says. (A `{1, 0}` of its own
+    /// cannot be told from this one; set it before the sends, or after them.)
     #[must_use]
     pub fn reset_on_exit(mut self, reset: bool) -> Self {
         self.reset_on_exit = reset;
         self
     }
 
-    /// Who is given what the socket's error queue holds beside our completions: ICMP errors,
-    /// timestamps, completions of the application's own sends. Called by whoever reaps, also the
-    /// reaper's thread, outside all locks. Without a hook they are traced and dropped.
+    /// Sets the hook that is given what the socket's error queue holds beside our notifications:
+    /// ICMP errors, timestamps, notifications of the application's own sends. Called by whoever
+    /// reaps, also the reaper's thread, outside all locks. Without a hook they are traced and
+    /// dropped.
     #[must_use]
     pub fn on_error_queue(
         mut self,
@@ -85,17 +86,17 @@ impl Options {
         self
     }
 
-    /// Let the kernel put each acknowledgement of a send on the error queue (`TX_ACK` stamps,
-    /// Linux 3.17), so that [`Ticket::wait_acknowledged`](crate::Ticket::wait_acknowledged) is woken by it and need not look again and
-    /// again. That costs each send an entry there, which is read here and there. TCP only; not where
-    /// the application has set `SO_TIMESTAMPING` already.
+    /// Lets the kernel put each acknowledgement of a send on the error queue (`TX_ACK` stamps,
+    /// Linux 3.17), so that [`Ticket::wait_acknowledged`](crate::Ticket::wait_acknowledged) is
+    /// woken by it and need not look again and again. That costs each send an entry there, which is
+    /// read here and there. TCP only; not where the application has set `SO_TIMESTAMPING` already.
     #[must_use]
     pub fn acknowledgements(mut self, tell: bool) -> Self {
         self.acknowledgements = tell;
         self
     }
 
-    /// How long the reaper waits for what is in flight when the sender is dropped, before it
+    /// Sets how long the reaper waits for what is in flight when the sender is dropped, before it
     /// aborts the connection; 60 seconds if not said, and for ever with [`Duration::MAX`].
     #[must_use]
     pub fn linger(mut self, limit: Duration) -> Self {

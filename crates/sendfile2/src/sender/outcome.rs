@@ -2,7 +2,7 @@
 
 use crate::engine::Limit;
 
-/// What a non-blocking send came to.
+/// The outcome of a non-blocking send.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Sent<T> {
@@ -12,7 +12,7 @@ pub enum Sent<T> {
     Accepted {
         /// Bytes taken.
         bytes: usize,
-        /// What becomes of them.
+        /// The ticket of these bytes.
         ticket: T,
     },
     /// The socket buffer is full: try again when the socket is writable.

@@ -31,7 +31,8 @@ pub(super) const FULL: &str = "the peer does not read: the socket stayed full";
 
 /// A socket that sends file ranges and buffers and knows what of them is still in flight.
 ///
-/// It owns the socket. [`AsFd`] lends it for reading, for options and for `poll`; do not read
+/// It owns the socket, and reads and writes as a stream does ([`Read`](std::io::Read),
+/// [`Write`](std::io::Write)). [`AsFd`] lends the socket for options and for `poll`; do not read
 /// its error queue there, nor send with `MSG_ZEROCOPY` other than in
 /// [`application_sends`](Self::application_sends). While `SO_ZEROCOPY` is off, zerocopy is refused.
 ///
@@ -129,8 +130,8 @@ impl Sender {
 
     /// As [`try_send_file`](Self::try_send_file), from a range under `lease`: it stays leased until
     /// the kernel has released it, whatever happens to the lease's handles, the ticket and this
-    /// sender. While it is in flight, the death of the process resets the connection, unless another
-    /// process has the socket, too (see [`Options::reset_on_exit`]).
+    /// sender. While it is in flight, the death of the process resets the connection, unless
+    /// another process has the socket, too (see [`Options::reset_on_exit`]).
     ///
     /// # Errors
     /// As [`try_send_file`](Self::try_send_file), and [`Error::NotLeased`].
@@ -205,8 +206,8 @@ impl Sender {
     /// Sends all of `bytes` by plain sends, waiting for the socket until `deadline`.
     ///
     /// # Errors
-    /// [`IncompleteSend`]; the causes are those of [`try_send`](Self::try_send), [`Error::Deadline`] and
-    /// [`Error::Wait`].
+    /// [`IncompleteSend`]; the causes are those of [`try_send`](Self::try_send),
+    /// [`Error::Deadline`] and [`Error::Wait`].
     pub fn send(
         &mut self,
         bytes: &[u8],
@@ -222,7 +223,8 @@ impl Sender {
     }
 
     /// Sends from what is left of `buffer`, by the sender's engine, without blocking. What the
-    /// kernel took is in flight until it is released; then [`SendBuffer::into_buffer`] gives it back.
+    /// kernel took is in flight until it is released; then [`SendBuffer::into_buffer`] gives it
+    /// back.
     ///
     /// # Errors
     /// As [`try_send`](Self::try_send); [`Error::Refused`]; [`Error::OtherSender`].
@@ -286,7 +288,7 @@ impl Sender {
     /// Lets the application make zerocopy sends of its own on the socket. `send` makes them, with
     /// `MSG_DONTWAIT`, and returns beside its result how many succeeded with at least one byte (at
     /// most 2²⁰ at a time).
-    /// Their completions come to the [hook](Options::on_error_queue).
+    /// Their notifications come to the [hook](Options::on_error_queue).
     ///
     /// Wait for all of these before you give the sender up: they do not count as in flight here,
     /// so neither [`drain`](Self::drain) nor [`close`](Self::close) nor the reaper waits for
@@ -303,7 +305,7 @@ impl Sender {
         self.conn.application_sends(send)
     }
 
-    /// Reads completions and lets go of what they release, without blocking. Returns how many
+    /// Reads notifications and lets go of what they release, without blocking. Returns how many
     /// messages were read. To be called when the socket reports EPOLLERR, or whenever convenient.
     ///
     /// # Errors
@@ -327,13 +329,13 @@ impl Sender {
         wait::until(&*self.conn, deadline, "sends are still in flight", drained)
     }
 
-    /// What is in flight, as far as the notifications read so far say.
+    /// The sends in flight, as far as the notifications read so far say.
     #[must_use]
     pub fn in_flight(&self) -> InFlight {
         CompletionSource::in_flight(&*self.conn)
     }
 
-    /// What a send of `bytes` from a mapped file would be made by now, and why.
+    /// The engine that a send of `bytes` from a mapped file would take now, and the reason.
     ///
     /// # Errors
     /// [`Error::Refused`].
@@ -348,7 +350,7 @@ impl Sender {
         self.choose(&mut locked, bytes, true, false)
     }
 
-    /// What this sender did so far.
+    /// The counters of this sender.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.conn.counters()
@@ -374,8 +376,8 @@ impl Sender {
     /// Ends the stream, waits until nothing is in flight, and closes the socket.
     ///
     /// # Errors
-    /// As [`drain`](Self::drain). The sender is gone also then; what is in flight is handed
-    /// over to the reaper.
+    /// As [`shutdown`](Self::shutdown) and [`drain`](Self::drain). The sender is gone also then;
+    /// what is in flight is handed over to the reaper.
     pub fn close(mut self, deadline: impl Into<Deadline>) -> Result<(), Error> {
         let deadline = deadline.into();
         self.shutdown()?;
@@ -385,9 +387,9 @@ impl Sender {
     /// Waits until nothing is in flight and gives the socket back.
     ///
     /// # Errors
-    /// [`IntoSocketError`], which has the sender, if something is still in flight at `deadline`, the next id is not
-    /// known ([`Error::NotIssued`]; [`Error::Refused`] after a datagram send that may have used
-    /// one), or the descriptor cannot be duplicated.
+    /// [`IntoSocketError`], which has the sender, if something is still in flight at `deadline`,
+    /// the next id is not known ([`Error::NotIssued`]; [`Error::Refused`] after a datagram send
+    /// that may have used one), or the descriptor cannot be duplicated.
     pub fn into_socket(
         self,
         deadline: impl Into<Deadline>,

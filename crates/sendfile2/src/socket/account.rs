@@ -9,7 +9,7 @@ use super::endpoint::Endpoint;
 use super::kind::Kind;
 use crate::error::Error;
 
-/// What was sent on a socket so far.
+/// The counters of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Counters {

@@ -20,7 +20,7 @@ pub enum Acknowledgement {
     Pending,
     /// The peer's TCP has acknowledged all of them. Its application may not have read them.
     Acknowledged,
-    /// It will never be known: the connection was aborted, reset or closed, or it is no TCP
+    /// No answer, now or later: the connection was aborted, reset or closed, or it is no TCP
     /// connection.
     Unknowable,
 }
@@ -35,8 +35,8 @@ impl fmt::Display for Acknowledgement {
     }
 }
 
-/// Asks how many bytes, of those that were accepted, the peer has acknowledged, and keeps the answer
-/// in `known`: what was acknowledged once stays so.
+/// Asks how many bytes, of those that were accepted, the peer has acknowledged, and keeps the
+/// answer in `known`: what was acknowledged once stays so.
 ///
 /// SIOCOUTQ counts what is behind a byte, too, so at most that much is not acknowledged. After an
 /// abort the counters mean nothing and are not asked.

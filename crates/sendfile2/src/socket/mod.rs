@@ -1,5 +1,5 @@
-//! A socket that is sent on, whoever sends: its kind and its ends, the account of what was sent, and
-//! what the peer has acknowledged.
+//! A socket that is sent on, whoever sends: its kind and its ends, the account of what was sent,
+//! and what the peer has acknowledged.
 
 pub(crate) mod account;
 pub(crate) mod acknowledged;

@@ -138,7 +138,8 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        // It is not there if adding it failed. A fork has the same instance, and must leave it alone.
+        // It is not there if adding it failed. A fork has the same instance, and must leave it
+        // alone.
         if self.conn.endpoint().is_ours() {
             let _ = epoll::delete(&self.hub.epoll, self.conn.as_fd());
         }

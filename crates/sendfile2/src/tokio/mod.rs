@@ -17,19 +17,19 @@
 //! [`GuardedFile`](crate::guard::GuardedFile) has async forms of its writes and leases.
 //!
 //! # Cancellation
-//! Every future here may be dropped at any time: no completion is lost, and no range becomes free by
-//! it. A send of all ([`send_file`](AsyncSender::send_file)) that is dropped has sent a part, and
-//! nobody knows how much: end the connection then. To go on with it, keep its state outside of the
-//! future ([`Progress`], [`SendBuffer`]), or send by single calls
+//! Every future here may be dropped at any time: no completion is lost, and no range becomes free
+//! by it. A send of all ([`send_file`](AsyncSender::send_file)) that is dropped has sent a part,
+//! and nobody knows how much: end the connection then. To go on with it, keep its state outside of
+//! the future ([`Progress`], [`SendBuffer`]), or send by single calls
 //! ([`send_file_some`](AsyncSender::send_file_some)), each of which accepts something in at most
 //! one of its polls, and is then done (as `write` is).
 //!
 //! # Waiting
-//! A sender's socket is registered with no driver of tokio's but in an epoll instance that all
-//! senders of a runtime share, which is: tokio takes the EPOLLERR of a completion for the end of
-//! the stream, for ever. A task of the runtime, which the first sender spawns, tells them what
-//! happens. (A wait for a release, or of a writer, has two descriptors of its own.) Whoever waits
-//! on a connection, also only to read from it, reads its notifications.
+//! tokio does not know a sender's socket, only an epoll instance that all senders of a runtime
+//! share: it would take the EPOLLERR of a notification for the end of the stream, for ever. A task
+//! of the runtime, which the first sender spawns, tells them what happens. (A wait for a release,
+//! or of a writer, has two descriptors of its own.) Whoever waits on a connection, also only to
+//! read from it, reads its notifications.
 //!
 //! A sender belongs to the runtime in which it was made: when that ends, what would wait fails.
 //!
@@ -69,8 +69,8 @@ pub use progress::{Part, Progress};
 use readiness::Side;
 use ready::Ready;
 
-/// A [`Sender`] for a task of tokio. It also reads ([`AsyncRead`]); [`into_split`](Self::into_split)
-/// gives the reading to another task.
+/// A [`Sender`] for a task of tokio. It also reads ([`AsyncRead`]);
+/// [`into_split`](Self::into_split) gives the reading to another task.
 ///
 /// As an [`AsyncWrite`] it sends by plain sends, without `MSG_MORE`, and `poll_flush` lets go what
 /// earlier sends held back for more to follow.
@@ -329,8 +329,8 @@ impl AsyncSender {
     /// Sends all that is left of `buffer`.
     ///
     /// # Errors
-    /// As [`Sender::try_send_buffer`] and [`poll_send`](Self::poll_send). [`SendBuffer::sent`] says how
-    /// far it got.
+    /// As [`Sender::try_send_buffer`] and [`poll_send`](Self::poll_send). [`SendBuffer::sent`] says
+    /// how far it got.
     pub async fn send_buffer<B>(
         &mut self,
         buffer: &mut SendBuffer<B>,

@@ -10,18 +10,18 @@ use crate::progress::SendProgress;
 use crate::sender::Sender;
 use crate::ticket::Ticket;
 
-/// What the kernel took in one call.
+/// The part of a send that the kernel took in one call.
 #[derive(Debug)]
 #[must_use = "the kernel may have taken fewer bytes than it was given: send the rest next"]
 #[non_exhaustive]
 pub struct Part {
     /// Bytes taken, from the front.
     pub bytes: usize,
-    /// What becomes of them.
+    /// The ticket of these bytes.
     pub ticket: Ticket,
 }
 
-/// How far the sending of a range has got: what must outlive the future that sends it.
+/// The progress of a send of a range, which outlives the future that sends it.
 pub struct Progress {
     range: Range<u64>,
     pub(super) progress: SendProgress,
@@ -30,7 +30,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Nothing of `range` is sent yet, in bytes of the file.
+    /// Begins the progress of `range`, in bytes of the file, of which nothing is sent yet.
     #[must_use]
     pub fn new(range: Range<u64>) -> Self {
         Progress::of(range, Choice { engine: Engine::Auto, reason: Reason::Requested })
@@ -46,7 +46,7 @@ impl Progress {
         self.progress.bytes()
     }
 
-    /// What is still to be sent, in bytes of the file.
+    /// The range that is still to be sent, in bytes of the file.
     #[must_use]
     pub fn remaining(&self) -> Range<u64> {
         self.range.start + self.sent()..self.range.end

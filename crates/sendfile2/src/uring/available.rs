@@ -26,8 +26,8 @@ fn refused(why: UringUnavailable) -> Error {
     Error::Refused { engine: Engine::Uring, reason: Refusal::IoUring(why) }
 }
 
-/// Why a ring could not be made, given `kernel.io_uring_disabled` (Linux 6.6); `None` if it is
-/// something that passes (no descriptors).
+/// The reason why a ring could not be made, given `kernel.io_uring_disabled` (Linux 6.6); `None` if
+/// it is something that passes (no descriptors).
 fn why(errno: Errno, disabled: Option<&str>) -> Option<UringUnavailable> {
     match (errno, disabled) {
         (Errno::PERM, Some("2")) => Some(UringUnavailable::Disabled),

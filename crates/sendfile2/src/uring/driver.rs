@@ -45,9 +45,10 @@ use crate::sys::uring::Size;
 /// queued on all sockets and sleeps until so many completions are there, by one system call.
 ///
 /// For an event loop [`AsFd`] lends the ring's descriptor, which is readable when there are
-/// completions: then [`reap`](Self::reap), and after queueing sends [`submit`](Self::submit). (With
-/// epoll as it is; a duplicate of it for tokio's `AsyncFd`, interested in reading.) The sockets
-/// themselves report nothing on their error queues, so that their readiness stays what it was.
+/// completions: then [`reap`](Self::reap), and after queueing sends [`submit`](Self::submit).
+/// (epoll takes it as it is; give tokio's `AsyncFd` a duplicate, with interest in reading.) The
+/// sockets themselves report nothing on their error queues, so that their readiness stays what it
+/// was.
 ///
 /// Dropping the driver does nothing to its sockets: what is queued and in flight on them is sent
 /// and released as before, by whoever waits for one of their tickets, and by the reaper for those
@@ -96,8 +97,8 @@ impl Driver {
     /// # Errors
     /// [`Error::Refused`] for a socket with record boundaries, or where TCP may probe for a larger
     /// MTU ([`Refusal::MtuProbing`], [`Refusal::OtherNamespace`]); [`Error::AlreadyOwned`];
-    /// [`Error::Socket`] if it is no socket, or no descriptor is left; [`Error::Wait`] if the reaper
-    /// cannot be started. The socket is then closed.
+    /// [`Error::Socket`] if it is no socket, or no descriptor is left; [`Error::Wait`] if the
+    /// reaper cannot be started. The socket is then closed.
     pub fn add(&self, socket: impl Into<OwnedFd>) -> Result<Socket, Error> {
         self.shared.ours()?;
         let reaper = Reaper::start()?;

@@ -25,7 +25,7 @@ pub(super) struct Lane {
     pub(super) writable: bool,
     /// A limit is in the way until something is released.
     pub(super) memlock_blocked: bool,
-    /// Why nothing more is sent.
+    /// The reason why nothing more is sent.
     pub(super) failed: Option<Failure>,
     /// After the queue, the end of the stream.
     pub(super) ending: bool,

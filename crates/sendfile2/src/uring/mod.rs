@@ -69,8 +69,9 @@ pub use socket::Socket;
 /// send on it meanwhile. No SIGPIPE is raised. Before Linux 6.2 the kernel does not say whether it
 /// copied, and [`Release::copied`] is `false`.
 ///
-/// For many sends use a [`Driver`], which waits for all of them at once. To send under a [lease](crate::guard::Lease) use that, too: this could not prolong a lease when the
-/// deadline passes.
+/// For many sends use a [`Driver`], which waits for all of them at once. To send under a
+/// [lease](crate::guard::Lease) use that, too: this could not prolong a lease when the deadline
+/// passes.
 ///
 /// ```no_run
 /// use sendfile2::{Source, uring::send_file_sync};
@@ -87,13 +88,14 @@ pub use socket::Socket;
 /// ```
 ///
 /// # Errors
-/// [`IncompleteSend`], whose ticket tells whether the kernel has released what was sent; where that is
-/// [`Status::Unknown`](crate::Status::Unknown), it may still send from the file, which must not be
-/// overwritten, and only the [reaper](crate::reaper) knows when that ends. The causes are [`Error::Deadline`]; [`Error::Truncated`] or
-/// [`Error::File`] where the file ends or cannot be read; [`Error::Socket`]; [`Error::Refused`]
-/// where `io_uring` cannot be used, the socket gives no notifications (EOPNOTSUPP: unix, kernel
-/// TLS), TCP may probe for a larger MTU ([`Refusal::MtuProbing`](crate::Refusal::MtuProbing)), or
-/// the file is not mapped; [`Error::Wait`].
+/// [`IncompleteSend`], whose `transfer.ticket` tells whether the kernel has released what was sent;
+/// where that is [`Status::Unknown`](crate::Status::Unknown), it may still send from the file,
+/// which must not be overwritten, and only the [reaper](crate::reaper) knows when that ends. The
+/// causes are [`Error::Deadline`]; [`Error::Truncated`] or [`Error::File`] where the file ends or
+/// cannot be read; [`Error::Socket`]; [`Error::Refused`] where `io_uring` cannot be used, the
+/// socket gives no notifications (EOPNOTSUPP: unix, kernel TLS), TCP may probe for a larger MTU
+/// ([`Refusal::MtuProbing`](crate::Refusal::MtuProbing)), or the file is not mapped;
+/// [`Error::Wait`].
 ///
 /// # How
 /// All of it:

@@ -16,8 +16,8 @@ use crate::socket::acknowledged::{self, Acknowledgement};
 use crate::socket::endpoint::Endpoint;
 use crate::sync::lock;
 
-/// A socket of a driver as leases, tickets and the reaper know it, with a descriptor of its own of the
-/// ring.
+/// A socket of a driver as leases, tickets and the reaper know it, with a descriptor of its own of
+/// the ring.
 pub(super) struct RingConn {
     pub(super) shared: Arc<Shared>,
     pub(super) index: usize,
@@ -138,8 +138,8 @@ impl Waitable for RingConn {
         self.shared.reap(key)
     }
 
-    /// While a send is being answered the socket has accepted more than is known here, so that fewer
-    /// bytes seem acknowledged.
+    /// While a send is being answered the socket has accepted more than is known here, so that
+    /// fewer bytes seem acknowledged.
     fn acknowledgement(&self, end: u64) -> Result<Acknowledgement, Error> {
         self.shared.ours()?;
         let mut state = lock(&self.shared.state);

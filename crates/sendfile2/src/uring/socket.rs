@@ -30,8 +30,8 @@ use crate::wait;
 /// A send that ends early ends the stream: what is queued behind it ends with the same error, and
 /// so does every later send, since bytes are missing before it.
 ///
-/// Dropping it hands over to the [reaper](crate::reaper) what is queued or in flight, unless that is
-/// nothing: the peer gets everything, and then the end of the stream (a reset, if a send ended
+/// Dropping it hands over to the [reaper](crate::reaper) what is queued or in flight, unless that
+/// is nothing: the peer gets everything, and then the end of the stream (a reset, if a send ended
 /// early); what is left after [the limit](Self::set_linger) is aborted.
 pub struct Socket {
     pub(super) conn: Arc<RingConn>,
@@ -46,8 +46,9 @@ impl Socket {
 
     /// Queues `range` of the file, all of it.
     ///
-    /// It is sent from [`Driver::submit`](super::Driver::submit) or [`Driver::wait`](super::Driver::wait) on, by parts of at most 1 MiB, and
-    /// goes on whenever somebody reads completions. The bytes are those that the file has then.
+    /// It is sent from [`Driver::submit`](super::Driver::submit) or
+    /// [`Driver::wait`](super::Driver::wait) on, by parts of at most 1 MiB, and goes on whenever
+    /// somebody reads completions. The bytes are those that the file has then.
     ///
     /// # Errors
     /// [`Error::Refused`] if the file is never mapped; why an earlier send ended early, if one did;
@@ -64,7 +65,8 @@ impl Socket {
     /// As [`queue_file`](Self::queue_file), from a range under `lease`: it stays leased until the
     /// kernel has released it, whatever happens to the lease's handles, the ticket, this socket and
     /// the driver. While it is in flight, the death of the process resets the connection, unless
-    /// another process has the socket, too (see [`Options::reset_on_exit`](crate::Options::reset_on_exit)).
+    /// another process has the socket, too (see
+    /// [`Options::reset_on_exit`](crate::Options::reset_on_exit)).
     ///
     /// # Errors
     /// As [`queue_file`](Self::queue_file); [`Error::NotLeased`]; [`Error::File`].
@@ -161,21 +163,21 @@ impl Socket {
         state.lane(self.conn.index).queued()
     }
 
-    /// What is queued or in flight, as far as the completions read so far say.
+    /// The sends that are queued or in flight, as far as the completions read so far say.
     #[must_use]
     pub fn in_flight(&self) -> InFlight {
         CompletionSource::in_flight(&*self.conn)
     }
 
-    /// What was done on this socket so far.
+    /// The counters of this socket.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut state = lock(&self.conn.shared.state);
         state.lane(self.conn.index).account.counters
     }
 
-    /// How long the reaper waits for what is queued and in flight when this is dropped, before it
-    /// aborts the connection; 60 seconds if not said, and for ever with [`Duration::MAX`].
+    /// Sets how long the reaper waits for what is queued and in flight when this is dropped, before
+    /// it aborts the connection; 60 seconds if not said, and for ever with [`Duration::MAX`].
     pub fn set_linger(&mut self, limit: Duration) {
         self.linger = limit;
     }

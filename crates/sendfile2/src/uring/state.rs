@@ -215,8 +215,8 @@ impl State {
         deferred.push(Deferred::Released { held: part.held, progress: part.progress, copied });
     }
 
-    /// Forgets a lane whose handle is gone, when nothing of it is under way. Before that its place is
-    /// nobody else's, who would have its parts counted as its own.
+    /// Forgets a lane whose handle is gone, when nothing of it is under way. Before that its place
+    /// is nobody else's, who would have its parts counted as its own.
     pub(super) fn bury(&mut self, index: usize, deferred: &mut Vec<Deferred>) {
         if self.lanes.get(index).is_some_and(|lane| lane.gone && lane.is_drained()) {
             let lane = self.lanes.remove(index);
@@ -309,7 +309,8 @@ impl State {
                     deferred.push(Deferred::over(&job.progress, Some(failure)));
                 }
                 if lane.ending && lane.is_broken() {
-                    // Not an end that looks like that of everything. Where it fails the peer is gone.
+                    // Not an end that looks like that of everything. Where it fails the peer is
+                    // gone.
                     let _ = lane.abort();
                 }
                 self.blocked -= usize::from(std::mem::take(&mut lane.blocked));
