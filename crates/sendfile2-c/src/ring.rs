@@ -184,6 +184,7 @@ impl Ring {
         let mut stop = Stop::Done;
         while sent < bytes.len() {
             let part = bytes.after(sent).first(CHUNK);
+            let before = tally.notifications;
             let id = self.next;
             self.next += 1;
             #[expect(clippy::cast_possible_truncation, reason = "a chunk is not that long")]
@@ -232,10 +233,10 @@ impl Ring {
                         stop = Stop::Failed(reason);
                         break;
                     }
-                    // A notification that is outstanding frees memory for it.
-                    (Errno::NOMEM | Errno::NOBUFS, None) if tally.notifications > 0 => {
-                        let out = tally.notifications;
-                        if self.drain(&mut tally, out - 1, deadline)?.is_some() {
+                    // The notification of an earlier request frees memory for it; its own, which
+                    // it may have though it failed, does not.
+                    (Errno::NOMEM | Errno::NOBUFS, None) if before > 0 => {
+                        if self.drain(&mut tally, before - 1, deadline)?.is_some() {
                             stop = Stop::Failed(Errno::TIMEDOUT);
                             break;
                         }

@@ -72,6 +72,10 @@ impl Sender {
                 let outcome = attempt(self, done, &mut progress)?;
                 // The ticket is made of all progress, later.
                 let sent = self.sent(outcome, || ())?;
+                if let Sent::Limit(_) = sent {
+                    // What is in flight must go, and not wait for more, before it makes room.
+                    self.conn.flush();
+                }
                 Ok(matches!(sent, Sent::Accepted { .. }).then_some(()))
             };
             let stepped = match step() {

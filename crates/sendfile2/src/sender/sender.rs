@@ -274,7 +274,12 @@ impl Sender {
         loop {
             let mut attempt = || match self.try_send_buffer(buffer, flags)? {
                 Sent::Accepted { .. } => Ok(Some(())),
-                Sent::WouldBlock | Sent::Limit(_) => Ok(None),
+                Sent::WouldBlock => Ok(None),
+                Sent::Limit(_) => {
+                    // What is in flight must go, and not wait for more, before it makes room.
+                    conn.flush();
+                    Ok(None)
+                }
             };
             if attempt()?.is_none() {
                 wait::until_writable(&*conn, deadline, FULL, attempt)?;

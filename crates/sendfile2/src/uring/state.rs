@@ -153,8 +153,8 @@ impl State {
             Err(errno) => {
                 let attempt = Attempt {
                     by_reference: asked.op == Op::Zerocopy,
-                    // This part is one still.
-                    others_in_flight: lane.parts > 1,
+                    // Not parts that failed, whose notifications make no room.
+                    others_in_flight: lane.account.bytes > 0,
                     reports_usage: asked.reports_usage,
                     faulted_before: job.faulted == Some(job.done),
                 };
@@ -195,10 +195,12 @@ impl State {
 
     /// Nothing more is to come of `part`.
     pub(super) fn released(&mut self, part: Part, copied: bool, deferred: &mut Vec<Deferred>) {
-        // What a limit is in the way of may go on.
-        for (index, lane) in self.lanes.iter_mut().filter(|(_, lane)| lane.memlock_blocked) {
-            lane.memlock_blocked = false;
-            self.ready.push_back(index);
+        // What a limit is in the way of may go on, unless this part has failed at it, too.
+        if part.accepted > 0 {
+            for (index, lane) in self.lanes.iter_mut().filter(|(_, lane)| lane.memlock_blocked) {
+                lane.memlock_blocked = false;
+                self.ready.push_back(index);
+            }
         }
         if let Some(lane) = self.lanes.get_mut(part.lane) {
             lane.parts -= 1;

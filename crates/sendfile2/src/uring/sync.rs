@@ -125,7 +125,12 @@ impl Call {
                     match recover::next(errno, attempt) {
                         Next::Again => {}
                         Next::WhenWritable => request = Request::Writable,
-                        Next::AfterRelease => self.completion(deadline)?,
+                        // Its own notification makes no room.
+                        Next::AfterRelease => {
+                            for _ in 0..=own {
+                                self.completion(deadline)?;
+                            }
+                        }
                         Next::Copy => request = COPY,
                         Next::WithoutUsage => self.queues.forget_usage(),
                         Next::Refused => return Err(part::refused(Refusal::NotSupported)),
