@@ -79,6 +79,35 @@ fn the_applications_own_ids_are_split_off_and_handed_to_it() {
     assert_eq!(theirs, (0..100).map(|i| 2 * i + 1).collect::<Vec<u32>>());
 }
 
+/// What tells of the sends of a connection that was reset tells of the application's, too.
+#[test]
+fn the_applications_own_ids_are_told_of_after_a_reset() {
+    let (tx, rx) = common::tcp_small_window();
+    setsockopt(&tx, sockopt::SndBuf, &(2 << 20)).unwrap();
+    let (notices, options) = collecting();
+    let mut sender = Sender::with(tx, options).unwrap();
+    let file = file(1, 1 << 20);
+    let source = source(&file);
+    sender.send_file(&source, 0..300_000, sendfile2::SendFlags::NONE, deadline()).unwrap();
+    sender.application_sends(own_send).unwrap();
+    sender.send_file(&source, 0..5000, sendfile2::SendFlags::NONE, deadline()).unwrap();
+    assert!(sender.in_flight().sends > 0);
+    // With bytes that were not read, that resets.
+    drop(rx);
+    sender.drain(deadline()).unwrap();
+    sender.reap().unwrap();
+    let notices = notices.lock().unwrap();
+    let theirs: Vec<_> = notices
+        .iter()
+        .map(|notice| match *notice {
+            ErrorQueueMessage::Application { lo, hi, .. } => lo..=hi,
+            _ => panic!("{notice:?}"),
+        })
+        .collect();
+    let own = sender.counters().released as u32;
+    assert_eq!(theirs, [own - 1..=own - 1]);
+}
+
 #[test]
 fn ids_that_nobody_told_of_are_an_error_and_release_nothing() {
     // There a notification is not late.

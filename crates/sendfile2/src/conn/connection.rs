@@ -80,6 +80,9 @@ pub(super) struct ConnState {
     /// At first the socket had no option memory: what is charged to it later is what counts sends
     /// by reference.
     pub(super) sole_user: bool,
+    /// Completions (lowest id, highest id, copied) that prove nothing by themselves. They are told
+    /// of when all is found to be released.
+    pub(super) unattributed: Vec<(u32, u32, bool)>,
     /// Something was read that cannot be attributed; nothing is released any more, unless all is.
     pub(super) desynced: Option<Desynced>,
     /// An id that a failed datagram may have used.
@@ -193,6 +196,7 @@ impl Conn {
                 others: None,
                 sole_user,
                 desynced: None,
+                unattributed: Vec::new(),
                 ambiguous_id: None,
                 recent: Recent::default(),
                 since_zerocopy: 0,

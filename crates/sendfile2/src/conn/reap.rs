@@ -170,6 +170,9 @@ impl Conn {
             },
             Ok(None) => Ok(true),
         };
+        if matches!(verdict, Ok(false) | Err(Desynced::TooEarly { .. })) {
+            state.unattributed.push((lo, hi, copied));
+        }
         let taken = verdict.and_then(|ours| match ours {
             true => state.ledger.complete(lo, hi, copied, done).map_err(Desynced::NotIssued),
             false => Ok(()),
@@ -190,11 +193,19 @@ impl Conn {
             return Verdict::Ours;
         }
         if !state.account.aborted {
-            let left = sys::unacknowledged(&self.endpoint);
-            // Asked last: who asks for the former waits until the end of a connection is complete.
-            let tcp = sys::tcp_state(self.endpoint.as_fd());
+            // What is left says nothing without the state at that moment. States only go on, so
+            // that this ends.
+            let (left, tcp) = loop {
+                let before = sys::tcp_state(self.endpoint.as_fd());
+                let left = sys::unacknowledged(&self.endpoint);
+                let tcp = sys::tcp_state(self.endpoint.as_fd());
+                if before == tcp {
+                    break (left, tcp);
+                }
+            };
             if let (Ok(left), Ok(tcp)) = (left, tcp) {
-                if tcp != TcpState::Closed {
+                // Where a connection is over and nothing is left, all was acknowledged.
+                if tcp != TcpState::Closed || left == 0 {
                     // The end of the stream counts as a byte, and so does what the application has
                     // sent by itself, which is no part of what we have counted.
                     let left = left.saturating_sub(u64::from(tcp == TcpState::EndSent));
@@ -213,6 +224,10 @@ impl Conn {
     fn all_are_released(&self, state: &mut ConnState, done: &mut Vec<Done<InFlightSend>>) -> bool {
         if state.ledger.in_flight() == 0 || sys::option_memory(self.endpoint.as_fd()) != Ok(0) {
             return false;
+        }
+        for (lo, hi, copied) in std::mem::take(&mut state.unattributed) {
+            // It says whether these were copied, and which of the application's have ended.
+            let _ = state.ledger.complete(lo, hi, copied, done);
         }
         state.ledger.complete_all(done);
         if let Some(Desynced::TooEarly { hi, .. }) = state.desynced {
