@@ -208,21 +208,17 @@ fn a_program_is_linked_statically() {
 
 #[test]
 fn what_is_installed_is_stripped() {
-    for (file, most) in [("bin/sendfile2", 20 << 20), ("bin/msg_zerocopy", 5 << 20)] {
-        let path = prefix().join(file);
+    for file in ["libsendfile2.a", "libsendfile2.so", "libsendfile2_preload.so"] {
+        let path = prefix().join("lib").join(file);
         let sections = run(Command::new("objdump").arg("-h").arg(&path));
-        assert!(!sections.contains(".debug_line"), "{file}");
-        assert!(std::fs::metadata(&path).unwrap().len() < most, "{file}");
+        assert!(sections.contains(".text") && !sections.contains(".debug_line"), "{file}");
     }
-    let archive = prefix().join("lib/libsendfile2.a");
-    let sections = run(Command::new("objdump").arg("-h").arg(&archive));
-    assert!(sections.contains(".text") && !sections.contains(".debug_line"));
 }
 
 #[test]
 fn the_manual_pages_refer_to_pages_that_there_are() {
     let manual = prefix().join("share/man");
-    for section in ["man1", "man3", "man7"] {
+    for section in ["man3", "man7"] {
         for entry in std::fs::read_dir(manual.join(section)).unwrap() {
             let path = entry.unwrap().path();
             let page = std::fs::read_to_string(&path).unwrap();
@@ -240,17 +236,17 @@ fn the_manual_pages_refer_to_pages_that_there_are() {
             assert!(!referred.is_empty(), "{path:?}");
             for page in referred {
                 let (_, section) = page.rsplit_once('.').unwrap();
-                assert!(manual.join(format!("man{section}/{page}")).exists(), "{path:?}: {page}");
+                // The command makes its own.
+                assert!(
+                    section == "1" || manual.join(format!("man{section}/{page}")).exists(),
+                    "{path:?}: {page}"
+                );
             }
         }
     }
-    for (page, others) in [
-        ("man1/sendfile2.1", ["3", "7"]),
-        ("man3/sendfile2.3", ["1", "7"]),
-        ("man7/sendfile2.7", ["1", "3"]),
-    ] {
+    for (page, others) in [("man3/sendfile2.3", ["1", "7"]), ("man7/sendfile2.7", ["1", "3"])] {
         let text = std::fs::read_to_string(manual.join(page)).unwrap();
-        let also = text.split_once("SEE ALSO").unwrap().1.replace("\\fB", "").replace("\\fR(", " ");
+        let also = text.split_once("SEE ALSO").unwrap().1;
         for section in others {
             assert!(also.contains(&format!("sendfile2 {section}")), "{page}: {section}");
         }

@@ -467,6 +467,9 @@ fn man_pages_are_generated_for_every_command() {
         sendfile2-torture.1
         sendfile2.1";
     assert_eq!(pages, commands.split_whitespace().collect::<Vec<_>>());
+    let page = std::fs::read_to_string(directory.join("sendfile2.1")).expect("readable");
+    let (_, also) = page.split_once("SEE ALSO").expect("other pages are named");
+    assert!(also.contains("sendfile2\\fR(3)") && also.contains("sendfile2\\fR(7)"), "{also}");
     let page = std::fs::read_to_string(directory.join("sendfile2-demo.1")).expect("readable");
     assert!(page.contains(".TH") && page.contains("\\-\\-size"), "{page}");
     let page = std::fs::read_to_string(directory.join("sendfile2-serve.1")).expect("readable");
