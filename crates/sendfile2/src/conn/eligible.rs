@@ -61,7 +61,7 @@ impl LockedConn<'_> {
     /// Whether a zerocopy send will use just one id, as far as can be seen right before it.
     ///
     /// # Errors
-    /// What the send would fail with.
+    /// The error that the send would fail with.
     pub(super) fn counted(&mut self) -> Result<Result<(), Refusal>, Errno> {
         let socket = self.conn.endpoint.as_fd();
         // The application has the socket, too, "for options".
@@ -81,7 +81,8 @@ impl LockedConn<'_> {
         Ok(self.state.zerocopy)
     }
 
-    /// What [`Engine::Auto`] goes by: most came back COPIED, and sends since the last zerocopy.
+    /// The evidence that [`Engine::Auto`] goes by: most came back COPIED, and sends since the last
+    /// zerocopy.
     pub(crate) fn history(&self) -> (bool, u32) {
         (self.state.recent.mostly_copied(), self.state.since_zerocopy)
     }

@@ -16,14 +16,14 @@ use crate::sys::socket::{self as sys, TcpState};
 /// queued a moment before what counted it is freed.
 const LOOKS: usize = 64;
 
-/// What a completion is worth.
+/// The worth of a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// It is that of the send with its id.
+    /// The completion is that of the send with its id.
     Ours,
     /// Nothing tells whose it is.
     Unknowable,
-    /// It cannot be that of the send with its id.
+    /// The completion cannot be that of the send with its id.
     TooEarly,
 }
 

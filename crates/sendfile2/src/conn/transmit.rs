@@ -19,7 +19,7 @@ use crate::sys::mapping::Region;
 use crate::sys::recover::{self, Attempt, Next};
 use crate::sys::socket as sys;
 
-/// What is sent by one call.
+/// The bytes that one call sends.
 #[derive(Clone, Copy)]
 pub(crate) enum Payload<'a> {
     Memory(Region<'a>),
@@ -183,7 +183,7 @@ impl LockedConn<'_> {
         }
     }
 
-    /// What follows from a send that failed.
+    /// Does what follows from a send that failed.
     #[cold]
     fn failed(
         &mut self,

@@ -37,7 +37,7 @@ pub struct GuardCounters {
     pub leases: u64,
     /// Ranges written, resized or punched.
     pub writes: u64,
-    /// Of these, how many had to wait.
+    /// The number of these that had to wait.
     pub waits: u64,
     /// Connections aborted for a writer.
     pub aborts: u64,

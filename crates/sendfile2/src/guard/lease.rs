@@ -18,10 +18,11 @@ use crate::source::{Extent, Identity, Source};
 use crate::sync::lock;
 use crate::sys::process::Process;
 
-/// What all handles of one file share.
+/// The state that all handles of one file share.
 pub(super) struct Shared {
     pub(super) identity: Identity,
-    /// Whose leases and writers these are: a fork has a copy, which learns nothing of them.
+    /// The process whose leases and writers these are: a fork has a copy, which learns nothing of
+    /// them.
     pub(super) process: Process,
     pub(super) table: Table<Weak<Inner>>,
     /// The key of the next lease.
@@ -40,8 +41,8 @@ pub(super) type Known = Weak<Shared>;
 /// The right to send some ranges of a [`GuardedFile`](crate::guard::GuardedFile), while nobody
 /// overwrites them.
 ///
-/// It ends when all handles to it are dropped **and** the kernel has released every send made
-/// under it. Clones are handles to the same lease.
+/// The guard ends when all handles to it are dropped **and** the kernel has released every send
+/// made under it. Clones are handles to the same lease.
 pub struct Lease {
     pub(super) inner: Arc<Inner>,
     /// Leases in the hands of the thread that took this one.
