@@ -169,7 +169,12 @@ fn a_synchronous_sends_ring() {
     nix::unistd::close(ring).unwrap();
     let _own = instead(ring, || IoUring::new(4).unwrap());
     let unfinished = sending.join().unwrap().unwrap_err();
-    assert!(matches!(unfinished.error, Error::Wait { .. } | Error::Deadline(_)), "{unfinished:?}");
+    // A ring that is closed while it sends answers once too often, now and then.
+    let error = &unfinished.error;
+    assert!(
+        matches!(error, Error::Wait { .. } | Error::Deadline(_) | Error::Stray(_)),
+        "{unfinished:?}"
+    );
     assert!(descriptors("io_uring").contains(&ring), "the program's ring was closed");
     std::process::exit(passed());
 }
