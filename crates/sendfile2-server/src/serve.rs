@@ -6,7 +6,7 @@ mod log;
 mod timeouts;
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -57,9 +57,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             builder
         }
     };
-    let processors = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    rehearse(args.workers.map_or_else(processors, NonZeroUsize::get))?;
-    let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
+    let runtime = build(runtime.enable_all()).context("cannot start the runtime")?;
     let done = runtime.block_on(serve(args, connections, dir));
     // Threads that still read a file are not waited for; sends without a copy are, since it is the
     // process that keeps an eye on them.
@@ -70,27 +68,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     done
 }
 
-/// Finds out whether there are the descriptors and threads that a runtime needs, which panics where
-/// there are not.
-fn rehearse(threads: usize) -> anyhow::Result<()> {
-    /// The descriptors of a runtime: epoll's and those for signals, and one or two to spare.
-    const DESCRIPTORS: usize = 8;
-    let descriptors = (0..DESCRIPTORS)
-        .map(|_| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC))
-        .collect::<Result<Vec<_>, _>>();
-    drop(descriptors.context("no descriptors are left for the runtime (ulimit -n)")?);
-    let gate = Mutex::new(());
-    std::thread::scope(|scope| {
-        // All of them at a time.
-        let closed = gate.lock();
-        let started = (0..threads).try_for_each(|_| {
-            let thread = std::thread::Builder::new();
-            thread.spawn_scoped(scope, || drop(gate.lock())).map(drop)
-        });
-        drop(closed);
-        started
-    })
-    .with_context(|| format!("cannot start {threads} threads (ulimit -u, or fewer --workers)"))
+/// Builds a runtime, or ends the process: where a thread cannot be started tokio panics, and while
+/// that unwinds waits for ever for the threads that it has started already.
+fn build(builder: &mut tokio::runtime::Builder) -> std::io::Result<tokio::runtime::Runtime> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|panic| {
+        let payload = panic.payload();
+        let cause = payload.downcast_ref::<String>().map(String::as_str);
+        let cause = cause.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("panic");
+        output::report_error(&anyhow::anyhow!(
+            "cannot start the runtime (ulimit -u and -n, or fewer --workers): {cause}"
+        ));
+        std::process::exit(1);
+    }));
+    let runtime = builder.build();
+    std::panic::set_hook(hook);
+    runtime
 }
 
 /// Refuses an engine by which no file could be sent: clients would get headers and nothing else.
