@@ -312,9 +312,14 @@ fn no_command_panics_where_threads_run_out() {
         let limit = format!("--nproc={limit}");
         let [wrapper @ .., _] = &wrapper[..] else { panic!("words") };
         for args in short_commands(&format!("{}/man", path.display())) {
-            // Whoever hangs is killed: this is about panics.
+            // Whoever hangs is killed, and has failed.
             let mut command = Command::new("timeout");
-            command.args(["--signal=KILL", "30"]).args(wrapper).args([&limit, program]).args(&args).current_dir(path);
+            command
+                .args(["--signal=KILL", "30"])
+                .args(wrapper)
+                .args([&limit, program])
+                .args(&args)
+                .current_dir(path);
             let output = command.stdin(Stdio::null()).output().expect("setpriv starts");
             assert_no_panic(&output, &format!("{limit}: {args:?}"));
         }
