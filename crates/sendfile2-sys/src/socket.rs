@@ -248,8 +248,7 @@ fn set_option(socket: BorrowedFd<'_>, name: c_int, value: c_int) -> Result<(), E
 ///
 /// 0 says that the peer's TCP has everything. It does not say that a file may be overwritten that
 /// was sent with `sendfile(2)`: a peer on this host holds the file's pages in its receive queue.
-/// For what a `Sender` sent, ask its `Ticket` instead, which
-/// leaves out what was sent later.
+/// For what a `Sender` sent, ask its `Ticket` instead, which leaves out what was sent later.
 ///
 /// Source: tcp(7), which says "unsent"; `tcp_ioctl` counts from `snd_una` (and a FIN as one).
 ///
@@ -259,7 +258,9 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<u64> {
     let mut value: c_int = 0;
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int.
     let ret = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut value) };
-    if ret == 0 { Ok(u64::try_from(value).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+    // The kernel's is unsigned: what would be negative is much, and not nothing.
+    let bytes = u32::from_ne_bytes(value.to_ne_bytes());
+    if ret == 0 { Ok(bytes.into()) } else { Err(io::Error::last_os_error()) }
 }
 
 pub(crate) fn last_error() -> Errno {

@@ -12,7 +12,7 @@ use crate::sys::errqueue::{self, Entry};
 use crate::sys::ledger::Done;
 use crate::sys::socket::{self as sys, TcpState};
 
-/// How often the kernel's account is looked at again where a notification was just read: it is
+/// The number of looks at the kernel's account where a notification was just read: it is
 /// queued a moment before what counted it is freed.
 const LOOKS: usize = 64;
 
@@ -192,27 +192,24 @@ impl Conn {
         if self.endpoint.kind() != Kind::Tcp || known.load(Ordering::Relaxed) >= end {
             return Verdict::Ours;
         }
-        if !state.account.aborted {
-            // What is left says nothing without the state at that moment. States only go on, so
-            // that this ends.
-            let (left, tcp) = loop {
-                let before = sys::tcp_state(self.endpoint.as_fd());
-                let left = sys::unacknowledged(&self.endpoint);
-                let tcp = sys::tcp_state(self.endpoint.as_fd());
-                if before == tcp {
-                    break (left, tcp);
-                }
-            };
-            if let (Ok(left), Ok(tcp)) = (left, tcp) {
-                // Where a connection is over and nothing is left, all was acknowledged.
-                if tcp != TcpState::Closed || left == 0 {
-                    // The end of the stream counts as a byte, and so does what the application has
-                    // sent by itself, which is no part of what we have counted.
-                    let left = left.saturating_sub(u64::from(tcp == TcpState::EndSent));
-                    let since = state.others.map_or(u64::MAX, |at| state.accepted() - at);
-                    let acknowledged = state.accepted().saturating_sub(left.min(since));
-                    return if acknowledged < end { Verdict::TooEarly } else { Verdict::Ours };
-                }
+        let since = state.others.map_or(u64::MAX, |at| state.accepted() - at);
+        // What the application has sent by itself is no part of what is counted here.
+        let acknowledged = |left: u64| state.accepted().saturating_sub(left.min(since)) >= end;
+        // (No more than that is acknowledged in any state, but after an abort of ours.)
+        let mut before = None;
+        while !state.account.aborted {
+            let Ok(left) = sys::unacknowledged(&self.endpoint) else { break };
+            if acknowledged(left) {
+                return Verdict::Ours;
+            }
+            // The end of the stream counts as a byte, where it was sent already: the state must be
+            // the same before and after. States only go on, so that this ends.
+            let tcp = Some(sys::tcp_state(self.endpoint.as_fd()));
+            match tcp {
+                _ if tcp != before => before = tcp,
+                Some(Ok(TcpState::EndSent)) if acknowledged(left - 1) => return Verdict::Ours,
+                Some(Ok(TcpState::EndSent | TcpState::Other)) => return Verdict::TooEarly,
+                _ => break,
             }
         }
         // On a connection that is over nothing tells whose send a completion is.
@@ -222,7 +219,8 @@ impl Conn {
     /// Whether the kernel has nothing by reference any more, though sends are in flight by their
     /// ids: those were lost, or cannot be attributed. To be asked when the error queue is empty.
     fn all_are_released(&self, state: &mut ConnState, done: &mut Vec<Done<InFlightSend>>) -> bool {
-        if state.ledger.in_flight() == 0 || sys::option_memory(self.endpoint.as_fd()) != Ok(0) {
+        let nothing = state.ledger.in_flight() == 0 && state.unattributed.is_empty();
+        if nothing || sys::option_memory(self.endpoint.as_fd()) != Ok(0) {
             return false;
         }
         for (lo, hi, copied) in std::mem::take(&mut state.unattributed) {
