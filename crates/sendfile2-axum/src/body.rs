@@ -24,8 +24,8 @@ const WINDOW: u64 = 1 << 20;
 /// Bytes read at a time.
 const READ: u64 = 128 << 10;
 
-/// What is smaller is read also where it might be mapped: it then leaves with its headers, in one
-/// call.
+/// The size below which a file is read also where it might be mapped: it then leaves with its
+/// headers, in one call.
 const WORTH_MAPPING: u64 = 16 << 10;
 
 /// A range of a file as an HTTP body, with its exact size. It does nothing until it is polled, so
@@ -49,7 +49,7 @@ pub struct FileBody {
     error: Option<io::Error>,
 }
 
-/// What a body and the offer to make a mapped one of it share.
+/// The state that a body and the offer to make a mapped one of it share.
 #[derive(Debug)]
 struct Shared {
     origin: Origin,
@@ -58,11 +58,11 @@ struct Shared {
     dropped: AtomicBool,
 }
 
-/// What was done off the event loop.
+/// The work that was done off the event loop.
 #[derive(Debug)]
 enum Done {
     Read(io::Result<Vec<u8>>),
-    /// What could not be read in shows when it is sent.
+    /// A mapping, read in as far as it could be; the rest shows when it is sent.
     ReadIn(Mapped),
 }
 
@@ -109,7 +109,7 @@ impl FileBody {
         response
     }
 
-    /// What the layer needs to make a mapped body of it, if it is still there then.
+    /// The offer by which the layer makes a mapped body of it, if it is still there then.
     pub(crate) fn offer(&self, encoding: Option<HeaderValue>) -> Offer {
         Offer { shared: Arc::clone(&self.shared), encoding }
     }

@@ -39,7 +39,7 @@ pub(crate) struct Open {
     about: About,
 }
 
-/// What tells whether a file is still the same.
+/// The stamp that tells whether a file is still the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct About {
     directory: bool,
@@ -62,7 +62,7 @@ impl About {
     }
 }
 
-/// What a path leads to.
+/// The file that a path leads to.
 pub(crate) enum Found {
     File(Arc<Open>),
     Directory(About),
@@ -89,7 +89,7 @@ impl Root {
         Ok(Root { dir, resolve, cache: Cache::new(KEPT) })
     }
 
-    /// What is at `path` now, where that can be said without waiting for a disk.
+    /// Finds what is at `path` now, where that can be said without waiting for a disk.
     pub(crate) fn look(&self, path: &Path) -> Result<Found, Errno> {
         if let Some(open) = self.cache.get(path) {
             match rustix::fs::statat(&self.dir, path, AtFlags::empty()) {
@@ -149,8 +149,8 @@ tokio::task_local! {
     static FOUND: RefCell<Option<(PathBuf, Arc<Open>)>>;
 }
 
-/// What this request has found at `path`: tower-http asks what a path is before it opens it, and
-/// both are to be the same file.
+/// The file that this request has found at `path`: tower-http asks what a path is before it opens
+/// it, and both are to be the same file.
 fn found_before(path: &Path) -> Option<Arc<Open>> {
     let same = |(at, open): &(PathBuf, _)| (at == path).then(|| Arc::clone(open));
     FOUND.try_with(|last| last.borrow().as_ref().and_then(same)).ok().flatten()
@@ -216,7 +216,7 @@ impl Metadata for About {
     }
 }
 
-/// What stands for a file while tower-http decides on the response. Its body is not used.
+/// A stand-in for a file while tower-http decides on the response. Its body is not used.
 #[derive(Debug)]
 pub(crate) struct Opened(About);
 

@@ -17,9 +17,9 @@ const LONGEST: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Heads {
     root: Arc<Root>,
-    /// What a client accepts decides, too.
+    /// The encodings that a client accepts, which decide, too.
     encodings: bool,
-    /// By the request's path, as it was written.
+    /// The answers by the request's path, as it was written.
     kept: Cache<Box<str>, Arc<Head>>,
 }
 

@@ -15,7 +15,7 @@ use tokio::time::Sleep;
 use crate::stats::{Sends, count};
 use crate::window::{Origin, Windows};
 
-/// How long the end of a connection waits for its releases, before the reaper takes over.
+/// The time that the end of a connection waits for its releases, before the reaper takes over.
 const DRAIN: Duration = Duration::from_secs(30);
 
 /// A connection for hyper (or whoever else writes [`FileBody`](crate::FileBody)s): an `AsyncRead`

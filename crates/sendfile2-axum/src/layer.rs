@@ -15,9 +15,9 @@ use crate::body::Offer;
 
 /// Makes mapped bodies of the [file bodies](crate::FileBody) that nothing has touched, for HTTP/1.
 ///
-/// **It must be the outermost layer, and the connection must be plain TCP (or a unix socket)**: what
-/// it lets out is to be read by nobody but the kernel. The [crate](crate#mapped-bytes) says why. In
-/// a router it is the last one that is added; beneath TLS it must not be at all.
+/// **It must be the outermost layer, and the connection must be plain TCP (or a unix socket)**:
+/// what it lets out is to be read by nobody but the kernel. The [crate](crate#mapped-bytes) says
+/// why. In a router it is the last one that is added; beneath TLS it must not be at all.
 ///
 /// Bodies are left alone, and sent by reading, when the request is not HTTP/1, and when they were
 /// encoded, resized, polled or replaced since they were made. Each response says in its extensions
@@ -26,7 +26,7 @@ use crate::body::Offer;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ZeroCopyLayer(());
 
-/// What became of a file body that passed the layer; in the response's extensions.
+/// The fate of a file body that passed the layer; in the response's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Untouched(
     /// A mapped body took its place; or why not.

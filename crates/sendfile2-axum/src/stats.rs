@@ -1,4 +1,5 @@
-//! What the connections did, for the `metrics` crate's recorders; without one it costs little.
+//! The counters of the connections, for the `metrics` crate's recorders; without one it costs
+//! little.
 //!
 //! `sendfile2_sent_bytes_total{engine}`, `sendfile2_fallbacks_total{why}`,
 //! `sendfile2_sends_total{engine}`, `sendfile2_releases_total{copied}`,
@@ -86,7 +87,7 @@ pub fn outstanding() -> usize {
     left.len()
 }
 
-/// What the reaper is still draining.
+/// The sends that the reaper is still draining.
 #[must_use]
 pub fn in_flight() -> sendfile2::InFlight {
     sendfile2::reaper::pending()

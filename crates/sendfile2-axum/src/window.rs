@@ -1,11 +1,11 @@
 //! Windows: pieces of files whose addresses travel through hyper as a body's bytes.
 //!
 //! The connection finds a window by its address. There is no table of them: a body's data is made
-//! in the poll of its connection's task, which goes on to poll the connection, so that a list of the
-//! thread hands it over without a lock. Should anything else come between, the window is not found,
-//! and its bytes are sent from where they are, as any other memory. A connection that finds another
-//! one's window at the same address is right, too: the same bytes of the same file, under a lease
-//! that covers them.
+//! in the poll of its connection's task, which goes on to poll the connection, so that a list of
+//! the thread hands it over without a lock. Should anything else come between, the window is not
+//! found, and its bytes are sent from where they are, as any other memory. A connection that finds
+//! another one's window at the same address is right, too: the same bytes of the same file, under a
+//! lease that covers them.
 
 use std::cell::RefCell;
 use std::ops::Range;

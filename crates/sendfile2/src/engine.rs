@@ -70,7 +70,7 @@ impl FromStr for Engine {
     }
 }
 
-/// From this many bytes on, pinning pages and reading a notification is cheaper than copying
+/// The bytes from which on pinning pages and reading a notification is cheaper than copying
 /// (the kernel's documentation says "over around 10 KB").
 pub(crate) const WORTH_A_NOTIFICATION: u64 = 16 << 10;
 

@@ -1,4 +1,5 @@
-//! What holds things for the kernel: a source of completions, of which each releases something.
+//! The traits of what holds things for the kernel: a source of completions, of which each releases
+//! something.
 
 use std::any::Any;
 use std::ops::Deref;
@@ -21,7 +22,7 @@ pub(crate) trait CompletionSource: std::fmt::Debug + Send + Sync {
     /// The descriptor that becomes ready when there may be something to reap. No other source has
     /// the same one.
     fn as_fd(&self) -> BorrowedFd<'_>;
-    /// How it becomes ready.
+    /// The readiness that tells of completions.
     fn readiness(&self) -> Interest;
     /// Reads completions and lets go of what they release. Never blocks. Returns how many
     /// messages were read.
@@ -46,7 +47,7 @@ pub(crate) trait CompletionSource: std::fmt::Debug + Send + Sync {
 pub(crate) trait Waitable: CompletionSource {
     /// Fails in a fork of the process that made it.
     fn ours(&self) -> Result<(), Error>;
-    /// What is in flight may never be accounted for, as far as anybody can say now.
+    /// Returns whether what is in flight may never be accounted for, as far as anybody can say now.
     fn is_unknown(&self) -> bool;
     /// The error that makes waiting for completions pointless.
     fn check(&self) -> Result<(), Error> {
@@ -69,7 +70,7 @@ pub(crate) trait Waitable: CompletionSource {
     }
 }
 
-/// What the tickets of a connection know of it; it outlives the connection.
+/// The part of a connection that its tickets know; it outlives the connection.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) source: Weak<dyn Waitable>,
@@ -127,7 +128,7 @@ pub struct InFlight {
     pub bytes: u64,
     /// Zerocopy sends that are not released.
     pub sends: usize,
-    /// How long ago the oldest of them was made.
+    /// The age of the oldest of them.
     pub oldest: Option<std::time::Duration>,
 }
 

@@ -16,7 +16,7 @@ use crate::refusal::NativeUnavailable;
 use crate::sys::module::{Args, Device, flags};
 use crate::sys::syscall::{self, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, SENDFILE_ZC, Sendfile2};
 
-/// What the kernel offers.
+/// The offer of the kernel.
 #[derive(Debug)]
 pub(crate) enum Kernel {
     /// The device, kept open by the first who finds it.
@@ -39,7 +39,7 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// What the kernel offers; once found, it stays.
+/// The offer of the kernel; once found, it stays.
 pub(crate) fn kernel() -> Result<&'static Kernel, NativeUnavailable> {
     static KERNEL: OnceLock<Kernel> = OnceLock::new();
     if let Some(kernel) = KERNEL.get() {
@@ -127,7 +127,7 @@ fn by_call(
     range: &Range<u64>,
     more: bool,
 ) -> Result<usize, Errno> {
-    /// What one call sends at most (`MAX_RW_COUNT`), in bytes. More than an `ssize_t` holds is
+    /// The most that one call sends (`MAX_RW_COUNT`), in bytes. More than an `ssize_t` holds is
     /// refused.
     const MOST: u64 = 0x7fff_f000;
     let mut offset = range.start;

@@ -1,4 +1,5 @@
-//! How a thread waits: for sockets, and for whatever another thread may have done to them.
+//! The means by which a thread waits: for sockets, and for whatever another thread may have done to
+//! them.
 //!
 //! A completion that one thread reads from an error queue is gone for a thread that sleeps in
 //! `poll` on the same socket. So every wait also listens to a bell, an eventfd that whoever reaps
@@ -58,9 +59,9 @@ pub(crate) struct Parker {
     lost: AtomicBool,
 }
 
-/// What an epoll instance of this library has with all it tells, and no other instance. A program
-/// that closes descriptors it did not open may have made one of its own since, with the number of
-/// ours, and so may this library.
+/// The mark that an epoll instance of this library puts on all it tells, and no other instance. A
+/// program that closes descriptors it did not open may have made one of its own since, with the
+/// number of ours, and so may this library.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark(u32);
 
@@ -73,7 +74,7 @@ impl Mark {
         Mark(0x5f2e_0000 | u32::from(NEXT.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// What is to be told of the descriptor with this key, of which 32 bits count.
+    /// The data for the descriptor with this key, of which 32 bits count.
     pub(crate) fn with(self, key: u64) -> epoll::EventData {
         epoll::EventData::new_u64(u64::from(self.0) << 32 | key & BELL)
     }
@@ -85,7 +86,7 @@ impl Mark {
     }
 }
 
-/// What a descriptor is watched for.
+/// The condition that a descriptor is watched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interest {
     /// For errors only, as a completion on a socket's error queue is one.
@@ -97,7 +98,7 @@ pub(crate) enum Interest {
     Readable,
 }
 
-/// What happened on a watched descriptor.
+/// An event on a watched descriptor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Event {
     /// The key it was watched with.
@@ -275,7 +276,7 @@ impl Drop for Watch<'_> {
     }
 }
 
-/// Who is to be woken when something changes.
+/// The waiters to be woken when something changes.
 #[derive(Debug, Default)]
 pub(crate) struct Wakers {
     list: Vec<(u64, Waker)>,

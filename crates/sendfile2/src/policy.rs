@@ -6,7 +6,7 @@ use crate::refusal::Refusal;
 /// After how many copies a connection whose zerocopy sends came back COPIED tries one again.
 const TRY_AGAIN: u32 = 256;
 
-/// What is known before a send.
+/// The facts that are known before a send.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Situation {
     /// Bytes that are to be sent.
@@ -23,7 +23,7 @@ pub(crate) struct Situation {
     pub(crate) since_zerocopy: u32,
 }
 
-/// Which engine a send takes, and why.
+/// Chooses the engine that a send takes, with the reason.
 pub(crate) fn choose(s: &Situation) -> Choice {
     let copy = |reason| Choice { engine: Engine::Copy, reason };
     // What zerocopy cannot serve (mostly for RLIMIT_MEMLOCK, which is not charged for native) goes
@@ -61,7 +61,7 @@ pub(crate) struct Recent {
 }
 
 impl Recent {
-    /// From this many completions on the share means something.
+    /// The completions from which on the share means something.
     const ENOUGH: u32 = 8;
 
     pub(crate) fn note(&mut self, copied: bool) {

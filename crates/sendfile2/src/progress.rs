@@ -1,4 +1,4 @@
-//! How far a send has got: what it came to so far, and what of it the kernel may still read.
+//! The progress of a send: what it came to so far, and what of it the kernel may still read.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub enum Status {
     Unknown,
 }
 
-/// How the kernel has released a send.
+/// The way in which the kernel has released a send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Release {
@@ -66,7 +66,7 @@ impl Pending {
     }
 }
 
-/// How far a send of a sender has got. What is only copied needs no memory of its own.
+/// The progress of a send of a sender. What is only copied needs no memory of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct SendProgress {
     /// Bytes accepted.
@@ -76,7 +76,7 @@ pub(crate) struct SendProgress {
     /// Made for the first zerocopy part.
     pending: Option<Arc<Pending>>,
     copied: bool,
-    /// How the last part was sent.
+    /// The choice of the last part.
     choice: Choice,
 }
 
@@ -95,7 +95,7 @@ impl SendProgress {
         self.end
     }
 
-    /// How the last part was sent.
+    /// The choice of the last part.
     pub(crate) fn choice(&self) -> Choice {
         self.choice
     }

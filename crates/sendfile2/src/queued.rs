@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::progress::Pending;
 use crate::refusal::Refusal;
 
-/// How far a queued send has got, which its tickets and its driver share.
+/// The progress of a queued send, which its tickets and its driver share.
 #[derive(Debug)]
 pub(crate) struct QueuedProgress {
     /// Bytes that are to be sent.
@@ -132,7 +132,7 @@ impl QueuedProgress {
         self.end.load(Ordering::Relaxed)
     }
 
-    /// How it is sent.
+    /// The choice by which it is sent.
     pub(crate) fn choice(&self) -> Choice {
         match self.limit.get() {
             Some(limit) => Choice { engine: Engine::Copy, reason: Reason::Limit(*limit) },

@@ -17,10 +17,10 @@ use crate::holder::{CompletionSource, InFlight};
 use crate::park::Parker;
 use crate::sys::process::Process;
 
-/// How often all of them are looked at, whether or not an event said so.
+/// The time after which all of them are looked at, whether or not an event said so.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often they are where none is known: the bell may have been closed by the program.
+/// The same where none is known: the bell may have been closed by the program.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// The reaper of a process.

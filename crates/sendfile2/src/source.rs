@@ -27,8 +27,8 @@ const RWF_NOAPPEND: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x20);
 /// A file is mapped in windows of this many bytes; a smaller file as one.
 const WINDOW: u64 = 1 << 30;
 
-/// How much mapping is kept for the next send, over all sources. Page tables cost 2 MiB for each
-/// GiB touched; the kernel allows 65,530 mappings a process (`vm.max_map_count`).
+/// The bytes of mappings that are kept for the next send, over all sources. Page tables cost 2 MiB
+/// for each GiB touched; the kernel allows 65,530 mappings a process (`vm.max_map_count`).
 const KEPT_MAPPINGS: usize = 4096;
 const KEPT_BYTES: u64 = 32 << 30;
 
@@ -52,11 +52,11 @@ pub struct Source(Arc<Inner>);
 struct Inner {
     file: OwnedFd,
     nature: Nature,
-    /// By window number; with the key in [`KEPT`].
+    /// The mappings by window number; with the key in [`KEPT`].
     mappings: RwLock<BTreeMap<u64, (u64, Arc<Mapping>)>>,
 }
 
-/// What a file is, as far as sending from it goes by that.
+/// The kind of a file, as far as sending from it goes by that.
 #[derive(Debug, Clone, Copy)]
 struct Nature {
     identity: Identity,
@@ -140,21 +140,21 @@ struct Kept {
     entries: BTreeMap<u64, (Weak<Inner>, u64, u64)>,
 }
 
-/// What a file is like at one time.
+/// The properties of a file at one time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Extent {
     /// In bytes.
     pub(crate) size: u64,
-    /// It has holes, and is on tmpfs.
+    /// The file has holes, and is on tmpfs.
     pub(crate) sparse: bool,
 }
 
-/// How a range of the file can be sent, right now. The range is clamped to the file.
+/// The way in which a range of the file can be sent, right now. The range is clamped to the file.
 #[derive(Debug)]
 pub(crate) enum View {
-    /// From this mapping, which covers the range.
+    /// The mapping, which covers the range.
     Mapped(Arc<Mapping>, Range<u64>),
-    /// By reading.
+    /// Reading.
     Read(Unmappable, Range<u64>),
 }
 
@@ -297,13 +297,13 @@ impl Source {
         }
     }
 
-    /// What the file is like now.
+    /// The properties of the file now.
     #[inline(always)]
     pub(crate) fn extent(&self) -> Result<Extent, Error> {
         self.0.nature.extent(self.as_fd())
     }
 
-    /// How `want` can be sent, clamped to the size of the file and to one mapping.
+    /// The way in which `want` can be sent, clamped to the size of the file and to one mapping.
     #[inline(always)]
     pub(crate) fn view(&self, want: Range<u64>, extent: Extent) -> Result<View, Error> {
         let Extent { size, sparse } = extent;
@@ -432,8 +432,8 @@ impl Source {
         }
     }
 
-    /// What the call `op` failed with. `O_DIRECT` wants aligned addresses; it was not there when
-    /// the file was taken.
+    /// The error that the call `op` failed with. `O_DIRECT` wants aligned addresses; it was not
+    /// there when the file was taken.
     fn failed(&self, op: &'static str, offset: u64, errno: Errno) -> Error {
         let flags = rustix::fs::fcntl_getfl(&self.0.file);
         if errno == Errno::INVAL && flags.is_ok_and(|flags| flags.contains(OFlags::DIRECT)) {

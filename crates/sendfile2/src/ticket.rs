@@ -31,13 +31,13 @@ const NOT_RELEASED: &str = "the send was not released";
 #[derive(Clone)]
 pub struct Ticket {
     progress: Progress,
-    /// Of the connection; none of a buffer that nothing was sent of.
+    /// The link of the connection; none of a buffer that nothing was sent of.
     link: Option<Arc<Link>>,
 }
 
 #[derive(Clone)]
 enum Progress {
-    /// By a sender: the kernel had accepted all that the ticket is of.
+    /// A sender's: the kernel had accepted all that the ticket is of.
     Made(SendProgress),
     /// On a socket of a driver, which goes on with it.
     #[cfg_attr(not(feature = "uring"), expect(dead_code, reason = "only a driver queues"))]

@@ -44,7 +44,7 @@ pub enum ErrorQueueMessage {
 /// A function that is given, outside all locks, what the error queue holds for others.
 pub(crate) type Hook = Arc<dyn Fn(ErrorQueueMessage) + Send + Sync>;
 
-/// How a connection is to behave.
+/// The options of a connection.
 #[derive(Default)]
 pub(crate) struct Config {
     pub(crate) next_id: Option<u32>,

@@ -1,4 +1,4 @@
-//! Which engines can serve the next send on a connection.
+//! The engines that can serve the next send on a connection.
 
 use std::os::fd::AsFd;
 

@@ -49,7 +49,7 @@ pub struct Lease {
     pub(super) taken: Arc<AtomicUsize>,
 }
 
-/// What a send under a lease holds.
+/// The hold that a send under a lease has.
 pub(crate) struct Inner {
     pub(super) shared: Arc<Shared>,
     pub(super) source: Source,
@@ -67,8 +67,8 @@ pub(crate) struct Inner {
 }
 
 thread_local! {
-    /// How many leases that this thread took are still in somebody's hands. A fork counts anew: the
-    /// hands that its parent's are in may be of threads that it has not.
+    /// The number of leases that this thread took and that are still in somebody's hands. A fork
+    /// counts anew: the hands that its parent's are in may be of threads that it has not.
     static TAKEN: RefCell<Option<(Process, Arc<AtomicUsize>)>> = const { RefCell::new(None) };
 }
 
@@ -78,7 +78,7 @@ thread_local! {
 pub struct Leased {
     /// The leased range, in bytes.
     pub range: Range<u64>,
-    /// How long ago it was leased.
+    /// The time since it was leased.
     pub age: Duration,
     /// The peers of the connections on which it may still be in flight.
     pub peers: Vec<SocketAddr>,
@@ -91,8 +91,8 @@ impl Shared {
         self.process.is_current()
     }
 
-    /// That it is. Asked before the table's lock, which a thread of the parent's may have had when
-    /// it forked.
+    /// Fails in a forked child. Asked before the table's lock, which a thread of the parent's may
+    /// have had when it forked.
     pub(super) fn ours(&self) -> Result<(), Error> {
         if self.is_ours() { Ok(()) } else { Err(Error::Forked) }
     }
@@ -131,12 +131,12 @@ impl Lease {
         &self.inner.source
     }
 
-    /// That it is no fork's copy of its parent's.
+    /// Fails for a fork's copy of its parent's lease.
     pub(crate) fn ours(&self) -> Result<(), Error> {
         self.inner.shared.ours()
     }
 
-    /// What the file is like, as far as `range` is concerned, which is leased.
+    /// The properties of the file, as far as `range` is concerned, which is leased.
     pub(crate) fn extent(&self, range: &Range<u64>) -> Result<Extent, Error> {
         let size = self.inner.size.load(Ordering::Relaxed);
         if range.end <= size {
@@ -149,7 +149,7 @@ impl Lease {
         Ok(extent)
     }
 
-    /// What a send holds, so that the lease ends no earlier than its release. The holder is known
+    /// The hold of a send, so that the lease ends no earlier than its release. The holder is known
     /// to waiting writers from here on.
     pub(crate) fn hold(&self, holder: &Arc<impl CompletionSource + 'static>) -> Held {
         let mut holders = lock(&self.inner.holders);

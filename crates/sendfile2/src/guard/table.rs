@@ -29,7 +29,7 @@ struct State<L> {
     leases: Intervals<L>,
     /// Queued and active, in order.
     writers: BTreeMap<u64, Writer>,
-    /// Who waits for a lease.
+    /// The waiters for a lease.
     lessees: BTreeMap<u64, Waker>,
 }
 

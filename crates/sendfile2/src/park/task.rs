@@ -1,4 +1,4 @@
-//! How a task of tokio waits: by a thread's means, which tokio knows as one descriptor.
+//! The means by which a task of tokio waits: a thread's means, which tokio knows as one descriptor.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,7 +23,7 @@ impl Parker {
         Ok(Parker { thread, registered })
     }
 
-    /// What is waited for is told to it as to a thread's.
+    /// The parker, which is told of events as a thread's is.
     pub(crate) fn as_thread(&self) -> &Thread {
         &self.thread
     }

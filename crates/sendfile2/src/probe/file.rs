@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::refusal::Unmappable;
 use crate::source::Source;
 
-/// How a file would be sent.
+/// The way in which a file would be sent.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct File {

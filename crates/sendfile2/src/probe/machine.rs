@@ -350,7 +350,7 @@ impl fmt::Display for Memlock {
     }
 }
 
-/// What a trial came to: whether the kernel copied, or why it was not made.
+/// The outcome of a trial: whether the kernel copied, or why it was not made.
 type Trial = Result<Result<bool, String>, Error>;
 
 #[cfg(test)]

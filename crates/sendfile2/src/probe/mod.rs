@@ -1,4 +1,5 @@
-//! What this machine allows, engine by engine, and why; and what `auto` would do for a destination.
+//! The probe: what this machine allows, engine by engine, and why; and what `auto` would do for a
+//! destination.
 //!
 //! Found by function, not by version: kernels have features without their version numbers, and
 //! sandboxes have version numbers without the features.

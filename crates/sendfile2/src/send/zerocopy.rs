@@ -11,7 +11,7 @@ use crate::progress::SendProgress;
 /// `RLIMIT_MEMLOCK`, also where the socket takes little of it.
 pub(crate) const CALL: usize = 1 << 20;
 
-/// What a send by reference came to.
+/// The outcome of a send by reference.
 pub(crate) enum ByReference {
     Done(Outcome),
     /// ENOBUFS with nothing in flight on this socket: no notification will ever make room, so

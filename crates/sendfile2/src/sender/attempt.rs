@@ -35,7 +35,7 @@ impl Sender {
         self.sent(outcome, || Ticket::sent(progress, Some(Arc::clone(self.conn.link()))))
     }
 
-    /// What an attempt came to, for its caller.
+    /// Tells the caller the outcome of an attempt.
     #[inline(always)]
     pub(super) fn sent<T>(
         &self,
@@ -91,7 +91,7 @@ impl Sender {
         self.transfer(progress, error.map_or(Ok(()), Err))
     }
 
-    /// What a send of all came to, whose progress is `progress`.
+    /// The result of a send of all, whose progress is `progress`.
     pub(crate) fn transfer(
         &self,
         progress: SendProgress,
@@ -219,8 +219,8 @@ impl Sender {
         copy::read(&self.conn, file, wanted, more, records, choice, progress)
     }
 
-    /// By `native`, which was asked for by name. Any file will do, mapped or not: the kernel sends
-    /// what `pread` would read, and knows itself where the file ends.
+    /// Sends by `native`, which was asked for by name. Any file will do, mapped or not: the kernel
+    /// sends what `pread` would read, and knows itself where the file ends.
     pub(super) fn attempt_native(
         &self,
         file: &Source,
@@ -337,7 +337,7 @@ impl Sender {
         }
     }
 
-    /// What `auto` would take now for a send of `bytes`, whatever engine was asked for.
+    /// The engine that `auto` would take now for a send of `bytes`, whatever engine was asked for.
     pub(crate) fn choose_auto(
         &self,
         locked: &mut LockedConn<'_>,

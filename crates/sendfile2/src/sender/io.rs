@@ -1,4 +1,4 @@
-//! What a sender has of a stream of the standard library.
+//! The traits of the standard library's streams, for a sender.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};

@@ -23,7 +23,7 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// What the file is like, as far as `range` is concerned.
+    /// The properties of the file, as far as `range` is concerned.
     pub(super) fn extent(self, range: &Range<u64>) -> Result<Extent, Error> {
         match self {
             Origin::File(file) => file.extent(),

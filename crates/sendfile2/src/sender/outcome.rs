@@ -1,4 +1,4 @@
-//! What a send came to.
+//! The outcome of a send.
 
 use crate::engine::Limit;
 

@@ -17,11 +17,12 @@ pub struct Counters {
     pub accepted: u64,
     /// Zerocopy sends released.
     pub released: u64,
-    /// Of these, sends whose notification said COPIED.
+    /// The number of these whose notification said COPIED.
     pub copied: u64,
 }
 
-/// What was sent on a socket, and what is in flight. It is kept under the lock of whoever sends.
+/// The account of what was sent on a socket, and what is in flight. It is kept under the lock of
+/// whoever sends.
 #[derive(Debug, Default)]
 pub(crate) struct Account {
     pub(crate) counters: Counters,

@@ -1,4 +1,4 @@
-//! What the peer's TCP has acknowledged.
+//! The bytes that the peer's TCP has acknowledged.
 
 use std::fmt;
 use std::os::fd::AsFd;

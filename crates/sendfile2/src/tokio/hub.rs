@@ -20,12 +20,12 @@ use crate::sys::tokio as sys;
 /// Events that are read by one call.
 const EVENTS: usize = 256;
 
-/// Of each runtime that has had a connection.
+/// The hubs of the runtimes that have had a connection.
 static HUBS: LazyLock<Mutex<HashMap<Id, Weak<Hub>>>> = LazyLock::new(Mutex::default);
 
 struct Hub {
     epoll: Arc<OwnedFd>,
-    /// By what epoll tells of them; a number is used once only.
+    /// The connections by what epoll tells of them; a number is used once only.
     entries: Mutex<Entries>,
 }
 
@@ -43,7 +43,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Hub {
-    /// That of the runtime which this is called in.
+    /// The hub of the runtime which this is called in.
     fn current() -> Result<Arc<Self>, Error> {
         let runtime = Handle::current();
         let mut hubs = lock(&HUBS);
@@ -115,7 +115,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// From here on `shared` is told what happens to the socket.
+    /// Tells `shared` from here on what happens to the socket.
     pub(super) fn new(conn: Arc<Conn>, shared: Arc<Readiness>) -> Result<Self, Error> {
         let hub = Hub::current()?;
         let mut entries = lock(&hub.entries);

@@ -1,4 +1,4 @@
-//! What tells of a send of a task that has got somewhere.
+//! The progress of a task's send, and the part that one call sent.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub struct Part {
 pub struct Progress {
     range: Range<u64>,
     pub(super) progress: SendProgress,
-    /// Of the sender, from its first send on.
+    /// The cookie of the sender, from its first send on.
     link: Option<Arc<Link>>,
 }
 

@@ -29,8 +29,8 @@ pub(super) struct Known {
 #[derive(Debug)]
 pub(super) struct SideState {
     pub(super) ready: bool,
-    /// How often it became ready: what was learned since a call was made is not cleared by what
-    /// the call found.
+    /// The number of times it became ready: what was learned since a call was made is not cleared
+    /// by what the call found.
     pub(super) tick: Tick,
     /// The peer has ended the stream, which is told once only.
     pub(super) closed: bool,

@@ -21,7 +21,7 @@ pub(super) struct Lane {
     pub(super) submitted: bool,
     /// The socket is full.
     pub(super) blocked: bool,
-    /// It has got room since it was asked last.
+    /// The socket has got room since it was asked last.
     pub(super) writable: bool,
     /// A limit is in the way until something is released.
     pub(super) memlock_blocked: bool,
@@ -29,7 +29,7 @@ pub(super) struct Lane {
     pub(super) failed: Option<Failure>,
     /// After the queue, the end of the stream.
     pub(super) ending: bool,
-    /// It was sent.
+    /// The end of the stream was sent.
     pub(super) ended: bool,
     pub(super) account: Account,
     /// Parts in flight.
@@ -46,14 +46,14 @@ pub(super) struct QueuedSend {
     pub(super) more: bool,
     pub(super) held: Option<Held>,
     pub(super) progress: Arc<QueuedProgress>,
-    /// What is to be asked next.
+    /// The operation that is to be asked for next.
     pub(super) op: Op,
     /// Where it faulted last.
     pub(super) faulted: Option<u64>,
 }
 
 pub(super) enum SendFrom {
-    /// From this byte of the file on. The extent is known where it is leased.
+    /// A file, from this byte on. The extent is known where it is leased.
     File(Source, u64, Option<Extent>),
     Bytes(Arc<[u8]>),
 }

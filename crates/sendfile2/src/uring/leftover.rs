@@ -1,4 +1,4 @@
-//! What is left of a synchronous send whose deadline passed: a ring on which notifications are due.
+//! The rest of a synchronous send whose deadline passed: a ring on which notifications are due.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};

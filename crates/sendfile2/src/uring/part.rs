@@ -20,7 +20,7 @@ use crate::source::{Extent, Source, View};
 use crate::sys::rlimit;
 use crate::sys::uring::Memory;
 
-/// What the kernel is asked to do for a part.
+/// The operation that the kernel is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
     Zerocopy,
@@ -29,7 +29,7 @@ pub(super) enum Op {
     Room,
 }
 
-/// What the ring keeps with an operation.
+/// The part of a send that the ring keeps with an operation.
 pub(super) struct Part {
     pub(super) lane: usize,
     pub(super) op: Op,
@@ -94,8 +94,8 @@ fn refusal(reason: Refusal) -> Error {
     Error::Refused { engine: Engine::Uring, reason }
 }
 
-/// What is wrong with `part`, which faulted. Nothing any more, if the file is shorter now: then
-/// what there is can be sent.
+/// Finds what is wrong with `part`, which faulted. Nothing any more, if the file is shorter now:
+/// then what there is can be sent.
 pub(super) fn explain_fault(file: &Source, part: &Range<u64>) -> Result<(), Error> {
     if file.size()? < part.end {
         return Ok(());

@@ -1,4 +1,5 @@
-//! What a driver, its sockets and its tickets share: the ring, and the lock around the state.
+//! The state that a driver, its sockets and its tickets share: the ring, and the lock around the
+//! state.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::sync::lock;
 use crate::sys::process::Process;
 use crate::sys::uring::Ring;
 
-/// What a driver, its sockets and its tickets share.
+/// The state that a driver, its sockets and its tickets share.
 pub(super) struct Shared {
     pub(super) ring: Arc<Ring>,
     pub(super) state: Mutex<State>,
@@ -25,8 +26,8 @@ impl Shared {
         self.process.is_current()
     }
 
-    /// That it is. A fork shares the ring's memory with its parent; and the lock may be one that a
-    /// thread of the parent's had when it forked.
+    /// Fails in a forked child. A fork shares the ring's memory with its parent; and the lock may
+    /// be one that a thread of the parent's had when it forked.
     pub(super) fn ours(&self) -> Result<(), Error> {
         if self.is_ours() { Ok(()) } else { Err(Error::Forked) }
     }

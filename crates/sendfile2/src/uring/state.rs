@@ -44,7 +44,7 @@ impl Deferred {
     }
 }
 
-/// What the kernel was asked to do that has answered.
+/// The request that the kernel has answered.
 pub(super) struct Asked {
     lane: usize,
     op: Op,

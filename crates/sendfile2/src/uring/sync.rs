@@ -61,7 +61,7 @@ pub(super) fn send_file_sync(
     Ok(Release { copied })
 }
 
-/// What was sent is released by now, or never known to be.
+/// The error of a send that ended early: what was sent is released by now, or never known to be.
 fn incomplete(error: Error, progress: SendProgress) -> IncompleteSend {
     let (bytes, ticket) = (progress.bytes(), Ticket::sent(progress, None));
     IncompleteSend { error, transfer: Transfer { bytes, ticket } }
