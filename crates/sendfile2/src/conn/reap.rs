@@ -192,13 +192,13 @@ impl Conn {
         if self.endpoint.kind() != Kind::Tcp || known.load(Ordering::Relaxed) >= end {
             return Verdict::Ours;
         }
-        let since = state.others.map_or(u64::MAX, |at| state.accepted() - at);
         // What the application has sent by itself is no part of what is counted here.
+        let since = state.others.map_or(u64::MAX, |at| state.accepted() - at);
         let acknowledged = |left: u64| state.accepted().saturating_sub(left.min(since)) >= end;
-        // (No more than that is acknowledged in any state, but after an abort of ours.)
+        // What TCP says is left is never too little, whatever its state, but for an abort of ours.
         let mut before = None;
-        while !state.account.aborted {
-            let Ok(left) = sys::unacknowledged(&self.endpoint) else { break };
+        let asked = || (!state.account.aborted).then(|| sys::unacknowledged(&self.endpoint).ok());
+        while let Some(left) = asked().flatten() {
             if acknowledged(left) {
                 return Verdict::Ours;
             }
