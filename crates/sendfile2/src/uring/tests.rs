@@ -3,14 +3,15 @@
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::part::{Op, Part};
 use super::{Driver, Socket};
 use crate::error::Error;
 use crate::flags::SendFlags;
 use crate::guard::{GuardedFile, TryWrite};
+use crate::queued::QueuedProgress;
 use crate::sync::lock;
 
 fn tcp() -> (TcpStream, TcpStream) {
@@ -66,4 +67,34 @@ fn a_socket_that_is_lost_keeps_what_is_in_flight_and_its_place() {
     assert!(matches!(ticket.error(), Some(Error::Aborted)));
     assert!(matches!(guard.try_write_at(b"x", 0), Ok(TryWrite::Written)));
     assert_eq!(lock(&driver.shared.state).lanes.len(), 2);
+}
+
+/// The kernel notifies also of a send that has failed for want of memory, and frees none by that.
+#[test]
+fn the_notification_of_a_send_that_failed_makes_no_room() {
+    let Ok(mut driver) = Driver::new() else {
+        println!("SKIP: io_uring cannot be used here");
+        return;
+    };
+    let socket = driver.add(tcp().0).unwrap();
+    let index = socket.conn.index;
+    let part = |accepted| Part {
+        lane: index,
+        op: Op::Zerocopy,
+        range: 0..accepted,
+        accepted,
+        reports_usage: false,
+        guarded: false,
+        held: None,
+        progress: QueuedProgress::none(),
+        at: Instant::now(),
+    };
+    let mut deferred = Vec::new();
+    let mut state = lock(&driver.shared.state);
+    let lane = state.lane(index);
+    (lane.parts, lane.account.bytes, lane.memlock_blocked) = (2, 5, true);
+    state.released(part(0), false, &mut deferred);
+    assert!(state.lane(index).memlock_blocked, "it would be sent again at once, for nothing");
+    state.released(part(5), false, &mut deferred);
+    assert!(!state.lane(index).memlock_blocked);
 }
