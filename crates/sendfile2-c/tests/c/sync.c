@@ -523,6 +523,24 @@ static void forbidden_meanwhile(void *argument)
     CHECK(!pthread_join(thread, NULL));
 }
 
+/* The kernel notifies also of a request that fails at RLIMIT_MEMLOCK: that makes no room for it. */
+static void at_the_limit(void *argument)
+{
+    int pair[2], file = make_file(300000);
+    struct sendfile2_result result = { 0 };
+    off_t offset = 0;
+    struct rlimit limit = { 65536, 65536 };
+    (void)argument;
+    remote_pair(pair, 0);
+    send_and_expect(pair, file);
+    if (rings() == 0)
+        return;
+    CHECK(!setrlimit(RLIMIT_MEMLOCK, &limit));
+    CHECK(sendfile2_deadline(pair[0], file, &offset, 200000, SENDFILE_SYNC, NULL, &result) == 200000);
+    CHECK(result.state == SENDFILE2_COPIED);
+    expect(pair[1], 0, 200000);
+}
+
 static void kept_files(void)
 {
     int pair[2], memory = memfd_create("it", MFD_ALLOW_SEALING), file = make_file(300000);
@@ -582,6 +600,7 @@ int main(void)
     CHECK(!sigaction(SIGPIPE, &action, NULL) && !sigaction(SIGUSR1, &action, NULL));
     CHECK(in_a_child(without_io_uring, NULL) == 0);
     CHECK(in_a_child(forbidden_meanwhile, NULL) == 0);
+    CHECK(in_a_child(at_the_limit, NULL) == 0);
     closed_by_the_program();
     forks_and_threads();
     overwritten_at_return(false);

@@ -72,7 +72,7 @@ fn a_socket_that_is_lost_keeps_what_is_in_flight_and_its_place() {
 /// The kernel notifies also of a send that has failed for want of memory, and frees none by that.
 #[test]
 fn the_notification_of_a_send_that_failed_makes_no_room() {
-    let Ok(mut driver) = Driver::new() else {
+    let Ok(driver) = Driver::new() else {
         println!("SKIP: io_uring cannot be used here");
         return;
     };
