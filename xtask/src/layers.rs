@@ -26,6 +26,7 @@ const ROOMS: &[&str] = &[
     "progress",
     "queued",
     "source",
+    "detach",
     "socket",
     "mtu",
     "holder",

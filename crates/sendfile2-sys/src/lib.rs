@@ -26,6 +26,7 @@ pub mod ledger;
 pub mod mapping;
 pub mod module;
 pub mod op_table;
+pub mod page_cache;
 pub mod process;
 pub mod recover;
 pub mod rlimit;

@@ -58,11 +58,21 @@ impl Region<'_> {
     /// Returns whether all pages of the region are in memory, as far as mincore(2) reports it: for
     /// a file that the process neither owns nor may write, mincore always answers yes.
     pub fn is_resident(self) -> bool {
+        self.residents().is_ok_and(|pages| pages.iter().all(|page| page & 1 != 0))
+    }
+
+    /// Counts the region's pages that are in memory, as [`is_resident`](Self::is_resident) does.
+    pub fn resident_pages(self) -> Result<u64, Errno> {
+        Ok(self.residents()?.iter().map(|page| u64::from(page & 1)).sum())
+    }
+
+    /// A byte for each page, whose lowest bit is set where the page is in memory.
+    fn residents(self) -> Result<Vec<u8>, Errno> {
         let (start, len) = self.pages();
         let mut pages = vec![0_u8; len.div_ceil(rustix::param::page_size())];
         // SAFETY: the pages are mapped while the region lives, and there is a byte for each.
         let ret = unsafe { libc::mincore(start, len, pages.as_mut_ptr()) };
-        ret == 0 && pages.iter().all(|page| page & 1 != 0)
+        if ret == 0 { Ok(pages) } else { Err(crate::socket::last_error()) }
     }
 
     /// Reads the region's pages into memory (`MADV_POPULATE_READ`, Linux 5.14).

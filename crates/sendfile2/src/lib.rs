@@ -86,6 +86,7 @@ use sendfile2_sys as sys;
 mod apart;
 mod conn;
 mod deadline;
+pub mod detach;
 mod engine;
 mod error;
 mod flags;

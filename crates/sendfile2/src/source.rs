@@ -276,6 +276,17 @@ impl Source {
         self.0.nature.unmappable
     }
 
+    /// Whether the page cache is all that there is of the file, so that nothing leaves it.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        !self.0.nature.block_device && self.0.nature.filesystem == filesystem::TMPFS
+    }
+
+    /// Whether the file is on btrfs, whose direct writes go through the page cache where it keeps
+    /// checksums.
+    pub(crate) fn is_btrfs(&self) -> bool {
+        !self.0.nature.block_device && self.0.nature.filesystem == filesystem::BTRFS
+    }
+
     /// The name of the filesystem that the file is on, where it is known; `None` for a block
     /// device, which is its own.
     pub(crate) fn filesystem(&self) -> Option<String> {

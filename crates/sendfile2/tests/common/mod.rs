@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use sendfile2::{Engine, Options, SendFlags, Sender, Source};
 
+pub mod filesystems;
+
 /// Long enough that only a hang passes it.
 pub fn deadline() -> Instant {
     Instant::now() + patience()

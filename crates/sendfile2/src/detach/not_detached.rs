@@ -1,0 +1,110 @@
+//! The reasons why a range could not be detached.
+
+use std::io;
+use std::ops::Range;
+
+use rustix::io::Errno;
+
+use crate::error::Error;
+
+/// The reason why a range could not be detached. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotDetached {
+    /// The file cannot be opened for direct I/O: its filesystem has none (tmpfs, ext4 with
+    /// `data=journal`), or it may not be written.
+    #[error(
+        "the file cannot be opened for direct I/O, which takes pages out of the cache: {cause}"
+    )]
+    NoDirect {
+        /// The operating system's error.
+        #[source]
+        cause: io::Error,
+    },
+    /// Neither `cachestat(2)` nor `mincore(2)` showed a page that had just been read.
+    #[error(
+        "the page cache cannot be asked: neither cachestat nor mincore showed a page that had just \
+         been read"
+    )]
+    NoProof,
+    /// The last page of the file has less in it than direct I/O can write.
+    #[error(
+        "the file ends {bytes} bytes into its last page, and direct I/O writes {unit} at least: make \
+         its size a multiple of {unit}"
+    )]
+    End {
+        /// The bytes of the file that its last page has.
+        bytes: u64,
+        /// The least that direct I/O writes, in bytes.
+        unit: u64,
+    },
+    /// Pages came back, or stayed.
+    #[error(
+        "{pages} pages of bytes {}..{} were still in the page cache after {tries} tries: is a \
+         program storing to them, or does the filesystem keep them (btrfs with checksums)?",
+        range.start, range.end
+    )]
+    Cached {
+        /// The range, in bytes of the file.
+        range: Range<u64>,
+        /// The pages that were cached.
+        pages: u64,
+        /// How often it was tried.
+        tries: u32,
+    },
+    /// The range is not made of whole units.
+    #[error("bytes {}..{} are not whole units of {unit} bytes", range.start, range.end)]
+    Unaligned {
+        /// The range, in bytes of the file.
+        range: Range<u64>,
+        /// The unit, in bytes.
+        unit: u64,
+    },
+    /// The range reaches behind the end of the file: there is nothing to overwrite.
+    #[error("bytes {}..{} reach behind the end of the file at {size}", range.start, range.end)]
+    BehindEnd {
+        /// The range, in bytes of the file.
+        range: Range<u64>,
+        /// The size of the file, in bytes.
+        size: u64,
+    },
+    /// The kernel or the filesystem does not offer what this needs.
+    #[error("{op} is not supported on this file: {cause}")]
+    Unsupported {
+        /// The system call.
+        op: &'static str,
+        /// The operating system's error.
+        #[source]
+        cause: io::Error,
+    },
+    /// A system call failed: a disk error, or a full disk, for example.
+    #[error("{op} failed at byte {offset}: {cause}")]
+    Io {
+        /// The system call.
+        op: &'static str,
+        /// The file offset, in bytes.
+        offset: u64,
+        /// The operating system's error.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl NotDetached {
+    pub(crate) fn io(op: &'static str, offset: u64) -> impl FnOnce(Errno) -> NotDetached {
+        move |e| NotDetached::Io { op, offset, cause: e.into() }
+    }
+
+    pub(super) fn unsupported(op: &'static str) -> impl FnOnce(Errno) -> NotDetached {
+        move |e| NotDetached::Unsupported { op, cause: e.into() }
+    }
+}
+
+impl From<Error> for NotDetached {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::File { op, offset, cause } => NotDetached::Io { op, offset, cause },
+            error => NotDetached::Io { op: "asking the file", offset: 0, cause: error.into() },
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Filesystems to try files on: the one that the checkout is on, tmpfs, and, where this is root,
+//! others in files of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+/// A directory on some filesystem, which is gone when this is dropped.
+pub struct Filesystem {
+    pub name: &'static str,
+    pub dir: PathBuf,
+    mounted: Vec<PathBuf>,
+    /// Dropped after the mounts are gone.
+    _image: TempDir,
+}
+
+impl Drop for Filesystem {
+    fn drop(&mut self) {
+        for mount in self.mounted.iter().rev() {
+            // Also where a file on it is still open.
+            let unmounted = Command::new("umount").arg("-l").arg(mount).status();
+            if !unmounted.is_ok_and(|status| status.success()) {
+                eprintln!("{} stays mounted", mount.display());
+            }
+        }
+    }
+}
+
+/// Those that a test may expect direct I/O of, and that it takes pages out.
+pub const DETACHING: [&str; 6] = [
+    "ext4",
+    "ext4 with 1 KiB blocks",
+    "ext4 with bigalloc",
+    "xfs",
+    "btrfs",
+    "btrfs without checksums",
+];
+
+/// All that can be had here; what cannot is said as a skip.
+pub fn filesystems() -> Vec<Filesystem> {
+    let mut all = vec![here(), tmpfs()];
+    all.extend(DETACHING.iter().filter_map(|name| mounted(name)));
+    all.extend(overlay());
+    all
+}
+
+/// The one that the checkout is on.
+pub fn here() -> Filesystem {
+    let image = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    Filesystem { name: "here", dir: image.path().into(), mounted: Vec::new(), _image: image }
+}
+
+pub fn tmpfs() -> Filesystem {
+    let image = TempDir::new_in("/dev/shm").unwrap();
+    Filesystem { name: "tmpfs", dir: image.path().into(), mounted: Vec::new(), _image: image }
+}
+
+fn skip(name: &str, why: &str) -> Option<Filesystem> {
+    println!("SKIP: {name}: {why}");
+    None
+}
+
+/// One of [`DETACHING`], or another one that is known here, made anew in a file.
+pub fn mounted(name: &'static str) -> Option<Filesystem> {
+    let (program, arguments, options): (_, &[&str], _) = match name {
+        "ext4" => ("mkfs.ext4", &["-q", "-F"], "loop"),
+        "ext4 with 1 KiB blocks" => ("mkfs.ext4", &["-q", "-F", "-b", "1024"], "loop"),
+        "ext4 with data=journal" => ("mkfs.ext4", &["-q", "-F"], "loop,data=journal"),
+        "ext4 with bigalloc" => ("mkfs.ext4", &["-q", "-F", "-O", "bigalloc"], "loop"),
+        "xfs" => ("mkfs.xfs", &["-q", "-f"], "loop"),
+        "btrfs" => ("mkfs.btrfs", &["-q", "-f"], "loop"),
+        "btrfs without checksums" => ("mkfs.btrfs", &["-q", "-f"], "loop,nodatasum"),
+        _ => panic!("no filesystem is called {name}"),
+    };
+    let image = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (disk, dir) = (image.path().join("image"), image.path().join("mounted"));
+    std::fs::File::create(&disk).unwrap().set_len(320 << 20).unwrap();
+    std::fs::create_dir(&dir).unwrap();
+    let mut mkfs = Command::new(program);
+    mkfs.args(arguments).arg(&disk).env("PATH", path());
+    if let Err(why) = run(&mut mkfs) {
+        return skip(name, &why);
+    }
+    let mut mount = Command::new("mount");
+    mount.args(["-o", options]).arg(&disk).arg(&dir);
+    if let Err(why) = run(&mut mount) {
+        return skip(name, &why);
+    }
+    Some(Filesystem { name, dir: dir.clone(), mounted: vec![dir], _image: image })
+}
+
+/// An overlay over two directories of the filesystem that the checkout is on.
+pub fn overlay() -> Option<Filesystem> {
+    let image = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dir = |name: &str| {
+        let dir = image.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        dir
+    };
+    let (lower, upper, work, merged) = (dir("lower"), dir("upper"), dir("work"), dir("merged"));
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "overlay", "overlay", "-o", &options]).arg(&merged);
+    if let Err(why) = run(&mut mount) {
+        return skip("overlayfs", &why);
+    }
+    Some(Filesystem {
+        name: "overlayfs",
+        dir: merged.clone(),
+        mounted: vec![merged],
+        _image: image,
+    })
+}
+
+fn path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| format!("{}: {e}", Path::new(command.get_program()).display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(text.lines().next().unwrap_or("it failed").to_owned())
+}
