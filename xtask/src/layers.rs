@@ -19,6 +19,7 @@ const ROOMS: &[&str] = &[
     "deadline",
     "refusal",
     "engine",
+    "not_detached",
     "error",
     "policy",
     "native",

@@ -6,14 +6,20 @@ pub const OVERLAYFS: u64 = 0x794c_7630;
 /// `f_type` of tmpfs, and of memfds.
 pub const TMPFS: u64 = 0x0102_1994;
 
+/// `f_type` of ext2, ext3 and ext4.
+pub const EXT: u64 = 0xef53;
+
+/// `f_type` of XFS.
+pub const XFS: u64 = 0x5846_5342;
+
 /// `f_type` of btrfs.
 pub const BTRFS: u64 = 0x9123_683e;
 
 /// `f_type` of the local filesystems whose `pread` and mappings read the same page cache
 /// (`linux/magic.h` and the filesystems' own headers), and their names.
 const COHERENT: [(u64, &str); 13] = [
-    (0xef53, "ext2, ext3 or ext4"),
-    (0x5846_5342, "xfs"),
+    (EXT, "ext2, ext3 or ext4"),
+    (XFS, "xfs"),
     (BTRFS, "btrfs"),
     (0xf2f5_2010, "f2fs"),
     (0xca45_1a4e, "bcachefs"),

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::engine::Engine;
+use crate::not_detached::NotDetached;
 use crate::refusal::Refusal;
 use crate::sys::errqueue::DecodeError;
 use crate::sys::ledger::{NotIssued, WindowFull};
@@ -120,6 +121,9 @@ pub enum Error {
          the parent, and use here what is made here (a socket or a file that is opened anew)"
     )]
     Forked,
+    /// A range that may be in flight without our knowing could not be detached. Nothing was written.
+    #[error("the range may still be in flight, and cannot be detached: {0}")]
+    NotDetached(#[source] Box<NotDetached>),
     /// The notification ids do not add up. Nothing more is released on this connection by guess.
     #[error(transparent)]
     NotIssued(#[from] NotIssued),
@@ -187,7 +191,10 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Socket { cause, .. } => cause,
-            Error::Open { .. } | Error::File { .. } | Error::Wait { .. } => {
+            Error::Open { .. }
+            | Error::File { .. }
+            | Error::Wait { .. }
+            | Error::NotDetached(_) => {
                 let kind = error.io_error().map_or(io::ErrorKind::Other, io::Error::kind);
                 io::Error::new(kind, error)
             }
@@ -236,6 +243,7 @@ impl Error {
             | Error::File { cause, .. }
             | Error::Socket { cause, .. }
             | Error::Wait { cause, .. } => Some(cause),
+            Error::NotDetached(why) => why.io_error(),
             _ => None,
         }
     }

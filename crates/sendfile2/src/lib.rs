@@ -94,6 +94,7 @@ pub mod guard;
 mod holder;
 mod mtu;
 mod native;
+mod not_detached;
 mod park;
 mod policy;
 pub mod probe;

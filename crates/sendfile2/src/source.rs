@@ -281,6 +281,12 @@ impl Source {
         !self.0.nature.block_device && self.0.nature.filesystem == filesystem::TMPFS
     }
 
+    /// Whether the file is a disk, or on a filesystem whose direct I/O is known to reach one.
+    pub(crate) fn is_on_disk(&self) -> bool {
+        let nature = &self.0.nature;
+        nature.block_device || [filesystem::EXT, filesystem::XFS].contains(&nature.filesystem)
+    }
+
     /// Whether the file is on btrfs, whose direct writes go through the page cache where it keeps
     /// checksums.
     pub(crate) fn is_btrfs(&self) -> bool {

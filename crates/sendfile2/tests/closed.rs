@@ -72,7 +72,7 @@ fn a_drivers_ring() {
         }
         return;
     }
-    let (guarded, (tx, _rx)) = (GuardedFile::new(file(1, LEN)).unwrap(), common::tcp());
+    let (guarded, (tx, _rx)) = (common::waiting(file(1, LEN)), common::tcp());
     let mut driver = uring::Driver::new().unwrap();
     let ring = driver.as_fd().as_raw_fd();
     let mut socket = driver.add(tx).unwrap();

@@ -151,7 +151,8 @@ fn a_limit_of_the_size_of_files_is_an_error_and_no_signal() {
         return common::run_as(&[], name, "limited");
     }
     let file = file(1, LEN);
-    let guard = guarded(&file);
+    // Or nothing behind the limit could be detached.
+    let guard = common::waiting(file.try_clone().unwrap());
     let limit = LEN / 2;
     lower_limit(limit);
     let new = pattern(!1, 0..LEN);

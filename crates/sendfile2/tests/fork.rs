@@ -91,7 +91,7 @@ fn a_child_takes_nothing_of_a_sender_of_its_parents() {
         return;
     }
     let file = file(1, LEN);
-    let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let guard = common::waiting(file.try_clone().unwrap());
     let (mut sender, mut peer, ticket) = notified(&guard);
     let Some(child) = fork() else {
         as_child(move || {
@@ -125,7 +125,7 @@ fn a_child_writes_nothing_and_ends_no_lease_of_its_parents() {
         return;
     }
     let file = file(1, LEN);
-    let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let guard = common::waiting(file.try_clone().unwrap());
     let (sender, mut peer, ticket) = notified(&guard);
     let lease = guard.try_lease(2000..3000).unwrap();
     let Some(child) = fork() else {
@@ -143,7 +143,7 @@ fn a_child_writes_nothing_and_ends_no_lease_of_its_parents() {
             let (tx, _rx) = common::tcp_on_this_host();
             let mut own = common::sender(tx, Engine::Zerocopy);
             refused(own.try_send_lease(&lease, 2000..2010, SendFlags::NONE));
-            let own_guard = GuardedFile::new(file).unwrap();
+            let own_guard = common::waiting(file);
             let own_lease = own_guard.lease(2000..3000, deadline()).unwrap();
             own.send_lease(&own_lease, 2000..3000, SendFlags::NONE, deadline()).unwrap();
             drop((own_lease, lease));
@@ -162,7 +162,7 @@ fn a_child_keeps_out_of_an_exclusive_range() {
     if !alone("a_child_keeps_out_of_an_exclusive_range") {
         return;
     }
-    let guard = GuardedFile::new(file(1, LEN)).unwrap();
+    let guard = common::waiting(file(1, LEN));
     let write = guard.write_with(0..10, deadline(), |range| {
         let Some(child) = fork() else { as_child(|| refused(range.write_at(b"y", 0))) };
         succeeded(child);
@@ -180,7 +180,7 @@ fn a_child_takes_nothing_of_a_ring_of_its_parents() {
         return;
     }
     let file = file(1, 4 << 20);
-    let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let guard = common::waiting(file.try_clone().unwrap());
     let mut driver = sendfile2::uring::Driver::new().unwrap();
     let (tx, mut peer) = common::tcp_small_window();
     let mut socket = driver.add(tx).unwrap();
@@ -254,7 +254,7 @@ fn no_task_of_a_child_takes_anything_of_its_parents() {
         return;
     }
     let file = file(1, LEN);
-    let guard = GuardedFile::new(file).unwrap();
+    let guard = common::waiting(file);
     let (sender, mut peer, ticket) = notified(&guard);
     let Some(child) = fork() else {
         as_child(|| {
@@ -279,12 +279,12 @@ fn a_child_of_a_child_takes_nothing_of_either() {
     if !alone("a_child_of_a_child_takes_nothing_of_either") {
         return;
     }
-    let guard = GuardedFile::new(file(1, LEN)).unwrap();
+    let guard = common::waiting(file(1, LEN));
     let (sender, mut peer, ticket) = notified(&guard);
     for _ in 0..2 {
         let Some(child) = fork() else {
             as_child(|| {
-                let own = GuardedFile::new(file(1, LEN)).unwrap();
+                let own = common::waiting(file(1, LEN));
                 let (own_sender, mut own_peer, own_ticket) = notified(&own);
                 let Some(child) = fork() else {
                     as_child(|| {

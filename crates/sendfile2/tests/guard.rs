@@ -16,7 +16,7 @@ use sendfile2::{Engine, Error, SendFlags, Sender, Sent, Source, Status};
 const LEN: u64 = 4 << 20;
 
 fn guarded(file: &File) -> GuardedFile {
-    GuardedFile::new(file.try_clone().unwrap()).unwrap()
+    common::waiting(file.try_clone().unwrap())
 }
 
 /// A lease of the whole file, of which as much as the socket takes is in flight and stuck.

@@ -17,7 +17,7 @@ use sendfile2::{Engine, Error, Options, SendBuffer, Sender, Sent, Status, reaper
 const LEN: u64 = 4 << 20;
 
 fn guarded(file: &std::fs::File) -> GuardedFile {
-    GuardedFile::new(file.try_clone().unwrap()).unwrap()
+    common::waiting(file.try_clone().unwrap())
 }
 
 /// One byte by `MSG_ZEROCOPY`, as the application would.

@@ -251,7 +251,7 @@ const PART: u64 = 64 << 10;
 
 fn shifted(strays: usize) -> Shifted {
     let (tx, peer) = common::tcp_small_window_on_this_host();
-    let file = GuardedFile::new(file(4, 64 << 20)).unwrap();
+    let file = common::waiting(file(4, 64 << 20));
     let mut sender = sender(tx, Engine::Zerocopy);
     for _ in 0..strays {
         stray(sender.as_fd(), &[b'?'; STRAY]);
@@ -325,7 +325,7 @@ fn ids_of_others_release_nothing_that_the_peer_has_not() {
 #[test]
 fn a_sockmap_in_between_releases_nothing_early() {
     let (tx, mut peer) = common::tcp_small_window_on_this_host();
-    let file = GuardedFile::new(file(8, 64 << 20)).unwrap();
+    let file = common::waiting(file(8, 64 << 20));
     let mut sender = sender(tx, Engine::Zerocopy);
     let mut sent = 0;
     let send = |sender: &mut Sender, sent: &mut u64, bytes: u64| {
@@ -459,7 +459,7 @@ fn control_switched_off_the_kernel_uses_no_id() {
 #[test]
 fn application_sends_excuse_no_id_for_ever() {
     let (tx, mut peer) = common::tcp_small_window_on_this_host();
-    let file = GuardedFile::new(file(5, 4 << 20)).unwrap();
+    let file = common::waiting(file(5, 4 << 20));
     let mut sender = sender(tx, Engine::Zerocopy);
     let (bytes, _) =
         accepted(sender.try_send_file(file.source(), 0..1 << 20, sendfile2::SendFlags::NONE));
@@ -495,7 +495,7 @@ fn ids_of_others_release_nothing_after_an_abort() {
     for strays in [0, 1] {
         let (tx, mut peer) = common::tcp_on_this_host();
         common::sh("tc qdisc replace dev lo root tbf rate 64kbit burst 3k limit 64m");
-        let file = GuardedFile::new(file(9, LEN)).unwrap();
+        let file = common::waiting(file(9, LEN));
         let mut sender = sender(tx, Engine::Zerocopy);
         let reader = std::thread::spawn(move || {
             let mut got = Vec::new();

@@ -130,7 +130,7 @@ fn a_lease_is_held_until_the_release() {
     let (tx, mut rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Native);
     let file = common::file(5, 4 << 20);
-    let guarded = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let guarded = common::waiting(file.try_clone().unwrap());
     let lease = guarded.lease(0..4 << 20, deadline()).unwrap();
     let mut sent = 0;
     let mut last = None;

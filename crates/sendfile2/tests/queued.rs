@@ -16,7 +16,7 @@ use sendfile2::{Engine, Error, SendFlags, Sender, Sent};
 const LEN: u64 = 4 << 20;
 
 fn guarded(file: &File) -> GuardedFile {
-    GuardedFile::new(file.try_clone().unwrap()).unwrap()
+    common::waiting(file.try_clone().unwrap())
 }
 
 /// Waits until the descriptor is readable; no longer than `limit`.

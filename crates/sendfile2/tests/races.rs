@@ -206,7 +206,7 @@ fn a_datagram_that_would_block_in_its_midst_uses_no_id() {
 #[test]
 fn a_writer_in_the_way_of_many_clients() {
     const LEN: u64 = 256 << 10;
-    let guard = GuardedFile::new(common::file(1, LEN)).unwrap();
+    let guard = common::waiting(common::file(1, LEN));
     let (mut peers, mut senders) = (Vec::new(), Vec::new());
     // The emulated machine took longer than its deadline for 300.
     for _ in 0..if common::peer().is_some() { 100 } else { 300 } {

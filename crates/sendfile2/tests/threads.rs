@@ -115,7 +115,7 @@ thread_local! {
 fn it_can_be_waited_while_a_thread_ends() {
     let (tell, told) = mpsc::channel();
     let file = file(1, 1 << 20);
-    let guard = sendfile2::guard::GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let guard = common::waiting(file.try_clone().unwrap());
     let (tx, mut rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Zerocopy);
     let (tickets, sent) = common::fill(&mut sender, &source(&file));

@@ -179,7 +179,7 @@ fn content_by_every_engine_and_every_way() {
     on_each(|| async {
         for engine in common::ENGINES {
             let file = file(2, 3 << 20);
-            let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+            let guard = common::waiting(file.try_clone().unwrap());
             let (tx, rx) = common::tcp();
             let mut sender = sender(tx, engine);
             let peer = tokio::spawn(received(rx, 10 + 2 * (3 << 20) + 100_000 + 1));
@@ -549,7 +549,7 @@ fn a_writer_waits_for_the_release_and_no_wrong_byte_arrives() {
     on_each(|| async {
         const LEN: u64 = 4 << 20;
         let file = file(8, LEN);
-        let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+        let guard = common::waiting(file.try_clone().unwrap());
         let (tx, rx) = common::tcp_small_window();
         let mut sender = sender(tx, Engine::Zerocopy);
         let lease = guard.lease_async(0..LEN).await.unwrap();
@@ -593,7 +593,7 @@ fn a_writer_waits_for_the_release_and_no_wrong_byte_arrives() {
 fn a_stalled_peer_is_aborted_for_a_writer() {
     on_each(|| async {
         let file = file(9, 4 << 20);
-        let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+        let guard = common::waiting(file.try_clone().unwrap());
         let (tx, mut rx) = common::tcp_small_window();
         let mut sender = sender(tx, Engine::Zerocopy);
         let lease = guard.lease_async(0..4 << 20).await.unwrap();
@@ -641,7 +641,7 @@ fn a_send_is_of_all_and_a_call_of_some() {
         let (more, none) = (sendfile2::SendFlags::MORE, sendfile2::SendFlags::NONE);
         let file = file(3, LEN);
         let source = source(&file);
-        let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+        let guard = common::waiting(file.try_clone().unwrap());
         let bytes = pattern(4, 0..LEN);
         for engine in common::engines() {
             let (tx, rx) = common::tcp_small_window();
@@ -676,7 +676,7 @@ fn a_send_that_stops_says_how_far_it_got() {
         assert_eq!(stopped.transfer.bytes, 100_000);
         stopped.transfer.ticket.released().await.unwrap();
         assert_same(&reader.await.unwrap().0, &pattern(3, 0..100_000));
-        let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+        let guard = common::waiting(file.try_clone().unwrap());
         let lease = guard.lease_async(0..10).await.unwrap();
         let stopped = sender.send_lease(&lease, 0..11, none).await.unwrap_err();
         assert!(matches!(stopped.error, Error::NotLeased { .. }), "{stopped}");

@@ -24,7 +24,7 @@ use tokio::io::unix::AsyncFd;
 const LEN: u64 = 4 << 20;
 
 fn guarded(file: &File) -> GuardedFile {
-    GuardedFile::new(file.try_clone().unwrap()).unwrap()
+    common::waiting(file.try_clone().unwrap())
 }
 
 /// As much of the file as the socket takes is in flight and stuck, under a lease; the rest waits.

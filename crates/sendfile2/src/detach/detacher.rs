@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::not_detached::NotDetached;
-use super::pages::{REGION, TRIES, chunks, pages};
+use super::pages::{REGION, TRIES, chunks, page, pages};
 use super::proof::Proof;
+use crate::error::Error;
+use crate::not_detached::NotDetached;
 use crate::source::Source;
 
 /// A file whose pages can be taken out of the page cache.
@@ -127,5 +128,26 @@ impl Detacher {
         }
         let pages = self.proof.cached(&self.source, range)?;
         Err(NotDetached::Cached { range: range.clone(), pages, tries: TRIES })
+    }
+}
+
+impl From<Error> for NotDetached {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::File { op, offset, cause } => NotDetached::Io { op, offset, cause },
+            error => NotDetached::Io { op: "asking the file", offset: 0, cause: error.into() },
+        }
+    }
+}
+
+impl Detacher {
+    /// Whether a send from `range` can be detached, as far as that does not depend on what others
+    /// do: the last page of the file may have too little in it.
+    pub(crate) fn allows(&self, range: &Range<u64>) -> bool {
+        self.source.size().is_ok_and(|size| {
+            range.end <= size / page() * page()
+                || !self.no_clone.load(Ordering::Relaxed)
+                || self.blocks(&(range.start..range.end.min(size)), size).is_ok()
+        })
     }
 }

@@ -36,13 +36,12 @@
 //! `docs/detach.md` for what it was tried on.
 
 mod detacher;
-mod not_detached;
 mod overwrite;
 mod pages;
 mod proof;
 mod take_out;
 
+pub use crate::not_detached::NotDetached;
 pub use detacher::{Detached, Detacher};
-pub use not_detached::NotDetached;
 pub use overwrite::NotOverwritten;
 pub use pages::REGION;

@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 
 use super::detacher::Detacher;
-use super::not_detached::NotDetached;
 use super::pages::TRIES;
+use crate::not_detached::NotDetached;
 use crate::sys::page_cache::DirectBuffer;
 
 /// Bytes written by one call.

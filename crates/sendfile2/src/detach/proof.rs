@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
-use super::not_detached::NotDetached;
 use super::pages::page;
+use crate::not_detached::NotDetached;
 use crate::source::Source;
 use crate::sys::mapping::{Mapping, Region};
 use crate::sys::page_cache;

@@ -8,8 +8,8 @@ use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::detacher::Detacher;
-use super::not_detached::NotDetached;
 use super::pages::{TRIES, page};
+use crate::not_detached::NotDetached;
 use crate::sys::page_cache::{self, DirectBuffer, DirectUnits, Units};
 
 const CLONE: &str = "FICLONERANGE";

@@ -1,14 +1,16 @@
 //! The guarded file: opening it, leasing ranges of it.
 
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
+use super::detaching::{Detaching, Overwrite};
 use super::lease::{Inner, Lease, Leased, Lessee, SHARED, Shared, taken};
 use super::ranges::Ranges;
 use super::table::Table;
@@ -27,6 +29,59 @@ pub struct GuardedFile(pub(super) Arc<Guarded>);
 pub(super) struct Guarded {
     pub(super) source: Source,
     pub(super) shared: Arc<Shared>,
+    pub(super) overwrite: Overwrite,
+}
+
+/// The options of a [`GuardedFile`].
+#[derive(Debug, Clone, Default)]
+pub struct GuardOptions {
+    overwrite: Overwrite,
+    nothing_exposed: bool,
+}
+
+impl GuardOptions {
+    /// The defaults: what is in flight is detached where that is possible, and all that is in the
+    /// file may be in flight from before.
+    #[must_use]
+    pub fn new() -> Self {
+        GuardOptions::default()
+    }
+
+    /// Sets how writers by this handle deal with what is still in flight.
+    #[must_use]
+    pub fn overwrite(mut self, overwrite: Overwrite) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+
+    /// Says that nothing of the file is in flight when it is guarded first: nobody has sent from
+    /// it, or not since the machine started. Otherwise the first overwrite of each range detaches
+    /// it, which costs a read and a write of it.
+    #[must_use]
+    pub fn nothing_exposed(mut self) -> Self {
+        self.nothing_exposed = true;
+        self
+    }
+
+    /// Opens the file at `path`, as [`GuardedFile::open`] does.
+    ///
+    /// # Errors
+    /// As [`GuardedFile::open`].
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<GuardedFile, Error> {
+        let path = path.as_ref();
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
+        let guarded = file.map_err(Error::file("open", 0)).and_then(|file| self.guard(file));
+        guarded.map_err(|e| e.of(path))
+    }
+
+    /// Guards an open file, as [`GuardedFile::new`] does.
+    ///
+    /// # Errors
+    /// As [`GuardedFile::new`].
+    pub fn guard(&self, file: impl Into<OwnedFd>) -> Result<GuardedFile, Error> {
+        GuardedFile::with(file.into(), self)
+    }
 }
 
 /// The counters of a file, over all its handles.
@@ -41,6 +96,15 @@ pub struct GuardCounters {
     pub waits: u64,
     /// Connections aborted for a writer.
     pub aborts: u64,
+    /// Ranges detached for a writer.
+    pub detached: u64,
+    /// The number of tries to detach that failed.
+    pub not_detached: u64,
+    /// The time that both took.
+    pub detaching: Duration,
+    /// Bytes that packets may keep in memory now, of leases that were detached and are not
+    /// released, in whole folios.
+    pub kept_by_packets: u64,
 }
 
 impl GuardedFile {
@@ -49,11 +113,7 @@ impl GuardedFile {
     /// # Errors
     /// [`Error::Open`], and as [`new`](Self::new); they name the path.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let path = path.as_ref();
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
-        let guarded = file.map_err(Error::file("open", 0)).and_then(GuardedFile::new);
-        guarded.map_err(|e| e.of(path))
+        GuardOptions::new().open(path)
     }
 
     /// Guards an open file: a regular file, a memfd, or a block device, open for reading and
@@ -64,7 +124,10 @@ impl GuardedFile {
     /// `O_APPEND` (where `pwrite(2)` appends whatever the offset; for what is set later see
     /// [`Exclusive::write_at`](crate::guard::Exclusive::write_at)); [`Error::File`].
     pub fn new(file: impl Into<OwnedFd>) -> Result<Self, Error> {
-        let file = file.into();
+        GuardOptions::new().guard(file)
+    }
+
+    fn with(file: OwnedFd, options: &GuardOptions) -> Result<Self, Error> {
         let flags = rustix::fs::fcntl_getfl(&file).map_err(Error::file("fcntl", 0))?;
         if flags & OFlags::RWMODE == OFlags::RDONLY {
             return Err(Error::unsuitable("it is open for reading only: open it for writing too"));
@@ -87,11 +150,13 @@ impl GuardedFile {
                 writes: AtomicU64::new(0),
                 waits: AtomicU64::new(0),
                 aborts: AtomicU64::new(0),
+                detaching: Detaching::default(),
+                may_be_exposed: !options.nothing_exposed,
             });
             tables.insert((process, identity), Arc::downgrade(&shared));
             shared
         });
-        Ok(GuardedFile(Arc::new(Guarded { source, shared })))
+        Ok(GuardedFile(Arc::new(Guarded { source, shared, overwrite: options.overwrite })))
     }
 
     /// Leases `ranges`, all or none, without waiting; `None` while a writer waits for, or is
@@ -143,7 +208,7 @@ impl GuardedFile {
 
     /// `taken` counts the leases in the hands of whoever takes it.
     pub(super) fn grant(&self, ranges: &Ranges, taken: Arc<AtomicUsize>) -> Option<Lease> {
-        let Guarded { source, shared } = &*self.0;
+        let Guarded { source, shared, .. } = &*self.0;
         let inner = Arc::new(Inner {
             shared: Arc::clone(shared),
             source: source.clone(),
@@ -154,6 +219,8 @@ impl GuardedFile {
             taken: Arc::clone(&taken),
             holders: Mutex::default(),
             size: AtomicU64::new(0),
+            by_ring: AtomicBool::new(false),
+            kept: AtomicU64::new(0),
         });
         if !shared.table.try_lease(&inner.ranges, inner.key, &Arc::downgrade(&inner)) {
             return None;
@@ -180,6 +247,14 @@ impl GuardedFile {
             .collect()
     }
 
+    /// The ranges that may be in flight without our knowing: sent by `sendfile(2)`, or before this
+    /// process. They are detached before they are overwritten. None where the file cannot be
+    /// detached, or nothing was written yet.
+    #[must_use]
+    pub fn exposed(&self) -> Vec<Range<u64>> {
+        self.0.shared.table.exposed()
+    }
+
     /// Writers that write or wait now.
     #[must_use]
     pub fn writers(&self) -> usize {
@@ -195,6 +270,10 @@ impl GuardedFile {
             writes: shared.writes.load(Ordering::Relaxed),
             waits: shared.waits.load(Ordering::Relaxed),
             aborts: shared.aborts.load(Ordering::Relaxed),
+            detached: shared.detaching.done.load(Ordering::Relaxed),
+            not_detached: shared.detaching.refused.load(Ordering::Relaxed),
+            detaching: Duration::from_nanos(shared.detaching.nanoseconds.load(Ordering::Relaxed)),
+            kept_by_packets: shared.detaching.kept.load(Ordering::Relaxed),
         }
     }
 }

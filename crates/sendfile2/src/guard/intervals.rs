@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 /// A plain `BTreeMap` by start. A query looks back by the longest range there is, which is enough
 /// for leases: they are about as long as one another, and few at a time.
 #[derive(Debug)]
@@ -25,12 +27,23 @@ impl<T> Intervals<T> {
         self.by_start.insert((range.start, key), (range.end, value));
     }
 
-    pub(super) fn remove(&mut self, range: &Range<u64>, key: u64) -> Option<T> {
-        let (_, value) = self.by_start.remove(&(range.start, key))?;
+    /// Removes what there is of `range` under `key`: all of it, or the pieces that are left.
+    pub(super) fn remove(&mut self, range: &Range<u64>, key: u64) -> SmallVec<[Range<u64>; 1]> {
+        let whole = (range.start, key);
+        let mut pieces = SmallVec::<[Range<u64>; 1]>::new();
+        if self.by_start.get(&whole).is_some_and(|(end, _)| *end == range.end) {
+            pieces.push(range.clone());
+        } else {
+            let ours = self.overlapping(range).filter(|(_, of, _)| *of == key);
+            pieces.extend(ours.map(|(piece, ..)| piece));
+        }
+        for piece in &pieces {
+            self.by_start.remove(&(piece.start, key));
+        }
         if self.by_start.is_empty() {
             self.longest = 0;
         }
-        Some(value)
+        pieces
     }
 
     /// Those that share at least one byte with `range`.
@@ -86,7 +99,7 @@ mod tests {
                     }
                     Op::Remove(i) if i < list.len() => {
                         let (range, key) = list.remove(i);
-                        prop_assert_eq!(map.remove(&range, key), Some(key));
+                        prop_assert_eq!(&map.remove(&range, key)[..], &[range]);
                     }
                     Op::Ask(s, e) => {
                         let mut got: Vec<u64> =

@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use super::detaching::Detaching;
+use super::ranges::folios;
 use super::table::Table;
 use crate::error::Error;
 use crate::holder::{CompletionSource, Held};
@@ -31,6 +33,9 @@ pub(super) struct Shared {
     pub(super) writes: AtomicU64,
     pub(super) waits: AtomicU64,
     pub(super) aborts: AtomicU64,
+    pub(super) detaching: Detaching,
+    /// What is in the file may be in flight from before.
+    pub(super) may_be_exposed: bool,
 }
 
 /// The tables of the files that are guarded, a fork's beside those of its parent.
@@ -64,6 +69,10 @@ pub(crate) struct Inner {
     /// The file has at least this size and no holes that matter, once somebody looked: nobody
     /// resizes or punches it where it is leased.
     pub(super) size: AtomicU64,
+    /// A ring has sent under it: what is queued there is not handed over yet.
+    pub(super) by_ring: AtomicBool,
+    /// Bytes that packets may keep since it was detached.
+    pub(super) kept: AtomicU64,
 }
 
 thread_local! {
@@ -149,6 +158,13 @@ impl Lease {
         Ok(extent)
     }
 
+    /// As [`hold`](Self::hold), for a ring, which takes the pages of what is queued when it pleases.
+    #[cfg(feature = "uring")]
+    pub(crate) fn hold_for_ring(&self, holder: &Arc<impl CompletionSource + 'static>) -> Held {
+        self.inner.by_ring.store(true, Ordering::Release);
+        self.hold(holder)
+    }
+
     /// The hold of a send, so that the lease ends no earlier than its release. The holder is known
     /// to waiting writers from here on.
     pub(crate) fn hold(&self, holder: &Arc<impl CompletionSource + 'static>) -> Held {
@@ -178,8 +194,13 @@ impl Clone for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.inner.handles.fetch_sub(1, Ordering::Relaxed);
         self.taken.fetch_sub(1, Ordering::Relaxed);
+        // Release: what was sent under it is with the kernel for who sees none left.
+        let last = self.inner.handles.fetch_sub(1, Ordering::Release) == 1;
+        if last && Arc::strong_count(&self.inner) > 1 && self.inner.shared.is_ours() {
+            // From here on it can be detached.
+            self.inner.shared.table.waiting_writers(&self.inner.ranges).wake();
+        }
     }
 }
 
@@ -190,6 +211,25 @@ impl fmt::Debug for Lease {
 }
 
 impl Inner {
+    /// Whether all that will ever be sent under it has been handed over to the kernel.
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.handles.load(Ordering::Acquire) == 0 && !self.by_ring.load(Ordering::Acquire)
+    }
+
+    /// Counts the memory that its packets keep from here on, since `range` was detached.
+    pub(super) fn keep(&self, range: &Range<u64>) {
+        let kept: u64 = self
+            .ranges
+            .iter()
+            .map(|r| r.start.max(range.start)..r.end.min(range.end))
+            .filter(|r| !r.is_empty())
+            .map(folios)
+            .map(|r| r.end - r.start)
+            .sum();
+        self.kept.fetch_add(kept, Ordering::Relaxed);
+        self.shared.detaching.kept.fetch_add(kept, Ordering::Relaxed);
+    }
+
     pub(super) fn is_in_hand_of_this_thread(&self) -> bool {
         self.handles.load(Ordering::Relaxed) > 0 && Arc::ptr_eq(&self.taken, &taken())
     }
@@ -219,6 +259,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // In a fork nothing ends: it is the parent's.
         if self.shared.is_ours() {
+            let kept = self.kept.load(Ordering::Relaxed);
+            self.shared.detaching.kept.fetch_sub(kept, Ordering::Relaxed);
             self.shared.table.end_lease(&self.ranges, self.key).wake();
         }
     }

@@ -46,18 +46,26 @@
 //! Overlap is by byte. A write that shares a page with a lease, but no byte, does not wait: the
 //! kernel sends the leased bytes of the page only.
 
+mod clear;
+mod detaching;
+mod exclusive;
+mod exposed;
 mod file;
 mod intervals;
 mod lease;
+mod queue;
 mod ranges;
+mod regions;
 mod table;
 #[cfg(feature = "tokio")]
 mod task;
 mod write;
 mod writer;
 
-pub use file::{GuardCounters, GuardedFile};
+pub use detaching::Overwrite;
+pub use exclusive::Exclusive;
+pub use file::{GuardCounters, GuardOptions, GuardedFile};
 pub use lease::{Lease, Leased};
-pub use ranges::Ranges;
+pub use ranges::{Ranges, folios};
 pub use write::TryWrite;
-pub use writer::{Exclusive, QueuedWriter, folios};
+pub use writer::QueuedWriter;

@@ -4,6 +4,17 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
+/// The largest folio (page-cache unit) that truncating or punching may zero parts of.
+pub(super) const FOLIO: u64 = 2 << 20;
+
+/// The folios (the page cache's units, up to 2 MiB, aligned) that `range` touches: the range that a
+/// writer must have to [punch a hole](super::Exclusive::punch_hole) there.
+#[must_use]
+pub fn folios(range: Range<u64>) -> Range<u64> {
+    let end = range.end.checked_next_multiple_of(FOLIO).unwrap_or(u64::MAX);
+    range.start / FOLIO * FOLIO..end
+}
+
 /// The ranges of a lease, in bytes of the file: one [`Range`], or several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ranges(pub(super) SmallVec<[Range<u64>; 1]>);

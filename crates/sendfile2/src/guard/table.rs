@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::PoisonError;
 use std::task::Waker;
 
+use super::exposed::Exposed;
 use super::intervals::Intervals;
 
 #[cfg(loom)]
@@ -31,6 +32,8 @@ struct State<L> {
     writers: BTreeMap<u64, Writer>,
     /// The waiters for a lease.
     lessees: BTreeMap<u64, Waker>,
+    /// May be in flight without anybody's knowing; only leases that were granted know more.
+    exposed: Exposed,
 }
 
 #[derive(Debug)]
@@ -65,6 +68,7 @@ impl<L: Clone> Table<L> {
                 leases: Intervals::default(),
                 writers: BTreeMap::new(),
                 lessees: BTreeMap::new(),
+                exposed: Exposed::default(),
             }),
         }
     }
@@ -92,11 +96,57 @@ impl<L: Clone> Table<L> {
         let mut state = self.lock();
         let mut wake = Vec::new();
         for range in ranges {
-            if state.leases.remove(range, key).is_some() {
-                state.unblock(0, range, &mut wake);
+            // What was detached of it has ended before.
+            for piece in state.leases.remove(range, key) {
+                state.unblock(0, &piece, &mut wake);
             }
         }
         Wake(wake)
+    }
+
+    /// Ends leases on the range of a writer, of which its pages were detached, and its exposure.
+    /// Nothing for a writer that has gone, or is not the first.
+    pub(super) fn detached(&self, key: u64) -> Wake {
+        let mut state = self.lock();
+        let mut wake = Vec::new();
+        let Some(range) = state.writers.get(&key).map(|writer| writer.range.clone()) else {
+            return Wake(wake);
+        };
+        if state.earlier(key, &range) > 0 {
+            return Wake(wake);
+        }
+        let cut: Vec<_> =
+            state.leases.overlapping(&range).map(|(r, key, l)| (r, key, l.clone())).collect();
+        for (leased, lease, value) in cut {
+            state.leases.remove(&leased, lease);
+            for rest in [leased.start..range.start, range.end..leased.end] {
+                if !rest.is_empty() {
+                    state.leases.insert(rest, lease, value.clone());
+                }
+            }
+            state.recount(&leased, &mut wake);
+        }
+        state.exposed.remove(&range);
+        Wake(wake)
+    }
+
+    /// Notes that `ranges` may be in flight from here on without anybody's knowing. Their lease is
+    /// still there, or no writer is yet.
+    pub(super) fn expose(&self, ranges: &[Range<u64>]) {
+        let mut state = self.lock();
+        for range in ranges {
+            state.exposed.add(range);
+        }
+    }
+
+    /// Whether a byte of `range` is exposed.
+    pub(super) fn is_exposed(&self, range: &Range<u64>) -> bool {
+        self.lock().exposed.overlaps(range)
+    }
+
+    /// All that is exposed.
+    pub(super) fn exposed(&self) -> Vec<Range<u64>> {
+        self.lock().exposed.iter().collect()
     }
 
     /// Queues a writer; from here on no overlapping lease is granted until
@@ -187,6 +237,31 @@ impl<L: Clone> Table<L> {
 }
 
 impl<L> State<L> {
+    /// The number of writers before `key` that overlap `range`.
+    fn earlier(&self, key: u64, range: &Range<u64>) -> usize {
+        self.writers.range(..key).filter(|(_, w)| overlap(&w.range, range)).count()
+    }
+
+    /// Counts anew what blocks the writers on `range`, of whose leases some were cut.
+    fn recount(&mut self, range: &Range<u64>, wake: &mut Vec<Waker>) {
+        let keys: Vec<u64> = self
+            .writers
+            .iter()
+            .filter(|(_, w)| overlap(&w.range, range))
+            .map(|(k, _)| *k)
+            .collect();
+        for key in keys {
+            let Some(writer) = self.writers.get(&key) else { continue };
+            let blockers =
+                self.leases.overlapping(&writer.range).count() + self.earlier(key, &writer.range);
+            let Some(writer) = self.writers.get_mut(&key) else { continue };
+            if blockers == 0 && writer.blockers > 0 {
+                wake.extend(writer.waker.clone());
+            }
+            writer.blockers = blockers;
+        }
+    }
+
     /// Something that blocked the writers after `after` on `range` has gone.
     fn unblock(&mut self, after: u64, range: &Range<u64>, wake: &mut Vec<Waker>) {
         for writer in self.writers.range_mut(after..).map(|(_, w)| w) {

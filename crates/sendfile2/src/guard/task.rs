@@ -3,10 +3,12 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use super::clear::Need;
+use super::exclusive::{Exclusive, span};
 use super::file::GuardedFile;
 use super::lease::{Lease, Lessee};
+use super::queue::{Looked, Queued};
 use super::ranges::Ranges;
-use super::writer::{Exclusive, Queued, span};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::park::task::{Parker, failed};
@@ -90,17 +92,22 @@ impl GuardedFile {
         abort: bool,
     ) -> Result<Exclusive, Error> {
         self.0.shared.ours()?;
-        if let Ok(key) = self.0.shared.table.try_writer(&range) {
-            return Ok(self.writer(range, key));
+        if let Some(writer) = self.unhindered(&range) {
+            return Ok(writer);
         }
         let parker = Parker::new()?;
-        let mut queued = Queued::new(self, range, parker.as_thread(), deadline, abort);
+        let mut queued = Queued::new(self, range, Need::All, parker.as_thread(), deadline, abort);
         loop {
-            if queued.look(false)? {
-                return Ok(queued.writer);
+            match queued.look(false)? {
+                Looked::Exclusive => return Ok(queued.writer),
+                Looked::Detach => {
+                    let job = queued.detaching();
+                    let detaching = ::tokio::task::spawn_blocking(move || job.run());
+                    let detached = detaching.await.map_err(|e| failed(e.into()))?;
+                    queued.detached(detached)?;
+                }
+                Looked::Wait(until) => queued.heard(&parker.park(until).await?),
             }
-            let events = parker.park(queued.deadline).await?;
-            queued.heard(&events);
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Writing to a guarded file: the forms that wait, and those that try.
 
 use std::ops::Range;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
+use super::clear::{DetachJob, Need};
+use super::exclusive::{Exclusive, span};
 use super::file::GuardedFile;
-use super::lease::Leased;
-use super::writer::{Exclusive, InTheWay, folios, reap, span};
+use super::lease::{Inner, Leased};
+use super::queue::{InTheWay, reap};
+use super::ranges::{FOLIO, folios};
 use crate::deadline::Deadline;
 use crate::error::Error;
 
@@ -48,32 +51,52 @@ impl GuardedFile {
     pub fn try_write_at(&self, data: &[u8], offset: u64) -> Result<TryWrite, Error> {
         self.0.shared.ours()?;
         let range = span(offset, data)?;
-        match self.0.shared.table.try_writer(&range) {
-            Ok(key) => {
-                let writer = self.writer(range, key);
-                writer.write_at(data, offset)?;
-                Ok(TryWrite::Written)
-            }
-            Err(leases) => {
-                // What is merely not reaped yet is not in the way.
-                let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
-                let held = InTheWay::of(&leases);
-                drop(leases);
-                held.known().iter().for_each(reap);
-                match self.0.shared.table.try_writer(&range) {
-                    Ok(key) => {
-                        self.writer(range, key).write_at(data, offset)?;
-                        Ok(TryWrite::Written)
-                    }
-                    Err(leases) => Ok(TryWrite::Blocked(
-                        leases
-                            .iter()
-                            .filter_map(Weak::upgrade)
-                            .flat_map(|l| l.describe(&range))
-                            .collect(),
-                    )),
-                }
-            }
+        let writer = match self.unhindered(&range) {
+            Some(writer) => writer,
+            None => match self.try_exclusive(&range)? {
+                Ok(writer) => writer,
+                Err(blocked) => return Ok(blocked),
+            },
+        };
+        writer.write_at(data, offset)?;
+        Ok(TryWrite::Written)
+    }
+
+    /// The range, after what is merely not reaped yet has been, and what is in flight was detached.
+    fn try_exclusive(&self, range: &Range<u64>) -> Result<Result<Exclusive, TryWrite>, Error> {
+        let table = &self.0.shared.table;
+        let upgraded =
+            |leases: Vec<Weak<_>>| leases.iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+        let held = InTheWay::of(&upgraded(table.try_writer(range).map_or_else(
+            |l| l,
+            |key| {
+                drop(self.writer(range.clone(), key));
+                Vec::new()
+            },
+        )));
+        held.known().iter().for_each(reap);
+        drop(held);
+        // While it is in the queue no lease is added; it is out of it again at once.
+        let writer = self.writer(range.clone(), table.queue_writer(range.clone(), None));
+        let (leases, earlier) = table.blockers(writer.key);
+        let leases = upgraded(leases);
+        let blocked = |leases: Vec<Arc<Inner>>| {
+            Ok(Err(TryWrite::Blocked(leases.iter().flat_map(|l| l.describe(range)).collect())))
+        };
+        if earlier {
+            return blocked(leases);
+        }
+        if leases.is_empty() && !table.is_exposed(range) {
+            return Ok(Ok(writer));
+        }
+        if !leases.is_empty() && !self.can_detach(range, &leases) {
+            return blocked(leases);
+        }
+        let weak = leases.iter().map(Arc::downgrade).collect();
+        match DetachJob::new(self, writer.key, range, Need::All, weak).run() {
+            Ok(()) => Ok(Ok(writer)),
+            Err(why) if leases.is_empty() => Err(Error::NotDetached(why.into())),
+            Err(_) => blocked(leases),
         }
     }
 
@@ -93,7 +116,7 @@ impl GuardedFile {
         deadline: impl Into<Deadline>,
     ) -> Result<(), Error> {
         let deadline = deadline.into();
-        let writer = self.acquire(span(offset, data)?, deadline, true)?;
+        let writer = self.acquire(span(offset, data)?, Need::All, deadline, true)?;
         writer.write_at(data, offset)
     }
 
@@ -109,7 +132,7 @@ impl GuardedFile {
         write: impl FnOnce(&Exclusive) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let deadline = deadline.into();
-        let writer = self.acquire(range, deadline, false)?;
+        let writer = self.acquire(range, Need::All, deadline, false)?;
         write(&writer)
     }
 
@@ -123,7 +146,11 @@ impl GuardedFile {
         let deadline = deadline.into();
         loop {
             let from = self.0.source.size()?.min(len);
-            match self.acquire(from..u64::MAX, deadline, false)?.set_len(len) {
+            // Pages that are dropped as a whole stay with the packets; the rest of the one that the
+            // new end is in is zeroed.
+            let edge = from..folios(from..from.saturating_add(1)).end;
+            let need = Need::Parts(vec![edge]);
+            match self.acquire(from..u64::MAX, need, deadline, false)?.set_len(len) {
                 // Another one has shrunk it meanwhile.
                 Err(Error::NotLeased { .. }) => {}
                 set => return set,
@@ -146,6 +173,12 @@ impl GuardedFile {
         if range.is_empty() {
             return Ok(());
         }
-        self.acquire(folios(range.clone()), deadline, false)?.punch_hole(range)
+        let folios = folios(range.clone());
+        let ends = [
+            folios.start..folios.start.saturating_add(FOLIO),
+            folios.end.saturating_sub(FOLIO)..folios.end,
+        ];
+        let need = Need::Parts(ends.into());
+        self.acquire(folios, need, deadline, false)?.punch_hole(range)
     }
 }

@@ -81,7 +81,7 @@ impl Socket {
             return Err(Error::NotLeased { range });
         }
         let extent = lease.extent(&range)?;
-        let held = lease.hold(&self.conn);
+        let held = lease.hold_for_ring(&self.conn);
         self.queue_range(lease.source(), range, Some(extent), Some(held), flags.more())
     }
 

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use sendfile2::guard::{GuardOptions, GuardedFile, Overwrite};
 use sendfile2::{Engine, Options, SendFlags, Sender, Source};
 
 pub mod filesystems;
@@ -71,6 +72,11 @@ pub fn file(seed: u8, len: u64) -> File {
     let mut file = tempfile::tempfile_in(dir).unwrap();
     file.write_all(&pattern(seed, 0..len)).unwrap();
     file
+}
+
+/// The file, guarded in the way in which writers wait for releases.
+pub fn waiting(file: File) -> GuardedFile {
+    GuardOptions::new().overwrite(Overwrite::Wait).nothing_exposed().guard(file).unwrap()
 }
 
 pub fn source(file: &File) -> Source {

@@ -148,6 +148,8 @@ mod properties {
         Queue(Range<u64>),
         Try(Range<u64>),
         Remove(usize),
+        Detach(usize),
+        Expose(Range<u64>),
     }
 
     fn op() -> impl Strategy<Value = Op> {
@@ -158,7 +160,20 @@ mod properties {
             range().prop_map(Op::Queue),
             range().prop_map(Op::Try),
             (0..6usize).prop_map(Op::Remove),
+            (0..6usize).prop_map(Op::Detach),
+            range().prop_map(Op::Expose),
         ]
+    }
+
+    fn index(at: u64) -> usize {
+        usize::try_from(at).unwrap()
+    }
+
+    /// Its bytes that are not in `other`.
+    fn without(range: &Range<u64>, other: &Range<u64>) -> Vec<Range<u64>> {
+        let rests =
+            [range.start..range.end.min(other.start), range.start.max(other.end)..range.end];
+        rests.into_iter().filter(|rest| !rest.is_empty()).collect()
     }
 
     /// A writer as the naive model knows it.
@@ -176,6 +191,9 @@ mod properties {
         fn like_two_lists(ops in prop::collection::vec(op(), 1..60)) {
             let table: Table<u64> = Table::new();
             let mut leases: Vec<(u64, [Range<u64>; 1])> = Vec::new();
+            // What is left of them, as pieces.
+            let mut left: Vec<(u64, Range<u64>)> = Vec::new();
+            let mut exposed = [false; 64];
             let mut writers: Vec<Known> = Vec::new();
             for op in ops {
                 match op {
@@ -184,12 +202,14 @@ mod properties {
                         let (key, ranges) = (fresh(), [range]);
                         prop_assert_eq!(table.try_lease(&ranges, key, &key), free);
                         if free {
+                            left.push((key, ranges[0].clone()));
                             leases.push((key, ranges));
                         }
                     }
                     Op::End(i) if i < leases.len() => {
                         let (key, ranges) = leases.remove(i);
                         table.end_lease(&ranges, key).wake();
+                        left.retain(|(of, _)| *of != key);
                     }
                     Op::Queue(range) => {
                         let woken = Arc::<Count>::default();
@@ -199,7 +219,7 @@ mod properties {
                         writers.push(Known { key, range, was_active, woken });
                     }
                     Op::Try(range) => {
-                        let free = !leases.iter().any(|(_, l)| overlap(&l[0], &range))
+                        let free = !left.iter().any(|(_, l)| overlap(l, &range))
                             && !writers.iter().any(|w| overlap(&w.range, &range));
                         let tried = table.try_writer(&range);
                         prop_assert_eq!(tried.is_ok(), free);
@@ -212,23 +232,42 @@ mod properties {
                         // Active or not: who gives up goes the same way.
                         table.remove_writer(writers.remove(i).key).wake();
                     }
-                    Op::End(_) | Op::Remove(_) => {}
+                    Op::Detach(i) if i < writers.len() => {
+                        let Known { key, range, .. } = &writers[i];
+                        table.detached(*key).wake();
+                        if !writers[..i].iter().any(|w| overlap(&w.range, range)) {
+                            left = left
+                                .iter()
+                                .flat_map(|(key, piece)| {
+                                    without(piece, range).into_iter().map(|rest| (*key, rest))
+                                })
+                                .collect();
+                            range.clone().for_each(|at| exposed[index(at)] = false);
+                        }
+                    }
+                    Op::Expose(range) => {
+                        table.expose(&[range.clone()]);
+                        range.for_each(|at| exposed[index(at)] = true);
+                    }
+                    Op::End(_) | Op::Remove(_) | Op::Detach(_) => {}
                 }
                 for (i, writer) in writers.iter().enumerate() {
-                    let mut in_the_way: Vec<u64> = leases
+                    let mut in_the_way: Vec<u64> = left
                         .iter()
-                        .filter(|(_, l)| overlap(&l[0], &writer.range))
+                        .filter(|(_, l)| overlap(l, &writer.range))
                         .map(|(key, _)| *key)
                         .collect();
                     let earlier = writers[..i].iter().any(|w| overlap(&w.range, &writer.range));
                     let active = in_the_way.is_empty() && !earlier;
                     prop_assert_eq!(table.is_active(writer.key), active);
+                    let any = writer.range.clone().any(|at| exposed[index(at)]);
+                    prop_assert_eq!(table.is_exposed(&writer.range), any);
                     let (mut told, told_earlier) = table.blockers(writer.key);
                     told.sort_unstable();
                     in_the_way.sort_unstable();
                     prop_assert_eq!((told, told_earlier), (in_the_way, earlier));
                     let woken = usize::from(active && !writer.was_active);
-                    prop_assert_eq!(writer.woken.0.load(SeqCst), woken);
+                    prop_assert_eq!(writer.woken.0.load(SeqCst), woken, "{}", i);
                 }
                 prop_assert_eq!(table.writers(), writers.len());
             }

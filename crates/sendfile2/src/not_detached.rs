@@ -5,8 +5,6 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
-use crate::error::Error;
-
 /// The reason why a range could not be detached. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -95,16 +93,23 @@ impl NotDetached {
         move |e| NotDetached::Io { op, offset, cause: e.into() }
     }
 
-    pub(super) fn unsupported(op: &'static str) -> impl FnOnce(Errno) -> NotDetached {
+    pub(crate) fn unsupported(op: &'static str) -> impl FnOnce(Errno) -> NotDetached {
         move |e| NotDetached::Unsupported { op, cause: e.into() }
     }
-}
 
-impl From<Error> for NotDetached {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::File { op, offset, cause } => NotDetached::Io { op, offset, cause },
-            error => NotDetached::Io { op: "asking the file", offset: 0, cause: error.into() },
+    /// The operating system's error beneath, where there is one.
+    #[must_use]
+    pub fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            NotDetached::NoDirect { cause }
+            | NotDetached::Unsupported { cause, .. }
+            | NotDetached::Io { cause, .. } => Some(cause),
+            _ => None,
         }
+    }
+
+    /// Whether another try may come to something else.
+    pub(crate) fn is_for_now(&self) -> bool {
+        matches!(self, NotDetached::Cached { .. })
     }
 }

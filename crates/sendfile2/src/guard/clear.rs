@@ -1,0 +1,108 @@
+//! How a writer gets a range that is still in flight: its pages are detached.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use super::detaching::Overwrite;
+use super::file::GuardedFile;
+use super::lease::Inner;
+use super::ranges::folios;
+use crate::detach::Detacher;
+use crate::not_detached::NotDetached;
+
+/// The memory, in bytes, that packets may keep of detached leases of one file before its writers
+/// wait for releases again. A send of 4 KiB may keep a folio of 2 MiB.
+const KEPT: u64 = 512 << 20;
+
+/// The parts of a writer's range that must be detached before it may write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Need {
+    /// The range.
+    All,
+    /// Those folios of it that are not dropped as a whole.
+    Parts(Vec<Range<u64>>),
+}
+
+impl GuardedFile {
+    /// The detacher of the file, if it can be detached. What is in the file when it is made is
+    /// exposed, unless the application has said otherwise.
+    pub(super) fn detacher(&self) -> Option<&Arc<Detacher>> {
+        let shared = &self.0.shared;
+        shared.detaching.detacher(&self.0.source, |detacher| {
+            let Ok(size) = self.0.source.size() else { return };
+            let page = rustix::param::page_size() as u64;
+            // A last page that cannot be detached would forbid every write to it.
+            let pages = size / page * page;
+            let end = if detacher.allows(&(pages..size)) { size } else { pages };
+            if shared.may_be_exposed {
+                shared.table.expose(std::slice::from_ref(&(0..end)));
+            }
+        })
+    }
+
+    /// Whether a writer of `range` can have it by detaching, beside these leases: all that is in
+    /// its way has been handed over to the kernel.
+    pub(super) fn can_detach(&self, range: &Range<u64>, leases: &[Arc<Inner>]) -> bool {
+        if self.0.overwrite == Overwrite::Wait || !leases.iter().all(|l| l.is_handed_over()) {
+            return false;
+        }
+        let Some(detacher) = self.detacher() else { return false };
+        // One that was detached already is in none of the packets anew.
+        let kept = folios(range.clone()).end.saturating_sub(folios(range.clone()).start);
+        let most = KEPT.saturating_sub(self.0.shared.detaching.kept.load(Ordering::Relaxed));
+        let fits = kept.saturating_mul(leases.len() as u64) <= most;
+        if !fits {
+            tracing::debug!(?range, "packets keep too much of what was detached: waiting");
+        }
+        fits && detacher.allows(range)
+    }
+}
+
+/// Detaches what a writer needs of its range, which is the first there. It waits for the disk, may
+/// run anywhere, and does no harm where the writer has gone meanwhile.
+pub(super) struct DetachJob {
+    file: GuardedFile,
+    key: u64,
+    range: Range<u64>,
+    need: Need,
+    leases: Vec<Weak<Inner>>,
+}
+
+impl DetachJob {
+    pub(super) fn new(
+        file: &GuardedFile,
+        key: u64,
+        range: &Range<u64>,
+        need: Need,
+        leases: Vec<Weak<Inner>>,
+    ) -> Self {
+        DetachJob { file: file.clone(), key, range: range.clone(), need, leases }
+    }
+
+    /// Detaches it, and ends all that is in the table on the range.
+    pub(super) fn run(self) -> Result<(), NotDetached> {
+        let shared = &self.file.0.shared;
+        let Some(detacher) = self.file.detacher() else {
+            return Err(NotDetached::NoProof);
+        };
+        let parts = match &self.need {
+            Need::All => std::slice::from_ref(&self.range),
+            Need::Parts(parts) => parts,
+        };
+        for part in parts {
+            let _alone = shared.detaching.regions.enter(&folios(part.clone()), true);
+            let began = Instant::now();
+            let detached = detacher.detach(part);
+            shared.detaching.note(detached.is_ok(), began.elapsed());
+            detached?;
+        }
+        let leases: Vec<_> = self.leases.iter().filter_map(Weak::upgrade).collect();
+        for lease in &leases {
+            lease.keep(&self.range);
+        }
+        shared.table.detached(self.key).wake();
+        Ok(())
+    }
+}

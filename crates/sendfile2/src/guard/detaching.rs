@@ -1,0 +1,108 @@
+//! What the handles of a file share of its detaching.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::ranges::folios;
+use super::regions::Regions;
+use crate::detach::Detacher;
+use crate::not_detached::NotDetached;
+use crate::source::Source;
+use crate::sync::lock;
+
+/// The way in which writers of a [`GuardedFile`] deal with what is still in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Overwrite {
+    /// [Detach](crate::detach) it, and write at once; where that is not possible, wait.
+    #[default]
+    Detach,
+    /// Wait until the kernel has released it.
+    Wait,
+}
+
+/// What the handles of a file share of its detaching.
+#[derive(Debug, Default)]
+pub(super) struct Detaching {
+    /// `None` where the file cannot be detached.
+    detacher: OnceLock<Option<Arc<Detacher>>>,
+    /// Held while the detacher is made.
+    making: Mutex<()>,
+    pub(super) regions: Regions,
+    pub(super) done: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) nanoseconds: AtomicU64,
+    /// Bytes that packets may keep, of leases that are detached and not released.
+    pub(super) kept: AtomicU64,
+}
+
+impl Detaching {
+    /// Counts a try, and the time that it took.
+    pub(super) fn note(&self, done: bool, took: Duration) {
+        let counter = if done { &self.done } else { &self.refused };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds.fetch_add(took, Ordering::Relaxed);
+    }
+
+    /// The detacher, if there is one; made and tried when it is first asked for. `made` is told of
+    /// it before anybody else has it.
+    pub(super) fn detacher(
+        &self,
+        source: &Source,
+        made: impl FnOnce(&Detacher),
+    ) -> Option<&Arc<Detacher>> {
+        if let Some(known) = self.detacher.get() {
+            return known.as_ref();
+        }
+        let _making = lock(&self.making);
+        if self.detacher.get().is_none() {
+            let detacher = match self.tried(source) {
+                Ok(detacher) => {
+                    made(&detacher);
+                    Some(Arc::new(detacher))
+                }
+                // It is tried again.
+                Err(why) if is_passing(&why) => return None,
+                Err(why) => {
+                    tracing::debug!(%why, "writers wait for releases");
+                    None
+                }
+            };
+            // Nobody else has set it: they wait for the lock.
+            let _ = self.detacher.set(detacher);
+        }
+        self.detacher.get().and_then(Option::as_ref)
+    }
+
+    /// A detacher that works: on filesystems that pass writes on to another one, or are not known,
+    /// that shows itself only by trying.
+    fn tried(&self, source: &Source) -> Result<Detacher, NotDetached> {
+        let detacher = Detacher::new(source)?;
+        if !source.is_on_disk() {
+            let size = source.size()?;
+            if size == 0 {
+                return Err(NotDetached::End { bytes: 0, unit: 1 });
+            }
+            let _alone = self.regions.enter(&folios(0..1), true);
+            detacher.detach(&(0..1))?;
+        }
+        Ok(detacher)
+    }
+}
+
+/// Whether a detacher may be had later: there was no descriptor, no memory, or nothing to try it
+/// with.
+fn is_passing(why: &NotDetached) -> bool {
+    if let NotDetached::End { .. } = why {
+        return true;
+    }
+    let (NotDetached::NoDirect { cause } | NotDetached::Io { cause, .. }) = why else {
+        return false;
+    };
+    let errno = Errno::from_io_error(cause);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+}

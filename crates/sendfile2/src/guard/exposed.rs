@@ -1,0 +1,88 @@
+//! The ranges that are exposed: they may be in flight without anybody's knowing.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// A set of bytes, kept as sorted ranges that do not touch.
+#[derive(Debug, Default)]
+pub(super) struct Exposed(BTreeMap<u64, u64>);
+
+impl Exposed {
+    pub(super) fn add(&mut self, range: &Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let (mut start, mut end) = (range.start, range.end);
+        // Those that touch it become one with it.
+        while let Some((&s, &e)) = self.0.range(..=end).next_back() {
+            if e < start {
+                break;
+            }
+            self.0.remove(&s);
+            start = start.min(s);
+            end = end.max(e);
+        }
+        self.0.insert(start, end);
+    }
+
+    pub(super) fn remove(&mut self, range: &Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        while let Some((&s, &e)) = self.0.range(..range.end).next_back() {
+            if e <= range.start {
+                break;
+            }
+            self.0.remove(&s);
+            if range.end < e {
+                self.0.insert(range.end, e);
+            }
+            if s < range.start {
+                self.0.insert(s, range.start);
+            }
+        }
+    }
+
+    /// Whether any byte of `range` is in it.
+    pub(super) fn overlaps(&self, range: &Range<u64>) -> bool {
+        !range.is_empty()
+            && self.0.range(..range.end).next_back().is_some_and(|(_, &e)| e > range.start)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Range<u64>> {
+        self.0.iter().map(|(&start, &end)| start..end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn like_a_list_of_bytes(
+            ops in prop::collection::vec((any::<bool>(), 0..60u64, 0..20u64), 1..60),
+            asked in prop::collection::vec((0..80u64, 0..20u64), 1..20),
+        ) {
+            let mut set = Exposed::default();
+            let mut bytes = [false; 100];
+            for (add, start, len) in ops {
+                let range = start..start + len;
+                if add { set.add(&range) } else { set.remove(&range) }
+                for at in range {
+                    bytes[usize::try_from(at).unwrap_or(0)] = add;
+                }
+            }
+            let is = |at: u64| bytes[usize::try_from(at).unwrap_or(0)];
+            for (start, len) in asked {
+                prop_assert_eq!(set.overlaps(&(start..start + len)), (start..start + len).any(is));
+            }
+            let ranges: Vec<_> = set.iter().collect();
+            prop_assert!(ranges.windows(2).all(|two| two[0].end < two[1].start), "{ranges:?}");
+            prop_assert!(ranges.iter().all(|range| !range.is_empty()));
+            let all = ranges.iter().flat_map(Clone::clone).count();
+            prop_assert_eq!(all, bytes.iter().filter(|b| **b).count());
+        }
+    }
+}
