@@ -30,6 +30,7 @@ pub mod page_cache;
 pub mod process;
 pub mod recover;
 pub mod rlimit;
+pub mod sendfile;
 pub mod socket;
 pub mod syscall;
 #[cfg(feature = "tokio")]

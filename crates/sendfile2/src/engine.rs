@@ -24,15 +24,25 @@ pub enum Engine {
     /// notification arrives. Needs one of them (the module is taken where both are), and a TCP
     /// socket. It sends files; buffers go by `zerocopy`, or `copy` where that cannot serve them.
     Native,
-    /// `copy`, `zerocopy` or `native`, whichever serves the send best.
+    /// `sendfile(2)`, under a lease of a file that [detaches](crate::detach): the release is never
+    /// reported, and need not be, since every overwrite of such a file detaches what may be in
+    /// flight. Needs a stream socket, which is set to non-blocking mode. Buffers go by `copy`.
+    Sendfile,
+    /// `copy`, `zerocopy`, `native` or `sendfile`, whichever serves the send best.
     #[default]
     Auto,
 }
 
 impl Engine {
     /// All of them.
-    pub const ALL: &'static [Engine] =
-        &[Engine::Copy, Engine::Zerocopy, Engine::Uring, Engine::Native, Engine::Auto];
+    pub const ALL: &'static [Engine] = &[
+        Engine::Copy,
+        Engine::Zerocopy,
+        Engine::Uring,
+        Engine::Native,
+        Engine::Sendfile,
+        Engine::Auto,
+    ];
 
     /// The name of the engine, as [`FromStr`] reads it.
     #[must_use]
@@ -42,6 +52,7 @@ impl Engine {
             Engine::Zerocopy => "zerocopy",
             Engine::Uring => "uring",
             Engine::Native => "native",
+            Engine::Sendfile => "sendfile",
             Engine::Auto => "auto",
         }
     }
@@ -55,7 +66,7 @@ impl fmt::Display for Engine {
 
 /// The error of parsing a name that no engine has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no engine is called {0:?}: there are copy, zerocopy, uring, native and auto")]
+#[error("no engine is called {0:?}: there are copy, zerocopy, uring, native, sendfile and auto")]
 pub struct UnknownEngine(String);
 
 impl FromStr for Engine {
@@ -78,7 +89,7 @@ pub(crate) const WORTH_A_NOTIFICATION: u64 = 16 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Choice {
-    /// [`Engine::Copy`], [`Engine::Zerocopy`], [`Engine::Uring`] or [`Engine::Native`].
+    /// Every engine but [`Engine::Auto`].
     pub engine: Engine,
     /// The reason why it was taken.
     pub reason: Reason,
@@ -112,6 +123,9 @@ pub enum Reason {
     Small,
     /// Enough bytes to be worth a notification.
     Large,
+    /// The file detaches, and many connections are sending: `sendfile(2)` costs less than copies
+    /// that leave the processor's cache before they are read.
+    ManyStreams,
     /// The kernel had no room for another zerocopy send (ENOBUFS) though nothing was in flight
     /// on this socket.
     Limit(Limit),
@@ -134,6 +148,7 @@ impl fmt::Display for Reason {
             Reason::TriedAgain => f.write_str("most came back COPIED; trying again"),
             Reason::Small => write!(f, "under {} bytes", WORTH_A_NOTIFICATION),
             Reason::Large => write!(f, "at least {} bytes", WORTH_A_NOTIFICATION),
+            Reason::ManyStreams => f.write_str("many connections, and the file detaches"),
             Reason::Limit(limit) => write!(f, "{limit}"),
             Reason::Fault => f.write_str("the mapping faulted"),
         }

@@ -124,6 +124,12 @@ pub enum Error {
     /// A range that may be in flight without our knowing could not be detached. Nothing was written.
     #[error("the range may still be in flight, and cannot be detached: {0}")]
     NotDetached(#[source] Box<NotDetached>),
+    /// The release of what was sent by `sendfile(2)` is never reported.
+    #[error(
+        "the release of what was sent by sendfile(2) is never reported: overwrite it at once, through \
+         its GuardedFile, which detaches it"
+    )]
+    Exposed,
     /// The notification ids do not add up. Nothing more is released on this connection by guess.
     #[error(transparent)]
     NotIssued(#[from] NotIssued),

@@ -18,6 +18,10 @@ pub enum Status {
     /// or its ids do not add up. It is never to be treated as free. This ends, as `Released`, when
     /// the notifications arrive, or the kernel has nothing of the socket by reference any more.
     Unknown,
+    /// The kernel may still read it, and never reports the release: it was sent by `sendfile(2)`
+    /// ([`Engine::Sendfile`](crate::Engine::Sendfile)). Overwrite it through its
+    /// [`GuardedFile`](crate::guard::GuardedFile), which detaches it.
+    Exposed,
 }
 
 /// The way in which the kernel has released a send.
@@ -35,6 +39,7 @@ impl fmt::Display for Status {
             Status::Released(Release { copied: false }) => "released",
             Status::Released(Release { copied: true }) => "released, copied",
             Status::Unknown => "unknown",
+            Status::Exposed => "exposed",
         })
     }
 }
@@ -76,13 +81,15 @@ pub(crate) struct SendProgress {
     /// Made for the first zerocopy part.
     pending: Option<Arc<Pending>>,
     copied: bool,
+    /// A part was sent by `sendfile(2)`.
+    exposed: bool,
     /// The choice of the last part.
     choice: Choice,
 }
 
 impl SendProgress {
     pub(crate) fn new(choice: Choice) -> Self {
-        SendProgress { bytes: 0, end: 0, pending: None, copied: false, choice }
+        SendProgress { bytes: 0, end: 0, pending: None, copied: false, exposed: false, choice }
     }
 
     /// Bytes accepted.
@@ -113,6 +120,16 @@ impl SendProgress {
         self.copied = true;
     }
 
+    /// Notes that the release of the part will never be reported.
+    pub(crate) fn exposed(&mut self) {
+        self.exposed = true;
+    }
+
+    /// Whether the release of a part will never be reported.
+    pub(crate) fn is_exposed(&self) -> bool {
+        self.exposed
+    }
+
     /// Notes that the part is in flight; the result is to be told of its release.
     pub(crate) fn in_flight(&mut self) -> Arc<Pending> {
         let pending = self.pending.get_or_insert_default();
@@ -123,6 +140,7 @@ impl SendProgress {
     /// Returns whether any part was copied, once all of them are released.
     pub(crate) fn released(&self) -> Option<bool> {
         match &self.pending {
+            _ if self.exposed => None,
             None => Some(self.copied),
             Some(pending) => pending.released().map(|copied| self.copied || copied),
         }

@@ -39,6 +39,9 @@ pub enum Refusal {
     File(Unmappable),
     /// `io_uring` cannot be used.
     IoUring(UringUnavailable),
+    /// A send by `sendfile(2)` that is not under a lease of a file that detaches: nobody could say
+    /// when it may be overwritten.
+    NotDetaching,
     /// A [`Sender`](crate::Sender) was asked for `uring`.
     Driver,
     /// The kernel has nothing to offer to `native`.
@@ -94,6 +97,10 @@ impl fmt::Display for Refusal {
             Refusal::File(why) => write!(f, "the file is not sent from a mapping: {why}"),
             Refusal::IoUring(why) => write!(f, "{why}"),
             Refusal::Native(why) => write!(f, "{why}"),
+            Refusal::NotDetaching => f.write_str(
+                "sendfile(2) never reports a release, so it serves only what is leased of a file whose \
+                 overwrites detach (guard::Overwrite::Detach, on a filesystem that can; probe FILE)",
+            ),
             Refusal::Driver => f.write_str(
                 "a sender does not use io_uring, which has a front end of its own: uring::Driver",
             ),

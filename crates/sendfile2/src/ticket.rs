@@ -102,6 +102,7 @@ impl Ticket {
     #[must_use]
     pub fn status(&self) -> Status {
         match (self.release(), self.source()) {
+            _ if self.is_exposed() => Status::Exposed,
             (Some(release), _) => Status::Released(release),
             (None, Some(source)) if !source.is_unknown() => Status::InFlight,
             (None, _) => Status::Unknown,
@@ -162,11 +163,23 @@ impl Ticket {
     /// # Errors
     /// [`Error::Deadline`] if that has not happened by `deadline`; [`Error::NotIssued`] and
     /// [`Error::TooEarly`] if the ids of the connection do not add up; [`Error::Wait`] if waiting
-    /// is not possible; [`Error::Forked`]. That a queued send ended early is none:
+    /// is not possible; [`Error::Exposed`] if the release is never reported; [`Error::Forked`].
+    /// That a queued send ended early is none:
     /// [`error`](Self::error) says so.
     pub fn wait_released(&self, deadline: impl Into<Deadline>) -> Result<Release, Error> {
         let deadline = deadline.into();
+        self.reported()?;
         self.wait(deadline, NOT_RELEASED, || Ok(self.release()))
+    }
+
+    /// Whether a part of it was sent by `sendfile(2)`.
+    fn is_exposed(&self) -> bool {
+        matches!(&self.progress, Progress::Made(progress) if progress.is_exposed())
+    }
+
+    /// Fails where the release is never reported.
+    fn reported(&self) -> Result<(), Error> {
+        if self.is_exposed() { Err(Error::Exposed) } else { Ok(()) }
     }
 
     /// Waits until the peer's TCP has acknowledged it, or that can never be known:
@@ -210,6 +223,7 @@ impl Ticket {
     /// Outside of a tokio runtime with I/O enabled.
     #[cfg(feature = "tokio")]
     pub async fn released(&self) -> Result<Release, Error> {
+        self.reported()?;
         match (self.release(), self.source()) {
             (Some(release), _) => Ok(release),
             (None, Some(source)) => wait::until_as_task(&*source, || Ok(self.release())).await,

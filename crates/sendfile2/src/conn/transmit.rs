@@ -17,6 +17,7 @@ use crate::refusal::Refusal;
 use crate::socket::kind::Kind;
 use crate::sys::mapping::Region;
 use crate::sys::recover::{self, Attempt, Next};
+use crate::sys::sendfile;
 use crate::sys::socket as sys;
 
 /// The bytes that one call sends.
@@ -48,7 +49,7 @@ impl Payload<'_> {
 /// One send call: how it is to be made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SendOp {
-    /// `copy`, `zerocopy` or `native`, and why.
+    /// The engine, and why.
     pub(crate) choice: Choice,
     pub(crate) more: bool,
     /// The pages must not outlive this process on their way.
@@ -114,7 +115,8 @@ impl LockedConn<'_> {
         // A datagram of no bytes would use an id (the kernel counts its header), and a stream send
         // of none would not: by plain sends neither does.
         let len = payload.len();
-        let by_reference = op.choice.engine != Engine::Copy && len > 0;
+        let exposed = op.choice.engine == Engine::Sendfile;
+        let by_reference = op.choice.engine != Engine::Copy && !exposed && len > 0;
         let refusal = match op.choice.engine {
             // Asked before, but not under this lock; and the attempt before may have been refused.
             Engine::Native => self.native(),
@@ -136,15 +138,24 @@ impl LockedConn<'_> {
             }
         }
         if op.more {
+            if exposed {
+                // sendfile(2) has no MSG_MORE.
+                conn.follow(state, true, false);
+            }
             conn.cork(state);
         }
         let socket = conn.endpoint.as_fd();
         let result = match payload {
             Payload::Memory(region) => sys::send(socket, region, by_reference, op.more),
+            Payload::File(file, at, len) if exposed => sendfile::sendfile(socket, file, at, len),
             Payload::File(file, at, len) => {
                 native::send(socket, file, &(at..at + len as u64), op.more)
             }
         };
+        if exposed && result == Ok(0) {
+            // The file has ended.
+            return Ok(Outcome::Fault);
+        }
         if let Ok(bytes) = result {
             if !op.more && len == 0 {
                 conn.push(state);
@@ -170,7 +181,11 @@ impl LockedConn<'_> {
                 tracing::trace!(cookie = conn.endpoint.cookie(), id, bytes, "zerocopy send");
             } else {
                 state.since_zerocopy = state.since_zerocopy.saturating_add(1);
-                progress.copied();
+                if exposed {
+                    progress.exposed();
+                } else {
+                    progress.copied();
+                }
             }
             return Ok(Outcome::Accepted(bytes));
         }

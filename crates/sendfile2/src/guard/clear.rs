@@ -26,20 +26,9 @@ pub(super) enum Need {
 }
 
 impl GuardedFile {
-    /// The detacher of the file, if it can be detached. What is in the file when it is made is
-    /// exposed, unless the application has said otherwise.
+    /// The detacher of the file, if it can be detached.
     pub(super) fn detacher(&self) -> Option<&Arc<Detacher>> {
-        let shared = &self.0.shared;
-        shared.detaching.detacher(&self.0.source, |detacher| {
-            let Ok(size) = self.0.source.size() else { return };
-            let page = rustix::param::page_size() as u64;
-            // A last page that cannot be detached would forbid every write to it.
-            let pages = size / page * page;
-            let end = if detacher.allows(&(pages..size)) { size } else { pages };
-            if shared.may_be_exposed {
-                shared.table.expose(std::slice::from_ref(&(0..end)));
-            }
-        })
+        self.0.shared.detacher(&self.0.source)
     }
 
     /// Whether a writer of `range` can have it by detaching, beside these leases: all that is in
@@ -49,10 +38,9 @@ impl GuardedFile {
             return false;
         }
         let Some(detacher) = self.detacher() else { return false };
-        // One that was detached already is in none of the packets anew.
-        let kept = folios(range.clone()).end.saturating_sub(folios(range.clone()).start);
+        let kept: u64 = leases.iter().map(|lease| lease.folios_in(range)).sum();
         let most = KEPT.saturating_sub(self.0.shared.detaching.kept.load(Ordering::Relaxed));
-        let fits = kept.saturating_mul(leases.len() as u64) <= most;
+        let fits = kept <= most;
         if !fits {
             tracing::debug!(?range, "packets keep too much of what was detached: waiting");
         }

@@ -219,6 +219,8 @@ impl GuardedFile {
             taken: Arc::clone(&taken),
             holders: Mutex::default(),
             size: AtomicU64::new(0),
+            overwrite: self.0.overwrite,
+            exposed: AtomicBool::new(false),
             by_ring: AtomicBool::new(false),
             kept: AtomicU64::new(0),
         });

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::detaching::Detaching;
+use super::detaching::{Detaching, Overwrite};
 use super::ranges::folios;
 use super::table::Table;
+use crate::detach::Detacher;
 use crate::error::Error;
 use crate::holder::{CompletionSource, Held};
 use crate::source::{Extent, Identity, Source};
@@ -69,6 +70,10 @@ pub(crate) struct Inner {
     /// The file has at least this size and no holes that matter, once somebody looked: nobody
     /// resizes or punches it where it is leased.
     pub(super) size: AtomicU64,
+    /// The way in which the handle's writers deal with it.
+    pub(super) overwrite: Overwrite,
+    /// It was sent by `sendfile(2)`.
+    pub(super) exposed: AtomicBool,
     /// A ring has sent under it: what is queued there is not handed over yet.
     pub(super) by_ring: AtomicBool,
     /// Bytes that packets may keep since it was detached.
@@ -96,6 +101,21 @@ pub struct Leased {
 }
 
 impl Shared {
+    /// The detacher of the file, if it can be detached. What is in the file when it is made is
+    /// exposed, unless the application has said otherwise.
+    pub(super) fn detacher(&self, source: &Source) -> Option<&Arc<Detacher>> {
+        self.detaching.detacher(source, |detacher| {
+            let Ok(size) = source.size() else { return };
+            let page = rustix::param::page_size() as u64;
+            // A last page that cannot be detached would forbid every write to it.
+            let pages = size / page * page;
+            let end = if detacher.allows(&(pages..size)) { size } else { pages };
+            if self.may_be_exposed {
+                self.table.expose(std::slice::from_ref(&(0..end)));
+            }
+        })
+    }
+
     pub(super) fn is_ours(&self) -> bool {
         self.process.is_current()
     }
@@ -138,6 +158,25 @@ impl Lease {
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.inner.source
+    }
+
+    /// Whether a writer can detach `range`, which is leased, after it was sent: then the death of
+    /// the process need not end the connection, and `sendfile(2)` may send it.
+    pub(crate) fn detaches(&self, range: &Range<u64>) -> bool {
+        let inner = &*self.inner;
+        if inner.overwrite == Overwrite::Wait {
+            return false;
+        }
+        let Some(detacher) = inner.shared.detacher(&inner.source) else { return false };
+        let page = rustix::param::page_size() as u64;
+        range.end <= inner.size.load(Ordering::Relaxed) / page * page || detacher.allows(range)
+    }
+
+    /// Notes that what is leased may be in flight from here on without anybody's knowing.
+    pub(crate) fn expose(&self) {
+        if !self.inner.exposed.swap(true, Ordering::Relaxed) {
+            self.inner.shared.table.expose(&self.inner.ranges);
+        }
     }
 
     /// Fails for a fork's copy of its parent's lease.
@@ -216,16 +255,20 @@ impl Inner {
         self.handles.load(Ordering::Acquire) == 0 && !self.by_ring.load(Ordering::Acquire)
     }
 
-    /// Counts the memory that its packets keep from here on, since `range` was detached.
-    pub(super) fn keep(&self, range: &Range<u64>) {
-        let kept: u64 = self
-            .ranges
+    /// The bytes of the folios that its packets may keep of `range`.
+    pub(super) fn folios_in(&self, range: &Range<u64>) -> u64 {
+        self.ranges
             .iter()
             .map(|r| r.start.max(range.start)..r.end.min(range.end))
             .filter(|r| !r.is_empty())
             .map(folios)
             .map(|r| r.end - r.start)
-            .sum();
+            .sum()
+    }
+
+    /// Counts the memory that its packets keep from here on, since `range` was detached.
+    pub(super) fn keep(&self, range: &Range<u64>) {
+        let kept = self.folios_in(range);
         self.kept.fetch_add(kept, Ordering::Relaxed);
         self.shared.detaching.kept.fetch_add(kept, Ordering::Relaxed);
     }

@@ -158,6 +158,10 @@ pub fn machine() -> Machine {
 fn availability(engine: Engine) -> Availability {
     match engine {
         Engine::Copy => Availability::Available("it needs nothing".into()),
+        Engine::Sendfile => Availability::Available(
+            "it serves what is leased of files that detach: `sendfile2 probe FILE` tells of one"
+                .into(),
+        ),
         Engine::Auto => {
             Availability::Available("it takes, send by send, an engine that can serve it".into())
         }

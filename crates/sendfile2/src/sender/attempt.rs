@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+
+use rustix::fs::OFlags;
 
 use super::origin::Origin;
 use super::outcome::Sent;
@@ -23,6 +26,9 @@ use crate::sys::mapping::Region;
 use crate::ticket::Ticket;
 use crate::transfer::{IncompleteSend, Transfer};
 use crate::wait;
+
+/// Bytes sent by one `sendfile(2)`: the connection is locked meanwhile.
+const SENDFILE_CALL: usize = 1 << 20;
 
 impl Sender {
     /// Runs one attempt with a ticket of its own.
@@ -174,8 +180,10 @@ impl Sender {
             return Ok(Outcome::Accepted(0));
         }
         if self.engine == Engine::Native {
-            let (file, held) = origin.parts();
-            return self.attempt_native(file, wanted, more, progress, held);
+            return self.attempt_native(origin, wanted, more, progress);
+        }
+        if self.engine == Engine::Sendfile {
+            return self.attempt_sendfile(origin, wanted, more, self.asked(), progress);
         }
         let extent = origin.extent(&wanted)?;
         let (file, held) = origin.parts();
@@ -189,7 +197,8 @@ impl Sender {
                 if let Some(region) = mapping.region(clamped.clone()) {
                     let more = more && clamped.end == wanted.end;
                     let at = Some((file, clamped.start));
-                    match self.attempt_region(region, at, more, progress, held, held.is_some())? {
+                    let guarded = origin.is_guarded(&clamped);
+                    match self.attempt_region(region, at, more, progress, held, guarded)? {
                         Outcome::Fault => {}
                         outcome => return Ok(outcome),
                     }
@@ -223,17 +232,18 @@ impl Sender {
     /// sends what `pread` would read, and knows itself where the file ends.
     pub(super) fn attempt_native(
         &self,
-        file: &Source,
+        origin: Origin<'_>,
         wanted: Range<u64>,
         more: bool,
         progress: &mut SendProgress,
-        held: Option<&Held>,
     ) -> Result<Outcome, Error> {
+        let guarded = origin.is_guarded(&wanted);
+        let (file, held) = origin.parts();
         let mut locked = self.locked()?;
         locked.native().map_err(|reason| self.conn.refuse(self.engine, reason))?;
         let len = usize::try_from(wanted.end - wanted.start).unwrap_or(usize::MAX);
         let payload = Payload::File(file.as_fd(), wanted.start, len);
-        let op = SendOp { choice: self.asked(), more, guarded: held.is_some() };
+        let op = SendOp { choice: self.asked(), more, guarded };
         match zerocopy::send(&self.conn, locked, payload, op, progress, held)? {
             ByReference::Done(Outcome::Refused(reason)) => {
                 Err(self.conn.refuse(self.engine, reason))
@@ -251,6 +261,54 @@ impl Sender {
                 copy::read(&self.conn, file, wanted, more, false, choice, progress)
             }
         }
+    }
+
+    /// Sends by `sendfile(2)` what is leased of a file that detaches.
+    pub(super) fn attempt_sendfile(
+        &self,
+        origin: Origin<'_>,
+        wanted: Range<u64>,
+        more: bool,
+        choice: Choice,
+        progress: &mut SendProgress,
+    ) -> Result<Outcome, Error> {
+        let refuse = |reason| Err(self.conn.refuse(Engine::Sendfile, reason));
+        if self.conn.endpoint().kind().records() {
+            return refuse(Refusal::Socket("sendfile(2) splits records: it serves streams only"));
+        }
+        let Origin::Lease(lease, _) = origin else { return refuse(Refusal::NotDetaching) };
+        let extent = lease.extent(&wanted)?;
+        if wanted.start >= extent.size {
+            return Err(Error::Truncated { at: extent.size, wanted: wanted.start });
+        }
+        // The kernel sends nothing from behind the end of the file.
+        let end = wanted.end.min(extent.size);
+        if !lease.detaches(&(wanted.start..end)) {
+            return refuse(Refusal::NotDetaching);
+        }
+        self.make_nonblocking()?;
+        // Before the first byte of it is anywhere.
+        lease.expose();
+        let len = usize::try_from(end - wanted.start).unwrap_or(usize::MAX).min(SENDFILE_CALL);
+        let more = more && wanted.start + len as u64 == wanted.end;
+        let payload = Payload::File(lease.source().as_fd(), wanted.start, len);
+        let op = SendOp { choice, more, guarded: false };
+        match self.locked()?.transmit(payload, op, progress, None)? {
+            Outcome::Fault => self.read_after_fault(lease.source(), wanted, more, progress),
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// Sets the socket to non-blocking mode, since `sendfile(2)` has no flag for it.
+    fn make_nonblocking(&self) -> Result<(), Error> {
+        let socket = self.conn.endpoint().socket();
+        let flags = rustix::fs::fcntl_getfl(socket).map_err(Error::socket("fcntl"))?;
+        if !flags.contains(OFlags::NONBLOCK) {
+            rustix::fs::fcntl_setfl(socket, flags | OFlags::NONBLOCK)
+                .map_err(Error::socket("fcntl"))?;
+            self.made_nonblocking.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Locks the connection, when what was completed is read, if that is due.
@@ -305,7 +363,7 @@ impl Sender {
 
     pub(crate) fn asked(&self) -> Choice {
         let engine = match self.engine {
-            Engine::Zerocopy | Engine::Native => self.engine,
+            Engine::Zerocopy | Engine::Native | Engine::Sendfile => self.engine,
             Engine::Copy | Engine::Uring | Engine::Auto => Engine::Copy,
         };
         Choice { engine, reason: Reason::Requested }
@@ -325,6 +383,7 @@ impl Sender {
         match self.engine {
             // No sender has `uring`.
             Engine::Copy | Engine::Uring => Ok(self.asked()),
+            Engine::Sendfile => Ok(Choice { engine: Engine::Copy, reason: Reason::Buffer }),
             Engine::Zerocopy => match locked.zerocopy(bytes, more) {
                 Ok(()) => Ok(self.asked()),
                 Err(reason) => Err(self.conn.refuse(self.engine, reason)),
@@ -367,7 +426,7 @@ impl Sender {
             Engine::Copy | Engine::Uring => Ok(self.asked()),
             Engine::Zerocopy => Err(self.conn.refuse(self.engine, reason)),
             // A buffer, which is not what it was asked for.
-            Engine::Native | Engine::Auto => {
+            Engine::Native | Engine::Sendfile | Engine::Auto => {
                 Ok(Choice { engine: Engine::Copy, reason: Reason::Refused(reason) })
             }
         }

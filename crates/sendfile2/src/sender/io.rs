@@ -4,6 +4,10 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 
 use super::outcome::Sent;
 use super::sender::{FULL, Sender};
@@ -59,7 +63,7 @@ impl io::Write for Sender {
     }
 }
 
-/// Reads from the socket, which waits unless the socket is in non-blocking mode.
+/// Reads from the socket, which waits unless the socket was given in non-blocking mode.
 impl io::Read for Sender {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         (&*self).read(buffer)
@@ -69,6 +73,16 @@ impl io::Read for Sender {
 /// As for [`Sender`].
 impl io::Read for &Sender {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::io::read(self.as_fd(), buffer)?)
+        loop {
+            match rustix::io::read(self.as_fd(), &mut *buffer) {
+                Err(Errno::AGAIN) if self.made_nonblocking.load(Ordering::Relaxed) => {
+                    let mut readable = [PollFd::new(self, PollFlags::IN)];
+                    rustix::event::poll(&mut readable, None)?;
+                    // Or what is on the error queue would wake it again and again.
+                    self.reap()?;
+                }
+                read => return Ok(read?),
+            }
+        }
     }
 }

@@ -23,6 +23,11 @@ impl<'a> Origin<'a> {
         }
     }
 
+    /// Whether the pages of `range` must not outlive this process on their way.
+    pub(super) fn is_guarded(self, range: &Range<u64>) -> bool {
+        matches!(self, Origin::Lease(lease, _) if !lease.detaches(range))
+    }
+
     /// The properties of the file, as far as `range` is concerned.
     pub(super) fn extent(self, range: &Range<u64>) -> Result<Extent, Error> {
         match self {

@@ -4,7 +4,10 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
 
 use super::options::Options;
 use super::origin::Origin;
@@ -48,6 +51,8 @@ pub struct Sender {
     pub(super) engine: Engine,
     pub(super) linger: Duration,
     pub(super) reaper: &'static Reaper,
+    /// The socket was in blocking mode, and is not any more.
+    pub(super) made_nonblocking: AtomicBool,
 }
 
 impl Sender {
@@ -81,7 +86,7 @@ impl Sender {
             Config { next_id, reset_on_exit, hook, ack_timestamps: acknowledgements },
         )?;
         let linger = linger.unwrap_or(Duration::from_secs(60));
-        Ok(Sender { conn, engine, linger, reaper })
+        Ok(Sender { conn, engine, linger, reaper, made_nonblocking: AtomicBool::new(false) })
     }
 
     /// Sends from `range` of the file, without blocking, as far as the kernel takes it in one
@@ -346,6 +351,10 @@ impl Sender {
     /// [`Error::Refused`].
     pub fn choice(&self, bytes: u64) -> Result<Choice, Error> {
         let mut locked = self.conn.look();
+        if self.engine == Engine::Sendfile && bytes > 0 {
+            // Under a lease, which this knows nothing of.
+            return Ok(self.asked());
+        }
         if self.engine == Engine::Native && bytes > 0 {
             return match locked.native() {
                 Ok(()) => Ok(self.asked()),
@@ -412,6 +421,16 @@ impl Sender {
                 return Err(IntoSocketError { error, sender: self });
             }
         };
+        if self.made_nonblocking.load(Ordering::Relaxed) {
+            let flags = rustix::fs::fcntl_getfl(&socket).map_err(Error::socket("fcntl"));
+            let restored = flags.and_then(|flags| {
+                rustix::fs::fcntl_setfl(&socket, flags - OFlags::NONBLOCK)
+                    .map_err(Error::socket("fcntl"))
+            });
+            if let Err(error) = restored {
+                return Err(IntoSocketError { error, sender: self });
+            }
+        }
         match self.conn.retire() {
             Ok(next_id) => Ok(ReturnedSocket { socket, next_id }),
             Err(error) => Err(IntoSocketError { error, sender: self }),
