@@ -73,13 +73,8 @@ fn series(module: NativeUnavailable) -> Result<Sendfile2, NativeUnavailable> {
         ErrorKind::NotFound => module,
         _ => NativeUnavailable::Call,
     })?;
-    match syscall::probe() {
-        Ok(()) => Ok(call),
-        Err(error) => {
-            tracing::debug!(%error, "sendfile2(2)");
-            Err(NativeUnavailable::Call)
-        }
-    }
+    // Nobody is told the error: a connection may be locked.
+    syscall::probe().map(|()| call).map_err(|_| NativeUnavailable::Call)
 }
 
 /// Sends from `range` of the file by reference, without blocking and without SIGPIPE. EFAULT if

@@ -103,19 +103,21 @@ impl Reaper {
         let mut deaf = false;
         loop {
             let mut keys = Vec::new();
+            let mut unwatched = None;
             let mut state = lock(&self.state);
             while let Some((key, orphan)) = state.arriving.pop() {
                 let holder = Arc::clone(&orphan.holder);
                 // First of all: it has no other place.
                 state.adopted.insert(key, orphan);
                 keys.push(key);
-                if let Err(e) = parker.add(holder.as_fd(), key, holder.readiness()) {
-                    tracing::warn!("the reaper looks every {LOOK:?} only: {e}");
-                }
+                unwatched = parker.add(holder.as_fd(), key, holder.readiness()).err().or(unwatched);
             }
             let next_abort = state.adopted.values().filter_map(|o| o.abort_at).min();
             let empty = state.adopted.is_empty();
             drop(state);
+            if let Some(e) = unwatched {
+                tracing::warn!("the reaper looks every {LOOK:?} only: {e}");
+            }
 
             if keys.is_empty() {
                 let look = looked + if empty { IDLE } else { LOOK };

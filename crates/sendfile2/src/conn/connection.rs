@@ -251,7 +251,7 @@ impl Conn {
         self.endpoint.shut_down_writing()
     }
 
-    /// Refuses `engine` with `reason`, for all to see.
+    /// Refuses `engine` with `reason`, for all to see. Not to be called while it is locked.
     pub(crate) fn refuse(&self, engine: Engine, reason: Refusal) -> Error {
         tracing::debug!(cookie = self.endpoint.cookie(), %engine, %reason, "refused");
         Error::Refused { engine, reason }
@@ -274,10 +274,20 @@ fn enable_zerocopy(endpoint: &Endpoint) -> Result<bool, Refusal> {
     })
 }
 
-/// A connection, locked. No wait, no hook and no destructor of what is held runs meanwhile.
+/// A connection, locked. No wait, no hook and no destructor of what is held runs meanwhile, and
+/// nobody is told anything (who listens to traces may ask about the connection).
 pub(crate) struct LockedConn<'a> {
     pub(super) conn: &'a Conn,
     pub(super) state: MutexGuard<'a, ConnState>,
+}
+
+impl LockedConn<'_> {
+    /// Unlocks, and refuses `engine` with `reason`, for all to see.
+    pub(crate) fn refuse(self, engine: Engine, reason: Refusal) -> Error {
+        let conn = self.conn;
+        drop(self);
+        conn.refuse(engine, reason)
+    }
 }
 
 impl fmt::Debug for Conn {

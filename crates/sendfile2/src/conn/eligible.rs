@@ -91,9 +91,4 @@ impl LockedConn<'_> {
     pub(crate) fn memlock_call(&mut self) -> usize {
         *self.state.memlock.get_or_insert_with(rlimit::call)
     }
-
-    /// Asks for the limit anew the next time: it may have been changed.
-    pub(crate) fn forget_memlock(&mut self) {
-        self.state.memlock = None;
-    }
 }

@@ -230,7 +230,9 @@ impl Sender {
         held: Option<&Held>,
     ) -> Result<Outcome, Error> {
         let mut locked = self.locked()?;
-        locked.native().map_err(|reason| self.conn.refuse(self.engine, reason))?;
+        if let Err(reason) = locked.native() {
+            return Err(locked.refuse(self.engine, reason));
+        }
         let len = usize::try_from(wanted.end - wanted.start).unwrap_or(usize::MAX);
         let payload = Payload::File(file.as_fd(), wanted.start, len);
         let op = SendOp { choice: self.asked(), more, guarded: held.is_some() };
@@ -276,16 +278,18 @@ impl Sender {
     ) -> Result<Outcome, Error> {
         let conn = &self.conn;
         let mut locked = self.locked()?;
-        let mut choice = self.choose(&mut locked, region.len() as u64, file.is_some(), more)?;
+        let chosen = self.choose(&mut locked, region.len() as u64, file.is_some(), more);
+        let mut choice = match chosen {
+            Ok(choice) => choice,
+            Err(reason) => return Err(locked.refuse(self.engine, reason)),
+        };
         while choice.engine != Engine::Copy {
             let op = SendOp { choice, more, guarded };
             let payload = match (choice.engine, file) {
                 (Engine::Native, Some((file, at))) => Payload::File(file.as_fd(), at, region.len()),
                 _ => Payload::Memory(region),
             };
-            let done = zerocopy::send(conn, locked, payload, op, progress, held)?;
-            locked = conn.locked()?;
-            choice = match done {
+            choice = match zerocopy::send(conn, locked, payload, op, progress, held)? {
                 ByReference::Done(Outcome::Refused(reason)) => self.forced_copy(reason)?,
                 ByReference::Done(outcome) => return Ok(outcome),
                 // RLIMIT_MEMLOCK may be used up by others, which is no limit to native.
@@ -293,14 +297,16 @@ impl Sender {
                     let native = choice.engine == Engine::Zerocopy
                         && self.engine == Engine::Auto
                         && file.is_some()
-                        && locked.native().is_ok();
+                        && conn.locked()?.native().is_ok();
                     let engine = if native { Engine::Native } else { Engine::Copy };
                     Choice { engine, reason: Reason::Limit(limit) }
                 }
             };
+            locked = conn.locked()?;
         }
+        let outcome = copy::region(conn, locked, region, more, choice, progress);
         tracing::trace!(%choice, bytes = region.len(), "plain send");
-        copy::region(conn, locked, region, more, choice, progress)
+        outcome
     }
 
     pub(crate) fn asked(&self) -> Choice {
@@ -311,6 +317,7 @@ impl Sender {
         Choice { engine, reason: Reason::Requested }
     }
 
+    /// The engine that a send of `bytes` takes, or why the one that was asked for cannot.
     #[inline(always)]
     pub(super) fn choose(
         &self,
@@ -318,17 +325,14 @@ impl Sender {
         bytes: u64,
         file: bool,
         more: bool,
-    ) -> Result<Choice, Error> {
+    ) -> Result<Choice, Refusal> {
         if bytes == 0 {
             return Ok(Choice { engine: Engine::Copy, reason: Reason::Small });
         }
         match self.engine {
             // No sender has `uring`.
             Engine::Copy | Engine::Uring => Ok(self.asked()),
-            Engine::Zerocopy => match locked.zerocopy(bytes, more) {
-                Ok(()) => Ok(self.asked()),
-                Err(reason) => Err(self.conn.refuse(self.engine, reason)),
-            },
+            Engine::Zerocopy => locked.zerocopy(bytes, more).map(|()| self.asked()),
             Engine::Native => Ok(match locked.zerocopy(bytes, more) {
                 Ok(()) => Choice { engine: Engine::Zerocopy, reason: Reason::Buffer },
                 Err(reason) => Choice { engine: Engine::Copy, reason: Reason::Refused(reason) },

@@ -346,13 +346,12 @@ impl Sender {
     /// [`Error::Refused`].
     pub fn choice(&self, bytes: u64) -> Result<Choice, Error> {
         let mut locked = self.conn.look();
-        if self.engine == Engine::Native && bytes > 0 {
-            return match locked.native() {
-                Ok(()) => Ok(self.asked()),
-                Err(reason) => Err(self.conn.refuse(self.engine, reason)),
-            };
-        }
-        self.choose(&mut locked, bytes, true, false)
+        let chosen = if self.engine == Engine::Native && bytes > 0 {
+            locked.native().map(|()| self.asked())
+        } else {
+            self.choose(&mut locked, bytes, true, false)
+        };
+        chosen.map_err(|reason| locked.refuse(self.engine, reason))
     }
 
     /// The counters of this sender.
