@@ -24,6 +24,7 @@ pub mod errqueue;
 pub mod filesystem;
 pub mod ledger;
 pub mod mapping;
+#[cfg(feature = "native")]
 pub mod module;
 pub mod op_table;
 pub mod page_cache;
@@ -31,6 +32,7 @@ pub mod process;
 pub mod recover;
 pub mod rlimit;
 pub mod socket;
+#[cfg(feature = "native")]
 pub mod syscall;
 #[cfg(feature = "tokio")]
 pub mod tokio;

@@ -23,6 +23,7 @@ use crate::sync::lock;
 use crate::sys::errqueue::Foreign;
 use crate::sys::ledger::{Ledger, NotIssued};
 use crate::sys::socket as sys;
+use crate::trace;
 
 /// An error-queue message that is not the sender's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -253,7 +254,7 @@ impl Conn {
 
     /// Refuses `engine` with `reason`, for all to see. Not to be called while it is locked.
     pub(crate) fn refuse(&self, engine: Engine, reason: Refusal) -> Error {
-        tracing::debug!(cookie = self.endpoint.cookie(), %engine, %reason, "refused");
+        trace::debug!(cookie = self.endpoint.cookie(), %engine, %reason, "refused");
         Error::Refused { engine, reason }
     }
 }
@@ -335,7 +336,7 @@ impl CompletionSource for Conn {
         let in_flight = state.ledger.in_flight();
         let aborted = self.endpoint.abort();
         drop(state);
-        tracing::debug!(cookie = self.endpoint.cookie(), in_flight, "abort");
+        trace::debug!(cookie = self.endpoint.cookie(), in_flight, "abort");
         aborted
     }
 

@@ -18,6 +18,7 @@ use crate::socket::kind::Kind;
 use crate::sys::mapping::Region;
 use crate::sys::recover::{self, Attempt, Next};
 use crate::sys::socket as sys;
+use crate::trace;
 
 /// The bytes that one call sends.
 #[derive(Clone, Copy)]
@@ -169,7 +170,7 @@ impl LockedConn<'_> {
                     guarded,
                 });
                 drop(self);
-                tracing::trace!(cookie = conn.endpoint.cookie(), id, bytes, "zerocopy send");
+                trace::trace!(cookie = conn.endpoint.cookie(), id, bytes, "zerocopy send");
             } else {
                 state.since_zerocopy = state.since_zerocopy.saturating_add(1);
                 progress.copied();
@@ -227,7 +228,7 @@ impl LockedConn<'_> {
         };
         drop(self);
         if unsure {
-            tracing::warn!(cookie = conn.endpoint.cookie(), %errno, "{}", Refusal::IdsUnsure);
+            trace::warn!(cookie = conn.endpoint.cookie(), %errno, "{}", Refusal::IdsUnsure);
         }
         outcome
     }

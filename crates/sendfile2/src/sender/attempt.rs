@@ -21,6 +21,7 @@ use crate::send_buffer::Slot;
 use crate::source::{Source, View};
 use crate::sys::mapping::Region;
 use crate::ticket::Ticket;
+use crate::trace;
 use crate::transfer::{IncompleteSend, Transfer};
 use crate::wait;
 
@@ -214,7 +215,7 @@ impl Sender {
         progress: &mut SendProgress,
     ) -> Result<Outcome, Error> {
         let choice = Choice { engine: Engine::Copy, reason: Reason::Fault };
-        tracing::debug!(?wanted, %choice, "reading instead");
+        trace::debug!(?wanted, %choice, "reading instead");
         let records = self.conn.endpoint().kind().records();
         copy::read(&self.conn, file, wanted, more, records, choice, progress)
     }
@@ -305,7 +306,7 @@ impl Sender {
             locked = conn.locked()?;
         }
         let outcome = copy::region(conn, locked, region, more, choice, progress);
-        tracing::trace!(%choice, bytes = region.len(), "plain send");
+        trace::trace!(%choice, bytes = region.len(), "plain send");
         outcome
     }
 

@@ -15,6 +15,7 @@ use crate::queued::Failure;
 use crate::socket::acknowledged::{self, Acknowledgement};
 use crate::socket::endpoint::Endpoint;
 use crate::sync::lock;
+use crate::trace;
 
 /// A socket of a driver as leases, tickets and the reaper know it, with a descriptor of its own of
 /// the ring.
@@ -87,7 +88,7 @@ impl CompletionSource for RingConn {
         state.begin(&mut deferred);
         drop(state);
         self.shared.finish(deferred, None);
-        tracing::debug!(cookie = self.endpoint.cookie(), parts, "abort");
+        trace::debug!(cookie = self.endpoint.cookie(), parts, "abort");
         aborted
     }
 
