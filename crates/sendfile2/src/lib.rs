@@ -67,7 +67,8 @@
 //! guarded files, leases and drivers, and can do nothing with them: what would send, wait, write,
 //! lease, abort or read notifications fails with [`Error::Forked`]
 //! ([`guard::GuardedFile::try_lease`] gives `None`), and the status of a ticket is *unknown* if it
-//! was not released before. If the child drops them, nothing is released, and nothing happens to
+//! was not released before. What only looks (`in_flight`, counters) tells it of nothing, and waits
+//! for nobody. If the child drops them, nothing is released, and nothing happens to
 //! the connections. What it makes itself, of sockets of its own and of files that it opens, is its
 //! own and has a reaper of its own; its leases and writes know of the parent's as little as those
 //! of any other process.

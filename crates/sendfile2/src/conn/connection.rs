@@ -242,7 +242,11 @@ impl Conn {
         lock(&self.state).ledger.in_flight()
     }
 
+    /// The counters; a fork's copy knows none.
     pub(crate) fn counters(&self) -> Counters {
+        if !self.endpoint.is_ours() {
+            return Counters::default();
+        }
         lock(&self.state).account.counters
     }
 
@@ -293,11 +297,12 @@ impl LockedConn<'_> {
 
 impl fmt::Debug for Conn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Conn")
-            .field("cookie", &self.endpoint.cookie())
-            .field("kind", &self.endpoint.kind())
-            .field("in_flight", &self.in_flight())
-            .finish_non_exhaustive()
+        let mut debug = f.debug_struct("Conn");
+        debug.field("cookie", &self.endpoint.cookie()).field("kind", &self.endpoint.kind());
+        if self.endpoint.is_ours() {
+            debug.field("in_flight", &self.in_flight());
+        }
+        debug.finish_non_exhaustive()
     }
 }
 
@@ -341,6 +346,9 @@ impl CompletionSource for Conn {
     }
 
     fn in_flight(&self) -> InFlight {
+        if !self.endpoint.is_ours() {
+            return InFlight::default();
+        }
         let state = lock(&self.state);
         let oldest = state.ledger.iter().next().map(|(_, send)| send.at.elapsed());
         InFlight { bytes: state.account.bytes, sends: state.ledger.in_flight(), oldest }
