@@ -236,7 +236,7 @@ fn stuck(guard: &GuardedFile) -> (Sender, std::net::TcpStream, Ticket, u64) {
 
 #[test]
 fn of_releases_and_writers() {
-    let guard = GuardedFile::new(file(1, LEN)).unwrap();
+    let guard = common::waiting(file(1, LEN));
     let (sender, mut peer, ticket, sent) = stuck(&guard);
     let ask = about(&ticket);
     let again = guard.clone();
