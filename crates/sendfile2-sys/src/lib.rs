@@ -24,6 +24,7 @@ pub mod errqueue;
 pub mod filesystem;
 pub mod ledger;
 pub mod mapping;
+#[cfg(feature = "native")]
 pub mod module;
 pub mod op_table;
 pub mod page_cache;
@@ -32,6 +33,7 @@ pub mod recover;
 pub mod rlimit;
 pub mod sendfile;
 pub mod socket;
+#[cfg(feature = "native")]
 pub mod syscall;
 #[cfg(feature = "tokio")]
 pub mod tokio;

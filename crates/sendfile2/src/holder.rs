@@ -32,7 +32,7 @@ pub(crate) trait CompletionSource: std::fmt::Debug + Send + Sync {
     fn flush(&self) {}
     /// Ends the connection at once. Frees nothing by itself.
     fn abort(&self) -> Result<(), Error>;
-    /// Sends that are still in flight.
+    /// Sends that are still in flight; none in a fork, which knows of none, and waits for no lock.
     fn in_flight(&self) -> InFlight;
     /// Whether a send in flight holds what `which` says yes to. It is called under a lock.
     fn holds(&self, which: &dyn Fn(&Held) -> bool) -> bool;

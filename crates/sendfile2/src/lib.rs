@@ -49,14 +49,26 @@
 //!   else reads are lost, and a duplicate of the descriptor withholds the end of the stream.
 //! * It does not protect a file from writers that it does not know of.
 //! * It does not hide what it did: [`Ticket::choice`] tells the engine and the reason, and
-//!   everything is traced with the `tracing` crate.
+//!   everything is traced with the `tracing` crate. Who listens may ask about what is sent: nothing
+//!   is traced while anything is locked.
+//!
+//! # Features
+//! | feature | by default | gives |
+//! |---|---|---|
+//! | `native` | yes | the engine [`native`](Engine::Native) |
+//! | `tracing` | yes | events by the `tracing` crate |
+//! | `uring` | yes | the engine [`uring`](Engine::Uring), module `uring`; for 64-bit targets |
+//! | `tokio` | no | `AsyncSender` and the async forms of waits, module `tokio` |
+//!
+//! Without its feature an engine is still a name, and is refused with a reason that says so.
 //!
 //! # Fork
 //! What a process has made is its own. A forked child has copies of its parent's senders, tickets,
 //! guarded files, leases and drivers, and can do nothing with them: what would send, wait, write,
 //! lease, abort or read notifications fails with [`Error::Forked`]
 //! ([`guard::GuardedFile::try_lease`] gives `None`), and the status of a ticket is *unknown* if it
-//! was not released before. If the child drops them, nothing is released, and nothing happens to
+//! was not released before. What only looks (`in_flight`, counters) tells it of nothing, and waits
+//! for nobody. If the child drops them, nothing is released, and nothing happens to
 //! the connections. What it makes itself, of sockets of its own and of files that it opens, is its
 //! own and has a reaper of its own; its leases and writes know of the parent's as little as those
 //! of any other process.
@@ -93,6 +105,7 @@ mod flags;
 pub mod guard;
 mod holder;
 mod mtu;
+#[cfg_attr(not(feature = "native"), path = "native/absent.rs")]
 mod native;
 mod not_detached;
 mod park;
@@ -112,6 +125,7 @@ mod sync;
 mod ticket;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+mod trace;
 mod transfer;
 #[cfg(feature = "uring")]
 pub mod uring;

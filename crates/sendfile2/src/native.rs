@@ -24,6 +24,13 @@ pub(crate) enum Kernel {
     Series(Sendfile2),
 }
 
+impl Kernel {
+    /// Whether TCP makes no MTU probe of what is sent by reference.
+    pub(crate) fn mends_probing(&self) -> bool {
+        matches!(self, Kernel::Series(_))
+    }
+}
+
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -73,13 +80,8 @@ fn series(module: NativeUnavailable) -> Result<Sendfile2, NativeUnavailable> {
         ErrorKind::NotFound => module,
         _ => NativeUnavailable::Call,
     })?;
-    match syscall::probe() {
-        Ok(()) => Ok(call),
-        Err(error) => {
-            tracing::debug!(%error, "sendfile2(2)");
-            Err(NativeUnavailable::Call)
-        }
-    }
+    // Nobody is told the error: a connection may be locked.
+    syscall::probe().map(|()| call).map_err(|_| NativeUnavailable::Call)
 }
 
 /// Sends from `range` of the file by reference, without blocking and without SIGPIPE. EFAULT if
@@ -135,4 +137,17 @@ fn by_call(
     let more = if more { MSG_MORE } else { 0 };
     let flags = SENDFILE_ZC | MSG_DONTWAIT | MSG_NOSIGNAL | more;
     call.send(socket, file, Some(&mut offset), count, flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::module::VERSION;
+
+    #[test]
+    fn refusals_name_what_is_looked_for() {
+        assert!(NativeUnavailable::Module.to_string().contains(Device::PATH));
+        assert!(NativeUnavailable::Version.to_string().ends_with(&format!("version {VERSION}")));
+        assert!(NativeUnavailable::Call.to_string().contains(Sendfile2::SYSCTL));
+    }
 }

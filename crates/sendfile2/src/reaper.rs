@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::holder::{CompletionSource, InFlight};
 use crate::park::Parker;
 use crate::sys::process::Process;
+use crate::trace;
 
 /// The time after which all of them are looked at, whether or not an event said so.
 const LOOK: Duration = Duration::from_secs(1);
@@ -95,7 +96,7 @@ impl Reaper {
         self.bell.wake_by_ref();
         self.changed.notify_all();
         adopted.orphan();
-        tracing::debug!(in_flight = ?adopted.in_flight(), "handed over to the reaper");
+        trace::debug!(in_flight = ?adopted.in_flight(), "handed over to the reaper");
     }
 
     fn run(&self, parker: &Parker) -> ! {
@@ -103,19 +104,21 @@ impl Reaper {
         let mut deaf = false;
         loop {
             let mut keys = Vec::new();
+            let mut unwatched = None;
             let mut state = lock(&self.state);
             while let Some((key, orphan)) = state.arriving.pop() {
                 let holder = Arc::clone(&orphan.holder);
                 // First of all: it has no other place.
                 state.adopted.insert(key, orphan);
                 keys.push(key);
-                if let Err(e) = parker.add(holder.as_fd(), key, holder.readiness()) {
-                    tracing::warn!("the reaper looks every {LOOK:?} only: {e}");
-                }
+                unwatched = parker.add(holder.as_fd(), key, holder.readiness()).err().or(unwatched);
             }
             let next_abort = state.adopted.values().filter_map(|o| o.abort_at).min();
             let empty = state.adopted.is_empty();
             drop(state);
+            if let Some(e) = unwatched {
+                trace::warn!("the reaper looks every {LOOK:?} only: {e}");
+            }
 
             if keys.is_empty() {
                 let look = looked + if empty { IDLE } else { LOOK };
@@ -124,7 +127,7 @@ impl Reaper {
                     Err(e) => {
                         // The program has closed its descriptors.
                         if !std::mem::replace(&mut deaf, true) {
-                            tracing::error!("the reaper looks every {LOOK:?} only: {e}");
+                            trace::error!("the reaper looks every {LOOK:?} only: {e}");
                         }
                         let state = lock(&self.state);
                         if state.arriving.is_empty() {
@@ -151,11 +154,11 @@ impl Reaper {
             for (key, orphan) in due {
                 let tended = AssertUnwindSafe(|| self.tend(parker, key, &orphan, now));
                 if std::panic::catch_unwind(tended).is_err() {
-                    tracing::error!("what was let go of panicked in the reaper");
+                    trace::error!("what was let go of panicked in the reaper");
                 }
                 // Maybe the last to know the connection, and what its hook holds.
                 if std::panic::catch_unwind(AssertUnwindSafe(|| drop(orphan))).is_err() {
-                    tracing::error!("what a hook holds panicked when dropped by the reaper");
+                    trace::error!("what a hook holds panicked when dropped by the reaper");
                 }
             }
         }
@@ -166,8 +169,8 @@ impl Reaper {
         let reaped = std::panic::catch_unwind(AssertUnwindSafe(|| orphan.holder.reap()));
         match reaped {
             Ok(Ok(_)) => {}
-            Ok(Err(e)) => tracing::warn!("reaping an orphan: {e}"),
-            Err(_) => tracing::error!("a hook or destructor panicked in the reaper"),
+            Ok(Err(e)) => trace::warn!("reaping an orphan: {e}"),
+            Err(_) => trace::error!("a hook or destructor panicked in the reaper"),
         }
         if orphan.holder.in_flight().sends == 0 {
             parker.remove(orphan.holder.as_fd());
@@ -179,9 +182,9 @@ impl Reaper {
                 kept.abort_at = None;
             }
             if let Err(e) = orphan.holder.abort() {
-                tracing::error!("aborting an orphan: {e}");
+                trace::error!("aborting an orphan: {e}");
             }
-            tracing::warn!(in_flight = ?orphan.holder.in_flight(), "an orphan did not drain: abort");
+            trace::warn!(in_flight = ?orphan.holder.in_flight(), "an orphan did not drain: abort");
         }
     }
 

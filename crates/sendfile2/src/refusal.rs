@@ -4,8 +4,6 @@ use std::fmt;
 use std::io;
 
 use crate::sys::filesystem;
-use crate::sys::module::{Device, VERSION};
-use crate::sys::syscall::Sendfile2;
 
 /// The reason why an engine cannot serve a socket or a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -220,34 +218,36 @@ pub enum NativeUnavailable {
     Failed(i32),
     /// The kernel says that it has sendfile2(2), and a trial did not show it.
     Call,
+    /// The library was built without its feature `native`.
+    NotBuilt,
 }
 
 impl fmt::Display for NativeUnavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = Device::PATH;
-        match self {
-            NativeUnavailable::Module => write!(
-                f,
-                "there is no {path}: the kernel module is not loaded (docs/module.md); nor has this \
-                 kernel the patch series (docs/patches.md)"
-            ),
+        f.write_str(match self {
+            NativeUnavailable::Module => {
+                "there is no /dev/sendfile2: the kernel module is not loaded (docs/module.md); nor \
+                 has this kernel the patch series (docs/patches.md)"
+            }
             NativeUnavailable::Forbidden => {
-                write!(f, "{path} may not be opened: join its group, as docs/module.md says")
+                "/dev/sendfile2 may not be opened: join its group, as docs/module.md says"
             }
-            NativeUnavailable::Version => write!(
-                f,
-                "{path} is not that of the kernel module in version {VERSION}: load the one that \
-                 came with this library"
-            ),
+            NativeUnavailable::Version => {
+                "/dev/sendfile2 is not that of the kernel module which this library knows: load the \
+                 one that came with it, version 1"
+            }
             NativeUnavailable::Failed(errno) => {
-                write!(f, "opening {path} failed: {}", io::Error::from_raw_os_error(*errno))
+                let error = io::Error::from_raw_os_error(*errno);
+                return write!(f, "opening /dev/sendfile2 failed: {error}");
             }
-            NativeUnavailable::Call => write!(
-                f,
-                "{} names a system call, but a send over a connection of this process with itself \
-                 gave no notification (is the interface lo up? is the call forbidden here?)",
-                Sendfile2::SYSCTL
-            ),
-        }
+            NativeUnavailable::Call => {
+                "/proc/sys/fs/sendfile2_nr names a system call, but a send over a connection of this \
+                 process with itself gave no notification (is the interface lo up? is the call \
+                 forbidden here?)"
+            }
+            NativeUnavailable::NotBuilt => {
+                "this build of the library has no engine native (feature `native`)"
+            }
+        })
     }
 }

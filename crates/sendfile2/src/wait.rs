@@ -18,6 +18,7 @@ fn wait<T>(
         &[Event],
     ) -> Result<ControlFlow<T, Deadline>, Error>,
 ) -> Result<T, Error> {
+    source.ours()?;
     Parker::with(|parker| {
         let registered = Registered::new(source, parker.waker());
         let _watch = parker.watch(source.as_fd(), 0, interest)?;

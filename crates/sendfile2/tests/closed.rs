@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::{assert_same, deadline, file, pattern, sender, source};
 use io_uring::IoUring;
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use sendfile2::guard::{GuardedFile, TryWrite};
+use sendfile2::guard::TryWrite;
 use sendfile2::uring::{self, send_file_sync};
 use sendfile2::{Engine, Error, SendFlags, reaper};
 

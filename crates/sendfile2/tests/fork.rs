@@ -6,6 +6,7 @@ mod common;
 
 use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use common::{assert_same, deadline, file, pattern, read, source};
@@ -26,7 +27,8 @@ fn alone(name: &str) -> bool {
 
 /// The child in the parent, nothing in the child.
 fn fork() -> Option<libc::pid_t> {
-    // SAFETY: the other threads of this process only wait, so that the child finds no lock taken.
+    // SAFETY: the other threads of this process only wait, or take locks that the child does without
+    // (those of the allocator are libc's to give to it).
     match unsafe { libc::fork() } {
         0 => None,
         child => {
@@ -270,6 +272,55 @@ fn no_task_of_a_child_takes_anything_of_its_parents() {
         })
     };
     succeeded(child);
+    assert_untouched(&guard, sender, &mut peer, &ticket);
+}
+
+/// Other threads have the library's locks when it forks: what only looks waits for none of them.
+#[test]
+fn a_child_looks_without_the_locks_of_its_parents_threads() {
+    if !alone("a_child_looks_without_the_locks_of_its_parents_threads") {
+        return;
+    }
+    let guard = GuardedFile::new(file(1, LEN)).unwrap();
+    let (sender, mut peer, ticket) = notified(&guard);
+    let driver = common::has_uring().then(|| sendfile2::uring::Driver::new().unwrap());
+    let socket = driver.as_ref().map(|driver| driver.add(common::tcp_on_this_host().0).unwrap());
+    let look = || {
+        let mut seen = format!("{sender:?} {ticket:?} {guard:?} {driver:?} {socket:?}").len();
+        seen += sender.in_flight().sends + sender.counters().accepted as usize;
+        seen += guard.in_flight().len() + guard.writers() + guard.exposed().len();
+        seen += driver.as_ref().map_or(0, sendfile2::uring::Driver::under_way);
+        if let Some(socket) = &socket {
+            seen += socket.queued() as usize + socket.in_flight().sends;
+            seen += socket.counters().accepted as usize;
+        }
+        seen
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = common::SetOnDrop(&stop);
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::black_box(look());
+                }
+            });
+        }
+        for _ in 0..300 {
+            let Some(child) = fork() else {
+                // SAFETY: it only ends this process, should it wait for ever.
+                unsafe { libc::alarm(20) };
+                as_child(|| {
+                    assert!(look() > 0);
+                    assert_eq!(sender.in_flight().sends, 0);
+                    refused(sender.choice(1000));
+                    refused(sender.drain(deadline()));
+                })
+            };
+            succeeded(child);
+        }
+    });
+    drop((socket, driver));
     assert_untouched(&guard, sender, &mut peer, &ticket);
 }
 

@@ -6,7 +6,6 @@ mod common;
 
 use common::{assert_same, deadline, fill, pattern, read, sender, source};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use sendfile2::guard::GuardedFile;
 use sendfile2::{Choice, Engine, Error, Reason, Refusal, SendBuffer, SendFlags, Status};
 use sendfile2_sys::module::Device;
 use sendfile2_sys::syscall::{self, Sendfile2};

@@ -1,5 +1,5 @@
 //! Overwriting at once: writers of a file that detaches wait for no peer, whatever is in flight.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 mod common;
 

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use common::{deadline, pattern};
-use sendfile2::guard::GuardedFile;
 use sendfile2::{Engine, Options, SendBuffer, SendFlags, Sender, Sent, Source, reaper};
 
 struct Scribble(Vec<u8>);

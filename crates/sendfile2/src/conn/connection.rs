@@ -23,6 +23,7 @@ use crate::sync::lock;
 use crate::sys::errqueue::Foreign;
 use crate::sys::ledger::{Ledger, NotIssued};
 use crate::sys::socket as sys;
+use crate::trace;
 
 /// An error-queue message that is not the sender's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -241,7 +242,11 @@ impl Conn {
         lock(&self.state).ledger.in_flight()
     }
 
+    /// The counters; a fork's copy knows none.
     pub(crate) fn counters(&self) -> Counters {
+        if !self.endpoint.is_ours() {
+            return Counters::default();
+        }
         lock(&self.state).account.counters
     }
 
@@ -251,9 +256,9 @@ impl Conn {
         self.endpoint.shut_down_writing()
     }
 
-    /// Refuses `engine` with `reason`, for all to see.
+    /// Refuses `engine` with `reason`, for all to see. Not to be called while it is locked.
     pub(crate) fn refuse(&self, engine: Engine, reason: Refusal) -> Error {
-        tracing::debug!(cookie = self.endpoint.cookie(), %engine, %reason, "refused");
+        trace::debug!(cookie = self.endpoint.cookie(), %engine, %reason, "refused");
         Error::Refused { engine, reason }
     }
 }
@@ -274,19 +279,30 @@ fn enable_zerocopy(endpoint: &Endpoint) -> Result<bool, Refusal> {
     })
 }
 
-/// A connection, locked. No wait, no hook and no destructor of what is held runs meanwhile.
+/// A connection, locked. No wait, no hook and no destructor of what is held runs meanwhile, and
+/// nobody is told anything (who listens to traces may ask about the connection).
 pub(crate) struct LockedConn<'a> {
     pub(super) conn: &'a Conn,
     pub(super) state: MutexGuard<'a, ConnState>,
 }
 
+impl LockedConn<'_> {
+    /// Unlocks, and refuses `engine` with `reason`, for all to see.
+    pub(crate) fn refuse(self, engine: Engine, reason: Refusal) -> Error {
+        let conn = self.conn;
+        drop(self);
+        conn.refuse(engine, reason)
+    }
+}
+
 impl fmt::Debug for Conn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Conn")
-            .field("cookie", &self.endpoint.cookie())
-            .field("kind", &self.endpoint.kind())
-            .field("in_flight", &self.in_flight())
-            .finish_non_exhaustive()
+        let mut debug = f.debug_struct("Conn");
+        debug.field("cookie", &self.endpoint.cookie()).field("kind", &self.endpoint.kind());
+        if self.endpoint.is_ours() {
+            debug.field("in_flight", &self.in_flight());
+        }
+        debug.finish_non_exhaustive()
     }
 }
 
@@ -325,11 +341,14 @@ impl CompletionSource for Conn {
         let in_flight = state.ledger.in_flight();
         let aborted = self.endpoint.abort();
         drop(state);
-        tracing::debug!(cookie = self.endpoint.cookie(), in_flight, "abort");
+        trace::debug!(cookie = self.endpoint.cookie(), in_flight, "abort");
         aborted
     }
 
     fn in_flight(&self) -> InFlight {
+        if !self.endpoint.is_ours() {
+            return InFlight::default();
+        }
         let state = lock(&self.state);
         let oldest = state.ledger.iter().next().map(|(_, send)| send.at.elapsed());
         InFlight { bytes: state.account.bytes, sends: state.ledger.in_flight(), oldest }

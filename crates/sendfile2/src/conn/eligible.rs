@@ -44,11 +44,10 @@ impl LockedConn<'_> {
             Kind::Tcp => native::kernel().map(drop).map_err(Refusal::Native),
             _ => Err(Refusal::Socket("the engine native serves TCP sockets only")),
         }))?;
-        match native::kernel() {
-            // With the series TCP makes no probes of what is sent by reference.
-            Ok(Kernel::Series(_)) => Ok(()),
-            _ => self.not_probing(),
+        if native::kernel().is_ok_and(Kernel::mends_probing) {
+            return Ok(());
         }
+        self.not_probing()
     }
 
     /// Whether no MTU probe of TCP's can come between a send by reference and its notification.
@@ -90,10 +89,5 @@ impl LockedConn<'_> {
     /// Bytes that one zerocopy call may ask for; 0 if the limit allows none.
     pub(crate) fn memlock_call(&mut self) -> usize {
         *self.state.memlock.get_or_insert_with(rlimit::call)
-    }
-
-    /// Asks for the limit anew the next time: it may have been changed.
-    pub(crate) fn forget_memlock(&mut self) {
-        self.state.memlock = None;
     }
 }

@@ -77,6 +77,7 @@ impl Conn {
         match (state.desynced, state.zerocopy) {
             (Some(desynced), _) => return Err(desynced.into()),
             (None, Err(reason @ Refusal::IdsUnsure)) => {
+                drop(state);
                 return Err(self.refuse(Engine::Zerocopy, reason));
             }
             _ => {}

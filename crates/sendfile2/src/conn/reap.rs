@@ -11,6 +11,7 @@ use crate::sync::lock;
 use crate::sys::errqueue::{self, Entry};
 use crate::sys::ledger::Done;
 use crate::sys::socket::{self as sys, TcpState};
+use crate::trace;
 
 /// The number of looks at the kernel's account where a notification was just read: it is
 /// queued a moment before what counted it is freed.
@@ -112,7 +113,7 @@ impl Conn {
                     // First the hold, then the ticket: who sees "released" finds the range free.
                     apart.run(|| {
                         drop(sending.held);
-                        tracing::trace!(cookie = self.endpoint.cookie(), id, copied, "released");
+                        trace::trace!(cookie = self.endpoint.cookie(), id, copied, "released");
                     });
                     sending.pending.part_released(copied);
                 }
@@ -125,7 +126,7 @@ impl Conn {
             for message in messages {
                 apart.run(|| match &self.hook {
                     Some(hook) => hook(message),
-                    None => tracing::debug!(
+                    None => trace::debug!(
                         cookie = self.endpoint.cookie(),
                         ?message,
                         "nobody asked for it"
@@ -134,10 +135,10 @@ impl Conn {
             }
             if let Some(doubt) = desynced.filter(|_| before.is_none()) {
                 let cookie = self.endpoint.cookie();
-                apart.run(|| tracing::error!(cookie, "{}", Error::from(doubt)));
+                apart.run(|| trace::error!(cookie, "{}", Error::from(doubt)));
             }
             if let Some(error) = &error {
-                apart.run(|| tracing::error!(cookie = self.endpoint.cookie(), "{error}"));
+                apart.run(|| trace::error!(cookie = self.endpoint.cookie(), "{error}"));
             }
             apart.resume();
             // Where ids are in doubt, to the end of the queue: then it is seen whether all is

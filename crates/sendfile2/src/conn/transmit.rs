@@ -19,6 +19,7 @@ use crate::sys::mapping::Region;
 use crate::sys::recover::{self, Attempt, Next};
 use crate::sys::sendfile;
 use crate::sys::socket as sys;
+use crate::trace;
 
 /// The bytes that one call sends.
 #[derive(Clone, Copy)]
@@ -102,10 +103,11 @@ impl LockedConn<'_> {
         }
     }
 
-    /// Sends `payload` once, without blocking, and records what the kernel took.
+    /// Sends `payload` once, without blocking, records what the kernel took, and unlocks: who
+    /// listens to traces may ask about the connection.
     #[inline(always)]
     pub(crate) fn transmit(
-        &mut self,
+        mut self,
         payload: Payload<'_>,
         op: SendOp,
         progress: &mut SendProgress,
@@ -178,7 +180,8 @@ impl LockedConn<'_> {
                     at,
                     guarded,
                 });
-                tracing::trace!(cookie = conn.endpoint.cookie(), id, bytes, "zerocopy send");
+                drop(self);
+                trace::trace!(cookie = conn.endpoint.cookie(), id, bytes, "zerocopy send");
             } else {
                 state.since_zerocopy = state.since_zerocopy.saturating_add(1);
                 if exposed {
@@ -201,30 +204,32 @@ impl LockedConn<'_> {
     /// Does what follows from a send that failed.
     #[cold]
     fn failed(
-        &mut self,
+        mut self,
         errno: Errno,
         payload: Payload<'_>,
         by_reference: bool,
     ) -> Result<Outcome, Error> {
         let (conn, state) = (self.conn, &mut *self.state);
         let udp = conn.endpoint.kind() == Kind::Udp;
-        if by_reference && udp && conn.maybe_used_an_id(errno, payload.len()) {
+        let unsure = by_reference && udp && conn.maybe_used_an_id(errno, payload.len());
+        if unsure {
             // The kernel gives the id back when building the datagram fails, but not when a filter
             // or a queue drops it afterwards. So that the next id stays known, there is no next
             // one.
             state.ambiguous_id = Some(state.ledger.next_id());
             state.ledger.skip(1);
             state.zerocopy = Err(Refusal::IdsUnsure);
-            tracing::warn!(cookie = conn.endpoint.cookie(), %errno, "{}", Refusal::IdsUnsure);
-            if errno == Errno::NOBUFS {
-                return Ok(Outcome::Refused(Refusal::IdsUnsure));
-            }
         }
         let others_in_flight = state.ledger.in_flight() > 0;
         let attempt = Attempt { by_reference, others_in_flight, ..Attempt::default() };
-        match recover::next(errno, attempt) {
+        let outcome = match recover::next(errno, attempt) {
+            _ if unsure && errno == Errno::NOBUFS => Ok(Outcome::Refused(Refusal::IdsUnsure)),
             Next::WhenWritable => Ok(Outcome::WouldBlock),
-            Next::AfterRelease | Next::Copy => Ok(Outcome::Limit(Limit::Buffers)),
+            Next::AfterRelease | Next::Copy => {
+                // It may have been changed: the next send asks for it anew.
+                state.memlock = None;
+                Ok(Outcome::Limit(Limit::Buffers))
+            }
             Next::Read => Ok(Outcome::Fault),
             Next::Refused => {
                 match payload {
@@ -235,6 +240,11 @@ impl LockedConn<'_> {
             }
             // The call itself is repeated when a signal interrupts it.
             Next::Again | Next::WithoutUsage | Next::Failed => Err(Error::socket("send")(errno)),
+        };
+        drop(self);
+        if unsure {
+            trace::warn!(cookie = conn.endpoint.cookie(), %errno, "{}", Refusal::IdsUnsure);
         }
+        outcome
     }
 }

@@ -13,6 +13,7 @@ use super::proof::Proof;
 use crate::error::Error;
 use crate::not_detached::NotDetached;
 use crate::source::Source;
+use crate::trace;
 
 /// A file whose pages can be taken out of the page cache.
 #[derive(Debug)]
@@ -88,9 +89,9 @@ impl Detacher {
         let result = self.try_detach(range, began);
         match &result {
             Ok(Detached { tries, elapsed, .. }) => {
-                tracing::debug!(?range, tries, ?elapsed, "detached");
+                trace::debug!(?range, tries, ?elapsed, "detached");
             }
-            Err(why) => tracing::debug!(?range, elapsed = ?began.elapsed(), %why, "not detached"),
+            Err(why) => trace::debug!(?range, elapsed = ?began.elapsed(), %why, "not detached"),
         }
         result
     }

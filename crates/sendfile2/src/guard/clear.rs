@@ -11,6 +11,7 @@ use super::lease::Inner;
 use super::ranges::folios;
 use crate::detach::Detacher;
 use crate::not_detached::NotDetached;
+use crate::trace;
 
 /// The memory, in bytes, that packets may keep of detached leases of one file before its writers
 /// wait for releases again. A send of 4 KiB may keep a folio of 2 MiB.
@@ -42,7 +43,7 @@ impl GuardedFile {
         let most = KEPT.saturating_sub(self.0.shared.detaching.kept.load(Ordering::Relaxed));
         let fits = kept <= most;
         if !fits {
-            tracing::debug!(?range, "packets keep too much of what was detached: waiting");
+            trace::debug!(?range, "packets keep too much of what was detached: waiting");
         }
         fits && detacher.allows(range)
     }

@@ -12,6 +12,7 @@ use crate::detach::Detacher;
 use crate::not_detached::NotDetached;
 use crate::source::Source;
 use crate::sync::lock;
+use crate::trace;
 
 /// The way in which writers of a [`GuardedFile`] deal with what is still in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -58,7 +59,8 @@ impl Detaching {
         if let Some(known) = self.detacher.get() {
             return known.as_ref();
         }
-        let _making = lock(&self.making);
+        let mut refused = None;
+        let making = lock(&self.making);
         if self.detacher.get().is_none() {
             let detacher = match self.tried(source) {
                 Ok(detacher) => {
@@ -68,12 +70,16 @@ impl Detaching {
                 // It is tried again.
                 Err(why) if is_passing(&why) => return None,
                 Err(why) => {
-                    tracing::debug!(%why, "writers wait for releases");
+                    refused = Some(why);
                     None
                 }
             };
             // Nobody else has set it: they wait for the lock.
             let _ = self.detacher.set(detacher);
+        }
+        drop(making);
+        if let Some(why) = refused {
+            trace::debug!(%why, "writers wait for releases");
         }
         self.detacher.get().and_then(Option::as_ref)
     }

@@ -239,9 +239,12 @@ impl GuardedFile {
     }
 
     /// The ranges that are leased now: in somebody's hands, or in flight as far as the
-    /// notifications read so far say.
+    /// notifications read so far say. A forked child is told of none.
     #[must_use]
     pub fn in_flight(&self) -> Vec<Leased> {
+        if !self.0.shared.is_ours() {
+            return Vec::new();
+        }
         let leases = self.0.shared.table.leases();
         leases
             .iter()
@@ -251,16 +254,16 @@ impl GuardedFile {
 
     /// The ranges that may be in flight without our knowing: sent by `sendfile(2)`, or before this
     /// process. They are detached before they are overwritten. None where the file cannot be
-    /// detached, or nothing was written yet.
+    /// detached, or nothing was written yet; and in a forked child.
     #[must_use]
     pub fn exposed(&self) -> Vec<Range<u64>> {
-        self.0.shared.table.exposed()
+        if self.0.shared.is_ours() { self.0.shared.table.exposed() } else { Vec::new() }
     }
 
-    /// Writers that write or wait now.
+    /// Writers that write or wait now; 0 in a forked child.
     #[must_use]
     pub fn writers(&self) -> usize {
-        self.0.shared.table.writers()
+        if self.0.shared.is_ours() { self.0.shared.table.writers() } else { 0 }
     }
 
     /// The counters of the file.

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::holder::CompletionSource;
 use crate::not_detached::NotDetached;
 use crate::park::{Event, Parker};
+use crate::trace;
 
 /// After aborting the connections in its way, a writer gives their notifications this long to
 /// arrive; queueing disciplines were seen to keep segments for seconds.
@@ -101,7 +102,7 @@ impl<P: Borrow<Parker>> Queued<P> {
     fn is_active(&self) -> bool {
         let active = self.writer.file.0.shared.table.is_active(self.writer.key);
         if active {
-            tracing::trace!(range = ?self.writer.range, waited = ?self.began.elapsed(), "exclusive");
+            trace::trace!(range = ?self.writer.range, waited = ?self.began.elapsed(), "exclusive");
         }
         active
     }
@@ -211,10 +212,10 @@ impl<P: Borrow<Parker>> Queued<P> {
     pub(super) fn abort_blockers(&self) -> usize {
         let holders = self.in_the_way.holders();
         for holder in &holders {
-            tracing::debug!(range = ?self.writer.range, peer = ?holder.peer(), "aborted for a writer");
+            trace::debug!(range = ?self.writer.range, peer = ?holder.peer(), "aborted for a writer");
             self.writer.file.0.shared.aborts.fetch_add(1, Ordering::Relaxed);
             if let Err(e) = holder.abort() {
-                tracing::error!("aborting for a writer: {e}");
+                trace::error!("aborting for a writer: {e}");
             }
             reap(holder);
         }
@@ -317,6 +318,6 @@ impl<P: Borrow<Parker>> Drop for Watched<P> {
 pub(super) fn reap(holder: &Arc<dyn CompletionSource>) {
     if let Err(e) = holder.reap() {
         // Its leases stay held; the connection's owner meets the error, too.
-        tracing::warn!("reaping for a writer: {e}");
+        trace::warn!("reaping for a writer: {e}");
     }
 }

@@ -27,7 +27,7 @@ const CALL: usize = 512 << 10;
 #[inline(always)]
 pub(crate) fn region(
     conn: &Conn,
-    mut locked: LockedConn<'_>,
+    locked: LockedConn<'_>,
     region: Region<'_>,
     more: bool,
     choice: Choice,

@@ -36,8 +36,6 @@ pub(crate) fn send(
     let op = SendOp { more: op.more && clamped.len() == payload.len(), ..op };
     let mut outcome = locked.transmit(clamped, op, progress, held)?;
     if let Outcome::Limit(_) = outcome {
-        locked.forget_memlock();
-        drop(locked);
         conn.reap()?;
         outcome = conn.locked()?.transmit(clamped, op, progress, held)?;
         if let Outcome::Limit(limit) = outcome {

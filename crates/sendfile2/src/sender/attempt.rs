@@ -24,6 +24,7 @@ use crate::send_buffer::Slot;
 use crate::source::{Source, View};
 use crate::sys::mapping::Region;
 use crate::ticket::Ticket;
+use crate::trace;
 use crate::transfer::{IncompleteSend, Transfer};
 use crate::wait;
 
@@ -223,7 +224,7 @@ impl Sender {
         progress: &mut SendProgress,
     ) -> Result<Outcome, Error> {
         let choice = Choice { engine: Engine::Copy, reason: Reason::Fault };
-        tracing::debug!(?wanted, %choice, "reading instead");
+        trace::debug!(?wanted, %choice, "reading instead");
         let records = self.conn.endpoint().kind().records();
         copy::read(&self.conn, file, wanted, more, records, choice, progress)
     }
@@ -240,7 +241,9 @@ impl Sender {
         let guarded = origin.is_guarded(&wanted);
         let (file, held) = origin.parts();
         let mut locked = self.locked()?;
-        locked.native().map_err(|reason| self.conn.refuse(self.engine, reason))?;
+        if let Err(reason) = locked.native() {
+            return Err(locked.refuse(self.engine, reason));
+        }
         let len = usize::try_from(wanted.end - wanted.start).unwrap_or(usize::MAX);
         let payload = Payload::File(file.as_fd(), wanted.start, len);
         let op = SendOp { choice: self.asked(), more, guarded };
@@ -334,16 +337,18 @@ impl Sender {
     ) -> Result<Outcome, Error> {
         let conn = &self.conn;
         let mut locked = self.locked()?;
-        let mut choice = self.choose(&mut locked, region.len() as u64, file.is_some(), more)?;
+        let chosen = self.choose(&mut locked, region.len() as u64, file.is_some(), more);
+        let mut choice = match chosen {
+            Ok(choice) => choice,
+            Err(reason) => return Err(locked.refuse(self.engine, reason)),
+        };
         while choice.engine != Engine::Copy {
             let op = SendOp { choice, more, guarded };
             let payload = match (choice.engine, file) {
                 (Engine::Native, Some((file, at))) => Payload::File(file.as_fd(), at, region.len()),
                 _ => Payload::Memory(region),
             };
-            let done = zerocopy::send(conn, locked, payload, op, progress, held)?;
-            locked = conn.locked()?;
-            choice = match done {
+            choice = match zerocopy::send(conn, locked, payload, op, progress, held)? {
                 ByReference::Done(Outcome::Refused(reason)) => self.forced_copy(reason)?,
                 ByReference::Done(outcome) => return Ok(outcome),
                 // RLIMIT_MEMLOCK may be used up by others, which is no limit to native.
@@ -351,14 +356,16 @@ impl Sender {
                     let native = choice.engine == Engine::Zerocopy
                         && self.engine == Engine::Auto
                         && file.is_some()
-                        && locked.native().is_ok();
+                        && conn.locked()?.native().is_ok();
                     let engine = if native { Engine::Native } else { Engine::Copy };
                     Choice { engine, reason: Reason::Limit(limit) }
                 }
             };
+            locked = conn.locked()?;
         }
-        tracing::trace!(%choice, bytes = region.len(), "plain send");
-        copy::region(conn, locked, region, more, choice, progress)
+        let outcome = copy::region(conn, locked, region, more, choice, progress);
+        trace::trace!(%choice, bytes = region.len(), "plain send");
+        outcome
     }
 
     pub(crate) fn asked(&self) -> Choice {
@@ -369,6 +376,7 @@ impl Sender {
         Choice { engine, reason: Reason::Requested }
     }
 
+    /// The engine that a send of `bytes` takes, or why the one that was asked for cannot.
     #[inline(always)]
     pub(super) fn choose(
         &self,
@@ -376,7 +384,7 @@ impl Sender {
         bytes: u64,
         file: bool,
         more: bool,
-    ) -> Result<Choice, Error> {
+    ) -> Result<Choice, Refusal> {
         if bytes == 0 {
             return Ok(Choice { engine: Engine::Copy, reason: Reason::Small });
         }
@@ -384,10 +392,7 @@ impl Sender {
             // No sender has `uring`.
             Engine::Copy | Engine::Uring => Ok(self.asked()),
             Engine::Sendfile => Ok(Choice { engine: Engine::Copy, reason: Reason::Buffer }),
-            Engine::Zerocopy => match locked.zerocopy(bytes, more) {
-                Ok(()) => Ok(self.asked()),
-                Err(reason) => Err(self.conn.refuse(self.engine, reason)),
-            },
+            Engine::Zerocopy => locked.zerocopy(bytes, more).map(|()| self.asked()),
             Engine::Native => Ok(match locked.zerocopy(bytes, more) {
                 Ok(()) => Choice { engine: Engine::Zerocopy, reason: Reason::Buffer },
                 Err(reason) => Choice { engine: Engine::Copy, reason: Reason::Refused(reason) },

@@ -329,9 +329,10 @@ impl Sender {
     ///
     /// # Errors
     /// [`Error::Deadline`] if something still is at `deadline`; as [`reap`](Self::reap);
-    /// [`Error::Wait`].
+    /// [`Error::Wait`]; [`Error::Forked`].
     pub fn drain(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
         let deadline = deadline.into();
+        self.conn.endpoint().ours()?;
         let drained = || Ok((self.conn.sends_in_flight() == 0).then_some(()));
         if drained()?.is_some() {
             return Ok(());
@@ -339,7 +340,8 @@ impl Sender {
         wait::until(&*self.conn, deadline, "sends are still in flight", drained)
     }
 
-    /// The sends in flight, as far as the notifications read so far say.
+    /// The sends in flight, as far as the notifications read so far say. A forked child, which
+    /// knows nothing of them, is told of none.
     #[must_use]
     pub fn in_flight(&self) -> InFlight {
         CompletionSource::in_flight(&*self.conn)
@@ -348,23 +350,20 @@ impl Sender {
     /// The engine that a send of `bytes` from a mapped file would take now, and the reason.
     ///
     /// # Errors
-    /// [`Error::Refused`].
+    /// [`Error::Refused`]; [`Error::Forked`].
     pub fn choice(&self, bytes: u64) -> Result<Choice, Error> {
-        let mut locked = self.conn.look();
-        if self.engine == Engine::Sendfile && bytes > 0 {
-            // Under a lease, which this knows nothing of.
-            return Ok(self.asked());
-        }
-        if self.engine == Engine::Native && bytes > 0 {
-            return match locked.native() {
-                Ok(()) => Ok(self.asked()),
-                Err(reason) => Err(self.conn.refuse(self.engine, reason)),
-            };
-        }
-        self.choose(&mut locked, bytes, true, false)
+        let mut locked = self.conn.locked()?;
+        let chosen = match self.engine {
+            _ if bytes == 0 => self.choose(&mut locked, bytes, true, false),
+            Engine::Native => locked.native().map(|()| self.asked()),
+            // Under a lease, of which this knows nothing.
+            Engine::Sendfile => Ok(self.asked()),
+            _ => self.choose(&mut locked, bytes, true, false),
+        };
+        chosen.map_err(|reason| locked.refuse(self.engine, reason))
     }
 
-    /// The counters of this sender.
+    /// The counters of this sender; all of them are 0 in a forked child.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.conn.counters()

@@ -358,8 +358,9 @@ impl AsyncSender {
     /// Whether nothing is in flight; the task is woken when that may have changed.
     ///
     /// # Errors
-    /// As [`Sender::reap`]; [`Error::Wait`].
+    /// As [`Sender::reap`]; [`Error::Wait`]; [`Error::Forked`].
     pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.sender.conn().endpoint().ours()?;
         if self.sender.in_flight().sends == 0 {
             return Poll::Ready(Ok(()));
         }

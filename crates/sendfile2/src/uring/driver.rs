@@ -157,9 +157,12 @@ impl Driver {
     }
 
     /// Sends that are queued or in flight, over all sockets, as far as the completions read so far
-    /// say.
+    /// say; 0 in a forked child.
     #[must_use]
     pub fn under_way(&self) -> usize {
+        if !self.shared.is_ours() {
+            return 0;
+        }
         lock(&self.shared.state).lanes.iter().map(|(_, lane)| lane.sends()).sum()
     }
 

@@ -10,6 +10,7 @@ use crate::holder::{CompletionSource, Held, InFlight};
 use crate::park::Interest;
 use crate::reaper::Reaper;
 use crate::sys::uring::{Queues, Ring};
+use crate::trace;
 
 #[derive(Debug)]
 struct Leftover {
@@ -26,7 +27,7 @@ pub(super) fn hand_over(queues: Queues<u64>) {
         Ok(reaper) => reaper.adopt(Arc::new(leftover), None),
         Err(e) => {
             // Nothing is freed by it; only nobody can say how much is due.
-            tracing::error!("{e}: notifications of a synchronous send will not be read");
+            trace::error!("{e}: notifications of a synchronous send will not be read");
             std::mem::forget(leftover);
         }
     }

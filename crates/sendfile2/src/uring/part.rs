@@ -19,6 +19,7 @@ use crate::socket::kind::Kind;
 use crate::source::{Extent, Source, View};
 use crate::sys::rlimit;
 use crate::sys::uring::Memory;
+use crate::trace;
 
 /// The operation that the kernel is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +86,7 @@ pub(super) fn next(
 
 /// Refuses the engine with `reason`, for all to see.
 pub(super) fn refused(reason: Refusal) -> Error {
-    tracing::debug!(engine = %Engine::Uring, %reason, "refused");
+    trace::debug!(engine = %Engine::Uring, %reason, "refused");
     refusal(reason)
 }
 

@@ -15,6 +15,7 @@ use crate::queued::Failure;
 use crate::socket::acknowledged::{self, Acknowledgement};
 use crate::socket::endpoint::Endpoint;
 use crate::sync::lock;
+use crate::trace;
 
 /// A socket of a driver as leases, tickets and the reaper know it, with a descriptor of its own of
 /// the ring.
@@ -50,11 +51,12 @@ impl RingConn {
 
 impl fmt::Debug for RingConn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Socket")
-            .field("cookie", &self.endpoint.cookie())
-            .field("kind", &self.endpoint.kind())
-            .field("in_flight", &CompletionSource::in_flight(self))
-            .finish_non_exhaustive()
+        let mut debug = f.debug_struct("Socket");
+        debug.field("cookie", &self.endpoint.cookie()).field("kind", &self.endpoint.kind());
+        if self.shared.is_ours() {
+            debug.field("in_flight", &CompletionSource::in_flight(self));
+        }
+        debug.finish_non_exhaustive()
     }
 }
 
@@ -87,11 +89,14 @@ impl CompletionSource for RingConn {
         state.begin(&mut deferred);
         drop(state);
         self.shared.finish(deferred, None);
-        tracing::debug!(cookie = self.endpoint.cookie(), parts, "abort");
+        trace::debug!(cookie = self.endpoint.cookie(), parts, "abort");
         aborted
     }
 
     fn in_flight(&self) -> InFlight {
+        if !self.shared.is_ours() {
+            return InFlight::default();
+        }
         let mut state = lock(&self.shared.state);
         let parts = state.queues.all_kept().filter(|part| part.lane == self.index);
         let oldest = parts.map(|part| part.at).min().map(|at| at.elapsed());

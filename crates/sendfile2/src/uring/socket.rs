@@ -156,22 +156,30 @@ impl Socket {
         Ok(ticket)
     }
 
-    /// Bytes that are queued and that the kernel has not accepted, as far as is known.
+    /// Bytes that are queued and that the kernel has not accepted, as far as is known; 0 in a forked
+    /// child.
     #[must_use]
     pub fn queued(&self) -> u64 {
+        if !self.conn.shared.is_ours() {
+            return 0;
+        }
         let mut state = lock(&self.conn.shared.state);
         state.lane(self.conn.index).queued()
     }
 
-    /// The sends that are queued or in flight, as far as the completions read so far say.
+    /// The sends that are queued or in flight, as far as the completions read so far say. A forked
+    /// child, which knows nothing of them, is told of none.
     #[must_use]
     pub fn in_flight(&self) -> InFlight {
         CompletionSource::in_flight(&*self.conn)
     }
 
-    /// The counters of this socket.
+    /// The counters of this socket; all of them are 0 in a forked child.
     #[must_use]
     pub fn counters(&self) -> Counters {
+        if !self.conn.shared.is_ours() {
+            return Counters::default();
+        }
         let mut state = lock(&self.conn.shared.state);
         state.lane(self.conn.index).account.counters
     }
