@@ -43,6 +43,66 @@
 //! over them, each with a deadline. To overwrite a file in place while it is being sent, see
 //! [`guard`].
 //!
+//! # Reading requests
+//! A [`Sender`] owns its socket, and reads from it, too ([`Read`](std::io::Read)). A thread that
+//! reads and answers by turns gives it to a reader, which lends it for sending:
+//! ```no_run
+//! use sendfile2::{SendFlags, Sender, Source};
+//! use std::io::{BufRead, BufReader};
+//! use std::time::Duration;
+//!
+//! # fn serve(stream: std::net::TcpStream, file: &Source) -> Result<(), Box<dyn std::error::Error>> {
+//! let soon = Duration::from_secs(30);
+//! stream.set_read_timeout(Some(soon))?; // as ever, before it is handed over
+//! let mut connection = BufReader::new(Sender::new(stream)?);
+//! let mut line = String::new();
+//! while connection.read_line(&mut line)? > 0 {
+//!     let end = line.trim_end().parse()?;
+//!     connection.get_mut().send_file(file, 0..end, SendFlags::NONE, soon)?;
+//!     line.clear();
+//! }
+//! connection.into_inner().close(soon)?;
+//! # Ok(())
+//! # }
+//! ```
+//! For one thread to read while another one sends, duplicate the socket before it is handed over,
+//! and do nothing but read from the duplicate. It keeps the socket open: so end the stream by
+//! [`Sender::close`] or [`Sender::shutdown`], also after an error, since dropping the sender does
+//! not end it while the duplicate lives.
+//! ```no_run
+//! use sendfile2::{SendFlags, Sender, Source};
+//! use std::io::{BufRead, BufReader};
+//! use std::time::Duration;
+//!
+//! # fn serve(stream: std::net::TcpStream, file: &Source) -> Result<(), Box<dyn std::error::Error>> {
+//! let soon = Duration::from_secs(30);
+//! let requests = BufReader::new(stream.try_clone()?);
+//! let mut sender = Sender::new(stream)?;
+//! let (asks, asked) = std::sync::mpsc::channel();
+//! std::thread::spawn(move || {
+//!     for line in requests.lines().map_while(Result::ok) {
+//!         if asks.send(line).is_err() {
+//!             break; // nobody answers any more
+//!         }
+//!     }
+//! });
+//! for line in asked {
+//!     sender.send_file(file, 0..line.parse()?, SendFlags::NONE, soon)?;
+//! }
+//! sender.close(soon)?;
+//! # Ok(())
+//! # }
+//! ```
+//! An `AsyncSender` (feature `tokio`) is an `AsyncRead`, and `into_split` gives the reading to
+//! another task. A socket of a [`uring::Driver`] is read by its descriptor ([`AsFd`]). In
+//! non-blocking mode a read fails with [`WouldBlock`](std::io::ErrorKind::WouldBlock), as on any
+//! socket.
+//!
+//! [`AsFd`]: std::os::fd::AsFd
+//!
+//! The programs in `examples/` show all of these: servers by threads, by epoll, on tokio, by
+//! `io_uring` and over UDP, and a file that is overwritten while it is sent.
+//!
 //! # What it does not do
 //! * It does not wait for delivery unless asked to, and does not retransmit.
 //! * It does not borrow sockets. A [`Sender`] owns its socket, since notifications that somebody

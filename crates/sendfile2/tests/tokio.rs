@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use common::{Flagged, assert_same, file, pattern, read, source};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::SendFlags;
-use sendfile2::guard::GuardedFile;
 use sendfile2::tokio::{AsyncSender, Progress};
 use sendfile2::{Acknowledgement, Engine, Error, Options, SendBuffer, Sender, Source, Status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

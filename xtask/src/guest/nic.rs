@@ -82,8 +82,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let packages = ["--package", "sendfile2", "--package", "sendfile2-axum"];
     let tests: Vec<_> = cargo::programs(&[&["test", "--no-run"], &packages[..]].concat())?
         .into_iter()
-        // The seeds of the fuzz targets are not in the guest, and need no network.
+        // The seeds of the fuzz targets are not in the guest, and need no network; nor are the
+        // examples, which listen on loopback.
         .filter(|program| program.test && program.name != "fuzz_corpus")
+        .filter(|program| !program.name.ends_with("examples"))
         .collect();
     for test in &tests {
         initramfs.program(&test.path, &format!("/tests/{}", test.name))?;
