@@ -14,6 +14,7 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 
 use crate::guest::cache;
+use crate::packages::Packages;
 use crate::rust::{MUSL, Toolchain};
 
 /// Run the steps of continuous integration, all of them if none is named
@@ -39,6 +40,8 @@ enum Step {
     Loom,
     /// rustdoc without warnings
     Docs,
+    /// The packages for crates.io: what is in them, their examples and their links
+    Packages,
     /// The demo
     Demo,
     /// Torture of each engine for some seconds, and its control
@@ -101,6 +104,7 @@ impl Ci {
                 let mut doc = self.command("cargo", "doc --workspace --no-deps");
                 show(doc.env("RUSTDOCFLAGS", "-D warnings"))
             }
+            Step::Packages => self.packages(),
             Step::Demo => self.cargo("run --release -- demo --json"),
             Step::Torture => self.torture(),
             Step::KernelStyle => self.kernel_style(),
@@ -163,6 +167,16 @@ impl Ci {
         let arguments = line.split('#').next().unwrap_or_default();
         let mut test = self.command("cargo", &format!("test {arguments}"));
         self.watch(test.env("RUST_TEST_NOCAPTURE", "1"))
+    }
+
+    fn packages(&self) -> anyhow::Result<()> {
+        let packages = Packages::unpack(&self.root, &self.target, show)?;
+        packages.check_files()?;
+        for mut check in packages.checks() {
+            show(&mut check)?;
+        }
+        show(&mut packages.docs())?;
+        packages.check_docs()
     }
 
     fn loom(&self) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ mod guest;
 mod header;
 mod install;
 mod layers;
+mod packages;
 mod rust;
 
 use std::path::{Path, PathBuf};
