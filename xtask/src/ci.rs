@@ -58,6 +58,8 @@ enum Step {
     Targets,
     /// Every combination of the library's features
     Features,
+    /// The libraries' public interfaces are those of docs/api
+    Api,
     /// Licences, sources and advisories of dependencies
     Dependencies,
     /// The patch series, in kernels of its own
@@ -113,6 +115,7 @@ impl Ci {
             Step::Msrv => self.msrv(),
             Step::Targets => self.targets(),
             Step::Features => self.features(),
+            Step::Api => self.watch(&mut self.command("cargo", "xtask api --check")),
             Step::Dependencies => self.dependencies(),
             Step::Series => self.series(),
         }

@@ -1,6 +1,7 @@
 //! Chores that cargo has no command for.
 #![forbid(unsafe_code)]
 
+mod api;
 mod ci;
 mod guest;
 mod header;
@@ -18,6 +19,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "xtask", bin_name = "cargo xtask")]
 enum Chore {
+    Api(api::Args),
     Ci(ci::Args),
     Install(install::Args),
     Header(header::Args),
@@ -27,6 +29,7 @@ enum Chore {
 
 fn main() -> anyhow::Result<()> {
     match Chore::parse() {
+        Chore::Api(args) => api::run(&args),
         Chore::Ci(args) => ci::run(&args),
         Chore::Install(args) => install::run(&args),
         Chore::Header(args) => header::run(&args),
