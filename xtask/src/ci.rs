@@ -38,6 +38,8 @@ enum Step {
     Tests,
     /// The lease table by loom, over the interleavings of its threads
     Loom,
+    /// The parts that do no I/O by Miri, which sees undefined behaviour
+    Miri,
     /// rustdoc without warnings
     Docs,
     /// The packages for crates.io: what is in them, their examples and their links
@@ -102,6 +104,7 @@ impl Ci {
             Step::Layers => self.cargo("xtask layers"),
             Step::Tests => self.tests(),
             Step::Loom => self.loom(),
+            Step::Miri => self.miri(),
             Step::Docs => {
                 let mut doc = self.command("cargo", "doc --workspace --no-deps");
                 show(doc.env("RUSTDOCFLAGS", "-D warnings"))
@@ -187,6 +190,28 @@ impl Ci {
         let mut test = self.command("cargo", arguments);
         test.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", self.target.join("loom"));
         show(&mut test)
+    }
+
+    /// Runs the tests of what does no I/O by Miri, of which the rest knows too few system calls.
+    fn miri(&mut self) -> anyhow::Result<()> {
+        let nightly = "run nightly cargo miri";
+        let mut ask = self.command("rustup", &format!("{nightly} --version"));
+        if !ask.output().is_ok_and(|output| output.status.success()) {
+            self.skip("Miri: rustup has no nightly Rust with the components miri and rust-src");
+            return Ok(());
+        }
+        for (package, tests) in [
+            ("sendfile2-sys", "ledger:: op_table:: recover::"),
+            ("sendfile2", "guard::table:: guard::intervals:: policy::"),
+        ] {
+            let mut test =
+                self.command("rustup", &format!("{nightly} test -p {package} --lib -- {tests}"));
+            // It is slow. proptest asks for the working directory; what may be in flight is leaked.
+            test.env("PROPTEST_CASES", "4")
+                .env("MIRIFLAGS", "-Zmiri-disable-isolation -Zmiri-ignore-leaks");
+            self.watch(test.env("CARGO_TARGET_DIR", self.target.join("miri")))?;
+        }
+        Ok(())
     }
 
     fn torture(&mut self) -> anyhow::Result<()> {
@@ -361,4 +386,24 @@ fn target() -> anyhow::Result<PathBuf> {
     let root = crate::root()?;
     let set = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     Ok(set.map_or_else(|| root.join("target"), |target| Path::new(&root).join(target)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workflow_has_every_step() {
+        let path = crate::root().unwrap().join(".github/workflows/ci.yml");
+        let workflow = std::fs::read_to_string(path).unwrap();
+        let named: BTreeSet<&str> = workflow
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("step: ["))
+            .flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-'))
+            .collect();
+        for step in Step::value_variants() {
+            let value = step.to_possible_value().unwrap();
+            assert!(named.contains(value.get_name()), "no job runs the step {}", value.get_name());
+        }
+    }
 }
