@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 
 /// The interface of libsendfile2.so: a change that old programs do not survive raises it.
-const SONAME: &str = "libsendfile2.so.0";
+const SONAME: &str = "libsendfile2.so.1";
 
 /// Build, and install what C programs and users need below PREFIX
 ///

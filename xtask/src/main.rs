@@ -1,11 +1,13 @@
 //! Chores that cargo has no command for.
 #![forbid(unsafe_code)]
 
+mod api;
 mod ci;
 mod guest;
 mod header;
 mod install;
 mod layers;
+mod packages;
 mod rust;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "xtask", bin_name = "cargo xtask")]
 enum Chore {
+    Api(api::Args),
     Ci(ci::Args),
     Install(install::Args),
     Header(header::Args),
@@ -26,6 +29,7 @@ enum Chore {
 
 fn main() -> anyhow::Result<()> {
     match Chore::parse() {
+        Chore::Api(args) => api::run(&args),
         Chore::Ci(args) => ci::run(&args),
         Chore::Install(args) => install::run(&args),
         Chore::Header(args) => header::run(&args),

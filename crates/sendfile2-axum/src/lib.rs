@@ -66,3 +66,8 @@ pub use layer::{Untouched, ZeroCopy, ZeroCopyFuture, ZeroCopyLayer};
 pub use listener::{Listener, PeerAddr};
 pub use serve::{ServeBody, ServeDir, ServeFile, ServeFuture};
 pub use stats::{in_flight, outstanding};
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

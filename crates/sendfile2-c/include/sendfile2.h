@@ -81,6 +81,10 @@ struct sendfile2_result {
      SENDFILE2_RELEASED, SENDFILE2_COPIED or SENDFILE2_UNKNOWN.
      */
     int state;
+    /*
+     0; space for what later versions tell.
+     */
+    uint32_t reserved[7];
 };
 
 /*
@@ -105,7 +109,7 @@ struct sendfile2_entry {
     uint64_t last;
     /*
      The control messages of a foreign entry, for CMSG_FIRSTHDR(3) as msg_control. They stay
-     until the next sendfile2_reap() or sendfile2_queue_close().
+     until the next sendfile2_queue_reap() or sendfile2_queue_close().
      */
     const void *control;
     /*
@@ -124,6 +128,10 @@ struct sendfile2_entry {
      Not 0 in a foreign entry if the payload was longer than 2048 bytes, and cut off.
      */
     int truncated;
+    /*
+     0; space for what later versions tell.
+     */
+    uint32_t reserved[9];
 };
 
 #ifdef __cplusplus
@@ -188,18 +196,22 @@ struct sendfile2_queue *sendfile2_queue_open(int socket, uint64_t next_id);
 
 /*
  Reads up to room entries of the error queue, without waiting, and returns how many. If another
- thread waits for ids that are read here, it is woken. Completions that sendfile2_wait() has read
+ thread waits for ids that are read here, it is woken. Completions that sendfile2_queue_wait() has read
  are not returned; its other entries are. One thread at a time.
  */
-ssize_t sendfile2_reap(struct sendfile2_queue *queue, struct sendfile2_entry *entries, size_t room);
+ssize_t sendfile2_queue_reap(struct sendfile2_queue *queue,
+                             struct sendfile2_entry *entries,
+                             size_t room);
 
 /*
  Waits until the send with this id is released, or until the deadline, an absolute time of
  CLOCK_MONOTONIC (NULL: for ever). Returns 0, or -1 and errno: ETIMEDOUT, or ENOBUFS if entries
- that are no completions have piled up: sendfile2_reap() hands them out. Any number of threads
+ that are no completions have piled up: sendfile2_queue_reap() hands them out. Any number of threads
  may wait.
  */
-int sendfile2_wait(struct sendfile2_queue *queue, uint64_t id, const struct timespec *deadline);
+int sendfile2_queue_wait(struct sendfile2_queue *queue,
+                         uint64_t id,
+                         const struct timespec *deadline);
 
 /*
  Ends the account; what is in flight is not affected. Before the socket is closed. NULL is no

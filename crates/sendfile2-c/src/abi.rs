@@ -44,6 +44,8 @@ pub const SENDFILE2_UNKNOWN: c_int = 3;
 pub struct sendfile2_result {
     /// SENDFILE2_RELEASED, SENDFILE2_COPIED or SENDFILE2_UNKNOWN.
     pub state: c_int,
+    /// 0; space for what later versions tell.
+    pub reserved: [u32; 7],
 }
 
 /// Calls `body` for its result in the manner of C: -1 and errno if it fails; errno is left alone
@@ -105,11 +107,12 @@ pub unsafe extern "C" fn sendfile2_deadline(
         let sent = unsafe { send_by(how, out_fd, in_fd, offset, count, None) }?;
         // SAFETY: it is null or points at a result, as C asks of pointers.
         if let Some(result) = unsafe { result.as_mut() }.filter(|_| sent > 0) {
-            result.state = match state {
+            let state = match state {
                 State::Released => SENDFILE2_RELEASED,
                 State::Copied => SENDFILE2_COPIED,
                 State::Unknown => SENDFILE2_UNKNOWN,
             };
+            *result = sendfile2_result { state, reserved: [0; 7] };
         }
         Ok(sent)
     })
@@ -184,7 +187,7 @@ pub struct sendfile2_entry {
     /// The last id of a completion, inclusive.
     pub last: u64,
     /// The control messages of a foreign entry, for CMSG_FIRSTHDR(3) as msg_control. They stay
-    /// until the next sendfile2_reap() or sendfile2_queue_close().
+    /// until the next sendfile2_queue_reap() or sendfile2_queue_close().
     pub control: *const c_void,
     /// Bytes of control messages.
     pub control_length: size_t,
@@ -194,6 +197,8 @@ pub struct sendfile2_entry {
     pub payload_length: size_t,
     /// Not 0 in a foreign entry if the payload was longer than 2048 bytes, and cut off.
     pub truncated: c_int,
+    /// 0; space for what later versions tell.
+    pub reserved: [u32; 9],
 }
 
 /// The error queue of one socket, and the account of its ids.
@@ -223,10 +228,10 @@ pub extern "C" fn sendfile2_queue_open(socket: c_int, next_id: u64) -> *mut send
 }
 
 /// Reads up to room entries of the error queue, without waiting, and returns how many. If another
-/// thread waits for ids that are read here, it is woken. Completions that sendfile2_wait() has read
+/// thread waits for ids that are read here, it is woken. Completions that sendfile2_queue_wait() has read
 /// are not returned; its other entries are. One thread at a time.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn sendfile2_reap(
+pub unsafe extern "C" fn sendfile2_queue_reap(
     queue: *mut sendfile2_queue,
     entries: *mut sendfile2_entry,
     room: size_t,
@@ -267,10 +272,10 @@ pub unsafe extern "C" fn sendfile2_reap(
 
 /// Waits until the send with this id is released, or until the deadline, an absolute time of
 /// CLOCK_MONOTONIC (NULL: for ever). Returns 0, or -1 and errno: ETIMEDOUT, or ENOBUFS if entries
-/// that are no completions have piled up: sendfile2_reap() hands them out. Any number of threads
+/// that are no completions have piled up: sendfile2_queue_reap() hands them out. Any number of threads
 /// may wait.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn sendfile2_wait(
+pub unsafe extern "C" fn sendfile2_queue_wait(
     queue: *mut sendfile2_queue,
     id: u64,
     deadline: *const timespec,
@@ -305,6 +310,7 @@ const NO_ENTRY: sendfile2_entry = sendfile2_entry {
     payload: std::ptr::null(),
     payload_length: 0,
     truncated: 0,
+    reserved: [0; 9],
 };
 
 /// Calls `body` as [`answer`] does, with thread cancellation disabled: `body` calls functions of

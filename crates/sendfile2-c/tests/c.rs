@@ -125,7 +125,7 @@ fn beside_the_modules_header_it_is_c99() {
             let source = directory.join(format!("both{name}{standard}.{end}"));
             let use_of_both = "int both(const struct timespec *);\n\
                  int both(const struct timespec *at) { struct sendfile2_args args; \
-                 args.state = SENDFILE2_RELEASED; return sendfile2_wait(0, args.state, at); }\n";
+                 args.state = SENDFILE2_RELEASED; return sendfile2_queue_wait(0, args.state, at); }\n";
             std::fs::write(&source, text + use_of_both).unwrap();
             run(Command::new(compiler)
                 .args([standard, "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"])
@@ -163,7 +163,7 @@ fn the_library_exports_what_the_header_declares_by_version() {
             let [.., version, name] = line.split_whitespace().collect::<Vec<_>>()[..] else {
                 panic!("{line}");
             };
-            assert_eq!(version, "SENDFILE2_0.1", "{name}");
+            assert_eq!(version, "SENDFILE2_0.2", "{name}");
             name.to_owned()
         })
         .collect();
@@ -171,7 +171,7 @@ fn the_library_exports_what_the_header_declares_by_version() {
     assert_eq!(exported, declared());
     let dynamic = run(Command::new("objdump").arg("-p").arg(&library));
     let soname = dynamic.lines().find(|line| line.contains("SONAME")).unwrap();
-    assert!(soname.ends_with(" libsendfile2.so.0"), "{soname}");
+    assert!(soname.ends_with(" libsendfile2.so.1"), "{soname}");
 }
 
 #[test]

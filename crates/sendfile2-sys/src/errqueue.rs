@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use smallvec::SmallVec;
 
 /// `struct sock_extended_err` of `linux/errqueue.h`, without the padding.
+// Programs may make one: the kernel's interface fixes its fields, and there is no space for more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExtendedError {
     /// `ee_errno`: the error, 0 for a zerocopy completion.

@@ -13,6 +13,8 @@
 //!
 //! [sendfile2]: https://docs.rs/sendfile2
 #![cfg(target_os = "linux")]
+// On docs.rs each item says which feature it needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![allow(unsafe_code)]
 
 #[cfg(all(feature = "uring", not(target_pointer_width = "64")))]

@@ -39,11 +39,11 @@ pub const VERSION: u32 = 1;
 /// A bit of [`Query::features`]: `IORING_OP_URING_CMD` can use the device, too.
 pub const FEATURE_URING: u32 = 0x1;
 
-/// `SENDFILE2_IOC_QUERY`.
-const QUERY: u32 = opcode::read::<Query>(0xF7, 0);
+/// `SENDFILE2_IOC_QUERY`. (A request has 32 bits; rustix calls it a `c_ulong` where it goes by libc.)
+const QUERY: u32 = opcode::read::<Query>(0xF7, 0) as u32;
 /// `SENDFILE2_IOC_SEND`; also the `cmd_op` of an `IORING_OP_URING_CMD`, with the arguments in the
 /// 80 bytes of a large submission entry ([`Args::command`]).
-pub const SEND: u32 = opcode::read_write::<Args>(0xF7, 1);
+pub const SEND: u32 = opcode::read_write::<Args>(0xF7, 1) as u32;
 
 /// `struct sendfile2_query`: what the module can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

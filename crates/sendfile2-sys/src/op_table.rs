@@ -149,9 +149,9 @@ impl<T> Slots<T> {
     }
 
     /// Takes back what all operations under way keep.
-    pub fn drain(&mut self) -> impl Iterator<Item = T> + use<T> {
+    pub fn drain(&mut self) -> Vec<T> {
         self.free.clear();
-        std::mem::take(&mut self.slots).into_iter().filter_map(|slot| slot.kept)
+        std::mem::take(&mut self.slots).into_iter().filter_map(|slot| slot.kept).collect()
     }
 
     /// Iterates over what all operations under way keep.

@@ -150,6 +150,8 @@
 //!
 //! Sources: `Documentation/networking/msg_zerocopy.rst`, sendfile(2), send(2), recv(2).
 #![cfg(target_os = "linux")]
+// On docs.rs each item says which feature it needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 #![doc(test(attr(deny(warnings), allow(dead_code))))]
 

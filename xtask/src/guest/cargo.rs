@@ -44,7 +44,7 @@ fn read(messages: &str) -> Vec<Program> {
         .filter_map(|message| {
             let path = message.get("executable")?.as_str()?.into();
             let name = message["target"]["name"].as_str()?;
-            // path+file:///crates/PACKAGE#0.1.0
+            // path+file:///crates/PACKAGE#0.2.0
             let package = message["package_id"].as_str()?.rsplit(['/', '#']).nth(1)?;
             let name = match package {
                 "sendfile2-axum" => format!("axum-{name}"),
@@ -62,9 +62,9 @@ mod tests {
     #[test]
     fn programs_are_found_in_what_cargo_says() {
         let messages = r#"
-            {"reason":"compiler-artifact","package_id":"path+file:///c/sendfile2#0.1.0","target":{"name":"lib"},"profile":{"test":false},"executable":null}
-            {"reason":"compiler-artifact","package_id":"path+file:///c/sendfile2#0.1.0","target":{"name":"guard"},"profile":{"test":true},"executable":"/t/guard-1"}
-            {"reason":"compiler-artifact","package_id":"path+file:///c/sendfile2-axum#0.1.0","target":{"name":"guard"},"profile":{"test":true},"executable":"/t/guard-2"}
+            {"reason":"compiler-artifact","package_id":"path+file:///c/sendfile2#0.2.0","target":{"name":"lib"},"profile":{"test":false},"executable":null}
+            {"reason":"compiler-artifact","package_id":"path+file:///c/sendfile2#0.2.0","target":{"name":"guard"},"profile":{"test":true},"executable":"/t/guard-1"}
+            {"reason":"compiler-artifact","package_id":"path+file:///c/sendfile2-axum#0.2.0","target":{"name":"guard"},"profile":{"test":true},"executable":"/t/guard-2"}
             {"reason":"build-finished","success":true}"#;
         let program =
             |name: &str, path: &str| Program { name: name.into(), path: path.into(), test: true };

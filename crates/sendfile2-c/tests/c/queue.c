@@ -29,14 +29,14 @@ static void sends_and_waits(void)
         CHECK(sendfile2(pair[0], file, &offset, 1 << 15, SENDFILE_ZC) == 1 << 15);
         if (id % 2) /* before it is received, or after */
             expect(pair[1], at, 1 << 15);
-        CHECK(!sendfile2_wait(queue, id, &never));
+        CHECK(!sendfile2_queue_wait(queue, id, &never));
         CHECK(pwrite(file, zeroes, 1 << 15, at) == 1 << 15);
         if (!(id % 2))
             expect(pair[1], at, 1 << 15);
-        CHECK(!sendfile2_wait(queue, 0, NULL)); /* again */
+        CHECK(!sendfile2_queue_wait(queue, 0, NULL)); /* again */
     }
     struct sendfile2_entry entries[4];
-    CHECK(sendfile2_reap(queue, entries, 4) == 0); /* the waits have read all of them */
+    CHECK(sendfile2_queue_reap(queue, entries, 4) == 0); /* the waits have read all of them */
     sendfile2_queue_close(queue);
     sendfile2_queue_close(NULL);
 }
@@ -54,20 +54,20 @@ static void stalled_and_reaped(void)
         next++;
     CHECK(next > 3);
     struct timespec soon = in_milliseconds(50), past = { 0 };
-    CHECK(sendfile2_wait(queue, next - 1, &soon) == -1 && errno == ETIMEDOUT);
-    CHECK(sendfile2_wait(queue, next - 1, &past) == -1 && errno == ETIMEDOUT);
+    CHECK(sendfile2_queue_wait(queue, next - 1, &soon) == -1 && errno == ETIMEDOUT);
+    CHECK(sendfile2_queue_wait(queue, next - 1, &past) == -1 && errno == ETIMEDOUT);
     struct timespec wrong = { .tv_nsec = 1000000000 };
-    CHECK(sendfile2_wait(queue, next - 1, &wrong) == -1 && errno == EINVAL);
+    CHECK(sendfile2_queue_wait(queue, next - 1, &wrong) == -1 && errno == EINVAL);
     /* Each id comes once, by reaping alone. */
     uint64_t seen = 0;
     unsigned char each[4096] = { 0 };
     for (uint64_t id = 0; id < next; id++) /* those that the waits have read */
-        if (!sendfile2_wait(queue, id, &past)) {
+        if (!sendfile2_queue_wait(queue, id, &past)) {
             each[id]++;
             seen++;
         }
     while (seen < next) {
-        ssize_t count = sendfile2_reap(queue, entries, 3);
+        ssize_t count = sendfile2_queue_reap(queue, entries, 3);
         CHECK(count >= 0 && count <= 3);
         for (ssize_t i = 0; i < count; i++) {
             CHECK(entries[i].kind == SENDFILE2_COMPLETION && entries[i].last < next);
@@ -85,6 +85,8 @@ static void stalled_and_reaped(void)
     sendfile2_queue_close(queue);
 }
 
+static const uint32_t zeroes[9];
+
 /* What is not a completion is handed out whole. */
 static void foreign_entries(void)
 {
@@ -101,11 +103,15 @@ static void foreign_entries(void)
     char datagram[2000];
     CHECK(recv(pair[1], datagram, sizeof datagram, 0) == 5);
     CHECK(recv(pair[1], datagram, sizeof datagram, 0) == 1000);
-    CHECK(!sendfile2_wait(queue, 0, &never));
+    CHECK(!sendfile2_queue_wait(queue, 0, &never));
     int found = 0;
     ssize_t count;
-    while ((count = sendfile2_reap(queue, entries, 8)) > 0)
+    memset(entries, 0xff, sizeof entries);
+    while ((count = sendfile2_queue_reap(queue, entries, 8)) > 0)
         for (ssize_t i = 0; i < count; i++) {
+            /* The size is part of the ABI: what is added goes into the reserved words. */
+            CHECK(sizeof entries[i] == (sizeof(void *) == 8 ? 96 : 80));
+            CHECK(!memcmp(entries[i].reserved, zeroes, sizeof entries[i].reserved));
             CHECK(entries[i].kind == SENDFILE2_FOREIGN && !entries[i].truncated);
             struct msghdr message = { .msg_control = (void *)entries[i].control,
                                       .msg_controllen = entries[i].control_length };
@@ -130,9 +136,9 @@ static void foreign_entries(void)
         CHECK(recv(pair[1], datagram, sizeof datagram, 0) == 5);
     }
     struct timespec soon = in_milliseconds(TIMEOUT);
-    CHECK(sendfile2_wait(queue, 1, &soon) == -1 && errno == ENOBUFS);
+    CHECK(sendfile2_queue_wait(queue, 1, &soon) == -1 && errno == ENOBUFS);
     found = 0;
-    while ((count = sendfile2_reap(queue, entries, 8)) > 0)
+    while ((count = sendfile2_queue_reap(queue, entries, 8)) > 0)
         found += (int)count;
     CHECK(found == 100);
     sendfile2_queue_close(queue);
@@ -147,7 +153,7 @@ static void *wait_for(void *argument)
 {
     struct waiter *it = argument;
     struct timespec never = in_milliseconds(TIMEOUT);
-    CHECK(!sendfile2_wait(it->queue, it->id, &never));
+    CHECK(!sendfile2_queue_wait(it->queue, it->id, &never));
     return NULL;
 }
 
@@ -180,7 +186,7 @@ static void many_waiters(void)
         }
         CHECK(!pthread_create(&reader, NULL, drain, &pair[1]));
         for (int i = 0; i < 200; i++) /* a thief */
-            CHECK(sendfile2_reap(queue, entries, 2) >= 0);
+            CHECK(sendfile2_queue_reap(queue, entries, 2) >= 0);
         for (int i = 0; i < 8; i++)
             CHECK(!pthread_join(threads[i], NULL));
         CHECK(!shutdown(pair[0], SHUT_WR) && !pthread_join(reader, NULL));
@@ -193,9 +199,9 @@ static void *cancelled(void *argument)
 {
     struct timespec soon = in_milliseconds(10);
     CHECK(!pthread_cancel(pthread_self()));
-    CHECK(sendfile2_wait(argument, 1000, &soon) == -1 && errno == ETIMEDOUT);
+    CHECK(sendfile2_queue_wait(argument, 1000, &soon) == -1 && errno == ETIMEDOUT);
     struct sendfile2_entry entry;
-    CHECK(sendfile2_reap(argument, &entry, 1) == 0);
+    CHECK(sendfile2_queue_reap(argument, &entry, 1) == 0);
     pthread_testcancel();
     return NULL;
 }
@@ -214,7 +220,7 @@ static void dead_refused_and_cancelled(void)
         next++;
     CHECK(!setsockopt(pair[1], SOL_SOCKET, SO_LINGER, &now, sizeof now));
     close(pair[1]); /* a reset releases what was not sent */
-    CHECK(!sendfile2_wait(queue, next - 1, &never));
+    CHECK(!sendfile2_queue_wait(queue, next - 1, &never));
     /* The error is the program's still. */
     int error = 0;
     socklen_t length = sizeof error;
@@ -229,7 +235,7 @@ static void dead_refused_and_cancelled(void)
     CHECK(!sendfile2_queue_open(pair[0], 0) && errno == EOPNOTSUPP);
     CHECK(!sendfile2_queue_open(-1, 0) && errno == EBADF);
     CHECK(!sendfile2_queue_open(999, 0) && errno == EBADF);
-    CHECK(sendfile2_wait(NULL, 0, NULL) == -1 && errno == EBADF);
+    CHECK(sendfile2_queue_wait(NULL, 0, NULL) == -1 && errno == EBADF);
 }
 
 static int the_descriptor(const char *kind)
@@ -265,7 +271,7 @@ static void closed_by_the_program(void *argument)
         CHECK(!epoll_ctl(own, EPOLL_CTL_ADD, bell, &event));
     }
     /* The peer reads nothing: it is told at once that this cannot be waited for. */
-    CHECK(sendfile2_wait(queue, next - 1, NULL) == -1 && errno == EBADF);
+    CHECK(sendfile2_queue_wait(queue, next - 1, NULL) == -1 && errno == EBADF);
     if (replaced) {
         uint64_t value = 0;
         CHECK(read(bell, &value, sizeof value) == sizeof value && value == 1); /* not touched */

@@ -111,7 +111,8 @@ static void overwritten_at_return(bool remote)
 {
     int pair[2], file = make_file(4 << 20);
     struct receiver it = { .length = 4 << 20 };
-    struct sendfile2_result result = { 0 };
+    struct sendfile2_result result;
+    memset(&result, 0xff, sizeof result);
     pthread_t thread;
     off_t offset = 0;
     remote ? remote_pair(pair, 128 << 10) : tcp_pair_with(pair, 128 << 10);
@@ -122,6 +123,8 @@ static void overwritten_at_return(bool remote)
     struct timespec never = in_milliseconds(TIMEOUT);
     CHECK(sendfile2_deadline(pair[0], file, &offset, 2 << 20, SENDFILE_SYNC, &never, &result) == 1 << 20);
     CHECK(result.state == SENDFILE2_COPIED); /* over lo the kernel always copies */
+    /* The size is part of the ABI: what is added goes into the reserved words. */
+    CHECK(sizeof result == 32 && !memcmp(result.reserved, zeroes, sizeof result.reserved));
     CHECK(pwrite(file, zeroes, 4 << 20, 0) == 4 << 20 && offset == 4 << 20);
     CHECK(!pthread_join(thread, NULL));
     CHECK(it.wrong == 0);

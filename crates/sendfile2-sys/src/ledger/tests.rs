@@ -313,6 +313,7 @@ fn a_range_from_more_than_half_a_turn_before_the_first_id_is_not_issued() {
 const SLACK: usize = 128;
 
 #[test]
+#[cfg_attr(miri, ignore = "a million sends are too many for Miri")]
 fn memory_does_not_grow_with_what_was_sent() {
     let mut ledger = Ledger::starting_at(u32::MAX - 1000);
     for _ in 0..1_000_000 {
@@ -324,6 +325,7 @@ fn memory_does_not_grow_with_what_was_sent() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a million sends are too many for Miri")]
 fn memory_does_not_grow_behind_an_oldest_id_that_is_stuck() {
     let mut ledger = Ledger::starting_at(u32::MAX - 1000);
     let stuck = narrow(ledger.issue(()));
@@ -337,6 +339,7 @@ fn memory_does_not_grow_behind_an_oldest_id_that_is_stuck() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a hundred thousand sends are too many for Miri")]
 fn memory_of_a_burst_is_given_back() {
     let mut ledger = Ledger::new();
     for _ in 0..100_000 {
@@ -541,11 +544,15 @@ fn is_copied<H>(done: &Done<H>) -> bool {
     *copied
 }
 
+/// Miri is slow.
+const CASES: u32 = if cfg!(miri) { 4 } else { 500 };
+const OPS: usize = if cfg!(miri) { 20 } else { 200 };
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(CASES) })]
 
     #[test]
-    fn it_does_what_the_naive_model_does(start in start(), ops in vec(op(), 0..200)) {
+    fn it_does_what_the_naive_model_does(start in start(), ops in vec(op(), 0..OPS)) {
         let drops = Drops::default();
         let mut model = Model::new(start);
         let mut ledger = start.map_or_else(Ledger::new, Ledger::starting_at);

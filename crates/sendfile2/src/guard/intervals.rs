@@ -86,9 +86,12 @@ mod tests {
         ]
     }
 
+    /// Miri is slow.
+    const OPS: usize = if cfg!(miri) { 20 } else { 200 };
+
     proptest! {
         #[test]
-        fn like_a_list(ops in prop::collection::vec(op(), 1..200)) {
+        fn like_a_list(ops in prop::collection::vec(op(), 1..OPS)) {
             let mut map = Intervals::default();
             let mut list: Vec<(Range<u64>, u64)> = Vec::new();
             for (key, op) in (0u64..).zip(ops) {
