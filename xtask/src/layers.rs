@@ -23,6 +23,7 @@ const ROOMS: &[&str] = &[
     "not_detached",
     "error",
     "policy",
+    "streams",
     "native",
     "park",
     "progress",

@@ -183,6 +183,7 @@ mod send_buffer;
 mod sender;
 mod socket;
 mod source;
+mod streams;
 mod sync;
 mod ticket;
 #[cfg(feature = "tokio")]

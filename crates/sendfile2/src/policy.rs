@@ -6,6 +6,15 @@ use crate::refusal::Refusal;
 /// After how many copies a connection whose zerocopy sends came back COPIED tries one again.
 const TRY_AGAIN: u32 = 256;
 
+/// The kind of bytes that are to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Contents {
+    Memory,
+    File,
+    /// Of a file that detaches, under a lease, on a stream that `sendfile(2)` does not block.
+    Detachable,
+}
+
 /// The facts that are known before a send.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Situation {
@@ -21,17 +30,28 @@ pub(crate) struct Situation {
     pub(crate) mostly_copied: bool,
     /// Sends made since the last zerocopy send.
     pub(crate) since_zerocopy: u32,
+    /// `sendfile(2)` could serve it: it is leased of a file that detaches, and many streams are busy
+    /// so.
+    pub(crate) sendfile: bool,
 }
 
 /// Chooses the engine that a send takes, with the reason.
 pub(crate) fn choose(s: &Situation) -> Choice {
     let copy = |reason| Choice { engine: Engine::Copy, reason };
+    // Where the kernel copies all the same, at delivery or at the send.
+    let local = |reason| {
+        if s.sendfile {
+            return Choice { engine: Engine::Sendfile, reason: Reason::ManyStreams };
+        }
+        copy(reason)
+    };
     // What zerocopy cannot serve (mostly for RLIMIT_MEMLOCK, which is not charged for native) goes
     // by native, and the choice says why not by zerocopy.
     let (engine, large) = match s.zerocopy {
         Ok(()) => (Engine::Zerocopy, Reason::Large),
         Err(reason) if s.native => (Engine::Native, Reason::Refused(reason)),
-        Err(reason) => return copy(Reason::Refused(reason)),
+        Err(reason) if s.bytes < WORTH_A_NOTIFICATION => return copy(Reason::Refused(reason)),
+        Err(reason) => return local(Reason::Refused(reason)),
     };
     if s.bytes < WORTH_A_NOTIFICATION {
         return copy(Reason::Small);
@@ -39,7 +59,7 @@ pub(crate) fn choose(s: &Situation) -> Choice {
     // The kernel copies when it delivers to a socket of its own, later and at more cost than
     // send() does: 1.2 to 2 times the CPU, at every size.
     if s.peer_on_this_host {
-        return copy(Reason::PeerOnThisHost);
+        return local(Reason::PeerOnThisHost);
     }
     // A veth or a tap that is no local address shows itself by this only. One COPIED proves
     // nothing (a linearised segment flags a whole call), so the share decides; and routes change.
@@ -47,7 +67,7 @@ pub(crate) fn choose(s: &Situation) -> Choice {
         if s.since_zerocopy >= TRY_AGAIN {
             return Choice { engine, reason: Reason::TriedAgain };
         }
-        return copy(Reason::MostlyCopied);
+        return local(Reason::MostlyCopied);
     }
     Choice { engine, reason: large }
 }
@@ -89,7 +109,9 @@ mod tests {
             peer_on_this_host: false,
             mostly_copied: false,
             since_zerocopy: 0,
+            sendfile: false,
         };
+        let leased = Situation { sendfile: true, ..plain };
         let unix = Refusal::Socket("unix");
         let limit = Refusal::Memlock(4096);
         let limited = Situation { zerocopy: Err(limit), native: true, ..plain };
@@ -105,6 +127,12 @@ mod tests {
             (Situation { peer_on_this_host: true, since_zerocopy: TRY_AGAIN, ..plain },
                                                                    Engine::Copy, Reason::PeerOnThisHost),
             (Situation { zerocopy: Err(unix), ..plain },           Engine::Copy, Reason::Refused(unix)),
+            (leased,                                               Engine::Zerocopy, Reason::Large),
+            (Situation { bytes: 100, ..leased },                   Engine::Copy, Reason::Small),
+            (Situation { peer_on_this_host: true, ..leased },      Engine::Sendfile, Reason::ManyStreams),
+            (Situation { mostly_copied: true, ..leased },          Engine::Sendfile, Reason::ManyStreams),
+            (Situation { zerocopy: Err(unix), ..leased },          Engine::Sendfile, Reason::ManyStreams),
+            (Situation { bytes: 100, zerocopy: Err(unix), ..leased }, Engine::Copy, Reason::Refused(unix)),
             (Situation { native: true, ..plain },                  Engine::Zerocopy, Reason::Large),
             (limited,                                              Engine::Native, Reason::Refused(limit)),
             (Situation { native: false, ..limited },               Engine::Copy, Reason::Refused(limit)),

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use rustix::net::sockopt;
 
 use crate::engine::Choice;
+use crate::policy::Contents;
 use crate::refusal::Refusal;
 use crate::sender::Sender;
 
@@ -47,7 +48,7 @@ pub fn destination(sender: &Sender) -> Destination {
     let mut turn = conn.look();
     let zerocopy_refused = turn.zerocopy(1, false).err();
     let native_refused = turn.native().err();
-    let auto = by_size(|bytes| sender.choose_auto(&mut turn, bytes, true, false));
+    let auto = by_size(|bytes| sender.choose_auto(&mut turn, bytes, Contents::File, false));
     drop(turn);
     Destination {
         socket: conn.endpoint().kind().name(),

@@ -15,13 +15,14 @@ use crate::deadline::Deadline;
 use crate::engine::{Choice, Engine, Reason};
 use crate::error::Error;
 use crate::holder::{CompletionSource, Held};
-use crate::policy::{self, Situation};
+use crate::policy::{self, Contents, Situation};
 use crate::progress::SendProgress;
 use crate::refusal::Refusal;
 use crate::send::zerocopy::ByReference;
 use crate::send::{copy, zerocopy};
 use crate::send_buffer::Slot;
 use crate::source::{Source, View};
+use crate::streams;
 use crate::sys::mapping::Region;
 use crate::ticket::Ticket;
 use crate::trace;
@@ -163,7 +164,7 @@ impl Sender {
         // The slot is empty only when its buffer is gone.
         let bytes = buffer.as_ref().map_or(&[][..], |b| b.as_ref()).get(from..).unwrap_or_default();
         let held: Held = Arc::clone(slot) as Held;
-        self.attempt_region(Region::from(bytes), None, more, progress, Some(&held), false)
+        self.attempt_region(Region::from(bytes), None, more, progress, Some(&held))
     }
 
     #[inline(always)]
@@ -197,9 +198,8 @@ impl Sender {
             View::Mapped(mapping, clamped) if !records || clamped == wanted => {
                 if let Some(region) = mapping.region(clamped.clone()) {
                     let more = more && clamped.end == wanted.end;
-                    let at = Some((file, clamped.start));
-                    let guarded = origin.is_guarded(&clamped);
-                    match self.attempt_region(region, at, more, progress, held, guarded)? {
+                    let at = Some((origin, clamped.start));
+                    match self.attempt_region(region, at, more, progress, held)? {
                         Outcome::Fault => {}
                         outcome => return Ok(outcome),
                     }
@@ -329,25 +329,35 @@ impl Sender {
     pub(super) fn attempt_region(
         &self,
         region: Region<'_>,
-        file: Option<(&Source, u64)>,
+        file: Option<(Origin<'_>, u64)>,
         more: bool,
         progress: &mut SendProgress,
         held: Option<&Held>,
-        guarded: bool,
     ) -> Result<Outcome, Error> {
         let conn = &self.conn;
+        let range = |at: u64| at..at + region.len() as u64;
+        let contents = match file {
+            None => Contents::Memory,
+            Some((origin, at)) => self.contents(origin, &range(at)),
+        };
         let mut locked = self.locked()?;
-        let chosen = self.choose(&mut locked, region.len() as u64, file.is_some(), more);
-        let mut choice = match chosen {
+        let mut choice = match self.choose(&mut locked, region.len() as u64, contents, more) {
             Ok(choice) => choice,
             Err(reason) => return Err(locked.refuse(self.engine, reason)),
         };
         while choice.engine != Engine::Copy {
-            let op = SendOp { choice, more, guarded };
             let payload = match (choice.engine, file) {
-                (Engine::Native, Some((file, at))) => Payload::File(file.as_fd(), at, region.len()),
+                (Engine::Sendfile, Some((origin, at))) => {
+                    drop(locked);
+                    return self.attempt_sendfile(origin, range(at), more, choice, progress);
+                }
+                (Engine::Native, Some((origin, at))) => {
+                    Payload::File(origin.parts().0.as_fd(), at, region.len())
+                }
                 _ => Payload::Memory(region),
             };
+            let guarded = file.is_some_and(|(origin, at)| origin.is_guarded(&range(at)));
+            let op = SendOp { choice, more, guarded };
             choice = match zerocopy::send(conn, locked, payload, op, progress, held)? {
                 ByReference::Done(Outcome::Refused(reason)) => self.forced_copy(reason)?,
                 ByReference::Done(outcome) => return Ok(outcome),
@@ -382,7 +392,7 @@ impl Sender {
         &self,
         locked: &mut LockedConn<'_>,
         bytes: u64,
-        file: bool,
+        contents: Contents,
         more: bool,
     ) -> Result<Choice, Refusal> {
         if bytes == 0 {
@@ -397,7 +407,7 @@ impl Sender {
                 Ok(()) => Choice { engine: Engine::Zerocopy, reason: Reason::Buffer },
                 Err(reason) => Choice { engine: Engine::Copy, reason: Reason::Refused(reason) },
             }),
-            Engine::Auto => Ok(self.choose_auto(locked, bytes, file, more)),
+            Engine::Auto => Ok(self.choose_auto(locked, bytes, contents, more)),
         }
     }
 
@@ -406,7 +416,7 @@ impl Sender {
         &self,
         locked: &mut LockedConn<'_>,
         bytes: u64,
-        file: bool,
+        contents: Contents,
         more: bool,
     ) -> Choice {
         let (mostly_copied, since_zerocopy) = locked.history();
@@ -414,11 +424,28 @@ impl Sender {
         policy::choose(&Situation {
             bytes,
             zerocopy,
-            native: file && zerocopy.is_err() && locked.native().is_ok(),
+            native: contents != Contents::Memory && zerocopy.is_err() && locked.native().is_ok(),
             peer_on_this_host: self.conn.endpoint().peer_on_this_host(),
             mostly_copied,
             since_zerocopy,
+            sendfile: contents == Contents::Detachable,
         })
+    }
+
+    /// What `range` of the file is, for the choice of an engine.
+    fn contents(&self, origin: Origin<'_>, range: &Range<u64>) -> Contents {
+        let Origin::Lease(lease, _) = origin else { return Contents::File };
+        let streams = self.engine == Engine::Auto && streams::are_many();
+        if !streams || self.conn.endpoint().kind().records() || !lease.detaches(range) {
+            return Contents::File;
+        }
+        // A mode that is the application's is not changed unasked.
+        let flags = rustix::fs::fcntl_getfl(self.conn.endpoint().socket());
+        if flags.is_ok_and(|flags| flags.contains(OFlags::NONBLOCK)) {
+            Contents::Detachable
+        } else {
+            Contents::File
+        }
     }
 
     pub(crate) fn conn(&self) -> &Arc<Conn> {

@@ -8,6 +8,7 @@ mod io;
 mod options;
 mod origin;
 mod outcome;
+mod returned;
 #[expect(clippy::module_inception, reason = "the others are about it")]
 mod sender;
 
@@ -15,4 +16,5 @@ pub use options::Options;
 #[cfg(feature = "tokio")]
 pub(crate) use origin::Origin;
 pub use outcome::Sent;
-pub use sender::{IntoSocketError, ReturnedSocket, Sender};
+pub use returned::{IntoSocketError, ReturnedSocket};
+pub use sender::Sender;

@@ -3,11 +3,9 @@
 use std::io::IoSlice;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-
-use rustix::fs::OFlags;
 
 use super::options::Options;
 use super::origin::Origin;
@@ -20,12 +18,14 @@ use crate::error::Error;
 use crate::flags::SendFlags;
 use crate::guard::Lease;
 use crate::holder::{CompletionSource, Held, InFlight, Link};
+use crate::policy::Contents;
 use crate::progress::SendProgress;
 use crate::reaper::Reaper;
 use crate::refusal::Refusal;
 use crate::send_buffer::SendBuffer;
 use crate::socket::account::Counters;
 use crate::source::Source;
+use crate::streams::Stream;
 use crate::ticket::Ticket;
 use crate::transfer::{IncompleteSend, Transfer};
 use crate::wait;
@@ -53,6 +53,8 @@ pub struct Sender {
     pub(super) reaper: &'static Reaper,
     /// The socket was in blocking mode, and is not any more.
     pub(super) made_nonblocking: AtomicBool,
+    /// It has sent under a lease.
+    stream: OnceLock<Stream>,
 }
 
 impl Sender {
@@ -86,7 +88,14 @@ impl Sender {
             Config { next_id, reset_on_exit, hook, ack_timestamps: acknowledgements },
         )?;
         let linger = linger.unwrap_or(Duration::from_secs(60));
-        Ok(Sender { conn, engine, linger, reaper, made_nonblocking: AtomicBool::new(false) })
+        Ok(Sender {
+            conn,
+            engine,
+            linger,
+            reaper,
+            made_nonblocking: AtomicBool::new(false),
+            stream: OnceLock::new(),
+        })
     }
 
     /// Sends from `range` of the file, without blocking, as far as the kernel takes it in one
@@ -179,6 +188,7 @@ impl Sender {
     pub(crate) fn hold(&self, lease: &Lease, range: &Range<u64>) -> Result<Held, Error> {
         lease.ours()?;
         if lease.covers(range) {
+            self.stream.get_or_init(Stream::new);
             Ok(lease.hold(&self.conn))
         } else {
             Err(Error::NotLeased { range: range.clone() })
@@ -354,11 +364,11 @@ impl Sender {
     pub fn choice(&self, bytes: u64) -> Result<Choice, Error> {
         let mut locked = self.conn.locked()?;
         let chosen = match self.engine {
-            _ if bytes == 0 => self.choose(&mut locked, bytes, true, false),
+            _ if bytes == 0 => self.choose(&mut locked, bytes, Contents::File, false),
             Engine::Native => locked.native().map(|()| self.asked()),
             // Under a lease, of which this knows nothing.
             Engine::Sendfile => Ok(self.asked()),
-            _ => self.choose(&mut locked, bytes, true, false),
+            _ => self.choose(&mut locked, bytes, Contents::File, false),
         };
         chosen.map_err(|reason| locked.refuse(self.engine, reason))
     }
@@ -395,72 +405,6 @@ impl Sender {
         let deadline = deadline.into();
         self.shutdown()?;
         self.drain(deadline)
-    }
-
-    /// Waits until nothing is in flight and gives the socket back.
-    ///
-    /// # Errors
-    /// [`IntoSocketError`], which has the sender, if something is still in flight at `deadline`,
-    /// the next id is not known ([`Error::NotIssued`]; [`Error::Refused`] after a datagram send
-    /// that may have used one), or the descriptor cannot be duplicated.
-    pub fn into_socket(
-        self,
-        deadline: impl Into<Deadline>,
-    ) -> Result<ReturnedSocket, IntoSocketError> {
-        let deadline = deadline.into();
-        if let Err(error) = self.drain(deadline) {
-            return Err(IntoSocketError { error, sender: self });
-        }
-        // A duplicate, because a ticket that is being waited for may know the original a little
-        // longer.
-        let socket = match self.conn.as_fd().try_clone_to_owned() {
-            Ok(socket) => socket,
-            Err(cause) => {
-                let error = Error::Socket { op: "dup", cause };
-                return Err(IntoSocketError { error, sender: self });
-            }
-        };
-        if self.made_nonblocking.load(Ordering::Relaxed) {
-            let flags = rustix::fs::fcntl_getfl(&socket).map_err(Error::socket("fcntl"));
-            let restored = flags.and_then(|flags| {
-                rustix::fs::fcntl_setfl(&socket, flags - OFlags::NONBLOCK)
-                    .map_err(Error::socket("fcntl"))
-            });
-            if let Err(error) = restored {
-                return Err(IntoSocketError { error, sender: self });
-            }
-        }
-        match self.conn.retire() {
-            Ok(next_id) => Ok(ReturnedSocket { socket, next_id }),
-            Err(error) => Err(IntoSocketError { error, sender: self }),
-        }
-    }
-}
-
-/// The socket of a [`Sender`] that is gone.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct ReturnedSocket {
-    /// The socket, of which nothing is in flight.
-    pub socket: OwnedFd,
-    /// The notification id that its next zerocopy send would get (see [`Options::next_id`]).
-    pub next_id: u32,
-}
-
-/// A [`Sender`] that cannot give its socket back.
-#[derive(Debug, thiserror::Error)]
-#[error("the socket stays with its sender: {error}")]
-#[non_exhaustive]
-pub struct IntoSocketError {
-    /// The reason.
-    pub error: Error,
-    /// The sender, which can still be used.
-    pub sender: Sender,
-}
-
-impl From<IntoSocketError> for Error {
-    fn from(failed: IntoSocketError) -> Self {
-        failed.error
     }
 }
 
