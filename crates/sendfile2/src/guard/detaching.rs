@@ -14,14 +14,18 @@ use crate::source::Source;
 use crate::sync::lock;
 use crate::trace;
 
-/// The way in which writers of a [`GuardedFile`] deal with what is still in flight.
+/// The way in which writers of a [`GuardedFile`](super::GuardedFile) deal with what is still in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Overwrite {
-    /// [Detach](crate::detach) it, and write at once; where that is not possible, wait.
+    /// [Detach](crate::detach) what has been handed over to the kernel, and write at once; where
+    /// that is not possible (a filesystem without direct I/O, a lease that is still in the
+    /// application's hands, a send by `io_uring`, more than 512 MiB of folios that packets keep),
+    /// wait. The death of the process then resets no connection.
     #[default]
     Detach,
-    /// Wait until the kernel has released it.
+    /// Wait until the kernel has released it. The death of the process resets the connections on
+    /// which it is in flight.
     Wait,
 }
 

@@ -1,8 +1,10 @@
 //! [`GuardedFile`]: overwrite a file in place while parts of it are being sent.
 //!
-//! A send under a [`Lease`] holds its ranges until the kernel has released them; a writer waits
-//! until nothing holds its range. Between them stands one lease table for each file, however
-//! often it is opened:
+//! Between senders and writers stands one lease table for each file, however often it is opened. A
+//! send under a [`Lease`] holds its ranges until the kernel has released them. A writer that meets
+//! such a range [detaches](crate::detach) it, and writes at once, where the file can be detached
+//! and all that was leased has been handed over to the kernel; else it waits until nothing holds
+//! the range ([`Overwrite`]).
 //!
 //! ```no_run
 //! use sendfile2::{SendFlags, Sender, guard::GuardedFile};
@@ -20,7 +22,7 @@
 //! sender.send_lease(&lease, 65_536..131_072, SendFlags::NONE, soon)?;
 //! drop(lease); // what is in flight stays leased
 //!
-//! // Waits until the kernel has let go of these bytes.
+//! // What is in flight keeps its pages; or this waits until the kernel has released them.
 //! slab.write_at(&[0; 4096], 0, soon)?;
 //! # Ok(())
 //! # }
@@ -38,10 +40,17 @@
 //! cover all of a response: a lease for each part would let a writer in between, and mix
 //! generations.
 //!
-//! The table dies with the process. What was in flight under a lease is then reset with its
-//! connection, unless another process has the socket, too (a forked child, for example): then the
-//! kernel goes on sending from the file, and a restarted program that overwrites it changes what
-//! the peer receives. See [`Options::reset_on_exit`](crate::Options::reset_on_exit).
+//! Writers that detach read whole blocks of the filesystem and write them back. So write to a
+//! guarded file through it only, also beside other ranges: in [`Exclusive::write_at`], which keeps
+//! out of their way.
+//!
+//! The table dies with the process. Of a file that detaches, all that is in flight then stays as it
+//! was sent, and whoever guards the file next detaches what it overwrites, since it takes the whole
+//! file for exposed ([`GuardOptions::nothing_exposed`] says otherwise). Of other files, what was in
+//! flight under a lease is reset with its connection, unless another process has the socket, too (a
+//! forked child, for example): then the kernel goes on sending from the file, and a restarted
+//! program that overwrites it changes what the peer receives. See
+//! [`Options::reset_on_exit`](crate::Options::reset_on_exit).
 //!
 //! Overlap is by byte. A write that shares a page with a lease, but no byte, does not wait: the
 //! kernel sends the leased bytes of the page only.

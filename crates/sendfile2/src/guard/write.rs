@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use super::clear::{DetachJob, Need};
+#[cfg(doc)]
+use super::detaching::Overwrite;
 use super::exclusive::{Exclusive, span};
 use super::file::GuardedFile;
 use super::lease::{Inner, Leased};
@@ -24,11 +26,14 @@ pub enum TryWrite {
 }
 
 impl GuardedFile {
-    /// Writes all of `data` at `offset`, as soon as no lease overlaps it, or fails at `deadline`
-    /// with nothing written. From the call on, no overlapping lease is granted until it is done.
+    /// Writes all of `data` at `offset`, as soon as no lease overlaps it that could not be
+    /// [detached](Overwrite::Detach), or fails at `deadline` with nothing written. From the call on,
+    /// no overlapping lease is granted until it is done.
     ///
     /// # Errors
-    /// [`Error::Deadline`]; [`Error::OwnLease`] if this thread's own lease is in the way;
+    /// [`Error::Deadline`]; [`Error::NotDetached`] if the range may be in flight without our
+    /// knowing, and could not be detached until then; [`Error::OwnLease`] if this thread's own
+    /// lease is in the way;
     /// [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`], maybe after a part was
     /// written (by [`write_with`](Self::write_with) it can be mended before anybody sees it);
     /// [`Error::Wait`]; [`Error::Forked`].

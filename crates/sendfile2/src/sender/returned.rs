@@ -56,7 +56,7 @@ impl Sender {
 pub struct ReturnedSocket {
     /// The socket, of which nothing is in flight.
     pub socket: OwnedFd,
-    /// The notification id that its next zerocopy send would get (see [`Options::next_id`]).
+    /// The notification id that its next zerocopy send would get (see [`Options::next_id`](crate::Options::next_id)).
     pub next_id: u32,
 }
 
