@@ -93,9 +93,9 @@ fn poll_copy(
     let both = [IoSlice::new(head), IoSlice::new(&window[..most])];
     let sent = ready!(sender.poll_send(cx, |sender| sender.try_send_vectored(&both, flags)));
     Poll::Ready(match sent {
-        Ok((bytes, _)) => {
-            count(bytes.saturating_sub(head.len()) as u64, choice);
-            Some(Ok(bytes))
+        Ok(part) => {
+            count(part.bytes.saturating_sub(head.len()) as u64, choice);
+            Some(Ok(part.bytes))
         }
         Err(e) if fault(&e) => None,
         Err(e) => Some(Err(e.into())),
@@ -155,15 +155,14 @@ impl AsyncWrite for Io {
                 let before = before.map_or(slices.len(), |(i, _)| i);
                 let flags = SendFlags::NONE.with_more(before < slices.len());
                 let slices = &slices[..before];
-                let (bytes, _) =
-                    ready!(sender.poll_send(cx, |s| s.try_send_vectored(slices, flags)))?;
-                return Poll::Ready(Ok(bytes));
+                let part = ready!(sender.poll_send(cx, |s| s.try_send_vectored(slices, flags)))?;
+                return Poll::Ready(Ok(part.bytes));
             }
         };
-        let (bytes, ticket) = sent?;
-        sends.sent(ticket);
+        let part = sent?;
+        sends.sent(part.ticket);
         sends.look();
-        Poll::Ready(Ok(bytes))
+        Poll::Ready(Ok(part.bytes))
     }
 
     fn is_write_vectored(&self) -> bool {

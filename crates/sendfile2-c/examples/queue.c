@@ -38,7 +38,7 @@ static int wait_released(struct sendfile2_queue *queue, uint64_t id)
     struct timespec deadline;
     clock_gettime(CLOCK_MONOTONIC, &deadline);
     deadline.tv_sec += PATIENCE;
-    return sendfile2_wait(queue, id, &deadline);
+    return sendfile2_queue_wait(queue, id, &deadline);
 }
 
 /* Returns -1 if the kernel may still read the file. */

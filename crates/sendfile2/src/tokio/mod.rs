@@ -131,8 +131,7 @@ impl AsyncSender {
     }
 
     /// Runs `attempt`, which makes one send without blocking, as soon as the socket is worth
-    /// trying, until it accepts something: what all sends here are made of. Gives the bytes
-    /// accepted and the ticket.
+    /// trying, until it accepts something: what all sends here are made of.
     ///
     /// # Errors
     /// What `attempt` fails with; as [`Sender::reap`]; [`Error::Wait`] if the runtime is going
@@ -141,14 +140,14 @@ impl AsyncSender {
         &mut self,
         cx: &mut Context<'_>,
         mut attempt: impl FnMut(&mut Sender) -> Result<Sent<T>, Error>,
-    ) -> Poll<Result<(usize, T), Error>> {
+    ) -> Poll<Result<Part<T>, Error>> {
         let coop = ready!(coop::poll_proceed(cx));
         loop {
             let tick = ready!(self.ready.poll(Side::Write, cx))?;
             match attempt(&mut self.sender)? {
                 Sent::Accepted { bytes, ticket } => {
                     coop.made_progress();
-                    return Poll::Ready(Ok((bytes, ticket)));
+                    return Poll::Ready(Ok(Part { bytes, ticket }));
                 }
                 Sent::WouldBlock => {}
                 // What is in flight must go, and not wait for more, before it makes room.
@@ -162,8 +161,7 @@ impl AsyncSender {
         &mut self,
         mut attempt: impl FnMut(&mut Sender) -> Result<Sent<Ticket>, Error>,
     ) -> Result<Part, Error> {
-        let (bytes, ticket) = poll_fn(|cx| self.poll_send(cx, &mut attempt)).await?;
-        Ok(Part { bytes, ticket })
+        poll_fn(|cx| self.poll_send(cx, &mut attempt)).await
     }
 
     /// Sends `range` of the file, all of it. If the future is dropped, nobody knows how much was
@@ -228,7 +226,7 @@ impl AsyncSender {
         let sent =
             |progress: &SendProgress| usize::try_from(progress.bytes()).unwrap_or(usize::MAX);
         while let Some(left) = bytes.get(sent(progress)..).filter(|left| !left.is_empty()) {
-            poll_fn(|cx| {
+            let _ = poll_fn(|cx| {
                 self.poll_send(cx, |sender| sender.try_further_slice(left, more, progress))
             })
             .await?;
@@ -315,7 +313,7 @@ impl AsyncSender {
             self.sender.conn().flush();
         }
         while !progress.remaining().is_empty() {
-            poll_fn(|cx| {
+            let _ = poll_fn(|cx| {
                 self.poll_send(cx, |sender| {
                     let left = progress.remaining();
                     sender.try_further(origin, left, more, &mut progress.progress)
@@ -340,7 +338,7 @@ impl AsyncSender {
         B: AsRef<[u8]> + Send + 'static,
     {
         loop {
-            poll_fn(|cx| self.poll_send(cx, |s| s.try_send_buffer(buffer, flags))).await?;
+            let _ = poll_fn(|cx| self.poll_send(cx, |s| s.try_send_buffer(buffer, flags))).await?;
             if buffer.remaining() == 0 {
                 return Ok(buffer.ticket());
             }
@@ -427,7 +425,7 @@ impl AsyncWrite for AsyncSender {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let sent = ready!(self.poll_send(cx, |sender| sender.try_send(bytes, SendFlags::NONE)));
-        Poll::Ready(sent.map(|(bytes, _)| bytes).map_err(io::Error::from))
+        Poll::Ready(sent.map(|part| part.bytes).map_err(io::Error::from))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -14,11 +14,11 @@ use crate::ticket::Ticket;
 #[derive(Debug)]
 #[must_use = "the kernel may have taken fewer bytes than it was given: send the rest next"]
 #[non_exhaustive]
-pub struct Part {
+pub struct Part<T = Ticket> {
     /// Bytes taken, from the front.
     pub bytes: usize,
     /// The ticket of these bytes.
-    pub ticket: Ticket,
+    pub ticket: T,
 }
 
 /// The progress of a send of a range, which outlives the future that sends it.
