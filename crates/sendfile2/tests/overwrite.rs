@@ -175,6 +175,27 @@ fn a_new_size_and_a_hole_change_nothing_that_is_in_flight() {
     }
 }
 
+/// Also where the last page has so little left that direct I/O cannot write it.
+#[test]
+fn what_a_new_size_leaves_of_a_page_can_be_overwritten() {
+    let Some(file) = made(&here()) else { return };
+    let (whole, cut) = (8192 + 600, 8192 + 100);
+    let guard = fresh(&file);
+    guard.set_len(whole, deadline()).unwrap();
+    let (tx, peer) = common::tcp_on_this_host_large_window();
+    let mut sender = sender(tx, Engine::Sendfile);
+    let lease = guard.try_lease(0..whole).unwrap();
+    if let Err(refused) = sender.try_send_lease(&lease, 0..whole, SendFlags::NONE) {
+        println!("SKIP: direct I/O here writes more than 512 bytes: {refused}");
+        return;
+    }
+    drop(lease);
+    guard.set_len(cut, deadline()).unwrap();
+    guard.write_at(&pattern(!1, 0..cut), 0, deadline()).unwrap();
+    assert_eq!(guard.exposed(), []);
+    assert_same(&rest(peer, sender), &pattern(1, 0..whole));
+}
+
 /// What was sent by others before the file was guarded.
 #[test]
 fn what_may_be_in_flight_from_before_is_detached_whoever_sent_it() {

@@ -495,6 +495,29 @@ fn more_sends_than_the_ring_has_room_for_are_all_made() {
     }
 }
 
+/// A ring takes the pages of what is queued when it pleases: its leases are waited for, also where
+/// a file detaches.
+#[test]
+fn a_writer_waits_for_what_a_ring_has_queued() {
+    if !common::has_uring() {
+        return;
+    }
+    let guard = GuardedFile::new(file(1, LEN)).unwrap();
+    let (tx, mut peer) = common::tcp_small_window_on_this_host();
+    let mut driver = Driver::new().unwrap();
+    let mut socket = driver.add(tx).unwrap();
+    let lease = guard.try_lease(0..LEN).unwrap();
+    let ticket = socket.queue_lease(&lease, 0..LEN, SendFlags::NONE).unwrap();
+    drop(lease);
+    driver.submit().unwrap();
+    let tried = guard.try_write_at(&pattern(!1, 0..LEN), 0).unwrap();
+    assert!(matches!(tried, TryWrite::Blocked(_)), "{tried:?}");
+    let reading = std::thread::spawn(move || read(&mut peer, LEN as usize));
+    ticket.wait_released(deadline()).unwrap();
+    guard.write_at(&pattern(!1, 0..LEN), 0, deadline()).unwrap();
+    assert_same(&reading.join().unwrap(), &pattern(1, 0..LEN));
+}
+
 #[test]
 fn an_event_loop_drives_it_by_the_rings_descriptor() {
     if !common::has_uring() {

@@ -146,7 +146,8 @@ impl Detacher {
     /// do: the last page of the file may have too little in it.
     pub(crate) fn allows(&self, range: &Range<u64>) -> bool {
         self.source.size().is_ok_and(|size| {
-            range.end <= size / page() * page()
+            range.start >= size
+                || range.end <= size / page() * page()
                 || !self.no_clone.load(Ordering::Relaxed)
                 || self.blocks(&(range.start..range.end.min(size)), size).is_ok()
         })

@@ -9,6 +9,7 @@ use super::detaching::Overwrite;
 use super::file::GuardedFile;
 use super::lease::Inner;
 use super::ranges::folios;
+use super::table::Pages;
 use crate::detach::Detacher;
 use crate::not_detached::NotDetached;
 use crate::trace;
@@ -70,28 +71,33 @@ impl DetachJob {
         DetachJob { file: file.clone(), key, range: range.clone(), need, leases }
     }
 
-    /// Detaches it, and ends all that is in the table on the range.
-    pub(super) fn run(self) -> Result<(), NotDetached> {
+    /// Detaches it, and ends all that is in the table on the range; with [`Need::Parts`] only what
+    /// the writer then does to the rest makes an end of that.
+    pub(super) fn run(self) -> Result<Pages, NotDetached> {
         let shared = &self.file.0.shared;
         let Some(detacher) = self.file.detacher() else {
             return Err(NotDetached::NoProof);
         };
         let parts = match &self.need {
-            Need::All => std::slice::from_ref(&self.range),
-            Need::Parts(parts) => parts,
+            Need::All => shared.table.in_flight(self.key),
+            Need::Parts(parts) => parts.clone(),
         };
-        for part in parts {
+        let mut pages = shared.table.pages(self.range.clone());
+        for part in &parts {
             let _alone = shared.detaching.regions.enter(&folios(part.clone()), true);
             let began = Instant::now();
             let detached = detacher.detach(part);
             shared.detaching.note(detached.is_ok(), began.elapsed());
-            detached?;
+            let detached = detached?;
+            let Range { start, end } = detached.range;
+            pages.range = pages.range.start.min(start)..pages.range.end.max(end);
         }
-        let leases: Vec<_> = self.leases.iter().filter_map(Weak::upgrade).collect();
-        for lease in &leases {
-            lease.keep(&self.range);
+        if self.need == Need::All {
+            for lease in self.leases.iter().filter_map(Weak::upgrade) {
+                lease.keep(&self.range);
+            }
+            shared.table.detached(self.key, &pages).wake();
         }
-        shared.table.detached(self.key).wake();
-        Ok(())
+        Ok(pages)
     }
 }

@@ -8,11 +8,13 @@ use rustix::fs::FallocateFlags;
 
 use super::file::GuardedFile;
 use super::ranges::folios;
+use super::table::Pages;
 use crate::error::Error;
 
 impl GuardedFile {
     pub(super) fn writer(&self, range: Range<u64>, key: u64) -> Exclusive {
-        Exclusive { file: self.clone(), range, key }
+        let pages = self.0.shared.table.pages(range.clone());
+        Exclusive { file: self.clone(), range, key, pages }
     }
 }
 
@@ -21,6 +23,8 @@ pub struct Exclusive {
     pub(super) file: GuardedFile,
     pub(super) range: Range<u64>,
     pub(super) key: u64,
+    /// What was detached for it.
+    pub(super) pages: Pages,
 }
 
 impl Exclusive {
@@ -84,6 +88,7 @@ impl Exclusive {
         let _busy = self.file.0.shared.detaching.regions.enter(&changed, true);
         rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&self.file, len))
             .map_err(Error::file("ftruncate", len))?;
+        self.dropped();
         self.count();
         Ok(())
     }
@@ -106,6 +111,7 @@ impl Exclusive {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, start, end - start))
             .map_err(Error::file("fallocate", start))?;
+        self.dropped();
         self.count();
         Ok(())
     }
@@ -115,6 +121,12 @@ impl Exclusive {
             return Err(Error::NotLeased { range: range.clone() });
         }
         Ok(())
+    }
+
+    /// No page of the range is in the cache as it was: those at its edges were detached, and the
+    /// others have been dropped as a whole, and stay with the packets.
+    fn dropped(&self) {
+        self.file.0.shared.table.detached(self.key, &self.pages).wake();
     }
 
     fn count(&self) {

@@ -11,6 +11,7 @@ use super::clear::{DetachJob, Need};
 use super::exclusive::Exclusive;
 use super::file::GuardedFile;
 use super::lease::Inner;
+use super::table::Pages;
 use crate::error::Error;
 use crate::holder::CompletionSource;
 use crate::not_detached::NotDetached;
@@ -26,7 +27,7 @@ const AFTER_ABORT: Duration = Duration::from_secs(30);
 pub(super) struct Queued<P: Borrow<Parker>> {
     pub(super) writer: Exclusive,
     /// What of the range is to be detached.
-    need: Need,
+    pub(super) need: Need,
     began: Instant,
     pub(super) deadline: Option<Instant>,
     /// At the deadline, the connections in the way are to be aborted.
@@ -114,7 +115,7 @@ impl<P: Borrow<Parker>> Queued<P> {
             return self.look_at_exposure();
         }
         if std::mem::take(&mut self.changed) {
-            let Exclusive { file, range, key } = &self.writer;
+            let Exclusive { file, range, key, .. } = &self.writer;
             let (leases, earlier) = file.0.shared.table.blockers(*key);
             let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
             if thread && leases.iter().any(|l| l.is_in_hand_of_this_thread()) {
@@ -182,16 +183,20 @@ impl<P: Borrow<Parker>> Queued<P> {
 
     /// What detaches the range; [`detached`](Self::detached) is told its result.
     pub(super) fn detaching(&self) -> DetachJob {
-        let Exclusive { file, range, key } = &self.writer;
+        let Exclusive { file, range, key, .. } = &self.writer;
         let leases = self.in_the_way.0.values().cloned().collect();
         DetachJob::new(file, *key, range, self.need.clone(), leases)
     }
 
     /// Notes what became of it.
-    pub(super) fn detached(&mut self, result: Result<(), NotDetached>) -> Result<(), Error> {
-        let Err(why) = result else {
-            self.not_detached = None;
-            return Ok(());
+    pub(super) fn detached(&mut self, result: Result<Pages, NotDetached>) -> Result<(), Error> {
+        let why = match result {
+            Ok(pages) => {
+                self.writer.pages = pages;
+                self.not_detached = None;
+                return Ok(());
+            }
+            Err(why) => why,
         };
         if !why.is_for_now() {
             if self.is_active() {

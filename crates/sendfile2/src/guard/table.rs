@@ -27,6 +27,8 @@ pub(super) struct Table<L> {
 #[derive(Debug)]
 struct State<L> {
     next: u64,
+    /// The leases that were ever granted.
+    granted: u64,
     leases: Intervals<L>,
     /// Queued and active, in order.
     writers: BTreeMap<u64, Writer>,
@@ -48,6 +50,13 @@ fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start.max(b.start) < a.end.min(b.end)
 }
 
+/// Pages that were detached, in bytes, and how many leases had been granted before.
+#[derive(Debug, Clone)]
+pub(super) struct Pages {
+    pub(super) range: Range<u64>,
+    granted: u64,
+}
+
 /// Wakers to be woken when the table is unlocked.
 #[must_use = "whoever became able to go on must be woken"]
 pub(super) struct Wake(Vec<Waker>);
@@ -65,6 +74,7 @@ impl<L: Clone> Table<L> {
         Table {
             state: Mutex::new(State {
                 next: 0,
+                granted: 0,
                 leases: Intervals::default(),
                 writers: BTreeMap::new(),
                 lessees: BTreeMap::new(),
@@ -85,6 +95,7 @@ impl<L: Clone> Table<L> {
         if state.writers.values().any(|w| ranges.iter().any(|r| overlap(r, &w.range))) {
             return false;
         }
+        state.granted += 1;
         for range in ranges {
             state.leases.insert(range.clone(), key, lease.clone());
         }
@@ -104,9 +115,9 @@ impl<L: Clone> Table<L> {
         Wake(wake)
     }
 
-    /// Ends leases on the range of a writer, of which its pages were detached, and its exposure.
-    /// Nothing for a writer that has gone, or is not the first.
-    pub(super) fn detached(&self, key: u64) -> Wake {
+    /// Ends leases on the range of a writer, whose `pages` were detached, and their exposure. Nothing
+    /// for a writer that has gone, or is not the first.
+    pub(super) fn detached(&self, key: u64, pages: &Pages) -> Wake {
         let mut state = self.lock();
         let mut wake = Vec::new();
         let Some(range) = state.writers.get(&key).map(|writer| writer.range.clone()) else {
@@ -127,7 +138,20 @@ impl<L: Clone> Table<L> {
             state.recount(&leased, &mut wake);
         }
         state.exposed.remove(&range);
+        // What else is in those pages, unless somebody has sent it since, or may: where the file is
+        // cut later, its last page may be one that cannot be detached.
+        for beside in [pages.range.start..range.start, range.end..pages.range.end] {
+            if state.granted == pages.granted && state.leases.overlapping(&beside).next().is_none()
+            {
+                state.exposed.remove(&beside);
+            }
+        }
         Wake(wake)
+    }
+
+    /// `range` as it is before it is detached.
+    pub(super) fn pages(&self, range: Range<u64>) -> Pages {
+        Pages { range, granted: self.lock().granted }
     }
 
     /// Notes that `ranges` may be in flight from here on without anybody's knowing. Their lease is
@@ -137,6 +161,20 @@ impl<L: Clone> Table<L> {
         for range in ranges {
             state.exposed.add(range);
         }
+    }
+
+    /// What of a writer's range is leased, or exposed.
+    pub(super) fn in_flight(&self, key: u64) -> Vec<Range<u64>> {
+        let state = self.lock();
+        let Some(range) = state.writers.get(&key).map(|writer| &writer.range) else {
+            return Vec::new();
+        };
+        let mut parts = Exposed::default();
+        let leased = state.leases.overlapping(range).map(|(leased, ..)| leased);
+        for part in leased.chain(state.exposed.iter()) {
+            parts.add(&(part.start.max(range.start)..part.end.min(range.end)));
+        }
+        parts.iter().collect()
     }
 
     /// Whether a byte of `range` is exposed.

@@ -99,7 +99,7 @@ impl GuardedFile {
         }
         let weak = leases.iter().map(Arc::downgrade).collect();
         match DetachJob::new(self, writer.key, range, Need::All, weak).run() {
-            Ok(()) => Ok(Ok(writer)),
+            Ok(_) => Ok(Ok(writer)),
             Err(why) if leases.is_empty() => Err(Error::NotDetached(why.into())),
             Err(_) => blocked(leases),
         }

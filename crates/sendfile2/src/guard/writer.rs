@@ -51,7 +51,12 @@ impl GuardedFile {
                     Looked::Exclusive => return Ok(queued.writer),
                     Looked::Detach => {
                         let detached = queued.detaching().run();
+                        // What is left in the way is what the writer itself ends.
+                        let parts = detached.is_ok() && matches!(queued.need, Need::Parts(_));
                         queued.detached(detached)?;
+                        if parts {
+                            return Ok(queued.writer);
+                        }
                     }
                     Looked::Wait(until) => queued.heard(&parker.park(until)?),
                 }
@@ -122,7 +127,7 @@ impl QueuedWriter {
     /// The leases that are in the way; none of them if another writer is, or nobody.
     #[must_use]
     pub fn blocked_by(&self) -> Vec<Leased> {
-        let Exclusive { file, range, key } = &self.0.writer;
+        let Exclusive { file, range, key, .. } = &self.0.writer;
         if !file.0.shared.is_ours() {
             return Vec::new();
         }
