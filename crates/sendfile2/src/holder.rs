@@ -1,5 +1,5 @@
-//! The traits of what holds things for the kernel: a source of completions, of which each releases
-//! something.
+//! The traits of a completion source: of something that has sends in flight, and can be asked for
+//! their release.
 
 use std::any::Any;
 use std::ops::Deref;
@@ -13,11 +13,11 @@ use crate::park::{Interest, Wakers};
 use crate::socket::acknowledged::Acknowledgement;
 use crate::sync::lock;
 
-/// Something that has sends in flight and can be asked about them: a connection, or a driver.
+/// Something that has sends in flight and can be asked for their release: a connection, a socket of a
+/// driver, or the ring that a synchronous send left.
 ///
-/// A lease and the reaper know by this what may keep them. It is more than a closure to abort with:
-/// whoever waits for a release must be able to read it, or a single-threaded program would wait
-/// for what only itself could read.
+/// A writer finds by it the sends that keep a lease, and reads their completions itself: in a
+/// program of one thread nobody else would. The reaper drains what it adopts by it.
 pub(crate) trait CompletionSource: std::fmt::Debug + Send + Sync {
     /// The descriptor that becomes ready when there may be something to reap. No other source has
     /// the same one.
