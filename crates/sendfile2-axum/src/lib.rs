@@ -62,7 +62,7 @@ mod window;
 
 pub use body::FileBody;
 pub use io::Io;
-pub use layer::{Untouched, ZeroCopy, ZeroCopyFuture, ZeroCopyLayer};
+pub use layer::{MappedBody, ZeroCopy, ZeroCopyFuture, ZeroCopyLayer};
 pub use listener::{Listener, PeerAddr};
 pub use serve::{ServeBody, ServeDir, ServeFile, ServeFuture};
 pub use stats::{in_flight, outstanding};
