@@ -22,13 +22,13 @@ pub(crate) trait CompletionSource: std::fmt::Debug + Send + Sync {
     /// The descriptor that becomes ready when there may be something to reap. No other source has
     /// the same one.
     fn as_fd(&self) -> BorrowedFd<'_>;
-    /// The readiness that tells of completions.
+    /// The readiness that means that there may be completions.
     fn readiness(&self) -> Interest;
-    /// Reads completions and lets go of what they release. Never blocks. Returns how many
+    /// Reads completions and drops what they release. Never blocks. Returns how many
     /// messages were read.
     fn reap(&self) -> Result<usize, Error>;
-    /// Lets go what is held back for more to follow, since somebody waits for its release;
-    /// nothing where an acknowledgement lets it go, as it does with `MSG_MORE` alone.
+    /// Sends what is held back for more to follow, since somebody waits for its release; does
+    /// nothing where the next acknowledgement sends it, as it does with `MSG_MORE` alone.
     fn flush(&self) {}
     /// Ends the connection at once. Frees nothing by itself.
     fn abort(&self) -> Result<(), Error>;
@@ -132,5 +132,5 @@ pub struct InFlight {
     pub oldest: Option<std::time::Duration>,
 }
 
-/// Anything a send holds. It is let go of by dropping it, when the kernel has released the send.
+/// Anything that a send holds. It is dropped when the kernel has released the send.
 pub(crate) type Held = Arc<dyn Any + Send + Sync>;

@@ -166,7 +166,7 @@ impl Driver {
         lock(&self.shared.state).lanes.iter().map(|(_, lane)| lane.sends()).sum()
     }
 
-    /// Reads the completions that are there, lets go of what they release, and gives the kernel
+    /// Reads the completions that are there, drops what they release, and gives the kernel
     /// what is queued behind them. Never blocks. Returns how many there were.
     ///
     /// # Errors
