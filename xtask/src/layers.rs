@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use syn::visit::{self, Visit};
 
-/// The rooms of the library, ground floor first.
+/// The rooms of the library, lowest layer first.
 const ROOMS: &[&str] = &[
     "sync",
     "apart",

@@ -121,7 +121,7 @@ impl Args {
         }
     }
 
-    fn patience(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         match self.wait {
             Some(seconds) => Duration::from_secs(seconds.into()),
             None => Duration::from_millis(500),

@@ -153,7 +153,7 @@ impl<'a> Sender<'a> {
             if self.args.cork == 0 {
                 return Ok(());
             }
-            wait(self.socket.as_fd(), PollFlags::OUT, Instant::now() + self.args.patience())?;
+            wait(self.socket.as_fd(), PollFlags::OUT, Instant::now() + self.args.timeout())?;
             self.read()?;
         }
     }
@@ -204,7 +204,7 @@ impl<'a> Sender<'a> {
                  net.core.optmem_max"
             );
         }
-        wait(self.socket.as_fd(), PollFlags::empty(), Instant::now() + self.args.patience())?;
+        wait(self.socket.as_fd(), PollFlags::empty(), Instant::now() + self.args.timeout())?;
         self.read()
     }
 
@@ -257,7 +257,7 @@ impl<'a> Sender<'a> {
 
     /// Waits for the last notifications, and reports what was done.
     fn finish(&mut self) -> anyhow::Result<()> {
-        let until = Instant::now() + self.args.patience();
+        let until = Instant::now() + self.args.timeout();
         self.read()?;
         while self.completions < self.expected && Instant::now() < until {
             let socket: BorrowedFd<'_> = self.socket.as_fd();

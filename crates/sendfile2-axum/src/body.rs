@@ -258,8 +258,8 @@ pub(crate) struct Offer {
 }
 
 impl Offer {
-    /// A mapped body in place of the response's own; or what shows that the body is another one by
-    /// now.
+    /// Returns a mapped body in place of the response's own, or what shows that something has
+    /// changed that one.
     pub(crate) fn accept(&self, response: &Response<impl Body>) -> Result<FileBody, &'static str> {
         let Shared { origin, range, polled, dropped } = &*self.shared;
         let len = range.end - range.start;

@@ -1,4 +1,4 @@
-//! The layer that makes mapped bodies.
+//! The layer that puts mapped bodies in the place of file bodies.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,28 +13,29 @@ use tower_service::Service;
 
 use crate::body::Offer;
 
-/// Makes mapped bodies of the [file bodies](crate::FileBody) that nothing has touched, for HTTP/1.
+/// A layer that puts a mapped body in the place of each [file body](crate::FileBody) that nothing has
+/// changed, for HTTP/1.
 ///
 /// **It must be the outermost layer, and the connection must be plain TCP (or a unix socket)**:
-/// what it lets out is to be read by nobody but the kernel. The [crate](crate#mapped-bytes) says
-/// why. In a router it is the last one that is added; beneath TLS it must not be at all.
+/// only the kernel may read a mapped body. The [crate](crate#mapped-bytes) says why. In a router
+/// add it last. Do not use it beneath TLS, which it cannot see.
 ///
-/// Bodies are left alone, and sent by reading, when the request is not HTTP/1, and when they were
-/// encoded, resized, polled or replaced since they were made. Each response says in its extensions
-/// what became of it ([`Untouched`]), and the counter `sendfile2_http_bodies_total` counts them by
-/// that.
+/// A body stays as it is, and is read from the file, where the request is not HTTP/1, and where the
+/// body was encoded, resized, polled or replaced since it was made. The extensions of each response
+/// that had a file body hold the outcome ([`MappedBody`]), and the counter
+/// `sendfile2_http_bodies_total` counts the outcomes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ZeroCopyLayer(());
 
-/// The fate of a file body that passed the layer; in the response's extensions.
+/// Whether a file body that passed the layer became a mapped one; in the response's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Untouched(
-    /// A mapped body took its place; or why not.
+pub struct MappedBody(
+    /// `Ok` if a mapped body took its place, or else the reason why not.
     pub Result<(), &'static str>,
 );
 
 impl ZeroCopyLayer {
-    /// The layer.
+    /// Returns the layer, which has no options.
     #[must_use]
     pub fn new() -> Self {
         ZeroCopyLayer::default()
@@ -104,7 +105,7 @@ where
         };
         let became = body.as_ref().map_or_else(|why| *why, |_| "mapped");
         metrics::counter!("sendfile2_http_bodies_total", "became" => became).increment(1);
-        response.extensions_mut().insert(Untouched(body.as_ref().map(|_| ()).map_err(|why| *why)));
+        response.extensions_mut().insert(MappedBody(body.as_ref().map(|_| ()).map_err(|why| *why)));
         Poll::Ready(Ok(match body {
             Ok(body) => response.map(|_| Body::new(body)),
             Err(why) => {

@@ -26,7 +26,7 @@
 //! * [`ZeroCopyLayer`] makes mapped bodies of those that nothing has touched. With axum's own
 //!   listener they go by plain sends from the mapping: one copy less.
 //! * [`Listener`] (and [`Io`], for hyper-util's builders) finds mapped bytes, sends them by the
-//!   engine that pays, and lets go of them when the kernel says so.
+//!   engine that pays, and drops them when the kernel has released them.
 //!
 //! # Mapped bytes
 //! A mapping shows what others write to the file, and what is cut off it is gone from the mapping:
@@ -62,7 +62,7 @@ mod window;
 
 pub use body::FileBody;
 pub use io::Io;
-pub use layer::{Untouched, ZeroCopy, ZeroCopyFuture, ZeroCopyLayer};
+pub use layer::{MappedBody, ZeroCopy, ZeroCopyFuture, ZeroCopyLayer};
 pub use listener::{Listener, PeerAddr};
 pub use serve::{ServeBody, ServeDir, ServeFile, ServeFuture};
 pub use stats::{in_flight, outstanding};

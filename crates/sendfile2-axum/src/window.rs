@@ -41,7 +41,7 @@ pub(crate) struct Window {
     passed: Arc<Passed>,
 }
 
-/// Whether hyper has let go of a window: it is sent, or nobody wants it any more.
+/// Whether hyper has dropped a window: it is sent, or nobody wants it any more.
 #[derive(Debug, Default)]
 pub(crate) struct Passed(Mutex<(bool, Option<Waker>)>);
 

@@ -118,9 +118,9 @@ fn engine(row: &Row) -> (String, Figures) {
     let cold = if row.cold { ", cold" } else { "" };
     let more = if row.more { ", more follows" } else { "" };
     let (chunk, size) = (units::bytes(row.chunk), units::bytes(row.size));
-    let Row { path, engine, .. } = row;
+    let Row { path, method, .. } = row;
     let streams = units::streams(row.streams);
-    let name = format!("{engine}: {path}, {streams}, calls of {chunk}, {size}{cold}{more}");
+    let name = format!("{method}: {path}, {streams}, calls of {chunk}, {size}{cold}{more}");
     let ci = &row.ci;
     let figures = vec![
         ("GB/s", true, row.gb_per_s, ci.gb_per_s),
@@ -131,7 +131,7 @@ fn engine(row: &Row) -> (String, Figures) {
         ("total CPU ratio", false, row.total_cpu_ratio, ci.total_cpu_ratio),
     ];
     // The reference's own ratios are always 1.
-    let own = if row.engine == row.reference { 3 } else { 6 };
+    let own = if row.method == row.reference { 3 } else { 6 };
     (name, figures.into_iter().take(own).collect())
 }
 

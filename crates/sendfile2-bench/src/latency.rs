@@ -16,8 +16,8 @@ use crate::units;
 /// The longest that --quick may measure.
 const QUICK: Duration = Duration::from_secs(15);
 
-/// Sends of a way before it is the next one's turn.
-const TURN: u32 = 20;
+/// The sends of a method in one round.
+const SENDS_A_ROUND: u32 = 20;
 
 /// Percentiles of the curve.
 const CURVE: [f64; 20] = [
@@ -74,7 +74,7 @@ fn measure(
         let methods: Vec<Method> = all.iter().map(|times| times.method).collect();
         pair.connect(&methods, 1)?;
         let tried = methods.iter().find_map(|method| {
-            let error = pair.delay(*method, size, TURN, limits.patience()).err()?;
+            let error = pair.delay(*method, size, SENDS_A_ROUND, limits.timeout()).err()?;
             Some((*method, error))
         });
         let Some((method, error)) = tried else { break };
@@ -89,11 +89,11 @@ fn measure(
     let mut done = 0;
     while done == 0 || (done < sends && Instant::now() + longest < limits.deadline) {
         let begin = Instant::now();
-        let turn = u32::try_from(sends - done).unwrap_or(TURN).min(TURN);
+        let now = u32::try_from(sends - done).unwrap_or(SENDS_A_ROUND).min(SENDS_A_ROUND);
         let mut round: Vec<_> = all.iter_mut().collect();
         fastrand::shuffle(&mut round);
         for times in round {
-            let delays = pair.delay(times.method, size, turn, limits.patience())?;
+            let delays = pair.delay(times.method, size, now, limits.timeout())?;
             for value in delays.released.iter().flatten() {
                 times.released.saturating_record(*value);
             }
@@ -102,7 +102,7 @@ fn measure(
             }
         }
         longest = longest.max(begin.elapsed());
-        done += u64::from(turn);
+        done += u64::from(now);
         progress();
     }
     Ok(refused)
@@ -127,13 +127,13 @@ impl Times {
 
     fn rows(&self, path: Path, size: u64) -> impl Iterator<Item = LatencyRow> {
         let both = [("released", &self.released), ("acknowledged", &self.acknowledged)];
-        // Some ways do not report when what they sent is released.
+        // Some methods do not report when what they sent is released.
         both.into_iter().filter(|(_, times)| !times.is_empty()).map(move |(until, times)| {
             #[expect(clippy::cast_precision_loss, reason = "up to a minute")]
             let at = |percentile| times.value_at_percentile(percentile) as f64 / 1e3;
             LatencyRow {
                 path: path.name().into(),
-                engine: self.method.name(),
+                method: self.method.name(),
                 safe: self.method.is_safe(),
                 size,
                 until: until.into(),

@@ -1,5 +1,5 @@
-//! The program `sendfile2-bench`, which `sendfile2 bench` runs: what each way of sending costs, so
-//! that strangers can repeat it.
+//! The program `sendfile2-bench`, which `sendfile2 bench` runs: measures the cost of each method of
+//! sending.
 #![forbid(unsafe_code)]
 
 mod bench_conn;
@@ -30,12 +30,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use sendfile2_command::args::bench as args;
-// The modules below have them by `crate::`.
+// Re-exported for the modules below, which name them `crate::…`.
 use sendfile2_command::{child, method, netns, output, program, scratch, units};
 
 use message::Role;
 
-/// Measure what each way of sending costs, and compare results
+/// Measure what each method of sending costs, and compare results
 #[derive(Debug, Parser)]
 #[command(
     name = "sendfile2-bench",
@@ -82,7 +82,7 @@ fn run(command: &args::Command) -> anyhow::Result<()> {
     }
 }
 
-/// The work of a process that this program started itself.
+/// Does the work of a child process: reads its role from the parent, and answers when it is done.
 fn run_role() -> anyhow::Result<()> {
     let role = child::recv().context("sendfile2-bench role is for its own use")?;
     let done = match role {
@@ -90,8 +90,8 @@ fn run_role() -> anyhow::Result<()> {
         Role::Receiver { cpu } => receiver::run(cpu),
         Role::ServeDir { files, cpu } => http::serve_dir(&files, cpu),
         Role::Crowd(role) => crowd::clients(&role),
-        Role::Memory(what) => {
-            message::answer(memory::measure(what));
+        Role::Memory(object) => {
+            message::answer(memory::measure(object));
             Ok(())
         }
     };

@@ -1,4 +1,4 @@
-//! `sendfile2 bench memory`.
+//! `sendfile2 bench memory`: the memory of a connection, of a send in flight, and of a lease.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
@@ -16,9 +16,9 @@ use super::result::{MemoryRow, Rows, Skipped};
 use super::test_bed::TestBed;
 use crate::args;
 
-/// A thing of which a process of its own makes many.
+/// The kind of object whose memory is measured: a child process makes many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum What {
+pub(super) enum Object {
     Connections,
     Sends,
     Leases,
@@ -27,13 +27,13 @@ pub(super) enum What {
 pub(super) fn run(args: &args::Memory) -> anyhow::Result<()> {
     let mut bed = TestBed::new(&args.common, 1 << 20)?;
     let mut rows = Vec::new();
-    for what in [What::Connections, What::Sends, What::Leases] {
-        let mut process = Process::start(&[], &Role::Memory(what))?;
+    for object in [Object::Connections, Object::Sends, Object::Leases] {
+        let mut process = Process::start(&[], &Role::Memory(object))?;
         match process.recv() {
             Ok(row) => rows.push(row),
             Err(error) => {
                 bed.skip([Skipped {
-                    what: format!("{what:?}"),
+                    what: format!("{object:?}"),
                     why: crate::output::whole(&error),
                 }]);
             }
@@ -42,17 +42,17 @@ pub(super) fn run(args: &args::Memory) -> anyhow::Result<()> {
     bed.finish(Rows::Memory(rows), &args.common)
 }
 
-/// Makes many of a thing, and measures the memory that one of them takes.
-pub(super) fn measure(what: What) -> anyhow::Result<MemoryRow> {
-    match what {
-        What::Connections => connections(),
-        What::Sends => sends(),
-        What::Leases => leases(),
+/// Makes many objects, and measures the memory that one of them takes.
+pub(super) fn measure(object: Object) -> anyhow::Result<MemoryRow> {
+    match object {
+        Object::Connections => connections(),
+        Object::Sends => sends(),
+        Object::Leases => leases(),
     }
 }
 
-/// Returns the anonymous memory of this process, in bytes: counted page by page, which statm no
-/// longer is.
+/// Returns the anonymous memory of this process, in bytes. It is read from `smaps_rollup`, for which the
+/// kernel counts pages; the numbers in `statm` are not exact.
 fn anonymous() -> anyhow::Result<u64> {
     let rollup = Proc::myself()?.smaps_rollup().context("/proc/self/smaps_rollup")?;
     let maps = rollup.memory_map_rollup;
@@ -68,10 +68,10 @@ fn row(what: &str, before: u64, number: usize) -> anyhow::Result<MemoryRow> {
     Ok(MemoryRow { what: what.into(), bytes, number: number as u64 })
 }
 
-/// Makes pairs of sockets that are connected; the second one receives.
+/// Makes `number` connections; returns their sending ends, and their receiving ends.
 fn pairs(number: usize) -> anyhow::Result<(Vec<TcpStream>, Vec<TcpStream>)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    // So that little leaves the sender.
+    // A small receive buffer: most of what is sent stays in flight.
     sockopt::set_socket_recv_buffer_size(&listener, 4096)?;
     let (mut senders, mut receivers) = (Vec::new(), Vec::new());
     for _ in 0..number {
@@ -81,9 +81,8 @@ fn pairs(number: usize) -> anyhow::Result<(Vec<TcpStream>, Vec<TcpStream>)> {
     Ok((senders, receivers))
 }
 
-/// Raises the limit of descriptors as far as is allowed, so that there can be many connections;
-/// returns it.
-fn descriptors() -> usize {
+/// Raises the limit of open descriptors as far as it may be; returns the limit.
+fn raise_descriptor_limit() -> usize {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let limit = match rustix::process::setrlimit(Resource::Nofile, raised) {
@@ -94,7 +93,7 @@ fn descriptors() -> usize {
 }
 
 fn connections() -> anyhow::Result<MemoryRow> {
-    let number = 4000.min(descriptors().saturating_sub(64) / 2);
+    let number = 4000.min(raise_descriptor_limit().saturating_sub(64) / 2);
     let (mut sockets, receivers) = pairs(number)?;
     // The first one also starts what all share.
     let mut senders = Vec::with_capacity(number);
@@ -109,7 +108,7 @@ fn connections() -> anyhow::Result<MemoryRow> {
 }
 
 fn sends() -> anyhow::Result<MemoryRow> {
-    const PIECE: u64 = 4096;
+    const PART: u64 = 4096;
     const EACH: usize = 1000;
     let file = tempfile::tempfile().context("cannot make a file")?;
     std::io::Write::write_all(&mut &file, &[1; 1 << 20])?;
@@ -119,9 +118,9 @@ fn sends() -> anyhow::Result<MemoryRow> {
     for socket in sockets {
         sockopt::set_socket_send_buffer_size(&socket, 4 << 20)?;
         let mut sender = Sender::with(socket, Options::new().engine(Engine::Zerocopy))?;
-        // Until the receiver has what it takes.
+        // Fills the receive buffer, so that all that follows stays in flight.
         for _ in 0..4 {
-            sender.try_send_file(&source, 0..PIECE, SendFlags::NONE)?;
+            sender.try_send_file(&source, 0..PART, SendFlags::NONE)?;
         }
         senders.push(sender);
     }
@@ -132,7 +131,7 @@ fn sends() -> anyhow::Result<MemoryRow> {
     let (before, first) = (anonymous()?, in_flight(&senders));
     for sender in &mut senders {
         for _ in 0..EACH {
-            match sender.try_send_file(&source, 0..PIECE, SendFlags::NONE)? {
+            match sender.try_send_file(&source, 0..PART, SendFlags::NONE)? {
                 Sent::Accepted { ticket, .. } => tickets.push(ticket),
                 _ => break,
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::memory::What;
+use super::memory::Object;
 use crate::child;
 use crate::method::Method;
 
@@ -26,7 +26,7 @@ pub(super) enum Role {
     /// Many slow clients. Answers: `()` when all are connected, and after any order [`Crowded`].
     Crowd(Crowd),
     /// A process that reports by how much its own memory has grown.
-    Memory(What),
+    Memory(Object),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -79,10 +79,10 @@ pub(super) enum SenderOrder {
     /// Take that many connections for each of these methods. Answer: `()`.
     Accept { methods: Vec<Method>, streams: usize },
     /// Answer: [`Sent`].
-    Send { method: Method, job: Job, patience: Duration },
+    Send { method: Method, job: Job, timeout: Duration },
     /// Send the same number of bytes again and again, each time after the last was released and
     /// acknowledged. Answer: [`Delays`].
-    Delay { method: Method, bytes: u64, times: u32, patience: Duration },
+    Delay { method: Method, bytes: u64, times: u32, timeout: Duration },
 }
 
 /// The bytes to be sent, and how.
@@ -134,7 +134,7 @@ pub(super) enum ReceiverOrder {
     /// Make that many connections, in place of those there are. Answer: `()`.
     Connect { address: SocketAddr, streams: usize },
     /// Read so many bytes, from whichever connection. Answers: `()` at once, and [`Received`].
-    Expect { bytes: u64, patience: Duration },
+    Expect { bytes: u64, timeout: Duration },
 }
 
 /// The work of the receiver, until the last byte was read.

@@ -86,7 +86,7 @@ impl Pair {
         Ok(Pair { sender, receiver, connect, hello, _net: net })
     }
 
-    /// Makes `streams` new connections for each way, in place of those that there are.
+    /// Makes `streams` new connections for each method, in place of those that there are.
     pub(super) fn connect(&mut self, methods: &[Method], streams: usize) -> anyhow::Result<()> {
         let order =
             ReceiverOrder::Connect { address: self.connect, streams: methods.len() * streams };
@@ -100,10 +100,10 @@ impl Pair {
         &mut self,
         method: Method,
         job: Job,
-        patience: Duration,
+        timeout: Duration,
     ) -> anyhow::Result<Sample> {
-        let order = SenderOrder::Send { method, job, patience };
-        let (sent, received): (Sent, Received) = self.transfer(&order, job.bytes, patience)?;
+        let order = SenderOrder::Send { method, job, timeout };
+        let (sent, received): (Sent, Received) = self.transfer(&order, job.bytes, timeout)?;
         Ok(Sample {
             bytes: job.bytes,
             elapsed: sent.end.max(received.end).saturating_sub(sent.start).max(1),
@@ -117,19 +117,19 @@ impl Pair {
         method: Method,
         bytes: u64,
         times: u32,
-        patience: Duration,
+        timeout: Duration,
     ) -> anyhow::Result<Delays> {
-        let order = SenderOrder::Delay { method, bytes, times, patience };
-        Ok(self.transfer(&order, bytes * u64::from(times), patience)?.0)
+        let order = SenderOrder::Delay { method, bytes, times, timeout };
+        Ok(self.transfer(&order, bytes * u64::from(times), timeout)?.0)
     }
 
     fn transfer<T: DeserializeOwned>(
         &mut self,
         order: &SenderOrder,
         bytes: u64,
-        patience: Duration,
+        timeout: Duration,
     ) -> anyhow::Result<(T, Received)> {
-        self.receiver.send(&ReceiverOrder::Expect { bytes, patience })?;
+        self.receiver.send(&ReceiverOrder::Expect { bytes, timeout })?;
         self.receiver.recv::<()>().context("the receiver")?;
         self.sender.send(order)?;
         let sent = self.sender.recv().context("the sender");

@@ -24,10 +24,10 @@ pub(super) fn run(cpu: Option<usize>) -> anyhow::Result<()> {
             ReceiverOrder::Connect { address, streams } => {
                 message::answer(client.connect(address, streams));
             }
-            ReceiverOrder::Expect { bytes, patience } => {
+            ReceiverOrder::Expect { bytes, timeout } => {
                 let cpu = clock::cpu();
                 message::answer(Ok(()));
-                message::answer(client.read(bytes, Instant::now() + patience).map(|()| {
+                message::answer(client.read(bytes, Instant::now() + timeout).map(|()| {
                     let end = clock::now();
                     Received { end, cpu: clock::cpu() - cpu }
                 }));

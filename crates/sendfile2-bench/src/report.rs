@@ -78,7 +78,7 @@ fn rows(saved: &Saved) -> String {
         for (column, cell) in row.cell_iter().enumerate() {
             let content = escape(&cell.content());
             let class = match (content.as_str(), column < table::text_columns(&saved.rows)) {
-                ("UNSAFE", _) => " class=\"text unsafe\"",
+                (table::NOT_KNOWN, _) => " class=\"text unsafe\"",
                 (_, true) => " class=\"text\"",
                 (_, false) => "",
             };

@@ -53,12 +53,13 @@ pub(super) struct Skipped {
     pub(super) why: String,
 }
 
-/// One way of sending in one setting: medians over the rounds. GB are 10⁹ bytes.
+/// One method in one setting: medians over the rounds. GB are 10⁹ bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Row {
     pub(super) path: String,
     pub(super) streams: u32,
-    pub(super) engine: String,
+    #[serde(rename = "engine")]
+    pub(super) method: String,
     /// Whether the sender knows when the file may be overwritten.
     pub(super) safe: bool,
     pub(super) chunk: u64,
@@ -122,7 +123,8 @@ pub(super) struct GuardRow {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct LatencyRow {
     pub(super) path: String,
-    pub(super) engine: String,
+    #[serde(rename = "engine")]
+    pub(super) method: String,
     pub(super) safe: bool,
     pub(super) size: u64,
     /// The end of the time: "released" or "acknowledged".
@@ -252,7 +254,7 @@ impl Rows {
 }
 
 impl Skipped {
-    /// The ways that did not work in a setting.
+    /// Returns the methods that did not work in a setting.
     pub(super) fn refused(measured: &Measured) -> impl Iterator<Item = Skipped> + '_ {
         measured.refused.iter().map(|(method, why)| Skipped {
             what: format!("{method}, {}", measured.setting),

@@ -1,4 +1,4 @@
-//! Rounds: in each, every way is measured once, in an order of chance, and its ratio is to the
+//! Rounds: in each, every method is measured once, in an order of chance, and its ratio is to the
 //! reference of the same round.
 
 use std::time::{Duration, Instant};
@@ -55,7 +55,7 @@ impl Limits {
     }
 
     /// Returns the time that a measurement may take before something is broken.
-    pub(super) fn patience(&self) -> Duration {
+    pub(super) fn timeout(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(3)
     }
 }
@@ -111,7 +111,7 @@ pub(super) fn measure(
             match pair.send(
                 *method,
                 job(bytes.min(256 << 20)),
-                limits.patience().min(Duration::from_secs(5)),
+                limits.timeout().min(Duration::from_secs(5)),
             ) {
                 Ok(sample) => slowest = slowest.min(sample.gb_per_s()),
                 Err(error) => {
@@ -148,7 +148,7 @@ pub(super) fn measure(
         let mut round: Vec<_> = samples.iter_mut().collect();
         fastrand::shuffle(&mut round);
         for (method, samples) in round {
-            let sample = pair.send(*method, job(bytes), limits.patience());
+            let sample = pair.send(*method, job(bytes), limits.timeout());
             samples.push(sample.with_context(|| format!("{method}, {setting}"))?);
         }
         longest = longest.max(begin.elapsed());
@@ -200,7 +200,7 @@ impl Measured {
         self.samples.iter().find(|(other, _)| *other == method).map(|(_, samples)| &samples[..])
     }
 
-    /// A figure of a way, and its ratio to that of `reference`, round by round.
+    /// A figure of a method, and its ratio to that of `reference`, round by round.
     pub(super) fn figure(
         &self,
         method: Method,
@@ -238,7 +238,7 @@ impl Measured {
         Some(Row {
             path: path.into(),
             streams,
-            engine: method.name(),
+            method: method.name(),
             safe: method.is_safe(),
             chunk,
             size,

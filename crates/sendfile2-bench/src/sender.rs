@@ -1,5 +1,5 @@
 //! The process that sends: one thread, all connections non-blocking in one epoll set, and the same
-//! loop for each way of sending and each number of streams, as a server would have it.
+//! loop for each method of sending and each number of streams, as a server would have it.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -35,11 +35,11 @@ pub(super) fn run(role: &SenderRole) -> anyhow::Result<()> {
             SenderOrder::Accept { methods, streams } => {
                 message::answer(server.accept(&methods, streams));
             }
-            SenderOrder::Send { method, job, patience } => {
-                message::answer(server.send(method, &job, Instant::now() + patience));
+            SenderOrder::Send { method, job, timeout } => {
+                message::answer(server.send(method, &job, Instant::now() + timeout));
             }
-            SenderOrder::Delay { method, bytes, times, patience } => {
-                message::answer(server.delay(method, bytes, times, Instant::now() + patience));
+            SenderOrder::Delay { method, bytes, times, timeout } => {
+                message::answer(server.delay(method, bytes, times, Instant::now() + timeout));
             }
         }
     }
@@ -243,7 +243,7 @@ impl Group {
         if let Some(ring) = &self.ring {
             return ring.as_ref().map(Ring::copies).ok();
         }
-        // A way that does not report copies on one connection reports them on none.
+        // A method that does not report copies on one connection reports them on none.
         let others = self.conns.iter().skip(1).map(|conn| conn.copies(0).unwrap_or(0));
         self.conns.first()?.copies(self.sends).map(|first| first + others.sum::<u64>())
     }

@@ -5,7 +5,7 @@ use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, TableCo
 use super::result::{CrowdRow, Figure, GuardRow, HttpRow, LatencyRow, MemoryRow, Row, Rows, Saved};
 use crate::{output, units};
 
-/// All of a result, for a terminal.
+/// Returns a result as text for a terminal: the table, and the notes.
 pub(super) fn text(saved: &Saved) -> String {
     let mut text = plain(rows(&saved.rows)) + "\n";
     for paragraph in notes(saved) {
@@ -15,7 +15,7 @@ pub(super) fn text(saved: &Saved) -> String {
     text
 }
 
-/// A table for a terminal.
+/// Returns a table as text for a terminal.
 pub(super) fn plain(mut table: Table) -> String {
     table
         .load_preset(presets::UTF8_HORIZONTAL_ONLY)
@@ -30,7 +30,7 @@ pub(super) fn plain(mut table: Table) -> String {
     format!("{table}\n")
 }
 
-/// The rows as markdown.
+/// Returns the rows as a table in markdown.
 pub(super) fn markdown(saved: &Saved) -> String {
     let mut table = rows(&saved.rows);
     table
@@ -39,7 +39,7 @@ pub(super) fn markdown(saved: &Saved) -> String {
     table.to_string()
 }
 
-/// Returns the meaning of the columns, and the circumstances that the results depend on.
+/// Returns the meaning of the columns, and the circumstances of the measurement.
 pub(super) fn notes(saved: &Saved) -> Vec<String> {
     legend(&saved.rows).into_iter().map(String::from).chain(about(saved)).collect()
 }
@@ -50,12 +50,16 @@ fn legend(rows: &Rows) -> Vec<&'static str> {
         Rows::Engines(_) => vec![
             "Medians, with half the width of their 95 % confidence intervals. CPU is in seconds a GB \
              (10^9 bytes), that of the sender and that of sender and receiver together; \"x\" is the \
-             ratio to sendfile(2) of the same round, and less CPU is better.",
+             ratio to sendfile(2) of the same round, and less CPU is better. Call is the bytes of one \
+             call, \"+more\" if each call announced more; a \"cold\" file was not in the page cache. \"Of memory\" is the throughput as a share of that of a copy loop in \
+             memory.",
+            "\"Release known\" is whether the sender learns when the file may be overwritten: sendfile \
+             and splice never report it.",
             "COPIED is the share of the sends whose bytes the kernel copied before the receiver did: \
              plain copies, and zerocopy sends whose notification said COPIED. Nothing that stays on \
              one machine is zero copy, whatever it is called: the receiver always copies, and for a \
              zerocopy send the kernel copies once more when it delivers. sendfile and splice do not \
-             say, and are UNSAFE: they do not say when the file may be overwritten, either.",
+             report copies.",
             "User instructions of a send are in the JSON where the processor's counters are to be had; \
              docs/costs.md has other ways, and system calls.",
         ],
@@ -65,9 +69,10 @@ fn legend(rows: &Rows) -> Vec<&'static str> {
         ],
         Rows::Latency(_) => vec![
             "Microseconds from when the last byte was handed over, on an otherwise idle connection, \
-             watched without a pause (resolution about 1 µs). Released: the file may be overwritten. \
-             Acknowledged: the receiver's TCP has the bytes. sendfile and splice never say when the \
-             file may be overwritten.",
+             watched without a pause (resolution about 1 µs). \"Until\" is the end of the time. Released: \
+             the file may be overwritten. Acknowledged: the receiver's TCP has the bytes. \"Release \
+             known\" is whether the sender learns when the file may be overwritten: sendfile and splice \
+             never report it.",
         ],
         Rows::Memory(_) => vec![
             "Bytes of anonymous memory that the process grew by (Anonymous in /proc/self/smaps_rollup), \
@@ -80,14 +85,16 @@ fn legend(rows: &Rows) -> Vec<&'static str> {
              counted where it was done, mostly with the server.",
         ],
         Rows::Crowd(_) => vec![
-            "All clients were connected at once, and each read one file at a steady rate. Memory is \
+            "All clients were connected at once, and each read one file at a steady rate. Complete is \
+             the number of clients that got the whole file; wrong bytes are those that differ from the \
+             file. Memory is \
              what the server's resident memory grew by at most, divided by the clients: when none had \
              asked yet, and while all read. CPU is the server's share of one processor meanwhile.",
         ],
     }
 }
 
-/// Returns the circumstances that the results depend on.
+/// Returns the machine, its load, the settings of the paths, and what was skipped.
 fn about(saved: &Saved) -> Vec<String> {
     let machine = &saved.machine;
     let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
@@ -132,7 +139,7 @@ fn about(saved: &Saved) -> Vec<String> {
     lines
 }
 
-/// The rows, without a style.
+/// Returns the rows as a table without a style.
 pub(super) fn rows(rows: &Rows) -> Table {
     let numbers = text_columns(rows);
     match rows {
@@ -142,8 +149,8 @@ pub(super) fn rows(rows: &Rows) -> Table {
                 "streams",
                 "file",
                 "call",
-                "way",
-                "safe",
+                "method",
+                "release known",
                 "GB/s",
                 "x",
                 "sender CPU",
@@ -155,15 +162,31 @@ pub(super) fn rows(rows: &Rows) -> Table {
                 "rounds",
             ],
             numbers,
-            rows.iter().map(engine),
+            rows.iter().map(engine_cells),
         ),
-        Rows::Guard(rows) => table(&["what", "ns", "x", "rounds"], numbers, rows.iter().map(guard)),
+        Rows::Guard(rows) => {
+            table(&["what", "ns", "x", "rounds"], numbers, rows.iter().map(guard_cells))
+        }
         Rows::Latency(rows) => table(
-            &["path", "size", "way", "safe", "until", "p50", "p90", "p99", "p99.9", "max", "sends"],
+            &[
+                "path",
+                "size",
+                "method",
+                "release known",
+                "until",
+                "p50",
+                "p90",
+                "p99",
+                "p99.9",
+                "max",
+                "sends",
+            ],
             numbers,
-            rows.iter().map(latency),
+            rows.iter().map(latency_cells),
         ),
-        Rows::Memory(rows) => table(&["what", "bytes", "number"], numbers, rows.iter().map(memory)),
+        Rows::Memory(rows) => {
+            table(&["what", "bytes", "number"], numbers, rows.iter().map(memory_cells))
+        }
         Rows::Http(rows) => table(
             &[
                 "file",
@@ -179,7 +202,7 @@ pub(super) fn rows(rows: &Rows) -> Table {
                 "rounds",
             ],
             numbers,
-            rows.iter().map(http),
+            rows.iter().map(http_cells),
         ),
         Rows::Crowd(rows) => table(
             &[
@@ -193,7 +216,7 @@ pub(super) fn rows(rows: &Rows) -> Table {
                 "server CPU",
             ],
             numbers,
-            rows.iter().map(crowd),
+            rows.iter().map(crowd_cells),
         ),
     }
 }
@@ -208,7 +231,7 @@ pub(super) fn text_columns(rows: &Rows) -> usize {
     }
 }
 
-/// A table whose columns from `numbers` on are numbers.
+/// Makes a table whose columns from `numbers` on are numbers.
 pub(super) fn table(
     header: &[&str],
     numbers: usize,
@@ -222,17 +245,20 @@ pub(super) fn table(
     table
 }
 
-/// One of two words, the second in red.
+/// Returns a cell with `yes` in green if `good`, or with `no` in red.
 pub(super) fn verdict(good: bool, yes: &str, no: &str) -> Cell {
     if good { Cell::new(yes).fg(Color::Green) } else { Cell::new(no).fg(Color::Red) }
 }
 
-/// Returns a cell that shows whether the sender knows when the file may be overwritten.
-fn safety(safe: bool) -> Cell {
-    verdict(safe, "safe", "UNSAFE")
+/// The cell of a method that does not report the release.
+pub(super) const NOT_KNOWN: &str = "NO";
+
+/// Returns a cell that shows whether the sender learns when the file may be overwritten.
+fn release_known(known: bool) -> Cell {
+    verdict(known, "yes", NOT_KNOWN)
 }
 
-/// A figure, and how far its interval reaches.
+/// Formats a figure, with half the width of its confidence interval if it has one.
 pub(super) fn figure(value: f64, interval: Option<[f64; 2]>, digits: usize) -> String {
     match interval {
         Some([low, high]) => format!("{value:.digits$} ±{:.digits$}", (high - low) / 2.0),
@@ -240,7 +266,7 @@ pub(super) fn figure(value: f64, interval: Option<[f64; 2]>, digits: usize) -> S
     }
 }
 
-fn engine(row: &Row) -> Vec<Cell> {
+fn engine_cells(row: &Row) -> Vec<Cell> {
     let cold = if row.cold { " cold" } else { "" };
     let more = if row.more { " +more" } else { "" };
     vec![
@@ -248,8 +274,8 @@ fn engine(row: &Row) -> Vec<Cell> {
         Cell::new(row.streams),
         Cell::new(units::bytes(row.size) + cold),
         Cell::new(units::bytes(row.chunk) + more),
-        Cell::new(&row.engine),
-        safety(row.safe),
+        Cell::new(&row.method),
+        release_known(row.safe),
         Cell::new(figure(row.gb_per_s, row.ci.gb_per_s, 2)),
         Cell::new(format!("{:.2}", row.throughput_ratio)),
         Cell::new(figure(row.sender_cpu_s_per_gb, row.ci.sender_cpu_s_per_gb, 3)),
@@ -262,7 +288,7 @@ fn engine(row: &Row) -> Vec<Cell> {
     ]
 }
 
-fn guard(row: &GuardRow) -> Vec<Cell> {
+fn guard_cells(row: &GuardRow) -> Vec<Cell> {
     vec![
         Cell::new(&row.what),
         Cell::new(figure(row.nanoseconds, row.ci, 0)),
@@ -271,12 +297,12 @@ fn guard(row: &GuardRow) -> Vec<Cell> {
     ]
 }
 
-fn latency(row: &LatencyRow) -> Vec<Cell> {
+fn latency_cells(row: &LatencyRow) -> Vec<Cell> {
     let mut cells = vec![
         Cell::new(&row.path),
         Cell::new(units::bytes(row.size)),
-        Cell::new(&row.engine),
-        safety(row.safe),
+        Cell::new(&row.method),
+        release_known(row.safe),
         Cell::new(&row.until),
     ];
     cells.extend(
@@ -286,11 +312,11 @@ fn latency(row: &LatencyRow) -> Vec<Cell> {
     cells
 }
 
-fn memory(row: &MemoryRow) -> Vec<Cell> {
+fn memory_cells(row: &MemoryRow) -> Vec<Cell> {
     vec![Cell::new(&row.what), Cell::new(format!("{:.0}", row.bytes)), Cell::new(row.number)]
 }
 
-fn http(row: &HttpRow) -> Vec<Cell> {
+fn http_cells(row: &HttpRow) -> Vec<Cell> {
     let value = |f: &Figure, digits| Cell::new(figure(f.value, f.ci, digits));
     let ratio =
         |f: &Figure| Cell::new(f.ratio.map_or(String::new(), |ratio| figure(ratio, f.ratio_ci, 2)));
@@ -309,7 +335,7 @@ fn http(row: &HttpRow) -> Vec<Cell> {
     ]
 }
 
-fn crowd(row: &CrowdRow) -> Vec<Cell> {
+fn crowd_cells(row: &CrowdRow) -> Vec<Cell> {
     let memory = |bytes: f64| Cell::new(format!("{:.1} KiB", bytes / 1024.0));
     let complete = format!("{}", row.complete);
     vec![

@@ -70,8 +70,8 @@ const WAYS: [(&str, bool); 3] = [("sendfile", false), ("splice", false), ("read+
 const ONE: [&str; 11] =
     ["engines", "--path", "lo", "--streams", "1", "--chunk", "64K", "--size", "1M", "--time", "3s"];
 
-/// All ways, and whether they are safe.
-fn ways() -> Vec<(&'static str, bool)> {
+/// All methods, and whether they report the release.
+fn methods() -> Vec<(&'static str, bool)> {
     let engines = engines::here().into_iter().map(|engine| (engine.name(), true));
     WAYS.into_iter().chain(engines).collect()
 }
@@ -83,14 +83,16 @@ fn engines_are_measured_in_every_setting() {
     let mut expected = 0;
     for path in paths(&result) {
         for (streams, chunk) in [(1, 65_536), (1, 1_048_576), (32, 65_536), (32, 1_048_576)] {
-            for (way, safe) in ways() {
+            for (method, safe) in methods() {
                 expected += 1;
                 let found: Vec<_> = rows(&result)
                     .iter()
                     .filter(|row| row["path"] == path && row["streams"] == streams)
-                    .filter(|row| row["chunk"] == chunk && row["engine"] == way)
+                    .filter(|row| row["chunk"] == chunk && row["engine"] == method)
                     .collect();
-                let [row] = found[..] else { panic!("{path} {streams} {chunk} {way}: {found:?}") };
+                let [row] = found[..] else {
+                    panic!("{path} {streams} {chunk} {method}: {found:?}")
+                };
                 assert_eq!(row["safe"], safe, "{row}");
                 assert_eq!(row["size"], 64 << 20, "{row}");
                 for field in [
@@ -107,7 +109,7 @@ fn engines_are_measured_in_every_setting() {
                     assert!(number(row, field) > 0.0, "{field}: {row}");
                 }
                 assert!(number(row, "bytes_per_send") <= f64::from(chunk), "{row}");
-                match way {
+                match method {
                     "sendfile" => {
                         for ratio in ["throughput_ratio", "sender_cpu_ratio", "total_cpu_ratio"] {
                             assert_eq!(row[ratio], 1.0, "{row}");
@@ -141,7 +143,7 @@ fn a_file_that_was_dropped_from_the_cache_is_measured_or_refused() {
         return;
     }
     let result: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(rows(&result).len(), ways().len());
+    assert_eq!(rows(&result).len(), methods().len());
     assert!(rows(&result).iter().all(|row| row["cold"] == true), "{result}");
 }
 
@@ -162,7 +164,7 @@ fn a_file_in_pieces_of_which_each_says_that_more_follows() {
         "6s",
     ]);
     // Bytes that were held back came in the end, or there would be no row.
-    assert_eq!(rows(&result).len(), 2 * ways().len());
+    assert_eq!(rows(&result).len(), 2 * methods().len());
     assert!(rows(&result).iter().all(|row| row["more"] == true), "{result}");
 }
 
@@ -180,13 +182,13 @@ fn memory_is_never_cold() {
 fn latency_tells_released_from_acknowledged() {
     let result = json(&["latency", "--sends", "40", "--size", "64K", "--time", "10s"]);
     for path in paths(&result) {
-        for (way, safe) in ways() {
+        for (method, safe) in methods() {
             for until in ["released", "acknowledged"] {
                 let row = rows(&result).iter().find(|row| {
-                    row["path"] == path && row["engine"] == way && row["until"] == until
+                    row["path"] == path && row["engine"] == method && row["until"] == until
                 });
                 let Some(row) = row else {
-                    assert!(!safe && until == "released", "{path} {way} {until}: {result}");
+                    assert!(!safe && until == "released", "{path} {method} {until}: {result}");
                     continue;
                 };
                 assert!(safe || until == "acknowledged", "nobody says so: {row}");
@@ -291,7 +293,9 @@ fn saved(directory: &Path) -> (PathBuf, Value) {
     let saved = path.to_str().expect("UTF-8");
     let more = ["--save", saved, "--dir", env!("CARGO_TARGET_TMPDIR")];
     let text = succeed(&[&ONE[..], &more].concat());
-    for words in ["UNSAFE", "COPIED", "Nothing that stays on one machine is zero copy"] {
+    for words in
+        ["release known", "NO ", "COPIED", "Nothing that stays on one machine is zero copy"]
+    {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(text.contains(words), "{words}: {text}");
     }
@@ -398,17 +402,17 @@ fn reports_need_nothing_else_and_have_every_row() {
     // Throughput against CPU, ratio by call, and two latency curves.
     assert!(html.matches("<svg width=\"500\"").count() == 4, "plots");
     let cells = |row: &str| row.matches("<td").count();
-    assert_eq!(html.lines().filter(|line| cells(line) == 15).count(), ways().len());
-    for (way, _) in ways() {
-        let word = format!(">{way}</td>");
+    assert_eq!(html.lines().filter(|line| cells(line) == 15).count(), methods().len());
+    for (method, _) in methods() {
+        let word = format!(">{method}</td>");
         // Once for its costs, and once or twice for its times.
-        assert!(html.matches(&word).count() >= 2, "{way}");
+        assert!(html.matches(&word).count() >= 2, "{method}");
     }
-    assert_eq!(html.matches("UNSAFE</td>").count(), 4, "two unsafe ways in two tables");
+    assert_eq!(html.matches(">NO</td>").count(), 4, "two methods in two tables");
 
     let markdown = page("report.md");
-    for (way, _) in ways() {
-        assert!(markdown.matches(&format!("| {way} ")).count() >= 2, "{way}: {markdown}");
+    for (method, _) in methods() {
+        assert!(markdown.matches(&format!("| {method} ")).count() >= 2, "{method}: {markdown}");
     }
     assert!(!markdown.contains("<svg"));
 

@@ -38,12 +38,13 @@ struct timespec;
 #define SENDFILE2_RELEASED 1
 
 /*
- State in a sendfile2_result: the kernel has made a copy; released.
+ State in a sendfile2_result: released; the kernel has copied at least a part.
  */
 #define SENDFILE2_COPIED 2
 
 /*
- State in a sendfile2_result: the deadline passed first; the kernel may still read the range.
+ State in a sendfile2_result: the release is not known: the deadline passed, or the ring was lost.
+ The kernel may still read the range.
  */
 #define SENDFILE2_UNKNOWN 3
 

@@ -32,9 +32,10 @@ pub const SENDFILE_SYNC: c_int = 0x4;
 
 /// State in a sendfile2_result: sent by reference, and released.
 pub const SENDFILE2_RELEASED: c_int = 1;
-/// State in a sendfile2_result: the kernel has made a copy; released.
+/// State in a sendfile2_result: released; the kernel has copied at least a part.
 pub const SENDFILE2_COPIED: c_int = 2;
-/// State in a sendfile2_result: the deadline passed first; the kernel may still read the range.
+/// State in a sendfile2_result: the release is not known: the deadline passed, or the ring was lost.
+/// The kernel may still read the range.
 pub const SENDFILE2_UNKNOWN: c_int = 3;
 
 /// The outcome of sendfile2_deadline(), beside the number of bytes.
@@ -362,7 +363,7 @@ unsafe fn send_by(
         // SAFETY: as the caller's.
         return unsafe { kernel::sendfile(out_fd, in_fd, offset, count) };
     }
-    if let (How::Notify, Some(number)) = (&how, kernel::series()) {
+    if let (How::Notify, Some(number)) = (&how, kernel::sendfile2_number()) {
         // SAFETY: as the caller's.
         match unsafe { kernel::sendfile2(number, out_fd, in_fd, offset, count, SENDFILE_ZC) } {
             // The kernel's call serves TCP only.
@@ -382,7 +383,7 @@ unsafe fn send_by(
     // SAFETY: as the caller's.
     let (request, offset) = unsafe { Request::new(out_fd, in_fd, offset, count) }?;
     let sent = match how {
-        How::Sync(None) => sync::untold(&request, kept)?,
+        How::Sync(None) => sync::sync_fully(&request, kept)?,
         How::Sync(told) => {
             let deadline = told.as_ref().and_then(|(deadline, _)| *deadline);
             let (sent, state) = sync::sync(&request, kept, deadline)?;

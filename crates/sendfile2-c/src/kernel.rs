@@ -1,8 +1,8 @@
-//! The system calls that rustix does not offer, and mappings.
+//! System calls, and the memory that the kernel reads for them: mappings of files, and buffers.
 //!
-//! The calls are made by number, and not by libc's functions: some of those are cancellation
-//! points, and a thread that is cancelled there would be unwound through this code; and the shim's
-//! own `sendfile` is the one that a program calls.
+//! Calls that send are made by number, and not by libc's functions: some of those are cancellation
+//! points, and a thread that is cancelled there would be unwound through this code; and where the
+//! shim is loaded, libc's `sendfile` is the shim.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 use sendfile2_sys::syscall::Sendfile2;
 
+/// Returns the result of a system call: `ret`, or this thread's errno if it is negative.
 fn check(ret: i64) -> Result<usize, Errno> {
     usize::try_from(ret).map_err(|_| {
         // SAFETY: the address of this thread's errno is valid.
@@ -46,9 +47,9 @@ pub(crate) fn sendfile_at(out: c_int, file: c_int, at: u64, count: usize) -> Res
     unsafe { sendfile(out, file, &raw mut offset, count) }
 }
 
-/// Returns the number of sendfile2(2), where the kernel has the patch series. The kernel is asked
-/// once a process; no lock is taken, as this may be a signal handler.
-pub(crate) fn series() -> Option<i64> {
+/// Returns the number of the system call sendfile2(2), where the kernel has the patch series. The
+/// kernel is asked once a process; no lock is taken, as this may be a signal handler.
+pub(crate) fn sendfile2_number() -> Option<i64> {
     const UNKNOWN: i64 = 0;
     const NONE: i64 = -1;
     static NUMBER: AtomicI64 = AtomicI64::new(UNKNOWN);
@@ -60,7 +61,7 @@ pub(crate) fn series() -> Option<i64> {
     Some(number).filter(|number| *number != NONE)
 }
 
-/// sendfile2(2), whose number [`series`] gave.
+/// Calls sendfile2(2) by its `number`, which [`sendfile2_number`] has returned.
 ///
 /// # Safety
 /// As for [`sendfile`].
@@ -76,7 +77,8 @@ pub(crate) unsafe fn sendfile2(
     check(unsafe { libc::syscall(number, out, file, offset, count, flags) })
 }
 
-/// `send(2)` from `bytes`, with just these flags: where the socket is gone, SIGPIPE comes.
+/// Calls `send(2)` with these flags and no others. A socket that is shut down for writing raises
+/// SIGPIPE.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: Bytes<'_>, flags: c_int) -> Result<usize, Errno> {
     let none: *const c_void = std::ptr::null();
     // SAFETY: the bytes are mapped for the time of the call; the kernel only reads them, and
@@ -94,20 +96,20 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: Bytes<'_>, flags: c_int) -> Re
     })
 }
 
-/// `write(2)` of `bytes` to a socket, which is `send(2)` without flags by another number.
+/// Calls `write(2)`, which does on a socket what `send(2)` does without flags.
 pub(crate) fn write(socket: BorrowedFd<'_>, bytes: Bytes<'_>) -> Result<usize, Errno> {
     // SAFETY: as for `send`.
     check(unsafe { libc::syscall(libc::SYS_write, socket.as_raw_fd(), bytes.start, bytes.len) })
 }
 
-/// Returns whether a filter of system calls (seccomp) makes the calls that it forbids fail with
-/// this error.
+/// Returns whether `errno` is one of those with which a call fails that a filter of system calls
+/// (seccomp) forbids.
 pub(crate) fn is_forbidden(errno: Errno) -> bool {
     matches!(errno, Errno::PERM | Errno::ACCESS | Errno::NOSYS)
 }
 
 /// Returns whether `SO_ZEROCOPY` is set; an error where the socket has no such option.
-pub(crate) fn zerocopy(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub(crate) fn so_zerocopy(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     let mut value: c_int = 0;
     let mut len = INT;
     // SAFETY: the value and its length are valid for writes.
@@ -124,14 +126,14 @@ pub(crate) fn zerocopy(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
     check(ret.into()).map(|_| value != 0)
 }
 
-/// Returns whether `out` is a socket on which `SO_ZEROCOPY` is set.
-pub(crate) fn wants_notifications(out: c_int) -> bool {
+/// Returns whether `out` is a socket with `SO_ZEROCOPY` set; `false` for any other number.
+pub(crate) fn is_socket_with_so_zerocopy(out: c_int) -> bool {
     // SAFETY: it is not -1; a number that is no descriptor is refused by the kernel.
-    out >= 0 && zerocopy(unsafe { BorrowedFd::borrow_raw(out) }) == Ok(true)
+    out >= 0 && so_zerocopy(unsafe { BorrowedFd::borrow_raw(out) }) == Ok(true)
 }
 
 /// Sets `SO_ZEROCOPY`, without which `MSG_ZEROCOPY` is accepted and gives no notification.
-pub(crate) fn set_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn set_so_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     let on: c_int = 1;
     // SAFETY: the value is valid for reads of its size.
     let ret = unsafe {
@@ -144,8 +146,8 @@ pub(crate) fn set_zerocopy(socket: BorrowedFd<'_>) -> Result<(), Errno> {
 #[expect(clippy::cast_possible_truncation, reason = "it is 4")]
 const INT: libc::socklen_t = size_of::<c_int>() as libc::socklen_t;
 
-/// Registers a ring with the calling thread, under an index that no closing of descriptors changes
-/// (`IORING_REGISTER_RING_FDS`, Linux 5.18).
+/// Registers a ring with the calling thread (`IORING_REGISTER_RING_FDS`, Linux 5.18). Returns the
+/// index by which [`enter_ring`] knows it from now on, also when its descriptor was closed.
 pub(crate) fn register_ring(ring: c_int) -> Result<c_int, Errno> {
     const IORING_REGISTER_RING_FDS: c_int = 20;
     /// `struct io_uring_rsrc_update`.
@@ -166,8 +168,8 @@ pub(crate) fn register_ring(ring: c_int) -> Result<c_int, Errno> {
     c_int::try_from(update.offset).map_err(|_| Errno::IO)
 }
 
-/// `io_uring_enter(2)`, for a ring that the calling thread has registered: submits `submit`
-/// entries, and waits for `want` completions, for `limit` if it is given (then ETIME).
+/// Calls `io_uring_enter(2)` for a ring that the calling thread has registered: submits `submit`
+/// entries, and waits for `want` completions, no longer than `timeout` if it is given (then ETIME).
 ///
 /// # Safety
 /// The memory that the submitted entries refer to must stay until their completions.
@@ -175,12 +177,12 @@ pub(crate) unsafe fn enter_ring(
     index: c_int,
     submit: u32,
     want: u32,
-    limit: Option<Duration>,
+    timeout: Option<Duration>,
 ) -> Result<usize, Errno> {
     const GETEVENTS: u32 = 1 << 0;
     const EXT_ARG: u32 = 1 << 3;
     const REGISTERED_RING: u32 = 1 << 4;
-    let time = limit.map(types::Timespec::from);
+    let time = timeout.map(types::Timespec::from);
     let mut argument = types::SubmitArgs::new();
     if let Some(time) = &time {
         argument = argument.timespec(time);
@@ -205,13 +207,14 @@ pub(crate) fn identity(fd: c_int) -> Result<(u64, u64), Errno> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// Memory that the kernel may read. No reference to it is ever made: others may change it, or
-/// truncate the file that it shows.
+/// Memory for the kernel to read, by its address: a reference would promise that nobody changes it,
+/// and others may, or truncate the file that it shows.
 #[derive(Clone, Copy)]
 pub(crate) struct Bytes<'a> {
     start: *const u8,
     len: usize,
-    alive: PhantomData<&'a Mapping>,
+    /// The borrow of the memory.
+    memory: PhantomData<&'a ()>,
 }
 
 impl Bytes<'_> {
@@ -237,23 +240,37 @@ impl Bytes<'_> {
     }
 }
 
-/// A read-only mapping of a file range, until it is dropped.
+/// Pages that are mapped at an address of the kernel's choice, and unmapped when this is dropped.
+#[derive(Debug)]
+struct Pages {
+    address: *mut c_void,
+    length: usize,
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped so, and nothing refers to it any more: what the kernel still reads
+        // for a zerocopy send it has pinned. It cannot fail.
+        let _ = unsafe { rustix::mm::munmap(self.address, self.length) };
+    }
+}
+
+/// A read-only mapping of a file range.
 #[derive(Debug)]
 pub(crate) struct Mapping {
-    address: *mut c_void,
-    /// The length of the whole mapping, which begins at a page.
-    length: usize,
+    /// The mapping, which begins at a page.
+    pages: Pages,
     /// Bytes of the mapping before those that were asked for.
     skip: usize,
 }
 
-// SAFETY: a mapping belongs to the process, not to a thread, and is never read or written here.
+// SAFETY: a mapping belongs to the process, not to a thread, and only the kernel reads it.
 unsafe impl Send for Mapping {}
-// SAFETY: as above.
+// SAFETY: as above; and nothing here changes it before it is dropped.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of the file from `at` on, read-only.
+    /// Maps `len` bytes of the file from `at` on.
     pub(crate) fn of(file: BorrowedFd<'_>, at: u64, len: usize) -> Result<Self, Errno> {
         let page = rustix::param::page_size() as u64;
         let skip = at % page;
@@ -266,28 +283,33 @@ impl Mapping {
             let flags = MapFlags::SHARED;
             rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, flags, file, start)
         }?;
-        Ok(Mapping { address, length, skip })
+        Ok(Mapping { pages: Pages { address, length }, skip })
     }
 
     pub(crate) fn bytes(&self) -> Bytes<'_> {
         // SAFETY: the skip is less than the length.
-        let start = unsafe { self.address.cast::<u8>().add(self.skip).cast_const() };
-        Bytes { start, len: self.length - self.skip, alive: PhantomData }
+        let start = unsafe { self.pages.address.cast::<u8>().add(self.skip).cast_const() };
+        Bytes { start, len: self.pages.length - self.skip, memory: PhantomData }
     }
 }
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: it was mapped so, and nothing refers to it any more: what the kernel still reads
-        // for a zerocopy send it has pinned. It cannot fail.
-        let _ = unsafe { rustix::mm::munmap(self.address, self.length) };
+/// Memory of this process alone, to be read and written.
+#[derive(Debug)]
+pub(crate) struct Anonymous(Pages);
+
+impl Anonymous {
+    fn memory(&mut self) -> &mut [u8] {
+        // SAFETY: as long as that, zeroed by the kernel, mapped nowhere else, and borrowed
+        // exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.0.address.cast::<u8>(), self.0.length) }
     }
 }
 
-/// Memory to read into, which the allocator knows nothing of.
+/// Memory to read a file into. None of it is the allocator's, which a signal handler may have
+/// interrupted.
 #[derive(Debug)]
 pub(crate) enum Buffer<'a> {
-    Own(Mapping),
+    Own(Anonymous),
     /// Memory of the caller's, for where nothing can be mapped.
     Lent(&'a mut [u8]),
 }
@@ -299,18 +321,18 @@ impl Buffer<'_> {
         // SAFETY: the kernel chooses the address, so no other memory is affected.
         let address =
             unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), length, protection, flags) }?;
-        Ok(Buffer::Own(Mapping { address, length, skip: 0 }))
+        Ok(Buffer::Own(Anonymous(Pages { address, length })))
     }
 
     pub(crate) fn len(&self) -> usize {
         match self {
-            Buffer::Own(it) => it.length,
+            Buffer::Own(it) => it.0.length,
             Buffer::Lent(memory) => memory.len(),
         }
     }
 
-    /// Reads `len` bytes of the file from `at` on, fewer where it ends. What was read before an
-    /// error counts.
+    /// Reads `len` bytes of the file from `at` on; fewer where it ends, or where an error comes
+    /// after the first of them.
     pub(crate) fn read(
         &mut self,
         file: BorrowedFd<'_>,
@@ -318,10 +340,7 @@ impl Buffer<'_> {
         len: usize,
     ) -> Result<Bytes<'_>, Errno> {
         let memory = match self {
-            // SAFETY: as long as that, zeroed by the kernel, and borrowed exclusively.
-            Buffer::Own(it) => unsafe {
-                std::slice::from_raw_parts_mut(it.address.cast::<u8>(), it.length)
-            },
+            Buffer::Own(it) => it.memory(),
             Buffer::Lent(memory) => memory,
         };
         let len = len.min(memory.len());
@@ -335,6 +354,6 @@ impl Buffer<'_> {
                 Err(e) => return Err(e),
             }
         }
-        Ok(Bytes { start: memory.as_ptr(), len: filled, alive: PhantomData })
+        Ok(Bytes { start: memory.as_ptr(), len: filled, memory: PhantomData })
     }
 }

@@ -50,7 +50,7 @@ pub fn send(
 /// kernel without the patch series, where libsendfile2 does it.
 #[must_use]
 pub fn system_call() -> Option<i64> {
-    kernel::series()
+    kernel::sendfile2_number()
 }
 
 /// Sets `SO_ZEROCOPY`, without which `MSG_ZEROCOPY` is accepted and gives no notification.
@@ -59,5 +59,5 @@ pub fn system_call() -> Option<i64> {
 /// # Errors
 /// As setsockopt(2): EOPNOTSUPP if the socket gives no notifications.
 pub fn enable_zerocopy(socket: impl AsFd) -> io::Result<()> {
-    Ok(kernel::set_zerocopy(socket.as_fd())?)
+    Ok(kernel::set_so_zerocopy(socket.as_fd())?)
 }

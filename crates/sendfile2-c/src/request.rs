@@ -298,10 +298,10 @@ pub(crate) fn waits(socket: BorrowedFd<'_>) -> bool {
     rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK))
 }
 
-/// Returns whether TCP sends no MTU probes on this connection, whose release the kernel would
-/// report too early. The sysctl is read once a connection and thread, not in each call, and not for
+/// Returns whether TCP sends no MTU probes on this connection; the release of what is in one is
+/// reported too early. The sysctl is read once a connection and thread, not in each call, and not for
 /// a socket of another network namespace, which goes by the value there.
-pub(crate) fn unprobed(socket: BorrowedFd<'_>) -> bool {
+pub(crate) fn no_mtu_probes(socket: BorrowedFd<'_>) -> bool {
     /// The number of connections that a thread remembers, by their cookies, which are never used
     /// again.
     const REMEMBERED: usize = 64;
@@ -311,14 +311,14 @@ pub(crate) fn unprobed(socket: BorrowedFd<'_>) -> bool {
     let Ok(cookie) = sockopt::socket_cookie(socket) else { return false };
     #[expect(clippy::cast_possible_truncation, reason = "its low bits are wanted")]
     let place = cookie as usize % REMEMBERED;
-    UNPROBED.with(|unprobed| {
-        if unprobed[place].get() == cookie {
+    UNPROBED.with(|remembered| {
+        if remembered[place].get() == cookie {
             return true;
         }
         let safe = sendfile2::in_own_namespace(socket) != Some(false)
             && sendfile2::tcp_mtu_probing() == Some(0);
         if safe {
-            unprobed[place].set(cookie);
+            remembered[place].set(cookie);
         }
         safe
     })

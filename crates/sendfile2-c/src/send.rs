@@ -11,15 +11,15 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::file::Kept;
 use crate::kernel::{self, Buffer, Bytes, Mapping};
-use crate::request::{Boundaries, File, Notifier, Request, unprobed};
+use crate::request::{Boundaries, File, Notifier, Request, no_mtu_probes};
 
 /// Bytes to ask for at once after the whole was too much for `RLIMIT_MEMLOCK`: of the usual 8 MiB
 /// several such calls can be in flight.
 const MEMLOCK_CALL: u64 = 1 << 20;
 
-/// Bytes that the kernel moves in one turn of `sendfile(2)`: a pipe of sixteen pages. On a socket
-/// that keeps record boundaries each turn is a record.
-const TURN: u64 = 64 << 10;
+/// The most bytes of a record, where `sendfile(2)` sends on a socket that keeps record boundaries: a
+/// pipe of sixteen pages.
+const RECORD: u64 = 64 << 10;
 
 /// Bytes read at a time where a file cannot be mapped.
 const READ: usize = 128 << 10;
@@ -41,13 +41,13 @@ pub(crate) fn notify(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize
         return Err(Errno::OPNOTSUPP);
     };
     let notifier = Notifier::of(request.socket).ok_or(Errno::OPNOTSUPP)?;
-    if notifier == Notifier::Tcp && !unprobed(request.socket) {
+    if notifier == Notifier::Tcp && !no_mtu_probes(request.socket) {
         return Err(Errno::OPNOTSUPP);
     }
-    let set = kernel::zerocopy(request.socket).map_err(|_| Errno::OPNOTSUPP)?;
+    let set = kernel::so_zerocopy(request.socket).map_err(|_| Errno::OPNOTSUPP)?;
     let Some(mut len) = request.within(left) else { return request.at_the_end() };
     if !set {
-        kernel::set_zerocopy(request.socket).map_err(|_| Errno::OPNOTSUPP)?;
+        kernel::set_so_zerocopy(request.socket).map_err(|_| Errno::OPNOTSUPP)?;
     }
     let view = View::new(request, len, kept)?;
     loop {
@@ -92,12 +92,12 @@ fn below_memlock(len: usize) -> Option<usize> {
     usize::try_from(most.min(MEMLOCK_CALL)).ok().filter(|most| (1..len).contains(most))
 }
 
-/// The limit of a wait for space in the socket.
+/// The end of a wait for space in the socket.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Patience {
-    /// The socket's own limit: for ever, `SO_SNDTIMEO`, or no wait at all.
-    Socket,
-    /// A wait until this time.
+pub(crate) enum WaitForSpace {
+    /// The socket's own end: none, `SO_SNDTIMEO`, or at once (`O_NONBLOCK`).
+    AsTheSocketDoes,
+    /// A deadline.
     Until(Instant),
 }
 
@@ -107,12 +107,12 @@ pub(crate) enum Patience {
 /// already.
 ///
 /// # Errors
-/// The errors of `sendfile(2)`; ETIMEDOUT if the time was over before anything was sent.
+/// The errors of `sendfile(2)`; ETIMEDOUT if the deadline passed before anything was sent.
 pub(crate) fn copy(
     request: &Request<'_>,
     boundaries: Boundaries,
     kept: Option<&Kept>,
-    patience: Patience,
+    space: WaitForSpace,
 ) -> Result<usize, Errno> {
     let (left, mapped) = match request.file()? {
         File::Mapped(left) => (left, true),
@@ -134,12 +134,12 @@ pub(crate) fn copy(
         (None, Some(Ok(buffer))) => From::Buffer(buffer),
         // A record cannot be sent piece by piece.
         (None, Some(Err(_))) if boundaries == Boundaries::None || len <= READ_ON_THE_STACK => {
-            return copy_by_the_stack(request, len, boundaries, kept, patience);
+            return copy_by_the_stack(request, len, boundaries, kept, space);
         }
         (None, Some(Err(e))) => return Err(e),
         (None, None) => return Err(Errno::NOMEM),
     };
-    copy_from(from, request, len, boundaries, kept, patience)
+    copy_from(from, request, len, boundaries, kept, space)
 }
 
 /// Copies by way of the stack, where nothing can be mapped but by the program itself.
@@ -149,11 +149,11 @@ fn copy_by_the_stack(
     len: usize,
     boundaries: Boundaries,
     kept: Option<&Kept>,
-    patience: Patience,
+    space: WaitForSpace,
 ) -> Result<usize, Errno> {
     let mut memory = [0; READ_ON_THE_STACK];
     let from = From::Buffer(Buffer::Lent(&mut memory));
-    copy_from(from, request, len, boundaries, kept, patience)
+    copy_from(from, request, len, boundaries, kept, space)
 }
 
 /// The source of the bytes of a copying send.
@@ -168,7 +168,7 @@ fn copy_from(
     len: usize,
     boundaries: Boundaries,
     kept: Option<&Kept>,
-    patience: Patience,
+    space: WaitForSpace,
 ) -> Result<usize, Errno> {
     let most = match &from {
         From::View(_) => len,
@@ -176,14 +176,14 @@ fn copy_from(
     };
     let mut sent = 0;
     while sent < len {
-        let turn = if boundaries == Boundaries::Records {
+        let most = if boundaries == Boundaries::Records {
             // Where sendfile(2) begins a new record: after what fills sixteen pages.
             let page = rustix::param::page_size() as u64;
-            usize::try_from(TURN - (request.at + sent as u64) % page).unwrap_or(1)
+            usize::try_from(RECORD - (request.at + sent as u64) % page).unwrap_or(1)
         } else {
             most
         };
-        let wanted = turn.min(len - sent);
+        let wanted = most.min(len - sent);
         let part = match &mut from {
             From::View(view) => Ok(view.bytes().after(sent).first(wanted)),
             From::Buffer(buffer) => buffer.read(request.file, request.at + sent as u64, wanted),
@@ -193,7 +193,7 @@ fn copy_from(
             // A short one is the last.
             n => {
                 let stream = boundaries == Boundaries::None;
-                transmit(request, part, n == wanted && sent + n < len, stream, patience)
+                transmit(request, part, n == wanted && sent + n < len, stream, space)
             }
         });
         match result {
@@ -211,7 +211,7 @@ fn copy_from(
                 return if less == 0 {
                     Ok(0)
                 } else {
-                    copy(&Request { count: less, ..*request }, boundaries, kept, patience)
+                    copy(&Request { count: less, ..*request }, boundaries, kept, space)
                 };
             }
             Err(e) => return Err(e),
@@ -226,10 +226,10 @@ fn transmit(
     bytes: Bytes<'_>,
     more: bool,
     stream: bool,
-    patience: Patience,
+    space: WaitForSpace,
 ) -> Result<usize, Errno> {
     let more = if more { libc::MSG_MORE } else { 0 };
-    let Patience::Until(deadline) = patience else {
+    let WaitForSpace::Until(deadline) = space else {
         return match kernel::send(request.socket, bytes, more) {
             // A send without flags can be a write. (A packet filter's answer is EPERM, too, and
             // write(2) gets it again.)
@@ -255,7 +255,7 @@ fn transmit(
     Ok(sent)
 }
 
-/// Waits until the socket has space, or is dead; `false` if the time is over first.
+/// Waits until the socket has space, or is dead; `false` if the deadline passes first.
 fn writable(request: &Request<'_>, deadline: Instant) -> Result<bool, Errno> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::abi::answer;
 use crate::kernel;
 use crate::request::{Boundaries, Request, is_pageless};
-use crate::send::{self, Patience};
+use crate::send::{self, WaitForSpace};
 
 /// The shim's treatment of `sendfile(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub unsafe fn sendfile(
 ) -> ssize_t {
     answer(|| {
         let socket = if mode == Mode::Off { None } else { Boundaries::of(out_fd) };
-        let notify = mode == Mode::Notify && kernel::wants_notifications(out_fd);
+        let notify = mode == Mode::Notify && kernel::is_socket_with_so_zerocopy(out_fd);
         // A call that sends nothing has no notification.
         let copied = || (!notify || count == 0) && is_pageless(in_fd);
         let Some(boundaries) = socket.filter(|_| !copied()) else {
@@ -52,7 +52,7 @@ pub unsafe fn sendfile(
                 result => result,
             }
         } else {
-            send::copy(&request, boundaries, None, Patience::Socket)
+            send::copy(&request, boundaries, None, WaitForSpace::AsTheSocketDoes)
         }?;
         if sent > 0 {
             offset.advance(&request, sent);

@@ -1,4 +1,4 @@
-//! `SENDFILE_SYNC`: the range is released when the call returns.
+//! `SENDFILE_SYNC`: the range is released when the call returns, unless a deadline passes first.
 
 use std::os::fd::AsRawFd;
 use std::time::Instant;
@@ -9,11 +9,11 @@ use rustix::net::sockopt;
 use crate::abi::SENDFILE_SYNC;
 use crate::file::Kept;
 use crate::kernel;
-use crate::request::{Boundaries, File, Notifier, Request, unprobed, waits};
+use crate::request::{Boundaries, File, Notifier, Request, no_mtu_probes, waits};
 use crate::ring::{self, Stop};
-use crate::send::{self, Patience, View};
+use crate::send::{self, View, WaitForSpace};
 
-/// The number of bytes from which on waiting for a notification is worth what copying costs.
+/// The size, in bytes, from which waiting for a notification costs less than a copy.
 const WORTH_A_NOTIFICATION: usize = 16 << 10;
 
 /// The state of the range that was sent.
@@ -21,14 +21,15 @@ const WORTH_A_NOTIFICATION: usize = 16 << 10;
 pub(crate) enum State {
     /// The range was sent by reference, and is released.
     Released,
-    /// The kernel has made a copy, at the call or later; the range is released.
+    /// The range is released; the kernel has copied at least a part of it.
     Copied,
-    /// The time was over first: the kernel may still read the range.
+    /// The release is not known: the deadline passed, or the ring was lost. The kernel may still
+    /// read the range.
     Unknown,
 }
 
 /// Sends, and waits until the range is released, or until the deadline. Reads nothing from the
-/// socket's error queue, and uses no id.
+/// socket's error queue, and uses no notification id.
 pub(crate) fn sync(
     request: &Request<'_>,
     kept: Option<&Kept>,
@@ -36,8 +37,8 @@ pub(crate) fn sync(
 ) -> Result<(usize, State), Errno> {
     let boundaries = Boundaries::of(request.socket.as_raw_fd()).ok_or(Errno::INVAL)?;
     let (mut sent, mut state) = (0, State::Copied);
-    if let Some(view) = view(request, kept)? {
-        if let Some(done) = ring::send(request, view.bytes(), deadline) {
+    if let Some(view) = view_for_reference(request, kept)? {
+        if let Some(done) = ring::send(request.socket, view.bytes(), deadline) {
             (sent, state) = (done.bytes, done.state);
             match done.stop {
                 Stop::Done => return Ok((sent, state)),
@@ -45,30 +46,36 @@ pub(crate) fn sync(
                 Stop::Failed(e) => return Err(e),
                 Stop::Plain => {}
                 Stop::Lost => {
-                    // Not unmapped ever.
+                    // Never unmapped: the kernel may read it at any time.
                     std::mem::forget(view);
                     return if sent > 0 { Ok((sent, state)) } else { Err(Errno::IO) };
                 }
             }
         }
     }
-    let patience = match deadline {
-        Some(deadline) if waits(request.socket) => Patience::Until(deadline),
-        _ => Patience::Socket,
+    let space = match deadline {
+        Some(deadline) if waits(request.socket) => WaitForSpace::Until(deadline),
+        _ => WaitForSpace::AsTheSocketDoes,
     };
-    match send::copy(&request.after(sent), boundaries, kept, patience) {
+    match send::copy(&request.after(sent), boundaries, kept, space) {
         Ok(0) | Err(_) if sent > 0 => Ok((sent, state)),
-        // Part of it by reference: what is known of that is what counts.
-        Ok(more) if sent > 0 && state == State::Released => Ok((sent + more, State::Copied)),
-        Ok(more) => Ok((sent + more, state)),
+        Ok(more) => Ok((sent + more, with_a_copy(state))),
         Err(e) => Err(e),
     }
 }
 
-/// Sends as [`sync`] does without a deadline, and does not report whether a copy was made: a kernel
-/// with the patch series does all of it.
-pub(crate) fn untold(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize, Errno> {
-    if let Some(number) = kernel::series().filter(|_| by_reference(request)) {
+/// Returns the state of a range of which a first part is in `state`, and the rest was copied.
+fn with_a_copy(state: State) -> State {
+    match state {
+        State::Released | State::Copied => State::Copied,
+        State::Unknown => State::Unknown,
+    }
+}
+
+/// Sends all that [`sync`] would without a deadline, by sendfile2(2) where the kernel has it; fails
+/// with EIO if the release is not known.
+pub(crate) fn sync_fully(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize, Errno> {
+    if let Some(number) = kernel::sendfile2_number().filter(|_| may_go_by_reference(request)) {
         let mut offset = i64::try_from(request.at).map_err(|_| Errno::INVAL)?;
         let (out, file) = (request.socket.as_raw_fd(), request.file.as_raw_fd());
         // SAFETY: the offset is this function's own.
@@ -81,29 +88,31 @@ pub(crate) fn untold(request: &Request<'_>, kept: Option<&Kept>) -> Result<usize
         }
     }
     match sync(request, kept, None)? {
-        // Returning would say that it is.
+        // A number of bytes would say that they are released.
         (_, State::Unknown) => Err(Errno::IO),
         (sent, _) => Ok(sent),
     }
 }
 
-/// Returns whether the range is to be sent by reference, where the file allows it.
-fn by_reference(request: &Request<'_>) -> bool {
+/// Returns whether the socket and the size of the range allow a send by reference, and make it worth
+/// while. The file has not been asked.
+fn may_go_by_reference(request: &Request<'_>) -> bool {
     let socket = request.socket;
     request.count >= WORTH_A_NOTIFICATION
         && Notifier::of(socket) == Some(Notifier::Tcp)
         && waits(socket)
-        // A request on the ring knows nothing of that limit.
-        && sockopt::socket_timeout(socket, sockopt::Timeout::Send).is_ok_and(|limit| limit.is_none())
-        // Behind a request that waits in the socket, the program's own zerocopy sends would fail.
-        && kernel::zerocopy(socket) == Ok(false)
+        // An operation of the ring knows nothing of SO_SNDTIMEO.
+        && sockopt::socket_timeout(socket, sockopt::Timeout::Send)
+            .is_ok_and(|timeout| timeout.is_none())
+        // Behind an operation that waits in the socket, the program's own zerocopy sends would fail.
+        && kernel::so_zerocopy(socket) == Ok(false)
         && !sendfile2::peer_on_this_host(socket)
-        && unprobed(socket)
+        && no_mtu_probes(socket)
 }
 
-/// Returns the range, if it is to be sent by reference.
-fn view(request: &Request<'_>, kept: Option<&Kept>) -> Result<Option<View>, Errno> {
-    if !by_reference(request) {
+/// Returns the range as memory, if it is to be sent by reference; `None` if it is to be copied.
+fn view_for_reference(request: &Request<'_>, kept: Option<&Kept>) -> Result<Option<View>, Errno> {
+    if !may_go_by_reference(request) {
         return Ok(None);
     }
     let File::Mapped(left) = request.file()? else { return Ok(None) };

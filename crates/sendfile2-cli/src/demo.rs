@@ -18,7 +18,7 @@ use case::Case;
 use report::Report;
 
 /// The longest that a single wait may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Show what arrives when a file is overwritten while it is being sent
 ///

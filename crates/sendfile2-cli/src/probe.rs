@@ -12,15 +12,15 @@ use serde_json::{Value, json};
 use crate::net::{self, Address};
 use crate::output;
 
-/// The longest that a connection may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout of connecting to the destination.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Show what this machine allows, engine by engine, and why
 ///
-/// The answers are tried and not guessed from versions: zerocopy by one byte over a connection of
-/// its own on loopback. Given a destination, it connects (sends nothing, and resets the
-/// connection), and shows what the engine auto would take for sends of which size. Given a file,
-/// whether it is mapped or read.
+/// Each engine is tried, and not guessed from the kernel's version: zerocopy by one byte over a
+/// connection of its own on loopback. With a destination, the command connects to it, shows which
+/// engine auto would take for sends of which size, and resets the connection without sending
+/// anything. With a file, it shows whether the file would be mapped or read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let destination = match &args.destination {
         None => None,
         Some(address) => {
-            let sender = Sender::new(address.connect(PATIENCE)?)
+            let sender = Sender::new(address.connect(CONNECT_TIMEOUT)?)
                 .with_context(|| format!("cannot send to {address}"))?;
             Some((address, probe::destination(&sender)))
         }
@@ -104,7 +104,7 @@ fn engines(machine: &Machine) -> Vec<Value> {
             Availability::Available(how) => ("available", how),
             Availability::Refused(why) => ("refused", why),
             Availability::Untried(why) => ("untried", why),
-            // New states say in words what they are.
+            // A state that is newer than this program: its text says all.
             other => return json!({ "engine": state.engine.name(), "why": other.to_string() }),
         };
         json!({ "engine": state.engine.name(), "state": name, "why": why })
@@ -157,7 +157,9 @@ fn as_json_destination(address: &Address, destination: &Destination) -> Value {
         "peer": destination.peer.map(|peer| peer.to_string()),
         "peer_on_this_host": destination.peer_on_this_host,
         "mtu": destination.mtu,
+        // null: it can serve the destination.
         "zerocopy_refused": destination.zerocopy_refused.map(|why| why.to_string()),
+        "native_refused": destination.native_refused.map(|why| why.to_string()),
         "auto": auto,
     })
 }

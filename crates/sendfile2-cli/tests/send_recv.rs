@@ -495,6 +495,9 @@ fn abstract_unix_sockets_have_names_and_no_files() {
     assert!(!Path::new(&name).exists());
     let probed = object(&run(&["probe", &socket, "--json"]));
     assert_eq!(probed["destination"]["address"], socket, "{probed}");
+    for engine in ["zerocopy_refused", "native_refused"] {
+        assert!(probed["destination"][engine].is_string(), "{engine}: {probed}");
+    }
     // The probe was its one connection.
     assert_eq!(object(&receiver.end())["bytes"], 0);
 

@@ -109,11 +109,11 @@ impl Address {
         matches!(self, Address::Unix(_) | Address::Abstract(_))
     }
 
-    /// Connects, trying each address that the name has, within `patience` in all.
+    /// Connects, trying each address that the name has, within `timeout` in all.
     ///
     /// The end of this process, whatever brings it, resets a TCP connection, so that the peer does
     /// not take a part for the whole; until [`outlive`].
-    pub fn connect(&self, patience: Duration) -> anyhow::Result<OwnedFd> {
+    pub fn connect(&self, timeout: Duration) -> anyhow::Result<OwnedFd> {
         let hint = "is the receiver running (sendfile2 recv)?";
         match self {
             Address::Unix(path) => match UnixStream::connect(path) {
@@ -125,7 +125,7 @@ impl Address {
                 Err(e) => bail!("cannot connect to {self}: {e}; {hint}"),
             },
             Address::Internet { host, port } => {
-                let deadline = Instant::now() + patience;
+                let deadline = Instant::now() + timeout;
                 let mut failed = None;
                 for address in resolve(host, *port)? {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -199,7 +199,7 @@ fn abstractly<T>(
     make(&unix::SocketAddr::from_abstract_name(name)?)
 }
 
-fn connect(address: SocketAddr, patience: Duration) -> io::Result<OwnedFd> {
+fn connect(address: SocketAddr, timeout: Duration) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     // Before it is connected: there is no moment at which a death would look like an end.
     if let Err(e) = socket.set_linger(Some(Duration::ZERO)) {
@@ -208,7 +208,7 @@ fn connect(address: SocketAddr, patience: Duration) -> io::Result<OwnedFd> {
              takes a part for the whole"
         ));
     }
-    socket.connect_timeout(&address.into(), patience)?;
+    socket.connect_timeout(&address.into(), timeout)?;
     Ok(socket.into())
 }
 

@@ -1,5 +1,5 @@
-//! The traits of what holds things for the kernel: a source of completions, of which each releases
-//! something.
+//! The traits of a completion source: of something that has sends in flight, and can be asked for
+//! their release.
 
 use std::any::Any;
 use std::ops::Deref;
@@ -13,22 +13,22 @@ use crate::park::{Interest, Wakers};
 use crate::socket::acknowledged::Acknowledgement;
 use crate::sync::lock;
 
-/// Something that has sends in flight and can be asked about them: a connection, or a driver.
+/// Something that has sends in flight and can be asked for their release: a connection, a socket of a
+/// driver, or the ring that a synchronous send left.
 ///
-/// A lease and the reaper know by this what may keep them. It is more than a closure to abort with:
-/// whoever waits for a release must be able to read it, or a single-threaded program would wait
-/// for what only itself could read.
+/// A writer finds by it the sends that keep a lease, and reads their completions itself: in a
+/// program of one thread nobody else would. The reaper drains what it adopts by it.
 pub(crate) trait CompletionSource: std::fmt::Debug + Send + Sync {
     /// The descriptor that becomes ready when there may be something to reap. No other source has
     /// the same one.
     fn as_fd(&self) -> BorrowedFd<'_>;
-    /// The readiness that tells of completions.
+    /// The readiness that means that there may be completions.
     fn readiness(&self) -> Interest;
-    /// Reads completions and lets go of what they release. Never blocks. Returns how many
+    /// Reads completions and drops what they release. Never blocks. Returns how many
     /// messages were read.
     fn reap(&self) -> Result<usize, Error>;
-    /// Lets go what is held back for more to follow, since somebody waits for its release;
-    /// nothing where an acknowledgement lets it go, as it does with `MSG_MORE` alone.
+    /// Sends what is held back for more to follow, since somebody waits for its release; does
+    /// nothing where the next acknowledgement sends it, as it does with `MSG_MORE` alone.
     fn flush(&self) {}
     /// Ends the connection at once. Frees nothing by itself.
     fn abort(&self) -> Result<(), Error>;
@@ -132,5 +132,5 @@ pub struct InFlight {
     pub oldest: Option<std::time::Duration>,
 }
 
-/// Anything a send holds. It is let go of by dropping it, when the kernel has released the send.
+/// Anything that a send holds. It is dropped when the kernel has released the send.
 pub(crate) type Held = Arc<dyn Any + Send + Sync>;

@@ -18,7 +18,7 @@
 //! * *acknowledged*: the peer's TCP has the bytes. It says nothing of the pages.
 //!
 //! # The one idea
-//! A send holds something, and lets go of it when, and only when, the kernel has released it: a
+//! A send holds something, and drops it when, and only when, the kernel has released it: a
 //! [lease](guard::Lease) on a range of a file, or a [buffer](SendBuffer) that was handed over. A
 //! [`Ticket`] only looks on. What cannot be accounted for stays held; it is *unknown*, never free.
 //!

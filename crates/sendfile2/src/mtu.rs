@@ -5,8 +5,8 @@
 //! account of them (`ubuf_info`). So their notifications arrive while the probe is still on its
 //! way, or unread at the peer: what is overwritten then is what the peer receives. That holds for
 //! all that notifies in this way: `MSG_ZEROCOPY`, `IORING_OP_SEND_ZC` and the kernel module. A
-//! kernel with the patch series makes no probe of what is sent by reference; sendfile2(2) relies on
-//! that, and the others, which need no series, do not ask for one.
+//! kernel with the patch series makes no probe of what is sent by reference. Only sends by
+//! sendfile2(2) rely on that; no other send asks whether the kernel has the series.
 
 use std::os::fd::BorrowedFd;
 
@@ -20,8 +20,8 @@ use crate::sys;
 /// never, 1 for connections that lost packets for their size, 2 for all. `None` if it cannot be
 /// read, as where there is no `/proc`.
 ///
-/// Where it is not 0 the kernel says of zerocopy sends on TCP sockets that they are released while
-/// it still sends them.
+/// Where it is not 0 the kernel may report a send by reference on a TCP socket released while it
+/// still sends the bytes.
 #[must_use]
 pub fn tcp_mtu_probing() -> Option<u8> {
     let path = c"/proc/sys/net/ipv4/tcp_mtu_probing";
@@ -32,12 +32,12 @@ pub fn tcp_mtu_probing() -> Option<u8> {
     std::str::from_utf8(&text[..len.ok()?]).ok()?.trim().parse().ok()
 }
 
-/// Refuses what is sent by reference on sockets where TCP may probe.
+/// Refuses sends by reference on a socket where TCP may make MTU probes.
 ///
-/// Also for 1, as any path may turn out to lose packets in the midst of a connection; and where it
-/// is unknown, as a copy is right everywhere. A socket goes by the sysctl of its own namespace,
-/// which a thread of another one cannot read.
-pub(crate) fn check(kind: Kind, socket: BorrowedFd<'_>) -> Result<(), Refusal> {
+/// It may where the sysctl is 1, too, as any path may begin to lose packets during a connection.
+/// Where the sysctl cannot be read, or is that of another network namespace than this thread's, it
+/// is refused in doubt.
+pub(crate) fn no_mtu_probes(kind: Kind, socket: BorrowedFd<'_>) -> Result<(), Refusal> {
     if kind != Kind::Tcp {
         return Ok(());
     }

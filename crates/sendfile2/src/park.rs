@@ -1,7 +1,7 @@
 //! The means by which a thread waits: for sockets, and for whatever another thread may have done to
 //! them.
 //!
-//! A completion that one thread reads from an error queue is gone for a thread that sleeps in
+//! A notification that one thread reads from an error queue is gone for a thread that sleeps in
 //! `poll` on the same socket. So every wait also listens to a bell, an eventfd that whoever reaps
 //! rings (as a [`Waker`], so that futures wait in the same lists). Sockets are watched
 //! edge-triggered: the POLLERR and POLLHUP of a dead socket never go away, and a level-triggered
@@ -89,7 +89,7 @@ impl Mark {
 /// The condition that a descriptor is watched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interest {
-    /// For errors only, as a completion on a socket's error queue is one.
+    /// For errors only: a notification on a socket's error queue counts as one.
     Errors,
     /// And for becoming writable.
     Writable,
@@ -103,7 +103,7 @@ pub(crate) enum Interest {
 pub(crate) struct Event {
     /// The key it was watched with.
     pub(crate) key: u64,
-    /// EPOLLERR or EPOLLHUP: maybe a completion, maybe an error.
+    /// EPOLLERR or EPOLLHUP: maybe a notification, maybe an error.
     pub(crate) error: bool,
 }
 

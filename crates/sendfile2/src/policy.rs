@@ -75,7 +75,7 @@ pub(crate) fn choose(s: &Situation) -> Choice {
 /// Whether the recent zerocopy sends of a connection came back COPIED.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Recent {
-    /// One bit a completion, the latest lowest; set if COPIED.
+    /// One bit a notification, the latest lowest; set if COPIED.
     copied: u32,
     seen: u32,
 }

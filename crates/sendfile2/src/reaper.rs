@@ -2,7 +2,7 @@
 //!
 //! A sender that is dropped too early hands its descriptor and its ledger over. The reaper shuts
 //! down writing (or the peer would never see the end), drains the notifications, aborts after a
-//! time limit, and only when the last id has arrived closes the descriptor and lets go of what
+//! time limit, and only when the last id has arrived closes the descriptor and drops what
 //! was held. What cannot be accounted for stays held, and is never freed by guess.
 
 use std::collections::HashMap;
@@ -154,7 +154,7 @@ impl Reaper {
             for (key, orphan) in due {
                 let tended = AssertUnwindSafe(|| self.tend(parker, key, &orphan, now));
                 if std::panic::catch_unwind(tended).is_err() {
-                    trace::error!("what was let go of panicked in the reaper");
+                    trace::error!("what a send held panicked when dropped by the reaper");
                 }
                 // Maybe the last to know the connection, and what its hook holds.
                 if std::panic::catch_unwind(AssertUnwindSafe(|| drop(orphan))).is_err() {
@@ -165,7 +165,7 @@ impl Reaper {
     }
 
     fn tend(&self, parker: &Parker, key: u64, orphan: &Orphan, now: Instant) {
-        // What is let go of may run a stranger's destructor or hook; the others must not suffer.
+        // What is dropped may run the application's destructor or hook; the others must not suffer.
         let reaped = std::panic::catch_unwind(AssertUnwindSafe(|| orphan.holder.reap()));
         match reaped {
             Ok(Ok(_)) => {}

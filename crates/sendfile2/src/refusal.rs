@@ -9,7 +9,7 @@ use crate::sys::filesystem;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// This kind of socket gives no completion notifications here.
+    /// This kind of socket gives no notifications here.
     Socket(&'static str),
     /// The kernel refused a zerocopy send on this socket (EOPNOTSUPP): kernel TLS is on it. To
     /// `io_uring` and `native` it also says so of a socket that is, or was, in a BPF sockmap.

@@ -16,13 +16,10 @@ use anyhow::{Context, bail, ensure};
 
 use super::cache;
 use super::initramfs::find;
+use super::patches::{Patch, UML, patches_in, series};
 
 /// The package of the source.
 const SOURCE: &str = "linux-source-6.12";
-/// The directory of the series, in the checkout.
-const SERIES: &str = "kernel/patches/6.12";
-/// The patches that user-mode Linux needs beside it, on some hosts; not part of the series.
-const UML: &str = "kernel/patches/uml";
 /// The directory of the fragments of configurations.
 const CONFIG: &str = "kernel/config";
 
@@ -377,50 +374,6 @@ fn unpack(package: &Path, new: &Path) -> anyhow::Result<()> {
     cache::run(&mut command, "the source is unpacked by dpkg-deb, tar and xz")
 }
 
-#[derive(Debug)]
-struct Patch {
-    name: String,
-    path: PathBuf,
-    text: Vec<u8>,
-}
-
-impl Patch {
-    /// Returns the files that the patch changes, makes or removes.
-    fn files(&self) -> impl Iterator<Item = &str> {
-        let text = std::str::from_utf8(&self.text).unwrap_or_default();
-        text.lines().filter_map(|line| line.strip_prefix("+++ b/").or(line.strip_prefix("--- a/")))
-    }
-
-    fn apply(&self, tree: &Path) -> anyhow::Result<()> {
-        let mut command = Command::new("patch");
-        command.args(["-p1", "--fuzz=0", "--quiet", "--no-backup-if-mismatch", "-i"]);
-        command.arg(&self.path).current_dir(tree);
-        cache::run(&mut command, &format!("{} is to be applied", self.name))
-    }
-}
-
-/// Reads the patches of the series, in their order; not its cover letter.
-fn series() -> anyhow::Result<Vec<Patch>> {
-    let patches = patches_in(SERIES)?;
-    ensure!(!patches.is_empty(), "{SERIES} has no patches");
-    Ok(patches)
-}
-
-fn patches_in(directory: &str) -> anyhow::Result<Vec<Patch>> {
-    let directory = crate::root()?.join(directory);
-    let mut patches = Vec::new();
-    for entry in std::fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        if name.ends_with(".patch") && !name.starts_with("0000-") {
-            let text = std::fs::read(&path)?;
-            patches.push(Patch { name, path, text });
-        }
-    }
-    patches.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(patches)
-}
-
 fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| path.display().to_string())
 }
@@ -518,17 +471,5 @@ mod tests {
         assert_eq!(missing(asked, "CONFIG_NET=y\n# CONFIG_INET is not set\n"), ["CONFIG_INET=y"]);
         let got = "CONFIG_NET=y\nCONFIG_INET=y\nCONFIG_SLUB_TINY=y\n";
         assert_eq!(missing(asked, got), ["# CONFIG_SLUB_TINY is not set"]);
-    }
-
-    #[test]
-    fn the_series_is_whole_and_in_order() {
-        let series = series().unwrap();
-        for (i, patch) in series.iter().enumerate() {
-            assert!(patch.name.starts_with(&format!("{:04}-", i + 1)), "{}", patch.name);
-        }
-        let cover = crate::root().unwrap().join(SERIES).join("0000-cover-letter.patch");
-        let cover = read(&cover).unwrap();
-        let last = series.last().unwrap();
-        assert!(cover.contains(&format!("00/{:02}]", series.len())), "{}", last.name);
     }
 }

@@ -13,6 +13,7 @@ mod initramfs;
 mod kernel;
 mod nic;
 mod patched;
+mod patches;
 mod qemu;
 mod series;
 mod stock;

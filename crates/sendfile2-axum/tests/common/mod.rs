@@ -16,7 +16,7 @@ use http_body_util::Empty;
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sendfile2::Engine;
-use sendfile2_axum::{Listener, ServeDir, Untouched, ZeroCopyLayer};
+use sendfile2_axum::{Listener, MappedBody, ServeDir, ZeroCopyLayer};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -128,7 +128,7 @@ pub fn told(router: Router) -> Router {
 }
 
 async fn tell(mut response: Response) -> Response {
-    if let Some(Untouched(became)) = response.extensions().get().copied() {
+    if let Some(MappedBody(became)) = response.extensions().get().copied() {
         let became = became.map_or_else(|why| why, |()| "mapped");
         response.headers_mut().insert("x-became", became.parse().unwrap());
     }

@@ -138,14 +138,14 @@ fn nginx(files: &Path, cpu: Option<usize>) -> anyhow::Result<(SocketAddr, u32, R
     let child = spawn(&mut command, cpu)?;
     let pid = child.id();
     let mut running = Running::Program { child, _directory: Some(directory) };
-    let patience = Instant::now() + Duration::from_secs(30);
+    let timeout = Instant::now() + Duration::from_secs(30);
     while TcpStream::connect(address).is_err() {
         if let Running::Program { child, .. } = &mut running {
             if let Some(status) = child.try_wait()? {
                 bail!("nginx does not start ({status})");
             }
         }
-        ensure!(Instant::now() < patience, "nginx does not listen");
+        ensure!(Instant::now() < timeout, "nginx does not listen");
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok((address, pid, running))

@@ -1,4 +1,4 @@
-//! wrk, the client.
+//! wrk, the client of the HTTP benchmark.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -20,35 +20,41 @@ done = function(summary, latency, requests)
 end
 "#;
 
-/// Seconds of a turn.
-const TURN: u32 = 1;
+/// The seconds that a sample takes.
+const SECONDS: u32 = 1;
 
+/// The program wrk, and what each run of it needs.
 #[derive(Debug)]
 pub(super) struct Wrk {
     script: NamedTempFile,
+    /// The processor that it runs on.
     cpu: Option<usize>,
 }
 
+/// The counts of a run, as the script prints them.
 #[derive(Debug, Deserialize)]
 struct Summary {
     requests: u64,
     bytes: u64,
+    /// The time that the run took, in microseconds.
     micros: u64,
     errors: u64,
 }
 
-/// The outcome of one turn of a server.
+/// One measurement of a server, of which each has one a round.
 #[derive(Debug)]
 pub(super) struct Sample {
     summary: Summary,
-    /// Seconds of CPU.
+    /// The CPU time of the server, in seconds.
     server: f64,
+    /// The CPU time of wrk, in seconds.
     client: f64,
 }
 
 impl Wrk {
+    /// Finds wrk, which is to run on the processor `cpu` if that is given.
     pub(super) fn find(cpu: Option<usize>) -> anyhow::Result<Self> {
-        // This call fails, but shows that wrk is there.
+        // wrk exits with an error for this option; that it starts is all that is asked.
         Command::new("wrk").arg("--version").output().context(
             "wrk, which makes the requests, does not start (Debian: apt-get install wrk)",
         )?;
@@ -57,6 +63,7 @@ impl Wrk {
         Ok(Wrk { script, cpu })
     }
 
+    /// Runs wrk for a sample: each connection requests the file of `size` bytes again and again.
     pub(super) fn run(
         &self,
         server: &Server,
@@ -64,12 +71,12 @@ impl Wrk {
         connections: u32,
     ) -> anyhow::Result<Sample> {
         let mut command = Command::new("wrk");
-        command.args(["-t1", "-c", &connections.to_string(), "-d", &format!("{TURN}s")]);
+        command.args(["-t1", "-c", &connections.to_string(), "-d", &format!("{SECONDS}s")]);
         command.args(["--timeout", "60s", "-s"]).arg(self.script.path());
         command.arg(format!("http://{}/{size}", server.address)).stdout(Stdio::piped());
-        let before = (server.cpu()?, of_children()?);
+        let before = (server.cpu()?, cpu_of_children()?);
         let output = spawn(&mut command, self.cpu)?.wait_with_output().context("wrk")?;
-        let (server, client) = (server.cpu()? - before.0, of_children()? - before.1);
+        let (server, client) = (server.cpu()? - before.0, cpu_of_children()? - before.1);
         let text = String::from_utf8_lossy(&output.stdout);
         let line = text.lines().find_map(|line| line.strip_prefix("RESULT "));
         let line = line.with_context(|| format!("wrk failed: {text}"))?;
@@ -80,14 +87,14 @@ impl Wrk {
     }
 }
 
-/// Seconds of CPU of the children that have ended.
+/// Returns the CPU time of the child processes that have ended, in seconds.
 #[expect(clippy::cast_precision_loss, reason = "ticks of a run")]
-fn of_children() -> anyhow::Result<f64> {
+fn cpu_of_children() -> anyhow::Result<f64> {
     let stat = procfs::process::Process::myself()?.stat()?;
     Ok((stat.cutime + stat.cstime) as f64 / procfs::ticks_per_second() as f64)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a turn is short")]
+#[expect(clippy::cast_precision_loss, reason = "a sample is short")]
 impl Sample {
     fn seconds(&self) -> f64 {
         self.summary.micros as f64 / 1e6
@@ -105,11 +112,12 @@ impl Sample {
         self.gb() / self.seconds()
     }
 
-    /// Returns the server's seconds of CPU a GB.
+    /// Returns the CPU time of the server, in seconds a GB.
     pub(super) fn server_cpu(&self) -> f64 {
         self.server / self.gb()
     }
 
+    /// Returns the CPU time of server and client together, in seconds a GB.
     pub(super) fn total_cpu(&self) -> f64 {
         (self.server + self.client) / self.gb()
     }

@@ -19,7 +19,7 @@ const SIZE: (u32, u32) = (500, 300);
 const INK: (RGBColor, &str) = (RGBColor(28, 30, 33), "#e6e8eb");
 const GRID: (RGBColor, &str) = (RGBColor(217, 220, 225), "#383d45");
 
-/// The colours of the ways (those of Okabe and Ito, which most people can distinguish), in light
+/// The colours of the methods (those of Okabe and Ito, which most people can distinguish), in light
 /// mode and in dark mode. Ways that come later take the last one.
 const COLOURS: [(&str, RGBColor, &str); 7] = [
     ("sendfile", RGBColor(213, 94, 0), "#ff8f47"),
@@ -36,7 +36,7 @@ fn colour(method: &str) -> RGBColor {
     known.unwrap_or(&COLOURS[COLOURS.len() - 1]).1
 }
 
-/// Returns the styles that replace the colours in dark mode, and mark what is unsafe.
+/// Returns the styles that replace the colours in dark mode, and mark methods that do not report the release.
 pub(super) fn styles() -> String {
     let mut text = String::from("@media (prefers-color-scheme: dark) {\n");
     let all = COLOURS.iter().map(|(_, light, dark)| (*light, *dark)).chain([INK, GRID]);
@@ -69,7 +69,7 @@ struct Series {
 }
 
 impl Series {
-    /// Draws its line and its markers. What is unsafe is dashed and has triangles.
+    /// Draws its line and its markers. Methods that do not report the release are dashed, with triangles.
     fn draw<X, Y>(
         &self,
         chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>,
@@ -108,7 +108,7 @@ impl Series {
     }
 }
 
-/// Returns the key of the plots: a list of the ways and their colours.
+/// Returns the key of the plots: a list of the methods and their colours.
 fn key(rows: &[(String, bool)]) -> String {
     let mut text = String::from("<ul class=\"key\">\n");
     let mut seen = BTreeSet::new();
@@ -130,7 +130,7 @@ fn key(rows: &[(String, bool)]) -> String {
             "<li><svg width=\"34\" height=\"14\"><line x1=\"0\" y1=\"7\" x2=\"34\" y2=\"7\" \
              stroke=\"{light}\" stroke-width=\"{width}\"{dash}/>{marker}</svg>{}{}</li>",
             escape(method),
-            if *safe { "" } else { " <span class=\"unsafe\">UNSAFE</span>" },
+            if *safe { "" } else { " <span class=\"unsafe\">release not known</span>" },
         );
     }
     text + "</ul>\n"
@@ -215,9 +215,9 @@ fn panels<R>(rows: &[R], name: impl Fn(&R) -> String) -> Vec<(String, Vec<&R>)> 
     panels
 }
 
-/// The lines of a panel, in the order in which ways are listed.
+/// The lines of a panel, in the order in which methods are listed.
 fn lines(rows: &[&Row], point: impl Fn(&Row) -> (f64, f64), growing: bool) -> Vec<Series> {
-    panels(rows, |row| row.engine.clone())
+    panels(rows, |row| row.method.clone())
         .into_iter()
         .map(|(method, mut rows)| {
             rows.sort_by_key(|row| row.chunk);
@@ -246,7 +246,7 @@ fn engines(rows: &[Row]) -> anyhow::Result<String> {
             units::bytes(row.size)
         )
     });
-    let named: Vec<_> = rows.iter().map(|row| (row.engine.clone(), row.safe)).collect();
+    let named: Vec<_> = rows.iter().map(|row| (row.method.clone(), row.safe)).collect();
     let mut text = key(&named);
     text.push_str("<h3>Throughput against total CPU (up and left is better; larger marks, larger calls)</h3>\n<div class=\"plots\">\n");
     for (name, rows) in &panels {
@@ -294,7 +294,7 @@ fn nines(percentile: f64) -> f64 {
 const MAX: f64 = 3.5;
 
 fn latency(rows: &[LatencyRow]) -> anyhow::Result<String> {
-    let named: Vec<_> = rows.iter().map(|row| (row.engine.clone(), row.safe)).collect();
+    let named: Vec<_> = rows.iter().map(|row| (row.method.clone(), row.safe)).collect();
     let mut text = key(&named);
     text.push_str("<div class=\"plots\">\n");
     let panels =
@@ -311,7 +311,7 @@ fn latency(rows: &[LatencyRow]) -> anyhow::Result<String> {
         let series: Vec<_> = rows
             .iter()
             .map(|row| Series {
-                method: row.engine.clone(),
+                method: row.method.clone(),
                 safe: row.safe,
                 // A logarithmic axis has no 0.
                 points: row.curve.iter().map(|[p, t]| (nines(*p), t.max(0.1))).collect(),

@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use sendfile2::{Choice, Engine, Error, Sent, Ticket};
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use super::peer::{self, wait_acknowledged};
 use crate::connection::Connection;
 use crate::method::Method;
@@ -209,7 +209,7 @@ struct Piece {
 
 impl Conn {
     fn send(&mut self, file: &Scratch, piece: Range<u64>) -> anyhow::Result<Piece> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut tickets = Vec::new();
         let mut first = None;
         let mut at = piece.start;
@@ -235,7 +235,7 @@ impl Conn {
                             ensure!(
                                 Instant::now() < deadline,
                                 "the kernel did not accept a piece within {} s",
-                                PATIENCE.as_secs()
+                                TIMEOUT.as_secs()
                             );
                             connection.drain(deadline)?;
                             std::thread::sleep(Duration::from_millis(1));
@@ -257,11 +257,11 @@ impl Conn {
         match self {
             Conn::Plain { acked: false, .. } => {}
             Conn::Plain { socket, acked: true } => {
-                let acked = wait_acknowledged(socket, PATIENCE)?;
-                ensure!(acked, "the peer did not acknowledge within {} s", PATIENCE.as_secs());
+                let acked = wait_acknowledged(socket, TIMEOUT)?;
+                ensure!(acked, "the peer did not acknowledge within {} s", TIMEOUT.as_secs());
             }
             Conn::Library { .. } => {
-                let deadline = Instant::now() + PATIENCE;
+                let deadline = Instant::now() + TIMEOUT;
                 for ticket in tickets {
                     ticket.wait_released(deadline)?;
                 }
@@ -281,7 +281,7 @@ impl Conn {
             }
             Conn::Library { connection, choices } => {
                 let counters = connection.counters();
-                connection.close(Instant::now() + PATIENCE)?;
+                connection.close(Instant::now() + TIMEOUT)?;
                 let zerocopy =
                     (counters.released > 0).then_some((counters.released, counters.copied));
                 Ok((zerocopy, choices))

@@ -14,7 +14,7 @@ use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use crate::scratch::{Generation, len};
 
 /// Bytes that the kernel is asked for as each socket's buffers; it gives what `net.core.rmem_max`
@@ -94,7 +94,7 @@ fn pair(address: IpAddr, namespace: Option<&File>) -> anyhow::Result<(TcpStream,
     let (socket, _) = listener.accept()?;
     sockopt::set_socket_send_buffer_size(&socket, BUFFERS)?;
     socket.set_nodelay(true)?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(TIMEOUT))?;
     Ok((socket, received))
 }
 
@@ -108,10 +108,10 @@ fn receiver(address: SocketAddr, namespace: Option<&File>) -> anyhow::Result<Tcp
     // Before the connection is made: the window that it may offer is agreed on then.
     sockopt::set_socket_recv_buffer_size(&socket, BUFFERS)?;
     // An attempt to connect ends by this timeout, too.
-    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(TIMEOUT))?;
     net::connect(&socket, &address)?;
     let socket = TcpStream::from(socket);
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
     Ok(socket)
 }
 
@@ -128,8 +128,8 @@ fn rehearse(mut socket: &TcpStream, peer: &Peer, piece: u64) -> anyhow::Result<b
 }
 
 /// Waits until the peer's TCP has acknowledged everything; `false` if it did not in time.
-pub(super) fn wait_acknowledged(socket: &TcpStream, patience: Duration) -> anyhow::Result<bool> {
-    let deadline = Instant::now() + patience;
+pub(super) fn wait_acknowledged(socket: &TcpStream, timeout: Duration) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + timeout;
     // No event reports an acknowledgement.
     while sendfile2::unacknowledged(socket)? > 0 {
         if Instant::now() > deadline {

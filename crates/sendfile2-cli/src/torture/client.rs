@@ -21,7 +21,7 @@ const STACK: usize = 256 << 10;
 
 /// The longest that a client waits for bytes. After that the server has lost us: its own deadlines
 /// are shorter.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The time that the clients have to end after the order to.
 const END: Duration = Duration::from_secs(3);
@@ -154,7 +154,7 @@ impl Shared {
             sockopt::set_socket_recv_buffer_size(&socket, rng.usize(64 << 10..160 << 10))?;
         }
         // Counts for connect(2), too.
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(TIMEOUT))?;
         rustix::net::connect(&socket, &address)?;
         let socket = TcpStream::from(socket);
         socket.set_nodelay(true)?;
@@ -306,7 +306,7 @@ impl Shared {
 
     /// Reads what comes, waiting for it.
     fn read(&self, socket: &mut TcpStream, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             match socket.read(buffer) {
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {

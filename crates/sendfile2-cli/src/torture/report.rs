@@ -353,7 +353,7 @@ impl Report {
                 "torture: {} times a client got neither bytes nor the end of its connection for \
                  {} s",
                 self.client_timeouts,
-                super::client::PATIENCE.as_secs()
+                super::client::TIMEOUT.as_secs()
             );
         }
         match self.unknown_left {

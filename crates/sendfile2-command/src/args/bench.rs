@@ -13,7 +13,7 @@ use crate::method::Method;
 use crate::netns::Place;
 use crate::units;
 
-/// Measure what each way of sending costs, and compare results
+/// Measure what each method of sending costs, and compare results
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = true,
@@ -72,7 +72,7 @@ impl Common {
 
 /// Compare the engines with sendfile(2), splice(2) and read(2) + write(2)
 ///
-/// A sender and a receiver, each a process on a processor of its own, send a file with each way in
+/// A sender and a receiver, each a process on a processor of its own, send a file with each method in
 /// turn, round after round, until the figures are certain or the time is up. Both figures are
 /// shown: the sender's CPU, and that of sender and receiver together, because on one machine
 /// zerocopy moves work to the receiver. Ratios are to sendfile(2) in the same round.
@@ -81,7 +81,7 @@ impl Common {
 /// column says how many sends the kernel copied.
 ///
 /// The method: the sender serves all streams from one thread, non-blocking, with epoll, by the same
-/// loop for each way; streams take turns, one call each, with the next chunk of the file, which is
+/// loop for each method; streams take turns, one call each, with the next chunk of the file, which is
 /// sent again and again. Its clock stops when everything is received and released. read+write and
 /// splice have buffers of a chunk, but of 1 MiB at most. The receiver reads into a buffer of 1 MiB.
 /// CPU is that of the two processes (`CLOCK_PROCESS_CPUTIME_ID`), with the softirqs of the network
@@ -143,7 +143,7 @@ pub struct Engines {
 /// Measure how long after a send its bytes are released, and acknowledged
 ///
 /// From when the last byte was handed over, on a connection that is otherwise idle and whose receiver
-/// reads at once. The sender watches without a pause. The ways take turns.
+/// reads at once. The sender watches without a pause. The methods take turns.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -162,7 +162,7 @@ pub struct Latency {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64K,1M",
           value_parser = latency_size)]
     pub size: Vec<u64>,
-    /// Sends of each way, if there is the time
+    /// Sends of each method, if there is the time
     #[arg(long, value_name = "NUMBER", default_value_t = 2000,
           value_parser = clap::value_parser!(u64).range(1..))]
     pub sends: u64,

@@ -81,8 +81,8 @@ pub(super) struct ConnState {
     /// At first the socket had no option memory: what is charged to it later is what counts sends
     /// by reference.
     pub(super) sole_user: bool,
-    /// Completions (lowest id, highest id, copied) that prove nothing by themselves. They are told
-    /// of when all is found to be released.
+    /// Notifications (lowest id, highest id, copied) that prove nothing by themselves. They are
+    /// counted when all is found to be released.
     pub(super) unattributed: Vec<(u32, u32, bool)>,
     /// Something was read that cannot be attributed; nothing is released any more, unless all is.
     pub(super) desynced: Option<Desynced>,
@@ -117,7 +117,7 @@ impl ConnState {
         self.account.counters.accepted
     }
 
-    /// Whether completions may be those of others, so that what is in flight ends only with all of
+    /// Whether notifications may be those of others, so that what is in flight ends only with all of
     /// it.
     pub(super) fn doubts(&self, endpoint: &Endpoint) -> bool {
         self.desynced.is_some()

@@ -26,7 +26,7 @@ impl Conn {
         }
     }
 
-    /// Lets go what is held back for more to follow.
+    /// Sends what is held back for more to follow.
     pub(super) fn uncork(&self, state: &mut ConnState) {
         if std::mem::replace(&mut state.cork, Cork::Out) == Cork::In {
             // It succeeded before.
@@ -34,15 +34,15 @@ impl Conn {
         }
     }
 
-    /// Nothing may follow for a while.
+    /// Sends what is held back: nothing may follow for a while.
     pub(crate) fn flush(&self) {
         if self.endpoint.is_ours() {
             self.push(&mut lock(&self.state));
         }
     }
 
-    /// As [`uncork`](Self::uncork), also what one send alone holds back (`MSG_MORE`), and no other
-    /// send is about to let go.
+    /// Sends what is held back, also by one send alone (`MSG_MORE`), which
+    /// [`uncork`](Self::uncork) does not.
     pub(super) fn push(&self, state: &mut ConnState) {
         // Where it cannot be set it need not be: what is held back goes by itself in 200 ms.
         self.cork(state);

@@ -22,7 +22,7 @@ impl LockedConn<'_> {
     /// Whether zerocopy can serve a send of `bytes` on this socket.
     pub(crate) fn zerocopy(&mut self, bytes: u64, more: bool) -> Result<(), Refusal> {
         self.state.zerocopy?;
-        self.not_probing()?;
+        self.no_mtu_probes()?;
         let kind = self.conn.endpoint.kind();
         if more && kind == Kind::Udp {
             return Err(Refusal::Socket("a datagram in several parts (MSG_MORE) is always copied"));
@@ -47,14 +47,14 @@ impl LockedConn<'_> {
         if native::kernel().is_ok_and(Kernel::mends_probing) {
             return Ok(());
         }
-        self.not_probing()
+        self.no_mtu_probes()
     }
 
-    /// Whether no MTU probe of TCP's can come between a send by reference and its notification.
-    fn not_probing(&mut self) -> Result<(), Refusal> {
+    /// Refuses sends by reference where TCP may make MTU probes, which is asked once a connection.
+    fn no_mtu_probes(&mut self) -> Result<(), Refusal> {
         let kind = self.conn.endpoint.kind();
         let socket = self.conn.endpoint.as_fd();
-        *self.state.mtu_probing.get_or_insert_with(|| mtu::check(kind, socket))
+        *self.state.mtu_probing.get_or_insert_with(|| mtu::no_mtu_probes(kind, socket))
     }
 
     /// Whether a zerocopy send will use just one id, as far as can be seen right before it.

@@ -17,14 +17,14 @@ use crate::trace;
 /// queued a moment before what counted it is freed.
 const LOOKS: usize = 64;
 
-/// The worth of a completion.
+/// The worth of a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// The completion is that of the send with its id.
+    /// The notification is that of the send with its id.
     Ours,
-    /// Nothing tells whose it is.
+    /// Whose notification it is cannot be known.
     Unknowable,
-    /// The completion cannot be that of the send with its id.
+    /// The notification cannot be that of the send with its id.
     TooEarly,
 }
 
@@ -32,7 +32,7 @@ enum Verdict {
 const MOST_UNREAD: u32 = 16;
 
 impl Conn {
-    /// Reads completions and drops what they release; a waiter with `key` is not woken. Returns how
+    /// Reads notifications and drops what they release; a waiter with `key` is not woken. Returns how
     /// many messages were read.
     pub(super) fn reap_as(&self, key: Option<u64>) -> Result<usize, Error> {
         self.endpoint.ours()?;
@@ -150,7 +150,7 @@ impl Conn {
         }
     }
 
-    /// Takes in a completion, unless it cannot be that of our sends.
+    /// Takes in a notification, unless it cannot be that of our sends.
     fn complete(
         &self,
         state: &mut ConnState,
@@ -183,7 +183,7 @@ impl Conn {
         }
     }
 
-    /// Judges a completion of what ends with byte `end`. TCP keeps what counts a send's pages until
+    /// Judges a notification for bytes that end before `end`. TCP keeps what counts a send's pages until
     /// the peer has acknowledged its bytes, so that before that no notification is due.
     ///
     /// (Where a route cannot gather, TCP copies in the call, and notifies at once. That is made
@@ -213,7 +213,7 @@ impl Conn {
                 _ => break,
             }
         }
-        // On a connection that is over nothing tells whose send a completion is.
+        // On a connection that is over it cannot be known whose send a notification is of.
         if state.sole_user { Verdict::Unknowable } else { Verdict::Ours }
     }
 

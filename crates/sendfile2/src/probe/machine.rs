@@ -24,7 +24,7 @@ use crate::sys::rlimit;
 use crate::uring;
 
 /// A notification on loopback takes microseconds. What does not notify at all is found after this.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The findings about a machine: its limits, and each engine.
 #[derive(Debug, Clone)]
@@ -226,7 +226,7 @@ fn tried(by: &str, trial: impl FnOnce(TcpStream, Instant) -> Trial) -> Availabil
             ));
         }
     };
-    match trial(socket, Instant::now() + PATIENCE) {
+    match trial(socket, Instant::now() + TIMEOUT) {
         Ok(Ok(copied)) => {
             let mut byte = [0];
             if peer.read_exact(&mut byte).is_err() || byte != [b'?'] {
@@ -239,7 +239,7 @@ fn tried(by: &str, trial: impl FnOnce(TcpStream, Instant) -> Trial) -> Availabil
         Err(Error::Refused { reason, .. }) => Availability::Refused(reason.to_string()),
         Err(Error::Deadline(_)) => Availability::Refused(format!(
             "the kernel took the send, but gave no notification within {} s",
-            PATIENCE.as_secs()
+            TIMEOUT.as_secs()
         )),
         Err(e) => Availability::Refused(e.to_string()),
     }
@@ -248,12 +248,12 @@ fn tried(by: &str, trial: impl FnOnce(TcpStream, Instant) -> Trial) -> Availabil
 fn pair() -> std::io::Result<(TcpStream, TcpStream)> {
     let over = |ip: IpAddr| {
         let listener = TcpListener::bind((ip, 0))?;
-        let socket = TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE)?;
+        let socket = TcpStream::connect_timeout(&listener.local_addr()?, TIMEOUT)?;
         // Somebody else may have been faster.
         loop {
             let (peer, from) = listener.accept()?;
             if from == socket.local_addr()? {
-                peer.set_read_timeout(Some(PATIENCE))?;
+                peer.set_read_timeout(Some(TIMEOUT))?;
                 return Ok((socket, peer));
             }
         }

@@ -1,5 +1,5 @@
-//! `zerocopy`: `MSG_ZEROCOPY` from the mapping. The kernel pins the file's pages and says on the
-//! error queue when it has let go of them. What is common to all sends by reference is here, too.
+//! `zerocopy`: `MSG_ZEROCOPY` from the mapping. The kernel pins the file's pages and reports
+//! their release on the error queue. What is common to all sends by reference is here, too.
 
 use crate::conn::{Conn, LockedConn, Outcome, Payload, SendOp};
 use crate::engine::{Engine, Limit};

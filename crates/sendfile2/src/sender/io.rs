@@ -56,7 +56,7 @@ impl io::Write for Sender {
         Ok(sent)
     }
 
-    /// Lets go what earlier sends held back for more to follow. It waits for no release.
+    /// Sends what earlier sends held back for more to follow. It waits for no release.
     fn flush(&mut self) -> io::Result<()> {
         CompletionSource::flush(&*self.conn);
         Ok(())

@@ -45,7 +45,7 @@ impl Options {
     }
 
     /// The notification id that the next zerocopy send on the socket will get: how many were made
-    /// on it before, modulo 2³². Completions of earlier ids are passed to the
+    /// on it before, modulo 2³². Notifications of earlier ids are passed to the
     /// [hook](Self::on_error_queue).
     #[must_use]
     pub fn next_id(mut self, id: u32) -> Self {

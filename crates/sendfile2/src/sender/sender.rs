@@ -325,7 +325,7 @@ impl Sender {
         self.conn.application_sends(send)
     }
 
-    /// Reads notifications and lets go of what they release, without blocking. Returns how many
+    /// Reads notifications and drops what they release, without blocking. Returns how many
     /// messages were read. To be called when the socket reports EPOLLERR, or whenever convenient.
     ///
     /// # Errors

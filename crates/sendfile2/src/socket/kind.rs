@@ -68,10 +68,10 @@ impl Kind {
         match self {
             Kind::Tcp | Kind::Udp => Ok(()),
             Kind::UnixStream | Kind::UnixRecords => {
-                Err(Refusal::Socket("a unix socket gives no completion notifications"))
+                Err(Refusal::Socket("a unix socket gives no notifications"))
             }
             Kind::OtherStream | Kind::OtherRecords => {
-                Err(Refusal::Socket("only TCP and UDP sockets give completion notifications here"))
+                Err(Refusal::Socket("only TCP and UDP sockets give notifications here"))
             }
         }
     }

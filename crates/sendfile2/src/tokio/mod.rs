@@ -72,7 +72,7 @@ use ready::Ready;
 /// A [`Sender`] for a task of tokio. It also reads ([`AsyncRead`]);
 /// [`into_split`](Self::into_split) gives the reading to another task.
 ///
-/// As an [`AsyncWrite`] it sends by plain sends, without `MSG_MORE`, and `poll_flush` lets go what
+/// As an [`AsyncWrite`] it sends by plain sends, without `MSG_MORE`, and `poll_flush` sends what
 /// earlier sends held back for more to follow.
 ///
 /// Dropping it is dropping a [`Sender`]: what is in flight goes to the reaper.

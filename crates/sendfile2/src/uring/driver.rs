@@ -107,7 +107,7 @@ impl Driver {
         if kind.records() {
             return Err(part::refused(Refusal::Socket("io_uring serves stream sockets only")));
         }
-        mtu::check(kind, endpoint.as_fd()).map_err(part::refused)?;
+        mtu::no_mtu_probes(kind, endpoint.as_fd()).map_err(part::refused)?;
         // Now, and not at the hand-over, where there may be none left.
         let ring = self.shared.ring.as_fd().try_clone_to_owned();
         let ring = ring.map_err(|cause| Error::Socket { op: "dup", cause })?;
@@ -166,7 +166,7 @@ impl Driver {
         lock(&self.shared.state).lanes.iter().map(|(_, lane)| lane.sends()).sum()
     }
 
-    /// Reads the completions that are there, lets go of what they release, and gives the kernel
+    /// Reads the completions that are there, drops what they release, and gives the kernel
     /// what is queued behind them. Never blocks. Returns how many there were.
     ///
     /// # Errors

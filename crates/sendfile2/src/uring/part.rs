@@ -51,7 +51,7 @@ pub(super) fn stream(socket: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
     if sockopt::socket_type(socket).map_err(Error::socket("SO_TYPE"))? != SocketType::STREAM {
         return Err(refused(Refusal::Socket("io_uring serves stream sockets only")));
     }
-    mtu::check(Kind::of(socket)?, socket).map_err(refused)?;
+    mtu::no_mtu_probes(Kind::of(socket)?, socket).map_err(refused)?;
     socket.try_clone_to_owned().map_err(|cause| Error::Socket { op: "dup", cause })
 }
 

@@ -149,7 +149,7 @@ impl Call {
         Ok(())
     }
 
-    /// Waits until the kernel has let go of everything.
+    /// Waits until everything is released.
     fn release(&mut self, deadline: Deadline) -> Result<(), Error> {
         while !self.queues.is_empty() {
             self.completion(deadline)?;
