@@ -86,7 +86,7 @@ impl Detacher {
     /// [`NotDetached`], after a bounded number of tries. What is in the file has not changed.
     pub fn detach(&self, range: &Range<u64>) -> Result<Detached, NotDetached> {
         let began = Instant::now();
-        let result = self.try_detach(range, began);
+        let result = self.detach_untold(range, began);
         match &result {
             Ok(Detached { tries, elapsed, .. }) => {
                 trace::debug!(?range, tries, ?elapsed, "detached");
@@ -96,7 +96,12 @@ impl Detacher {
         result
     }
 
-    fn try_detach(&self, range: &Range<u64>, began: Instant) -> Result<Detached, NotDetached> {
+    /// As [`detach`](Self::detach), without an event for who listens to traces.
+    pub(crate) fn detach_untold(
+        &self,
+        range: &Range<u64>,
+        began: Instant,
+    ) -> Result<Detached, NotDetached> {
         let size = self.source.size()?;
         let range = range.start..range.end.min(size);
         let mut tries = 0;

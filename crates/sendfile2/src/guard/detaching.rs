@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -98,7 +98,8 @@ impl Detaching {
                 return Err(NotDetached::End { bytes: 0, unit: 1 });
             }
             let _alone = self.regions.enter(&folios(0..1), true);
-            detacher.detach(&(0..1))?;
+            // Who listens may write to this very file, and the detacher is being made.
+            detacher.detach_untold(&(0..1), Instant::now())?;
         }
         Ok(detacher)
     }
