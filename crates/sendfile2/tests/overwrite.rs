@@ -468,3 +468,20 @@ fn what_a_neighbour_sends_after_its_page_was_detached_stays_exposed() {
     guard.write_at(&pattern(!1, 0..1000), 0, deadline()).unwrap();
     assert_same(&read(&mut peer, 1000), &pattern(1, 0..1000));
 }
+
+/// The part of a lease that was never sent.
+#[test]
+fn only_what_is_sent_is_exposed() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    guard.set_len(4196, deadline()).unwrap();
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let mut sender = sender(tx, Engine::Sendfile);
+    let lease = guard.try_lease(0..4196).unwrap();
+    sender.send_lease(&lease, 0..4096, SendFlags::NONE, deadline()).unwrap();
+    sender.send_lease(&lease, 4096..4196, SendFlags::NONE, deadline()).unwrap_err();
+    drop(lease);
+    assert_eq!(guard.exposed(), [0..4096]);
+    guard.write_at(&pattern(!1, 0..4196), 0, deadline()).unwrap();
+    assert_same(&read(&mut peer, 4096), &pattern(1, 0..4096));
+}

@@ -161,13 +161,10 @@ impl<L: Clone> Table<L> {
         }
     }
 
-    /// Notes that `ranges` may be in flight from here on without anybody's knowing. Their lease is
+    /// Notes that `range` may be in flight from here on without anybody's knowing. Its lease is
     /// still there, or no writer is yet.
-    pub(super) fn expose(&self, ranges: &[Range<u64>]) {
-        let mut state = self.lock();
-        for range in ranges {
-            state.exposed.add(range);
-        }
+    pub(super) fn expose(&self, range: &Range<u64>) {
+        self.lock().exposed.add(range);
     }
 
     /// What of a writer's range is leased, or exposed.
