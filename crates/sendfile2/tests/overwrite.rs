@@ -449,3 +449,39 @@ fn beside_writers_of_a_mapping_all_that_was_sent_arrives_or_the_write_is_refused
     println!("{written} of 50 writes beside a mapping's writer");
     assert_same(&rest(peer, sender), &pattern(1, 0..sent));
 }
+
+/// A neighbour in the same page sends after the page was detached, and before the writer is done.
+#[test]
+fn what_a_neighbour_sends_after_its_page_was_detached_stays_exposed() {
+    let Some(file) = made(&here()) else { return };
+    let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let lease = guard.try_lease(0..1000).unwrap();
+    let mut queued = guard.queue_writer(1000..u64::MAX).unwrap();
+    let range = queued.try_acquire().unwrap().expect("nobody is in the way");
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let mut sender = sender(tx, Engine::Sendfile);
+    sender.send_lease(&lease, 0..1000, SendFlags::NONE, deadline()).unwrap();
+    drop(lease);
+    range.set_len(LEN / 2).unwrap();
+    drop(queued);
+    assert_eq!(guard.exposed(), [0..1000]);
+    guard.write_at(&pattern(!1, 0..1000), 0, deadline()).unwrap();
+    assert_same(&read(&mut peer, 1000), &pattern(1, 0..1000));
+}
+
+/// The part of a lease that was never sent.
+#[test]
+fn only_what_is_sent_is_exposed() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    guard.set_len(4196, deadline()).unwrap();
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let mut sender = sender(tx, Engine::Sendfile);
+    let lease = guard.try_lease(0..4196).unwrap();
+    sender.send_lease(&lease, 0..4096, SendFlags::NONE, deadline()).unwrap();
+    sender.send_lease(&lease, 4096..4196, SendFlags::NONE, deadline()).unwrap_err();
+    drop(lease);
+    assert_eq!(guard.exposed(), [0..4096]);
+    guard.write_at(&pattern(!1, 0..4196), 0, deadline()).unwrap();
+    assert_same(&read(&mut peer, 4096), &pattern(1, 0..4096));
+}

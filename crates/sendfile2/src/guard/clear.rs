@@ -9,7 +9,6 @@ use super::detaching::Overwrite;
 use super::file::GuardedFile;
 use super::lease::Inner;
 use super::ranges::folios;
-use super::table::Pages;
 use crate::detach::Detacher;
 use crate::not_detached::NotDetached;
 use crate::trace;
@@ -72,8 +71,9 @@ impl DetachJob {
     }
 
     /// Detaches it, and ends all that is in the table on the range; with [`Need::Parts`] only what
-    /// the writer then does to the rest makes an end of that.
-    pub(super) fn run(self) -> Result<Pages, NotDetached> {
+    /// the writer then does to the rest makes an end of that. Returns its range, with what else was
+    /// in the pages that were detached.
+    pub(super) fn run(self) -> Result<Range<u64>, NotDetached> {
         let shared = &self.file.0.shared;
         let Some(detacher) = self.file.detacher() else {
             return Err(NotDetached::NoProof);
@@ -82,7 +82,10 @@ impl DetachJob {
             Need::All => shared.table.in_flight(self.key),
             Need::Parts(parts) => parts.clone(),
         };
-        let mut pages = shared.table.pages(self.range.clone());
+        let page = rustix::param::page_size() as u64;
+        let end = self.range.end.checked_next_multiple_of(page).unwrap_or(u64::MAX);
+        shared.table.detaching(self.key, self.range.start / page * page..end);
+        let mut pages = self.range.clone();
         for part in &parts {
             let _alone = shared.detaching.regions.enter(&folios(part.clone()), true);
             let began = Instant::now();
@@ -90,7 +93,7 @@ impl DetachJob {
             shared.detaching.note(detached.is_ok(), began.elapsed());
             let detached = detached?;
             let Range { start, end } = detached.range;
-            pages.range = pages.range.start.min(start)..pages.range.end.max(end);
+            pages = pages.start.min(start)..pages.end.max(end);
         }
         if self.need == Need::All {
             for lease in self.leases.iter().filter_map(Weak::upgrade) {

@@ -8,13 +8,11 @@ use rustix::fs::FallocateFlags;
 
 use super::file::GuardedFile;
 use super::ranges::folios;
-use super::table::Pages;
 use crate::error::Error;
 
 impl GuardedFile {
     pub(super) fn writer(&self, range: Range<u64>, key: u64) -> Exclusive {
-        let pages = self.0.shared.table.pages(range.clone());
-        Exclusive { file: self.clone(), range, key, pages }
+        Exclusive { file: self.clone(), pages: range.clone(), range, key }
     }
 }
 
@@ -24,7 +22,7 @@ pub struct Exclusive {
     pub(super) range: Range<u64>,
     pub(super) key: u64,
     /// What was detached for it.
-    pub(super) pages: Pages,
+    pub(super) pages: Range<u64>,
 }
 
 impl Exclusive {

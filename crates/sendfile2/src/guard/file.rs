@@ -220,7 +220,6 @@ impl GuardedFile {
             holders: Mutex::default(),
             size: AtomicU64::new(0),
             overwrite: self.0.overwrite,
-            exposed: AtomicBool::new(false),
             by_ring: AtomicBool::new(false),
             kept: AtomicU64::new(0),
         });

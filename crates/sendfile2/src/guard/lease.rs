@@ -72,8 +72,6 @@ pub(crate) struct Inner {
     pub(super) size: AtomicU64,
     /// The way in which the handle's writers deal with it.
     pub(super) overwrite: Overwrite,
-    /// It was sent by `sendfile(2)`.
-    pub(super) exposed: AtomicBool,
     /// A ring has sent under it: what is queued there is not handed over yet.
     pub(super) by_ring: AtomicBool,
     /// Bytes that packets may keep since it was detached.
@@ -111,7 +109,7 @@ impl Shared {
             let pages = size / page * page;
             let end = if detacher.allows(&(pages..size)) { size } else { pages };
             if self.may_be_exposed {
-                self.table.expose(std::slice::from_ref(&(0..end)));
+                self.table.expose(&(0..end));
             }
         })
     }
@@ -172,11 +170,9 @@ impl Lease {
         range.end <= inner.size.load(Ordering::Relaxed) / page * page || detacher.allows(range)
     }
 
-    /// Notes that what is leased may be in flight from here on without anybody's knowing.
-    pub(crate) fn expose(&self) {
-        if !self.inner.exposed.swap(true, Ordering::Relaxed) {
-            self.inner.shared.table.expose(&self.inner.ranges);
-        }
+    /// Notes that `range`, which is leased, may be in flight from here on without anybody's knowing.
+    pub(crate) fn expose(&self, range: &Range<u64>) {
+        self.inner.shared.table.expose(range);
     }
 
     /// Fails for a fork's copy of its parent's lease.

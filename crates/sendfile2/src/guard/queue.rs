@@ -11,7 +11,6 @@ use super::clear::{DetachJob, Need};
 use super::exclusive::Exclusive;
 use super::file::GuardedFile;
 use super::lease::Inner;
-use super::table::Pages;
 use crate::error::Error;
 use crate::holder::CompletionSource;
 use crate::not_detached::NotDetached;
@@ -189,7 +188,10 @@ impl<P: Borrow<Parker>> Queued<P> {
     }
 
     /// Notes what became of it.
-    pub(super) fn detached(&mut self, result: Result<Pages, NotDetached>) -> Result<(), Error> {
+    pub(super) fn detached(
+        &mut self,
+        result: Result<Range<u64>, NotDetached>,
+    ) -> Result<(), Error> {
         let why = match result {
             Ok(pages) => {
                 self.writer.pages = pages;

@@ -27,8 +27,6 @@ pub(super) struct Table<L> {
 #[derive(Debug)]
 struct State<L> {
     next: u64,
-    /// The leases that were ever granted.
-    granted: u64,
     leases: Intervals<L>,
     /// Queued and active, in order.
     writers: BTreeMap<u64, Writer>,
@@ -44,17 +42,19 @@ struct Writer {
     /// Overlapping ranges of leases and overlapping earlier writers; it is active at 0.
     blockers: usize,
     waker: Option<Waker>,
+    detaching: Option<Around>,
+}
+
+/// The bytes around those that are detached, which share pages with them.
+#[derive(Debug)]
+struct Around {
+    range: Range<u64>,
+    /// A lease was there since, under which pages that are new may have been sent.
+    leased: bool,
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start.max(b.start) < a.end.min(b.end)
-}
-
-/// Pages that were detached, in bytes, and how many leases had been granted before.
-#[derive(Debug, Clone)]
-pub(super) struct Pages {
-    pub(super) range: Range<u64>,
-    granted: u64,
 }
 
 /// Wakers to be woken when the table is unlocked.
@@ -74,7 +74,6 @@ impl<L: Clone> Table<L> {
         Table {
             state: Mutex::new(State {
                 next: 0,
-                granted: 0,
                 leases: Intervals::default(),
                 writers: BTreeMap::new(),
                 lessees: BTreeMap::new(),
@@ -95,7 +94,9 @@ impl<L: Clone> Table<L> {
         if state.writers.values().any(|w| ranges.iter().any(|r| overlap(r, &w.range))) {
             return false;
         }
-        state.granted += 1;
+        for around in state.writers.values_mut().filter_map(|w| w.detaching.as_mut()) {
+            around.leased |= ranges.iter().any(|r| overlap(r, &around.range));
+        }
         for range in ranges {
             state.leases.insert(range.clone(), key, lease.clone());
         }
@@ -117,12 +118,12 @@ impl<L: Clone> Table<L> {
 
     /// Ends leases on the range of a writer, whose `pages` were detached, and their exposure. Nothing
     /// for a writer that has gone, or is not the first.
-    pub(super) fn detached(&self, key: u64, pages: &Pages) -> Wake {
+    pub(super) fn detached(&self, key: u64, pages: &Range<u64>) -> Wake {
         let mut state = self.lock();
         let mut wake = Vec::new();
-        let Some(range) = state.writers.get(&key).map(|writer| writer.range.clone()) else {
-            return Wake(wake);
-        };
+        let Some(writer) = state.writers.get(&key) else { return Wake(wake) };
+        let range = writer.range.clone();
+        let alone = writer.detaching.as_ref().is_some_and(|around| !around.leased);
         if state.earlier(key, &range) > 0 {
             return Wake(wake);
         }
@@ -140,27 +141,30 @@ impl<L: Clone> Table<L> {
         state.exposed.remove(&range);
         // What else is in those pages, unless somebody has sent it since, or may: where the file is
         // cut later, its last page may be one that cannot be detached.
-        for beside in [pages.range.start..range.start, range.end..pages.range.end] {
-            if state.granted == pages.granted && state.leases.overlapping(&beside).next().is_none()
-            {
+        if alone {
+            for beside in [pages.start..range.start, range.end..pages.end] {
                 state.exposed.remove(&beside);
             }
         }
         Wake(wake)
     }
 
-    /// `range` as it is before it is detached.
-    pub(super) fn pages(&self, range: Range<u64>) -> Pages {
-        Pages { range, granted: self.lock().granted }
+    /// Notes that the writer's range begins to be detached, by pages within `around`.
+    pub(super) fn detaching(&self, key: u64, around: Range<u64>) {
+        let mut state = self.lock();
+        let State { writers, leases, .. } = &mut *state;
+        if let Some(writer) = writers.get_mut(&key) {
+            let Range { start, end } = writer.range;
+            let beside = [around.start..start, end..around.end];
+            let leased = beside.iter().any(|beside| leases.overlapping(beside).next().is_some());
+            writer.detaching = Some(Around { range: around, leased });
+        }
     }
 
-    /// Notes that `ranges` may be in flight from here on without anybody's knowing. Their lease is
+    /// Notes that `range` may be in flight from here on without anybody's knowing. Its lease is
     /// still there, or no writer is yet.
-    pub(super) fn expose(&self, ranges: &[Range<u64>]) {
-        let mut state = self.lock();
-        for range in ranges {
-            state.exposed.add(range);
-        }
+    pub(super) fn expose(&self, range: &Range<u64>) {
+        self.lock().exposed.add(range);
     }
 
     /// What of a writer's range is leased, or exposed.
@@ -195,7 +199,7 @@ impl<L: Clone> Table<L> {
             + state.writers.values().filter(|w| overlap(&w.range, &range)).count();
         state.next += 1;
         let key = state.next;
-        state.writers.insert(key, Writer { range, blockers, waker });
+        state.writers.insert(key, Writer { range, blockers, waker, detaching: None });
         key
     }
 
@@ -208,7 +212,8 @@ impl<L: Clone> Table<L> {
         }
         state.next += 1;
         let key = state.next;
-        state.writers.insert(key, Writer { range: range.clone(), blockers: 0, waker: None });
+        let writer = Writer { range: range.clone(), blockers: 0, waker: None, detaching: None };
+        state.writers.insert(key, writer);
         Ok(key)
     }
 

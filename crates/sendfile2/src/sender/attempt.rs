@@ -290,9 +290,10 @@ impl Sender {
             return refuse(Refusal::NotDetaching);
         }
         self.make_nonblocking()?;
-        // Before the first byte of it is anywhere.
-        lease.expose();
         let len = usize::try_from(end - wanted.start).unwrap_or(usize::MAX).min(SENDFILE_CALL);
+        // Before the first byte of it is anywhere. And no more: the last page may be one that cannot
+        // be detached, and is not sent so.
+        lease.expose(&(wanted.start..wanted.start + len as u64));
         let more = more && wanted.start + len as u64 == wanted.end;
         let payload = Payload::File(lease.source().as_fd(), wanted.start, len);
         let op = SendOp { choice, more, guarded: false };

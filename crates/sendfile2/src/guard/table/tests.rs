@@ -234,7 +234,7 @@ mod properties {
                     }
                     Op::Detach(i) if i < writers.len() => {
                         let Known { key, range, .. } = &writers[i];
-                        table.detached(*key, &table.pages(range.clone())).wake();
+                        table.detached(*key, range).wake();
                         if !writers[..i].iter().any(|w| overlap(&w.range, range)) {
                             left = left
                                 .iter()
