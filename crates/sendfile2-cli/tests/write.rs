@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use filesystems::{Filesystem, here, mounted, tmpfs};
+use filesystems::{Filesystem, here, mounted, overlay, tmpfs};
 use sendfile2::Source;
 use sendfile2::detach::Detacher;
 use serde_json::Value;
@@ -215,6 +215,65 @@ fn on_tmpfs_it_is_refused_with_what_to_do_instead() {
         assert!(text.contains(said), "{said}: {text}");
     }
     assert_eq!(count(&std::fs::read(&path).unwrap(), b'A'), SIZE);
+}
+
+fn probed(path: &Path) -> (Value, String) {
+    let probe = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sendfile2"));
+        let output = command.args(["probe", "--file", name(path)]).args(args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    let mut report: Value = serde_json::from_slice(&probe(&["--json"])).unwrap();
+    (report["file"]["detaches"].take(), String::from_utf8(probe(&[])).unwrap())
+}
+
+#[test]
+fn probe_tells_whether_it_can_be_done_and_writes_nothing() {
+    let all = [Some(here()), mounted("ext4"), mounted("btrfs"), overlay(), Some(tmpfs())];
+    for filesystem in all.into_iter().flatten() {
+        let path = letters(&filesystem.dir);
+        let stat = || {
+            let it = std::fs::metadata(&path).unwrap();
+            (it.mtime(), it.mtime_nsec(), it.ctime(), it.ctime_nsec())
+        };
+        let before = stat();
+        let (detaches, text) = probed(&path);
+        assert_eq!(stat(), before);
+        assert_eq!(count(&std::fs::read(&path).unwrap(), b'A'), SIZE);
+        let (state, by, told) = match filesystem.name {
+            "ext4" => ("yes", "direct", "yes (direct I/O, units of "),
+            "btrfs" => ("yes", "clone", "yes (clones, units of"),
+            "overlayfs" => ("untried", "", "only a try tells"),
+            "tmpfs" => ("no", "", "no: the file cannot be opened for direct I/O"),
+            // Whatever it is: what it tells is what a try shows.
+            _ => {
+                let can = write(&[name(&path), "--at", "0"], &vec![b'B'; SIZE]).status.success();
+                assert!(detaches["state"] == "untried" || (detaches["state"] == "yes") == can);
+                continue;
+            }
+        };
+        assert!(text.contains(&format!("  {:<20} {told}", "detaches")), "{told}: {text}");
+        assert_eq!(detaches["state"], state, "{detaches}");
+        assert_eq!(detaches["by"].as_str().unwrap_or(""), by, "{detaches}");
+        assert_eq!(detaches["unit"].is_u64(), state == "yes", "{detaches}");
+        assert_eq!(detaches["proof"].is_string(), state == "yes", "{detaches}");
+        assert!(detaches["why"].as_str().unwrap().starts_with(told), "{detaches}");
+    }
+}
+
+/// To open a file for writing, on overlayfs, copies it up.
+#[test]
+fn probe_copies_nothing_up() {
+    let Some(overlay) = overlay() else { return };
+    let root = overlay.dir.parent().unwrap();
+    let path = overlay.dir.join("lower");
+    std::fs::write(root.join("lower/lower"), [b'A'; 5000]).unwrap();
+    let (detaches, _) = probed(&path);
+    assert_eq!(detaches["state"], "untried", "{detaches}");
+    assert!(!root.join("upper/lower").exists());
+    drop(File::options().write(true).open(&path).unwrap());
+    assert!(root.join("upper/lower").exists(), "the control");
 }
 
 /// A server process, which ends with the test.

@@ -71,6 +71,12 @@ impl Detacher {
         Ok(detacher)
     }
 
+    /// Returns the way in which the page cache of this file is asked.
+    #[must_use]
+    pub fn proof(&self) -> Proof {
+        self.proof
+    }
+
     /// Takes every page of `range` out of the page cache: writes them out, rewrites the old bytes
     /// by direct I/O (on btrfs: by a clone of a copy), and proves that each has been out since the
     /// call began. What was in flight before the call keeps its pages. Bytes behind the end of
