@@ -120,6 +120,7 @@ fn manual(root: &Path, to: &Tree) -> anyhow::Result<()> {
     for page in [
         "crates/sendfile2-c/man/sendfile2.3",
         "crates/sendfile2-c/man/sendfile2.7",
+        "crates/sendfile2-c/man/sendfile2_pwrite.3",
         "crates/msg_zerocopy/man/msg_zerocopy.1",
     ] {
         let (_, name) = page.rsplit_once('/').context("no file name")?;
@@ -129,7 +130,12 @@ fn manual(root: &Path, to: &Tree) -> anyhow::Result<()> {
     let exported = std::fs::read_to_string(root.join("crates/sendfile2-c/libsendfile2.map"))?;
     let functions = exported.lines().filter_map(|line| line.trim().strip_suffix(';'));
     for function in functions.filter(|name| name.starts_with("sendfile2_")) {
-        to.symlink("sendfile2.3", &format!("share/man/man3/{function}.3"))?;
+        let page = match function {
+            "sendfile2_pwrite" => continue,
+            "sendfile2_pwrite_unit" => "sendfile2_pwrite.3",
+            _ => "sendfile2.3",
+        };
+        to.symlink(page, &format!("share/man/man3/{function}.3"))?;
     }
     Ok(())
 }

@@ -186,6 +186,30 @@ ssize_t sendfile2_file_send(int out_fd,
 void sendfile2_file_close(struct sendfile2_file *file);
 
 /*
+ Overwrites count bytes of a file at offset, whole units of sendfile2_pwrite_unit() within the
+ file, while anybody may be sending them: what is in flight, by sendfile(2) of any program, keeps
+ the old bytes. Nothing is ever written in place: where that is impossible it is refused. Neither
+ the descriptor nor its position is changed, and it may be open for reading only if the file may
+ be written. flags is 0.
+
+ Returns the bytes written, which may be fewer than count; or, if none were, -1 and errno:
+ EOPNOTSUPP: not on this file (tmpfs, overlayfs, no direct I/O, no way to ask the page cache).
+ EINVAL: not whole units; not a regular file or block device; flags.
+ ENXIO: behind the end of the file.
+ EBUSY: pages came back into the page cache at each try: another program writes there.
+ EBADF; EFAULT: buf is NULL; EACCES, EROFS, EFBIG, ENOSPC, EIO and others, as open(2) and write(2).
+ See sendfile2_pwrite(3).
+ */
+ssize_t sendfile2_pwrite(int fd, const void *buf, size_t count, off_t offset, int flags);
+
+/*
+ Returns the unit, in bytes, of what sendfile2_pwrite() writes now: offsets and counts are
+ multiples of it. A reflink of the file changes it. -1 and errno, as of sendfile2_pwrite(), if it
+ is known that the file cannot be overwritten so; some filesystems tell only when it is tried.
+ */
+ssize_t sendfile2_pwrite_unit(int fd);
+
+/*
  Opens a queue, which keeps the account of the notifications of a TCP or UDP socket, and must
  read all of them from now on. next_id is the number of zerocopy sends made on it so far, and so
  the id of the next one; 0 on a new socket. Ids are counted in 64 bits, where the kernel's wrap

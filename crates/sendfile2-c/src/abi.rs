@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use libc::{loff_t, size_t, ssize_t, timespec};
+use libc::{loff_t, off_t, size_t, ssize_t, timespec};
 use rustix::io::Errno;
 use sendfile2_sys::errqueue::Foreign;
 
@@ -19,7 +19,7 @@ use crate::file::Kept;
 use crate::queue::{Queue, Read};
 use crate::request::{Boundaries, Notifier, Request, is_pageless};
 use crate::sync::State;
-use crate::{kernel, send, sync};
+use crate::{kernel, send, sync, write};
 
 /// Flag of sendfile2(): as sendfile(2), as without flags.
 pub const SENDFILE_DEFAULT: c_int = 0x1;
@@ -164,6 +164,51 @@ pub unsafe extern "C" fn sendfile2_file_close(file: *mut sendfile2_file) {
         // SAFETY: sendfile2_file_open made it so, and it is closed once, as C asks of pointers.
         drop(unsafe { Box::from_raw(file) });
     }
+}
+
+/// Overwrites count bytes of a file at offset, whole units of sendfile2_pwrite_unit() within the
+/// file, while anybody may be sending them: what is in flight, by sendfile(2) of any program, keeps
+/// the old bytes. Nothing is ever written in place: where that is impossible it is refused. Neither
+/// the descriptor nor its position is changed, and it may be open for reading only if the file may
+/// be written. flags is 0.
+///
+/// Returns the bytes written, which may be fewer than count; or, if none were, -1 and errno:
+/// EOPNOTSUPP: not on this file (tmpfs, overlayfs, no direct I/O, no way to ask the page cache).
+/// EINVAL: not whole units; not a regular file or block device; flags.
+/// ENXIO: behind the end of the file.
+/// EBUSY: pages came back into the page cache at each try: another program writes there.
+/// EBADF; EFAULT: buf is NULL; EACCES, EROFS, EFBIG, ENOSPC, EIO and others, as open(2) and write(2).
+/// See sendfile2_pwrite(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendfile2_pwrite(
+    fd: c_int,
+    buf: *const c_void,
+    count: size_t,
+    offset: off_t,
+    flags: c_int,
+) -> ssize_t {
+    without_cancellation(|| {
+        let offset = u64::try_from(offset).map_err(|_| Errno::INVAL)?;
+        if flags != 0 || isize::try_from(count).is_err() {
+            return Err(Errno::INVAL);
+        }
+        let data = match count {
+            0 => &[],
+            _ if buf.is_null() => return Err(Errno::FAULT),
+            // SAFETY: it points at so many bytes that do not change meanwhile, as C asks of
+            // pointers; no more than a slice can have.
+            _ => unsafe { std::slice::from_raw_parts(buf.cast(), count) },
+        };
+        write::pwrite(fd, data, offset)
+    })
+}
+
+/// Returns the unit, in bytes, of what sendfile2_pwrite() writes now: offsets and counts are
+/// multiples of it. A reflink of the file changes it. -1 and errno, as of sendfile2_pwrite(), if it
+/// is known that the file cannot be overwritten so; some filesystems tell only when it is tried.
+#[unsafe(no_mangle)]
+pub extern "C" fn sendfile2_pwrite_unit(fd: c_int) -> ssize_t {
+    without_cancellation(|| write::unit(fd))
 }
 
 /// Kind of a sendfile2_entry: sends are released.

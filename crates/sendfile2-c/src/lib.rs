@@ -18,6 +18,7 @@ mod ring;
 mod send;
 pub mod shim;
 mod sync;
+mod write;
 
 pub use abi::*;
 

@@ -40,6 +40,11 @@ fn the_queue_object_tells_what_is_released() {
     c_test("queue");
 }
 
+#[test]
+fn an_overwrite_changes_nothing_that_is_in_flight() {
+    c_test("pwrite");
+}
+
 /// Runs `script` in namespaces of its own, with `$0` the program; says why where that cannot be.
 fn unshared(namespaces: &str, directory: &Path, needs: &str, program: &Path) {
     let unshare = |script: &str| {

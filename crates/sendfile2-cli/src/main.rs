@@ -7,6 +7,7 @@ mod probe;
 mod recv;
 mod send;
 mod torture;
+mod write;
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ Examples:
   sendfile2 probe                     what this machine allows, and why
   sendfile2 recv :9000 -o copy        receive a file here ...
   sendfile2 send disk.img host:9000   ... and send it there
+  sendfile2 write slab --at 0 < slot  overwrite what a server may be sending
   sendfile2 serve public              serve files by HTTP
   sendfile2 torture --engine zerocopy overwrite a file while hundreds of clients receive it
   sendfile2 bench engines --quick     what each way of sending costs
@@ -51,6 +53,7 @@ enum Command {
     Send(send::Args),
     Serve(args::serve::Args),
     Recv(recv::Args),
+    Write(write::Args),
     Torture(torture::Args),
     Completions(generate::Completions),
     Man(generate::Man),
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::Send(args) => send::run(&args),
         Command::Serve(_) => return execute("sendfile2-server", 1),
         Command::Recv(args) => recv::run(&args),
+        Command::Write(args) => write::run(&args),
         Command::Torture(args) => torture::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueHint;
-use sendfile2::probe::{Availability, Destination, File, IoUring, Machine};
+use sendfile2::probe::{Availability, Destination, Detaches, File, IoUring, Machine};
 use sendfile2::{Sender, probe};
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => None,
         Some(path) => {
             let source = output::open(path)?;
-            Some((path, probe::file(&source)?))
+            Some((path, probe::file(&source)?, probe::detaches(&source)))
         }
     };
     let destination = match &args.destination {
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let advice: Vec<String> = machine
         .advice()
         .into_iter()
-        .chain(file.as_ref().and_then(|(_, file)| file.advice()))
+        .chain(file.as_ref().and_then(|(_, file, _)| file.advice()))
         .map(|advice| advice.to_string())
         .collect();
 
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "io_uring": io_uring(machine.io_uring),
             "user_namespaces": machine.user_namespaces,
             "destination": destination.map(|(address, d)| as_json_destination(address, &d)),
-            "file": file.map(|(path, f)| as_json_file(&path.display().to_string(), &f)),
+            "file": file.map(|(path, f, d)| as_json_file(&path.display().to_string(), &f, &d)),
             "advice": advice,
         });
         return output::print(&format!("{report}\n"));
@@ -81,8 +81,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some((address, destination)) = destination {
         text += &format!("\nDestination {address}\n{destination}");
     }
-    if let Some((path, file)) = file {
+    if let Some((path, file, detaches)) = file {
         text += &format!("\nFile {}\n{file}", path.display());
+        text += &format!("  {:<20} {detaches}\n", "detaches");
     }
     text += "\nAdvice\n";
     if advice.is_empty() {
@@ -164,12 +165,27 @@ fn as_json_destination(address: &Address, destination: &Destination) -> Value {
     })
 }
 
-fn as_json_file(path: &str, file: &File) -> Value {
+fn as_json_file(path: &str, file: &File, detaches: &Detaches) -> Value {
+    let (state, means) = match detaches {
+        Detaches::Yes(means) => ("yes", Some(means)),
+        Detaches::Untried(means) => ("untried", means.as_ref()),
+        Detaches::No(_) => ("no", None),
+        // New states say in words what they are.
+        _ => ("unknown", None),
+    };
     json!({
         "path": path,
         "size": file.size,
         "filesystem": file.filesystem,
         "mapped": file.unmappable.is_none(),
+        "detaches": {
+            "state": state,
+            "why": detaches.to_string(),
+            // null: not known, or there are none.
+            "by": means.map(|means| if means.clone { "clone" } else { "direct" }),
+            "unit": means.map(|means| means.unit),
+            "proof": means.map(|means| means.proof.to_string()),
+        },
         "why_read": file.unmappable.map(|why| why.to_string()),
     })
 }

@@ -147,6 +147,7 @@ fn help_has_examples_for_every_command() {
         &["bench", "compare", "--help"],
         &["bench", "report", "--help"],
         &["torture", "--help"],
+        &["write", "--help"],
         &["serve", "--help"],
         &["completions", "--help"],
         &["man", "--help"],
@@ -245,7 +246,7 @@ fn short_commands(directory: &str) -> Vec<Vec<&str>> {
         |serve . --listen 203.0.113.9:1|serve . --listen 203.0.113.9:1 --workers 1\
         |bench compare a b|torture --duration 1s --clients 2 --writers 1 --processes 1\
         |send Cargo.toml 127.0.0.1:1 --engine copy|send Cargo.toml 127.0.0.1:1 --engine uring\
-        |send Cargo.toml 127.0.0.1:1 --engine zerocopy";
+        |send Cargo.toml 127.0.0.1:1 --engine zerocopy|write Cargo.toml --at 1";
     let mut all: Vec<Vec<_>> =
         commands.split('|').map(|words| words.split_whitespace().collect()).collect();
     all.push(vec!["man", directory]);
@@ -471,6 +472,7 @@ fn man_pages_are_generated_for_every_command() {
         sendfile2-send.1
         sendfile2-serve.1
         sendfile2-torture.1
+        sendfile2-write.1
         sendfile2.1";
     assert_eq!(pages, commands.split_whitespace().collect::<Vec<_>>());
     let page = std::fs::read_to_string(directory.join("sendfile2.1")).expect("readable");

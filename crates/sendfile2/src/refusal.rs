@@ -97,7 +97,7 @@ impl fmt::Display for Refusal {
             Refusal::Native(why) => write!(f, "{why}"),
             Refusal::NotDetaching => f.write_str(
                 "sendfile(2) never reports a release, so it serves only what is leased of a file whose \
-                 overwrites detach (guard::Overwrite::Detach, on a filesystem that can; probe FILE)",
+                 overwrites detach (guard::Overwrite::Detach, on a filesystem that can; probe --file)",
             ),
             Refusal::Driver => f.write_str(
                 "a sender does not use io_uring, which has a front end of its own: uring::Driver",

@@ -289,3 +289,26 @@ fn on_overlayfs_the_proof_is_one_that_shows_what_is_cached() {
     file.write_all_at(&pattern(!9, 0..SLOT), 0).unwrap();
     assert_eq!(wrong(&mut receiver, &pattern(9, 0..SLOT)), 0);
 }
+
+/// A file of the lower layer is another one once it is copied up: its old descriptors go on showing
+/// the pages of the lower one.
+#[test]
+fn on_overlayfs_a_descriptor_from_before_the_copy_up_proves_nothing() {
+    let Some(overlay) = overlay() else { return };
+    let lower = overlay.dir.parent().unwrap().join("lower/file");
+    std::fs::write(&lower, pattern(10, 0..2 * SLOT)).unwrap();
+    let before = File::open(overlay.dir.join("file")).unwrap();
+    let detacher = Detacher::new(&Source::new(before).unwrap());
+    // Cold, so that none of the lower pages is seen.
+    let cold = File::open(&lower).unwrap();
+    cold.sync_all().unwrap();
+    rustix::fs::fadvise(&cold, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let path = overlay.dir.join("file");
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let range = SLOT + (64 << 10)..2 * SLOT;
+    let mut receiver = queued(&file, range.clone());
+    if detacher.and_then(|detacher| detacher.detach(&range)).is_ok() {
+        file.write_all_at(&pattern(!10, range.clone()), range.start).unwrap();
+    }
+    assert_eq!(wrong(&mut receiver, &pattern(10, range)), 0);
+}

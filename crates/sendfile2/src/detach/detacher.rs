@@ -12,6 +12,7 @@ use super::pages::{REGION, TRIES, chunks, page, pages};
 use super::proof::Proof;
 use crate::error::Error;
 use crate::not_detached::NotDetached;
+use crate::refusal::Unmappable;
 use crate::source::Source;
 use crate::trace;
 
@@ -54,21 +55,33 @@ impl Detacher {
         }
         // By this name an unlinked file, too, is opened anew.
         let name = format!("/proc/self/fd/{}", source.as_fd().as_raw_fd());
-        let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let direct = rustix::fs::open(name, flags, Mode::empty()).map_err(no_direct)?;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let open = |flags| rustix::fs::open(&*name, flags, Mode::empty()).map_err(no_direct);
+        let direct = open(flags | OFlags::DIRECT)?;
         let stat = |file| rustix::fs::fstat(file).map_err(NotDetached::io("fstat", 0));
         let (ours, anew) = (stat(source.as_fd())?, stat(direct.as_fd())?);
         if (ours.st_dev, ours.st_ino) != (anew.st_dev, anew.st_ino) {
             // Something else is mounted where /proc should be.
             return Err(no_direct(Errno::STALE));
         }
-        let proof = Proof::of(source)?;
+        let source = match source.unmappable() {
+            // It may show the lower file for ever, which was copied up at the latest just now.
+            Some(Unmappable::Overlay) => Source::new(open(flags)?)?,
+            _ => source.clone(),
+        };
+        let proof = Proof::of(&source)?;
         let no_clone = AtomicBool::new(!source.is_btrfs());
-        let detacher = Detacher { source: source.clone(), direct, proof, no_clone };
+        let detacher = Detacher { source, direct, proof, no_clone };
         if detacher.no_clone.load(Ordering::Relaxed) {
             detacher.direct_units()?;
         }
         Ok(detacher)
+    }
+
+    /// Returns the way in which the page cache of this file is asked.
+    #[must_use]
+    pub fn proof(&self) -> Proof {
+        self.proof
     }
 
     /// Takes every page of `range` out of the page cache: writes them out, rewrites the old bytes

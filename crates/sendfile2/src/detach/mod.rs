@@ -45,3 +45,4 @@ pub use crate::not_detached::NotDetached;
 pub use detacher::{Detached, Detacher};
 pub use overwrite::NotOverwritten;
 pub use pages::REGION;
+pub use proof::Proof;

@@ -1,5 +1,6 @@
 //! Asking the page cache, by a way that was seen to answer.
 
+use std::fmt;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
@@ -15,12 +16,22 @@ use crate::sys::page_cache;
 const TRIES: u32 = 8;
 
 /// The way in which the page cache of a file is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Proof {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Proof {
     /// `cachestat(2)`, Linux 6.5. On overlayfs it never shows anything.
     Cachestat,
     /// `mincore(2)` on a mapping, which shows what may be asked, and else says that all is there.
     Mincore,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Proof::Cachestat => "cachestat",
+            Proof::Mincore => "mincore",
+        })
+    }
 }
 
 impl Proof {

@@ -159,7 +159,7 @@ fn availability(engine: Engine) -> Availability {
     match engine {
         Engine::Copy => Availability::Available("it needs nothing".into()),
         Engine::Sendfile => Availability::Available(
-            "it serves what is leased of files that detach: `sendfile2 probe FILE` tells of one"
+            "it serves what is leased of files that detach: `sendfile2 probe --file FILE` tells of one"
                 .into(),
         ),
         Engine::Auto => {

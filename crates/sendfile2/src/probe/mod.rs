@@ -14,10 +14,12 @@
 
 mod advice;
 mod destination;
+mod detaches;
 mod file;
 mod machine;
 
 pub use advice::Advice;
 pub use destination::{Destination, destination};
+pub use detaches::{Detaches, Means, detaches};
 pub use file::{File, file};
 pub use machine::{Availability, EngineState, IoUring, Limits, Machine, Memlock, machine};
