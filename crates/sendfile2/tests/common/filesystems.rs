@@ -64,7 +64,8 @@ fn skip(name: &str, why: &str) -> Option<Filesystem> {
 /// One of [`DETACHING`], or another one that is known here, made anew in a file.
 pub fn mounted(name: &'static str) -> Option<Filesystem> {
     let (program, arguments, options): (_, &[&str], _) = match name {
-        "ext4" => ("mkfs.ext4", &["-q", "-F"], "loop"),
+        // Small ones have blocks of 1 KiB unless told otherwise.
+        "ext4" => ("mkfs.ext4", &["-q", "-F", "-b", "4096"], "loop"),
         "ext4 with 1 KiB blocks" => ("mkfs.ext4", &["-q", "-F", "-b", "1024"], "loop"),
         "ext4 with data=journal" => ("mkfs.ext4", &["-q", "-F"], "loop,data=journal"),
         "ext4 with bigalloc" => ("mkfs.ext4", &["-q", "-F", "-O", "bigalloc"], "loop"),
