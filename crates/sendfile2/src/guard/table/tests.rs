@@ -246,7 +246,7 @@ mod properties {
                         }
                     }
                     Op::Expose(range) => {
-                        table.expose(std::slice::from_ref(&range));
+                        table.expose(&range);
                         range.for_each(|at| exposed[index(at)] = true);
                     }
                     Op::End(_) | Op::Remove(_) | Op::Detach(_) => {}
