@@ -222,7 +222,9 @@ impl Ci {
         };
         torture("--engine zerocopy --duration 20s --faults all")?;
         torture("--engine auto --duration 10s")?;
-        torture("--engine sendfile --duration 5s")?;
+        torture("--engine sendfile --duration 10s --faults all")?;
+        torture("--engine zerocopy --duration 10s --overwrite wait")?;
+        torture("--engine sendfile --duration 5s --overwrite in-place")?;
         let probe = self.command(&program, "probe --json").stderr(Stdio::inherit()).output()?;
         let probe: serde_json::Value = serde_json::from_slice(&probe.stdout)?;
         let engines = probe["engines"].as_array().context("probe names no engines")?;

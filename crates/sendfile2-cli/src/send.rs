@@ -89,7 +89,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn engine() -> impl TypedValueParser<Value = Engine> {
+pub(crate) fn engine() -> impl TypedValueParser<Value = Engine> {
     PossibleValuesParser::new(Engine::ALL.iter().map(|engine| engine.name()))
         .try_map(|name| name.parse::<Engine>())
 }

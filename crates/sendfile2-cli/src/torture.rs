@@ -12,21 +12,23 @@ mod server;
 mod wire;
 mod writer;
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::ValueHint;
-use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressStyle};
+use sendfile2::detach::{Detacher, NotDetached};
+use sendfile2::{Engine, Source};
 
 use crate::child;
-use crate::method::Method;
 use crate::netns::{Net, Place};
-use crate::{output, scratch, units};
+use crate::{output, scratch, send, units};
 use block::BLOCK;
 use fault::{Fault, Faults};
-use message::{Layout, Line, Role};
+use message::{Layout, Line, Overwrite, Role};
 use parent::Parent;
 
 /// Overwrite a file all the time while hundreds of clients receive it, and check every block
@@ -36,8 +38,9 @@ use parent::Parent;
 /// says what it is, and every response which generation it brings, so that a client knows every
 /// wrong block.
 ///
-/// The engine "sendfile" is the control: plain sendfile(2), whose slots are free to be overwritten
-/// when it has returned. It must find wrong blocks, or the torture is too weak to prove anything.
+/// Overwriting in place is the control: slots are overwritten, as any program would do it, when the
+/// call that sent them has returned. It must find wrong blocks, or the torture is too weak to prove
+/// anything.
 ///
 /// Exits 0 if every block was right and nothing is left in flight (for the control: if wrong blocks
 /// were found), and 1 if not.
@@ -45,7 +48,7 @@ use parent::Parent;
 #[command(after_help = "\
 Examples:
   sendfile2 torture --engine zerocopy                half a minute
-  sendfile2 torture --engine sendfile --duration 10s
+  sendfile2 torture --engine sendfile --overwrite in-place --duration 10s
                                                      the control: must find wrong blocks
   sendfile2 torture --duration 10m --faults all      with kill -9, EMFILE and small limits
   sendfile2 torture --peer-netns new                 over a veth pair, made for it
@@ -54,8 +57,14 @@ Examples:
   sendfile2 torture --json | jq '{wrong_blocks, unknown_left}'")]
 pub(crate) struct Args {
     /// Engine that sends the responses
-    #[arg(long, default_value = "auto", value_parser = methods())]
-    engine: Method,
+    #[arg(long, default_value_t, value_parser = send::engine())]
+    engine: Engine,
+    /// How writers deal with what is still in flight
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    overwrite: Overwrite,
+    /// Punch holes into the file all the time, so that writers find blocks that are not allocated
+    #[arg(long)]
+    sparse: bool,
     /// Clients at a time
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=5000))]
     clients: u32,
@@ -95,11 +104,6 @@ pub(crate) struct Args {
     role: bool,
 }
 
-/// The engines, and plain `sendfile(2)`.
-fn methods() -> impl TypedValueParser<Value = Method> {
-    Method::parser(Method::engines().chain([Method::Sendfile]))
-}
-
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|e| format!("{e}: give 30s or 10m"))?;
     if (Duration::from_secs(1)..=Duration::from_secs(7 * 86_400)).contains(&duration) {
@@ -125,6 +129,23 @@ impl Args {
         Layout { slots: self.slots, slot_size: self.slot_size }
     }
 
+    /// Ends the program with an error of the command line where the engine and the way to overwrite
+    /// prove nothing together.
+    fn check(&self) {
+        let why = match (self.engine, self.overwrite) {
+            (Engine::Sendfile, Overwrite::Wait) => {
+                "--engine sendfile needs --overwrite detach: nobody tells when what it sent is \
+                 released (or in-place, which is the control)\n"
+            }
+            (Engine::Copy | Engine::Auto, Overwrite::InPlace) => {
+                "--overwrite in-place is the control of the engines that send the file's pages \
+                 themselves: take it with --engine sendfile, zerocopy, uring or native\n"
+            }
+            _ => return,
+        };
+        clap::Error::raw(ErrorKind::ArgumentConflict, why).exit()
+    }
+
     /// Returns the network to run in: for a fault that needs it, a namespace of its own.
     fn net(&self) -> anyhow::Result<Net> {
         match self.place.net().context("torture")? {
@@ -141,10 +162,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.role {
         return run_role();
     }
+    args.check();
     let net = args.net()?;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..=u64::from(u32::MAX)));
     let (file, _) = scratch::place(args.dir.as_deref()).context("torture")?;
     let filesystem = scratch::filesystem(&file)?;
+    file.set_len(args.layout().size()).context("torture: cannot set the size of the file")?;
+    let not_detached = match args.overwrite {
+        Overwrite::Detach => detach(&file).err().map(|why| output::whole(&why)),
+        Overwrite::Wait | Overwrite::InPlace => None,
+    };
+    if let (Engine::Sendfile, Some(why)) = (args.engine, &not_detached) {
+        bail!(
+            "torture: the engine sendfile serves only files that can be detached, and those on \
+             {filesystem} cannot: {why}: choose another directory with --dir"
+        );
+    }
     // Shown on standard error, where that is a terminal.
     let progress = ProgressBar::new(args.duration.as_secs())
         .with_style(ProgressStyle::with_template("{pos}/{len} s  {wide_msg}")?);
@@ -154,7 +187,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let totals = std::mem::take(&mut parent.totals);
     // No process is left from here on.
     drop(parent);
-    let report = totals.report(args, &net, seed, filesystem);
+    let report = totals.report(args, &net, seed, filesystem, not_detached);
     if args.json {
         output::print(&format!("{}\n", serde_json::to_string(&report)?))?;
     } else {
@@ -162,6 +195,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     ran.context("torture")?;
     report.verdict()
+}
+
+/// Tries whether the file can be detached.
+fn detach(file: &File) -> anyhow::Result<()> {
+    let source = Source::new(file.try_clone()?)?;
+    let detached = Detacher::new(&source).and_then(|detacher| detacher.detach(&(0..1)));
+    detached.map(drop).map_err(NotDetached::into)
 }
 
 /// The work of a process that this program started itself.

@@ -4,6 +4,8 @@ mod engines;
 
 use std::process::{Command, Output};
 
+use sendfile2::Engine;
+use sendfile2::detach::Detacher;
 use serde_json::Value;
 
 fn run(args: &[&str]) -> Output {
@@ -13,11 +15,15 @@ fn run(args: &[&str]) -> Output {
 
 /// Makes a short run with few clients; returns the JSON it prints, and its exit status.
 fn torture(args: &[&str]) -> (Value, Option<i32>) {
+    torture_in(env!("CARGO_TARGET_TMPDIR"), args)
+}
+
+fn torture_in(directory: &str, args: &[&str]) -> (Value, Option<i32>) {
     let mut all = vec!["--clients", "24", "--processes", "3", "--writers", "4"];
     if !args.contains(&"--duration") {
         all.extend(["--duration", "3s"]);
     }
-    all.extend(["--json", "--dir", env!("CARGO_TARGET_TMPDIR")]);
+    all.extend(["--json", "--dir", directory]);
     all.extend(args);
     let output = run(&all);
     let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
@@ -46,18 +52,60 @@ fn assert_safe(report: &Value, status: Option<i32>) {
     assert!(report["rss_first_mb"].is_f64() && report["rss_last_mb"].is_f64());
 }
 
+/// Whether files in the directory of the tests can be detached.
+fn detaches() -> bool {
+    let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
+    file.set_len(4096).expect("a page");
+    let source = sendfile2::Source::new(file).expect("a source");
+    let detached = Detacher::new(&source).and_then(|detacher| detacher.detach(&(0..1)));
+    if let Err(why) = &detached {
+        println!("SKIP: here nothing is detached: {why}");
+    }
+    detached.is_ok()
+}
+
 #[test]
 fn every_engine_delivers_every_block_right_and_leaves_nothing() {
     for engine in engines::here() {
+        if engine == Engine::Sendfile && !detaches() {
+            continue;
+        }
         let (report, status) = torture(&["--engine", engine.name()]);
         assert_safe(&report, status);
         assert_eq!(report["engine"], engine.name());
+        assert_eq!(report["overwrite"], "detach");
     }
 }
 
 #[test]
+fn by_sendfile_whatever_was_sent_is_detached_also_where_blocks_are_new() {
+    if !detaches() {
+        return;
+    }
+    for more in [&[][..], &["--sparse"], &["--faults", "server-kill"]] {
+        let (report, status) = torture(&[&["--engine", "sendfile"], more].concat());
+        assert_safe(&report, status);
+        assert!(number(&report, "detached") > 0);
+        assert!(report["choices"]["sendfile: asked for"].as_u64() > Some(0));
+    }
+}
+
+#[test]
+fn where_nothing_is_detached_sendfile_is_refused_and_the_others_wait() {
+    let output = run(&["--engine", "sendfile", "--dir", "/dev/shm"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("tmpfs cannot") && text.contains("--dir"), "{text}");
+    assert!(output.stdout.is_empty());
+    let (report, status) = torture_in("/dev/shm", &["--engine", "zerocopy"]);
+    assert_safe(&report, status);
+    assert_eq!(number(&report, "detached"), 0);
+    assert!(report["no_detaching"].is_string() && number(&report, "writers_waited") > 0);
+}
+
+#[test]
 fn by_zerocopy_writers_wait_and_stalled_clients_are_aborted() {
-    let (report, status) = torture(&["--engine", "zerocopy"]);
+    let (report, status) = torture(&["--engine", "zerocopy", "--overwrite", "wait"]);
     assert_safe(&report, status);
     for field in ["zerocopy_sends", "writers_waited", "aborts"] {
         assert!(number(&report, field) > 0, "{field}");
@@ -69,11 +117,14 @@ fn by_zerocopy_writers_wait_and_stalled_clients_are_aborted() {
 
 #[test]
 fn the_control_finds_wrong_blocks() {
-    let (report, status) = torture(&["--engine", "sendfile"]);
-    assert!(number(&report, "wrong_blocks") > 0);
-    assert!(report["wrong_samples"].as_array().is_some_and(|samples| !samples.is_empty()));
-    assert!(report["first_wrong_after_s"].is_f64());
-    assert_eq!(status, Some(0), "the control does what it is for");
+    for engine in ["sendfile", "zerocopy"] {
+        let (report, status) = torture(&["--engine", engine, "--overwrite", "in-place"]);
+        assert!(number(&report, "wrong_blocks") > 0);
+        assert!(report["wrong_samples"].as_array().is_some_and(|samples| !samples.is_empty()));
+        assert!(report["first_wrong_after_s"].is_f64());
+        assert_eq!(number(&report, "detached"), 0);
+        assert_eq!(status, Some(0), "the control does what it is for");
+    }
 }
 
 #[test]
@@ -133,6 +184,9 @@ fn wrong_arguments_are_usage_errors_that_say_what_is_right() {
         (&["--clients", "0"], "1..=5000"),
         (&["--slot-size", "1000"], "multiple of 512"),
         (&["--faults", "fire"], "server-kill"),
+        (&["--overwrite", "never"], "in-place"),
+        (&["--engine", "sendfile", "--overwrite", "wait"], "--overwrite detach"),
+        (&["--engine", "copy", "--overwrite", "in-place"], "--engine sendfile"),
         (&["--peer-netns", "elsewhere"], "/run/netns/"),
         (&["--peer-netns", "1"], "--connect"),
         (&["--connect", "10.0.0.1"], "--peer-netns"),

@@ -27,15 +27,16 @@ pub enum Method {
 const LEASED: &str = "+lease";
 
 impl Method {
-    /// The library's engines.
-    pub fn engines() -> impl Iterator<Item = Method> {
-        Engine::ALL.iter().copied().map(Method::Library)
-    }
+    /// The library's engine `sendfile`, which serves nothing without a lease.
+    pub const SENDFILE_LEASED: Method = Method::Leased(Engine::Sendfile);
 
-    /// Returns all methods but those under a lease: first those that there were before this
-    /// library.
+    /// Returns all methods, and under a lease only that which there is in no other way: first those
+    /// that there were before this library.
     pub fn all() -> impl Iterator<Item = Method> {
-        [Method::Sendfile, Method::Splice, Method::ReadWrite].into_iter().chain(Method::engines())
+        let before = [Method::Sendfile, Method::SENDFILE_LEASED, Method::Splice, Method::ReadWrite];
+        let without_lease = |engine: &Engine| *engine != Engine::Sendfile;
+        let engines = Engine::ALL.iter().copied().filter(without_lease).map(Method::Library);
+        before.into_iter().chain(engines)
     }
 
     /// Returns the method's name on the command line and in results.
@@ -68,7 +69,7 @@ impl Method {
 
     /// Reads one of `methods` from the command line, by its name.
     pub fn parser(methods: impl IntoIterator<Item = Self>) -> impl TypedValueParser<Value = Self> {
-        PossibleValuesParser::new(methods.into_iter().map(Method::base)).try_map(Method::try_from)
+        PossibleValuesParser::new(methods.into_iter().map(Method::name)).try_map(Method::try_from)
     }
 }
 

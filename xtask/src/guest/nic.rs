@@ -181,6 +181,7 @@ fn steps(args: &Args, tests: &[Program], scratch: &str) -> Vec<Step> {
         let duration = if args.short { "6s" } else { "30s" };
         let words = ["torture", "--engine", engine, "--duration", duration, "--clients", "40"];
         let words = [&words[..], &["--processes", "2", "--slot-size", "64K"]].concat();
+        let words = [&words[..], &["--overwrite", overwrite(engine)]].concat();
         steps.push(Step::new(format!("torture {engine}"), command(&words)).seconds(300));
     }
     if !args.short {
@@ -190,6 +191,11 @@ fn steps(args: &Args, tests: &[Program], scratch: &str) -> Vec<Step> {
         steps.push(Step::new("bench", command(&words)).seconds(600));
     }
     steps
+}
+
+/// The question is whether releases can be trusted; the control trusts the return of the call.
+pub(super) fn overwrite(engine: &str) -> &'static str {
+    if engine == CONTROL { "in-place" } else { "wait" }
 }
 
 pub(super) fn queue(name: &str, options: &str) -> Step {

@@ -108,6 +108,7 @@ fn over_the_device() -> Vec<Step> {
     for engine in ["sendfile", "native"] {
         let words = ["torture", "--engine", engine, "--duration", "20s", "--clients", "10"];
         let words = [&words[..], &["--processes", "2", "--slot-size", "64K"]].concat();
+        let words = [&words[..], &["--overwrite", nic::overwrite(engine)]].concat();
         steps.push(Step::new(format!("torture {engine}"), command(&words)).seconds(300));
     }
     steps

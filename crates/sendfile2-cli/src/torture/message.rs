@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::block::Wrong;
@@ -21,6 +22,19 @@ pub(super) const EVERY: Duration = Duration::from_millis(250);
 pub(super) enum Role {
     Server(ServerRole),
     Clients(ClientsRole),
+}
+
+/// The way in which writers deal with what is still in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Overwrite {
+    /// Take its pages out of the page cache, and write at once; where that cannot be, wait
+    #[default]
+    Detach,
+    /// Wait until the kernel has released it
+    Wait,
+    /// Write to the pages that are sent, as soon as the call has returned: the control
+    InPlace,
 }
 
 /// The file: where its slots are.
@@ -58,7 +72,10 @@ pub(super) struct ServerRole {
     pub(super) file: i32,
     pub(super) layout: Layout,
     pub(super) listen: SocketAddr,
+    /// The engine; all sends are under leases, but for those of the control.
     pub(super) method: Method,
+    pub(super) overwrite: Overwrite,
+    pub(super) sparse: bool,
     pub(super) writers: u32,
     /// The number of clients to expect.
     pub(super) clients: u32,
@@ -125,6 +142,12 @@ pub(super) struct ServerTally {
     pub(super) in_the_way: u64,
     /// Connections aborted for a writer.
     pub(super) aborts: u64,
+    /// Ranges detached for a writer, tries that failed, and the time that both took.
+    pub(super) detached: u64,
+    pub(super) not_detached: u64,
+    pub(super) detaching: Duration,
+    /// Writers that were refused a range that could not be detached.
+    pub(super) refused: u64,
     /// Zerocopy sends released, and of these, COPIED.
     pub(super) released: u64,
     pub(super) copied: u64,

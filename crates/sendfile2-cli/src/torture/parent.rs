@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use indicatif::ProgressBar;
 
 use super::Args;
@@ -16,6 +16,7 @@ use super::fault::{Action, Fault, schedule};
 use super::message::{ClientsRole, Layout, Line, Order, Role, ServerRole};
 use super::process::{Event, Id, Process};
 use super::report::Totals;
+use crate::method::Method;
 use crate::netns::{self, Net};
 
 /// The time that a server has to start, or to stop and drain.
@@ -65,7 +66,6 @@ pub(super) struct Parent<'a> {
 impl<'a> Parent<'a> {
     pub(super) fn new(args: &'a Args, file: File, net: &'a Net, seed: u64) -> anyhow::Result<Self> {
         let layout = args.layout();
-        file.set_len(layout.size()).context("cannot set the size of the file")?;
         // The server inherits it; it has no name to be opened by.
         rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())?;
         let (sender, events) = mpsc::channel();
@@ -208,7 +208,9 @@ impl<'a> Parent<'a> {
             file: self.file.as_raw_fd(),
             layout: self.layout,
             listen: self.address,
-            method: self.args.engine,
+            method: Method::Leased(self.args.engine),
+            overwrite: self.args.overwrite,
+            sparse: self.args.sparse,
             writers: self.args.writers,
             clients: self.args.clients,
             life: self.lives,

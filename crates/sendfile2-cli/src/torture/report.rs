@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use hdrhistogram::Histogram;
+use sendfile2::Engine;
 use serde::Serialize;
 
 use super::Args;
 use super::block::Wrong;
-use super::message::{ClientsTally, ServerTally};
+use super::message::{ClientsTally, Overwrite, ServerTally};
 use crate::netns::Net;
 use crate::units;
 
@@ -45,6 +46,10 @@ pub(super) struct Totals {
     deadlines: u64,
     in_the_way: u64,
     aborts: u64,
+    detached: u64,
+    not_detached: u64,
+    detaching: Duration,
+    refused_writers: u64,
     released: u64,
     copied: u64,
     choices: BTreeMap<String, u64>,
@@ -79,6 +84,10 @@ impl Default for Totals {
             deadlines: 0,
             in_the_way: 0,
             aborts: 0,
+            detached: 0,
+            not_detached: 0,
+            detaching: Duration::ZERO,
+            refused_writers: 0,
             released: 0,
             copied: 0,
             choices: BTreeMap::new(),
@@ -112,6 +121,10 @@ impl Totals {
         self.deadlines += tally.deadlines;
         self.in_the_way += tally.in_the_way;
         self.aborts += tally.aborts;
+        self.detached += tally.detached;
+        self.not_detached += tally.not_detached;
+        self.detaching += tally.detaching;
+        self.refused_writers += tally.refused;
         self.released += tally.released;
         self.copied += tally.copied;
         add(&mut self.choices, &tally.choices);
@@ -175,10 +188,12 @@ impl Totals {
         let rss =
             self.rss.last().and_then(|(_, samples)| samples.last()).map_or(0, |(_, rss)| *rss);
         format!(
-            "{} responses, {} wrong blocks, {} overwrites, {} writers waited, {} aborts, {}",
+            "{} responses, {} wrong blocks, {} overwrites, {} detached, {} writers waited, {} aborts, \
+             {}",
             self.responses,
             self.wrong_blocks,
             self.overwrites,
+            self.detached,
             self.waits,
             self.aborts,
             units::bytes(rss)
@@ -206,12 +221,29 @@ impl Totals {
         (mean(begin, begin + window), mean(end - window, end))
     }
 
-    pub(super) fn report(&self, args: &Args, net: &Net, seed: u64, filesystem: String) -> Report {
+    /// The mean time of a try to detach a range, in microseconds.
+    fn detaching_mean(&self) -> u64 {
+        let tries = u128::from(self.detached + self.not_detached).max(1);
+        u64::try_from(self.detaching.as_micros() / tries).unwrap_or(u64::MAX)
+    }
+
+    /// `not_detached` tells why the file cannot be detached, if that was asked for and it cannot.
+    pub(super) fn report(
+        &self,
+        args: &Args,
+        net: &Net,
+        seed: u64,
+        filesystem: String,
+        not_detached: Option<String>,
+    ) -> Report {
         let (rss_first_mb, rss_last_mb) = self.memory();
         let at = |percentile| self.writer_micros.value_at_percentile(percentile);
         Report {
             engine: args.engine.to_string(),
-            control: args.engine.engine().is_none(),
+            needs_detaching: args.engine == Engine::Sendfile,
+            overwrite: args.overwrite,
+            sparse: args.sparse,
+            no_detaching: not_detached,
             clients: args.clients,
             writers: args.writers,
             processes: args.processes,
@@ -235,6 +267,10 @@ impl Totals {
             first_wrong_after_s: self.first_wrong.map(hundredths),
             unknown_left: self.unknown_left,
             aborts: self.aborts,
+            detached: self.detached,
+            detaching_failed: self.not_detached,
+            detaching_mean_micros: self.detaching_mean(),
+            writers_not_detached: self.refused_writers,
             writers_waited: self.waits,
             writer_deadlines: self.deadlines,
             writers_refused: self.in_the_way,
@@ -274,7 +310,12 @@ fn hundredths(n: f64) -> f64 {
 pub(super) struct Report {
     engine: String,
     #[serde(skip)]
-    control: bool,
+    needs_detaching: bool,
+    overwrite: Overwrite,
+    sparse: bool,
+    /// The reason why the file cannot be detached, though that was asked for: writers waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_detaching: Option<String>,
     clients: u32,
     writers: u32,
     processes: u32,
@@ -301,6 +342,12 @@ pub(super) struct Report {
     first_wrong_after_s: Option<f64>,
     unknown_left: Option<u64>,
     aborts: u64,
+    /// Ranges detached for a writer, tries that failed, and the mean time of both.
+    detached: u64,
+    detaching_failed: u64,
+    detaching_mean_micros: u64,
+    /// Writers that were told so, and wrote nothing.
+    writers_not_detached: u64,
     writers_waited: u64,
     writer_deadlines: u64,
     writers_refused: u64,
@@ -333,9 +380,13 @@ struct Percentiles {
 }
 
 impl Report {
+    fn is_control(&self) -> bool {
+        self.overwrite == Overwrite::InPlace
+    }
+
     /// Fails if something was wrong, or if nothing was proved.
     pub(super) fn verdict(&self) -> anyhow::Result<()> {
-        if self.wrong_blocks > 0 && !self.control {
+        if self.wrong_blocks > 0 && !self.is_control() {
             bail!(
                 "torture: NOT SAFE: {} wrong blocks (seed {}): please report this, with the output \
                  of --json",
@@ -348,7 +399,7 @@ impl Report {
             let more = if n > 1 { format!(" (and {} more)", n - 1) } else { String::new() };
             bail!("torture: what must not happen: {first}{more}");
         }
-        if self.client_timeouts > 0 && !self.control {
+        if self.client_timeouts > 0 && !self.is_control() {
             bail!(
                 "torture: {} times a client got neither bytes nor the end of its connection for \
                  {} s",
@@ -366,13 +417,26 @@ impl Report {
         if self.responses == 0 || self.overwrites == 0 {
             bail!("torture: this run proves nothing: nothing was received or nothing overwritten");
         }
-        if self.control && self.wrong_blocks == 0 {
+        if self.needs_detaching && !self.is_control() && self.detached == 0 {
+            bail!("torture: this run proves nothing: nothing was detached");
+        }
+        if self.is_control() && self.wrong_blocks == 0 {
             bail!(
-                "torture: too weak to prove anything: sendfile(2), whose pages were overwritten as \
-                 soon as it returned, delivered every block right"
+                "torture: too weak to prove anything: every block arrived right though the pages \
+                 were overwritten in place as soon as the call that sent them had returned"
             );
         }
         Ok(())
+    }
+
+    fn how(&self) -> &'static str {
+        match (self.overwrite, &self.no_detaching) {
+            (Overwrite::Detach, None) => "at once, what is in flight is detached",
+            (Overwrite::Detach, Some(_)) | (Overwrite::Wait, _) => {
+                "what is in flight is waited for"
+            }
+            (Overwrite::InPlace, _) => "in place when the send has returned (the control)",
+        }
     }
 
     fn rows(&self) -> Vec<(&'static str, String)> {
@@ -406,7 +470,7 @@ impl Report {
                 ),
             ),
             ("Checked", units::bytes(self.bytes)),
-            ("Overwrites", self.overwrites.to_string()),
+            ("Overwrites", format!("{}, {}", self.overwrites, self.how())),
             ("Writer took", {
                 let [p50, p90, p99, max] = [p50, p90, p99, max].map(units::micros);
                 format!("p50 {p50}, p90 {p90}, p99 {p99}, at most {max}")
@@ -420,6 +484,19 @@ impl Report {
             ),
             ("Aborts", self.aborts.to_string()),
         ];
+        if self.detached + self.detaching_failed > 0 {
+            let each = units::micros(self.detaching_mean_micros);
+            rows.push((
+                "Detached",
+                format!(
+                    "{} ranges, {} tries failed, {each} each; {} writers were refused",
+                    self.detached, self.detaching_failed, self.writers_not_detached
+                ),
+            ));
+        }
+        if let Some(why) = &self.no_detaching {
+            rows.push(("Not detached", format!("writers waited: {why}")));
+        }
         if self.zerocopy_sends > 0 {
             let share = optional(self.copied_share.map(|s| hundredths(s * 100.0)), " %");
             rows.push(("Zerocopy", format!("{} sends, {share} COPIED", self.zerocopy_sends)));
@@ -466,7 +543,7 @@ impl fmt::Display for Report {
         }
         // Wrong blocks of the control are what it is for.
         let colour =
-            if (self.wrong_blocks > 0) == self.control { Color::Green } else { Color::Red };
+            if (self.wrong_blocks > 0) == self.is_control() { Color::Green } else { Color::Red };
         let wrong = match self.first_wrong_after_s {
             Some(after) => format!("{}, the first after {after} s", self.wrong_blocks),
             None => self.wrong_blocks.to_string(),

@@ -14,12 +14,12 @@ use anyhow::Context;
 use fastrand::Rng;
 use hdrhistogram::Histogram;
 use rustix::process::{Resource, Rlimit};
-use sendfile2::guard::{GuardCounters, GuardedFile, Lease};
+use sendfile2::guard::{self, GuardCounters, GuardOptions, GuardedFile, Lease};
 use sendfile2::uring::{Driver, Socket};
 use sendfile2::{Choice, Engine, Error, Options, SendFlags, Sender, Sent, reaper};
 
 use super::block::{BLOCK, Label, fill_blocks, mix};
-use super::message::{EVERY, Layout, Line, Order, ServerRole, ServerTally};
+use super::message::{EVERY, Layout, Line, Order, Overwrite, ServerRole, ServerTally};
 use super::wire::{self, Announced, Part, REQUEST};
 use super::writer;
 use crate::child;
@@ -39,8 +39,9 @@ const EXHAUSTED: Duration = Duration::from_secs(1);
 /// The state that the threads of the server share.
 pub(super) struct Shared {
     pub(super) layout: Layout,
-    /// The engine; `None` for the control, plain `sendfile(2)`.
-    engine: Option<Engine>,
+    engine: Engine,
+    overwrite: Overwrite,
+    pub(super) sparse: bool,
     pub(super) guard: GuardedFile,
     pub(super) writers_stop: AtomicBool,
     /// Rings that connections share, for the engine `uring`; others have one of their own.
@@ -58,18 +59,21 @@ pub(super) struct Shared {
 }
 
 pub(super) fn run(role: &ServerRole) -> anyhow::Result<()> {
-    let ServerRole { layout, method, .. } = *role;
+    let ServerRole { layout, method, overwrite, sparse, .. } = *role;
+    let engine = method.engine().context("all sends are the library's")?;
     allow_descriptors(role.clients)?;
     let path = format!("/proc/self/fd/{}", role.file);
     let file = File::options().read(true).write(true).open(path)?;
     let shared = Arc::new(Shared {
         layout,
-        engine: method.engine(),
-        guard: GuardedFile::new(file.try_clone()?)?,
+        engine,
+        overwrite,
+        sparse,
+        guard: overwrite.options().guard(file.try_clone()?)?,
         file,
         writers_stop: AtomicBool::new(false),
-        rings: match method.engine() {
-            Some(Engine::Uring) => {
+        rings: match engine {
+            Engine::Uring => {
                 // Fewer, where a limit allows no more.
                 (0..SHARED_RINGS).map_while(|_| Driver::new().ok()).collect()
             }
@@ -205,6 +209,20 @@ fn timespec(duration: Duration) -> rustix::event::Timespec {
     }
 }
 
+impl Overwrite {
+    fn options(self) -> GuardOptions {
+        match self {
+            // What a server before this one sent may be in flight.
+            Overwrite::Detach => GuardOptions::new(),
+            Overwrite::Wait => GuardOptions::new().overwrite(guard::Overwrite::Wait),
+            // It never is in the way of a writer.
+            Overwrite::InPlace => {
+                GuardOptions::new().overwrite(guard::Overwrite::Wait).nothing_exposed()
+            }
+        }
+    }
+}
+
 /// The reason why a connection ends.
 enum End {
     /// The client went away between two responses, or the server stops.
@@ -222,9 +240,9 @@ impl From<std::io::Error> for End {
 }
 
 impl Shared {
-    /// Returns whether responses are sent by plain `sendfile(2)`.
+    /// Returns whether sends are not under the lease, which ends when they have returned.
     pub(super) fn is_control(&self) -> bool {
-        self.engine.is_none()
+        self.overwrite == Overwrite::InPlace
     }
 
     pub(super) fn slot_len(&self) -> usize {
@@ -277,6 +295,9 @@ impl Shared {
         let last = std::mem::replace(&mut *lock(&self.counted), counters);
         tally.aborts = counters.aborts - last.aborts;
         tally.waits = counters.waits - last.waits;
+        tally.detached = counters.detached - last.detached;
+        tally.not_detached = counters.not_detached - last.not_detached;
+        tally.detaching = counters.detaching.saturating_sub(last.detaching);
         tally.rss = rss();
         child::send(&Line::Server(tally));
     }
@@ -381,7 +402,8 @@ impl Shared {
             announced.push(Announced { part, generation: self.generation_of(part)? });
         }
         let deadline = Instant::now() + Duration::from_millis(rng.u64(1_000..5_000));
-        let choice = transport.send(&lease, &wire::header(&announced), &ranges, rng, deadline);
+        let held = Held { lease: &lease, in_place: self.is_control() };
+        let choice = transport.send(held, &wire::header(&announced), &ranges, rng, deadline);
         let choice = choice.map_err(|e| match e {
             Failed::Library(error) => self.end_of(&error),
             Failed::Plain(error) => error.into(),
@@ -439,7 +461,15 @@ impl Shared {
     }
 }
 
-/// A connection, by the library or by the control.
+/// The ranges of a response, which are leased until all calls that send them have returned.
+#[derive(Clone, Copy)]
+struct Held<'a> {
+    lease: &'a Lease,
+    /// The sends do not hold it: the control.
+    in_place: bool,
+}
+
+/// A connection, by the library, or by the control's `sendfile(2)`.
 enum Transport {
     Library(Sender),
     Ring(Socket),
@@ -469,7 +499,7 @@ impl Transport {
         socket.set_read_timeout(Some(EVERY))?;
         socket.set_nodelay(true)?;
         match server.engine {
-            Some(Engine::Uring) => {
+            Engine::Uring => {
                 // Whether its ring is shared or not, who sends waits for tickets only.
                 let own;
                 let ring = match server.rings.get(rng.usize(0..2 * SHARED_RINGS)) {
@@ -487,15 +517,15 @@ impl Transport {
                 socket.set_linger(Duration::from_secs(2));
                 Ok(Transport::Ring(socket))
             }
-            Some(engine) => {
+            Engine::Sendfile if server.is_control() => {
+                socket.set_write_timeout(Some(EVERY))?;
+                Ok(Transport::Plain(socket, server.file.try_clone()?))
+            }
+            engine => {
                 let options = Options::new().engine(engine).linger(Duration::from_secs(2));
                 Sender::with(socket, options)
                     .map(Transport::Library)
                     .map_err(|e| End::Unexpected(format!("a new connection: {e}")))
-            }
-            None => {
-                socket.set_write_timeout(Some(EVERY))?;
-                Ok(Transport::Plain(socket, server.file.try_clone()?))
             }
         }
     }
@@ -520,7 +550,7 @@ impl Transport {
 
     fn send(
         &mut self,
-        lease: &Lease,
+        held: Held<'_>,
         header: &[u8],
         ranges: &[Range<u64>],
         rng: &mut Rng,
@@ -531,7 +561,7 @@ impl Transport {
                 sender.send(header, SendFlags::MORE, deadline).map_err(Error::from)?;
                 let mut choice = None;
                 for (piece, flags) in pieces(ranges, rng) {
-                    choice = Some(send_piece(sender, lease, piece, flags, rng, deadline)?);
+                    choice = Some(send_piece(sender, held, piece, flags, rng, deadline)?);
                 }
                 match rng.u32(0..100) {
                     0..10 => drop(sender.drain(Instant::now() + Duration::from_millis(5))),
@@ -543,7 +573,12 @@ impl Transport {
             Transport::Ring(socket) => {
                 let mut last = socket.queue_bytes(header, SendFlags::MORE)?;
                 for (piece, flags) in pieces(ranges, rng) {
-                    last = socket.queue_lease(lease, piece, flags)?;
+                    last = match held {
+                        Held { lease, in_place: false } => {
+                            socket.queue_lease(lease, piece, flags)?
+                        }
+                        Held { lease, .. } => socket.queue_file(lease.source(), piece, flags)?,
+                    };
                     // Sometimes all are queued first.
                     if rng.bool() {
                         last.wait_accepted(deadline)?;
@@ -605,20 +640,30 @@ fn pieces(ranges: &[Range<u64>], rng: &mut Rng) -> Vec<(Range<u64>, SendFlags)> 
     pieces
 }
 
-/// Sends a piece under the lease, waiting inside the library or outside.
+/// Sends a piece, waiting inside the library or outside.
 fn send_piece(
     sender: &mut Sender,
-    lease: &Lease,
+    Held { lease, in_place }: Held<'_>,
     mut piece: Range<u64>,
     flags: SendFlags,
     rng: &mut Rng,
     deadline: Instant,
 ) -> Result<Choice, Error> {
     if rng.u32(0..4) > 0 {
-        return Ok(sender.send_lease(lease, piece, flags, deadline)?.ticket.choice());
+        let sent = if in_place {
+            sender.send_file(lease.source(), piece, flags, deadline)?
+        } else {
+            sender.send_lease(lease, piece, flags, deadline)?
+        };
+        return Ok(sent.ticket.choice());
     }
     loop {
-        match sender.try_send_lease(lease, piece.clone(), flags)? {
+        let sent = if in_place {
+            sender.try_send_file(lease.source(), piece.clone(), flags)?
+        } else {
+            sender.try_send_lease(lease, piece.clone(), flags)?
+        };
+        match sent {
             Sent::Accepted { bytes, ticket } => {
                 piece.start += bytes as u64;
                 if piece.start >= piece.end {

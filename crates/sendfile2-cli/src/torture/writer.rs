@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use sendfile2::Error;
-use sendfile2::guard::TryWrite;
+use sendfile2::detach::NotDetached;
+use sendfile2::guard::{TryWrite, folios};
 
 use super::block::{BLOCK, fill_blocks};
 use super::server::Shared;
@@ -30,8 +31,12 @@ pub(super) fn run(shared: &Shared, mut rng: Rng) {
             Ok(Outcome::Written) => shared.overwritten(began.elapsed()),
             Ok(Outcome::InTheWay) => shared.tally().in_the_way += 1,
             Ok(Outcome::Deadline) => shared.tally().deadlines += 1,
-            Err(Error::Wait { .. }) if shared.is_exhausted() => {
-                // No descriptor to wait with: nothing is written, and nothing lost.
+            // Others bring its pages back: nothing is written, and nothing lost.
+            Err(Error::NotDetached(why)) if matches!(*why, NotDetached::Cached { .. }) => {
+                shared.tally().refused += 1;
+            }
+            Err(Error::Wait { .. } | Error::NotDetached(_)) if shared.is_exhausted() => {
+                // No descriptor to wait or to detach with.
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(error) => shared.unexpected(&format!("a writer of slot {slot}: {error}")),
@@ -62,6 +67,7 @@ fn overwrite(
             });
         }
         15..30 => fill_slowly(shared, rng, slot, buffer),
+        30..60 if shared.sparse => fill_hole(shared, rng, slot, buffer),
         // Only the server's own threads can end the leases of the control: the kernel knows nothing
         // of them.
         30..40 if !shared.is_control() => {
@@ -105,5 +111,16 @@ fn fill_slowly(shared: &Shared, rng: &mut Rng, slot: u32, buffer: &[u8]) -> Resu
             slot.write_at(piece, at)?;
         }
         Ok(())
+    })
+}
+
+/// Makes a hole of the slot and fills it, so that no reader sees it empty.
+fn fill_hole(shared: &Shared, rng: &mut Rng, slot: u32, buffer: &[u8]) -> Result<(), Error> {
+    let at = shared.layout.offset(slot, 0);
+    let hole = at..shared.layout.offset(slot + 1, 0);
+    let deadline = Instant::now() + Duration::from_millis(rng.u64(0..500));
+    shared.guard.write_with(folios(hole.clone()), deadline, |range| {
+        range.punch_hole(hole)?;
+        range.write_at(buffer, at)
     })
 }
