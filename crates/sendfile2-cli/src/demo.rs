@@ -24,10 +24,11 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// Sends a file over TCP on this machine with plain sendfile(2) and with each engine of this
 /// library. Each piece is overwritten, every byte of it, when the way of sending seems to allow it,
-/// and the receiver reads it only after that: bytes that it then gets wrong, the kernel had not
-/// released.
+/// or at once where its pages are detached, and the receiver reads it only after that: bytes that it
+/// then gets wrong, the kernel had not released.
 ///
-/// Exits 0 if every engine was safe and sendfile(2) was seen not to be, and 1 if not.
+/// Exits 0 if every engine was safe, and what was detached, and sendfile(2) was seen not to be, and
+/// 1 if not.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

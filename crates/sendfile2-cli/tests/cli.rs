@@ -36,12 +36,12 @@ fn the_demo_shows_wrong_bytes_for_sendfile_and_none_for_the_engines() {
     assert!(report["kernel"].is_string() && report["filesystem"].is_string(), "{report}");
 
     let rows = report["rows"].as_array().expect("rows");
-    let (controls, engines): (Vec<_>, Vec<_>) =
-        rows.iter().partition(|row| row["way"].as_str().expect("way").contains("sendfile"));
+    let (plain, engines): (Vec<_>, Vec<_>) =
+        rows.iter().partition(|row| row["way"].as_str().expect("way").contains("(2)"));
 
-    let when: Vec<_> = controls.iter().map(|row| &row["overwritten_at"]).collect();
-    assert_eq!(when, ["return", "acked"]);
-    for row in controls {
+    let when: Vec<_> = plain.iter().map(|row| &row["overwritten_at"]).collect();
+    assert_eq!(when, ["return", "acked", "detached"]);
+    for row in &plain[..2] {
         assert_eq!(row["bytes"], 1 << 20);
         assert!(row["micros_until_free"].is_null(), "{row}");
         assert!(row["writer_wait_micros"].is_u64(), "{row}");
@@ -52,8 +52,9 @@ fn the_demo_shows_wrong_bytes_for_sendfile_and_none_for_the_engines() {
     let names: Vec<_> = engines.iter().map(|row| &row["way"]).collect();
     let all: Vec<_> = sendfile2::Engine::ALL.iter().map(|engine| engine.name()).collect();
     assert_eq!(names, all);
-    for row in engines {
-        assert_eq!(row["overwritten_at"], "released");
+    for row in engines.into_iter().chain([plain[2]]) {
+        let detached = row["way"].as_str().expect("way").contains("sendfile");
+        assert_eq!(row["overwritten_at"], if detached { "detached" } else { "released" });
         assert_eq!(row["wrong_bytes"], 0, "{row}");
         if row["refused"].is_string() {
             assert!(row["safe"].is_null(), "nothing is known of it: {row}");
@@ -61,9 +62,9 @@ fn the_demo_shows_wrong_bytes_for_sendfile_and_none_for_the_engines() {
         }
         assert_eq!(row["bytes"], 1 << 20);
         assert_eq!(row["safe"], true, "{row}");
-        assert!(row["micros_until_free"].is_u64(), "{row}");
+        assert_eq!(row["micros_until_free"].is_null(), detached, "{row}");
         assert!(row["writer_wait_micros"].is_u64(), "{row}");
-        assert!(row["engine_taken"].is_string(), "{row}");
+        assert_eq!(row["engine_taken"].is_string(), row["way"] != "sendfile(2)", "{row}");
         if row["zerocopy_sends"].as_u64() > Some(0) {
             assert_eq!(row["copied_share"], 1.0, "on loopback: {row}");
         }
@@ -76,6 +77,16 @@ fn a_size_that_is_no_multiple_of_a_page_is_sent_to_the_last_byte() {
     assert!(output.status.success(), "{output:?}");
     let report: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
     assert!(report["rows"].as_array().expect("rows").iter().any(|row| row["bytes"] == 100_001));
+}
+
+/// Its last piece may have too little in its last page to be detached.
+#[test]
+fn what_is_refused_in_the_middle_leaves_the_file_as_it_was() {
+    let output = run(&["demo", "--size", "98404", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    let rows = report["rows"].as_array().expect("rows");
+    assert!(rows.iter().any(|row| row["way"] == "copy" && row["safe"] == true), "{report}");
 }
 
 #[test]

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
-use sendfile2::{Choice, Engine, Error, Sent, Ticket};
+use sendfile2::detach::{Detacher, NotDetached};
+use sendfile2::guard::GuardedFile;
+use sendfile2::{Choice, Engine, Error, Options, SendFlags, Sender, Sent, Ticket};
 
 use super::TIMEOUT;
 use super::peer::{self, wait_acknowledged};
@@ -31,13 +33,15 @@ enum Overwrite {
     Acknowledged,
     /// The library says *released*.
     Released,
+    /// At once, after its pages were detached.
+    Detached,
 }
 
 /// The outcome of a case.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Sent(Measured),
-    /// The engine does not work here.
+    /// The engine does not work here, or the file cannot be detached.
     Refused(String),
 }
 
@@ -46,7 +50,7 @@ pub(super) struct Measured {
     pub(super) pieces: Pieces,
     pub(super) wrong_bytes: u64,
     /// The times from the return of the first send call of a piece until it was released. `None`
-    /// for `sendfile(2)`, which never reports a release.
+    /// where no release was waited for.
     pub(super) free: Option<Times>,
     /// The times from when the whole piece was sent until the writer could begin to overwrite it.
     pub(super) wait: Times,
@@ -83,16 +87,22 @@ impl Case {
     pub(super) const CONTROL: Case =
         Case { method: Method::Sendfile, overwrite: Overwrite::Returned };
 
-    /// An engine of the library.
+    /// An engine of the library; `sendfile` serves what is leased, and needs no release.
     pub(super) fn engine(engine: Engine) -> Self {
-        Case { method: Method::Library(engine), overwrite: Overwrite::Released }
+        match engine {
+            Engine::Sendfile => {
+                Case { method: Method::SENDFILE_LEASED, overwrite: Overwrite::Detached }
+            }
+            _ => Case { method: Method::Library(engine), overwrite: Overwrite::Released },
+        }
     }
 
     /// Returns all cases that this library knows: the controls first.
     pub(super) fn all() -> impl Iterator<Item = Case> {
         let acknowledged = Case { overwrite: Overwrite::Acknowledged, ..Case::CONTROL };
+        let detached = Case { overwrite: Overwrite::Detached, ..Case::CONTROL };
         let engines = Engine::ALL.iter().copied().map(Case::engine);
-        [Case::CONTROL, acknowledged].into_iter().chain(engines)
+        [Case::CONTROL, acknowledged, detached].into_iter().chain(engines)
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -105,6 +115,7 @@ impl Case {
             Overwrite::Returned => "return",
             Overwrite::Acknowledged => "acked",
             Overwrite::Released => "released",
+            Overwrite::Detached => "detached",
         }
     }
 
@@ -114,11 +125,13 @@ impl Case {
             Overwrite::Returned => "returned",
             Overwrite::Acknowledged => "ACKed",
             Overwrite::Released => "released",
+            Overwrite::Detached => "detached",
         }
     }
 
+    /// Whether bytes may arrive wrong.
     pub(super) fn is_control(self) -> bool {
-        self.method.engine().is_none()
+        matches!(self.overwrite, Overwrite::Returned | Overwrite::Acknowledged)
     }
 
     /// Sends the whole file piece by piece, overwriting each piece when this case allows it, and
@@ -130,15 +143,9 @@ impl Case {
         progress: &ProgressBar,
     ) -> anyhow::Result<Outcome> {
         let (socket, peer, size) = peer::connect(file.size, place)?;
-        let mut conn = match self.method.engine() {
-            None => Conn::Plain { socket, acked: self.overwrite == Overwrite::Acknowledged },
-            Some(engine) => match Connection::new(socket, engine, false) {
-                Ok(connection) => Conn::Library { connection, choices: Vec::new() },
-                Err(Error::Refused { reason, .. }) => {
-                    return Ok(Outcome::Refused(reason.to_string()));
-                }
-                Err(error) => return Err(error.into()),
-            },
+        let mut conn = match Conn::new(self, socket, file) {
+            Ok(conn) => conn,
+            Err(error) => return refused(error),
         };
         let (old, new) = (file.generation, file.generation.other());
         let (mut number, mut wrong_bytes) = (0, 0);
@@ -148,16 +155,23 @@ impl Case {
             // Ready beforehand, so that the writer loses no time.
             content.resize(len(&piece), 0);
             new.fill(&mut content, piece.start);
-            let sent = match conn.send(file, piece.clone()) {
-                Err(error) if number == 0 => match refusal(&error) {
-                    Some(reason) => return Ok(Outcome::Refused(reason)),
-                    None => return Err(error),
-                },
-                sent => sent?,
+            let overwritten = conn.send(file, piece.clone()).and_then(|sent| {
+                let now = conn.overwrite(file, &content, &piece, &sent.tickets)?;
+                Ok((sent, now))
+            });
+            let (sent, now) = match overwritten {
+                Ok(overwritten) => overwritten,
+                Err(error) => {
+                    let outcome = refused(error)?;
+                    // The last piece may be the one that cannot be detached.
+                    for piece in pieces(piece.start, size) {
+                        content.resize(len(&piece), 0);
+                        old.fill(&mut content, piece.start);
+                        file.overwrite(&content, piece.start)?;
+                    }
+                    return Ok(outcome);
+                }
             };
-            conn.wait_until_free(&sent.tickets)?;
-            let now = Instant::now();
-            file.overwrite(&content, piece.start)?;
             free.push(now - sent.first);
             wait.push(now - sent.last);
             number += 1;
@@ -170,7 +184,7 @@ impl Case {
         Ok(Outcome::Sent(Measured {
             pieces: Pieces { number, bytes: size },
             wrong_bytes,
-            free: (!self.is_control()).then(|| Times::of(free)),
+            free: (self.overwrite == Overwrite::Released).then(|| Times::of(free)),
             wait: Times::of(wait),
             zerocopy,
             choices,
@@ -184,17 +198,21 @@ impl fmt::Display for Case {
     }
 }
 
-/// Returns the reason, if `error` shows that the engine does not work here.
-fn refusal(error: &anyhow::Error) -> Option<String> {
-    match error.downcast_ref::<Error>() {
-        Some(Error::Refused { reason, .. }) => Some(reason.to_string()),
-        _ => None,
-    }
+/// The outcome of a case that does not work here, if `error` shows that.
+fn refused(error: anyhow::Error) -> anyhow::Result<Outcome> {
+    let reason = match (error.downcast_ref(), error.downcast_ref::<NotDetached>()) {
+        (Some(Error::Refused { reason, .. }), _) => reason.to_string(),
+        (Some(Error::NotDetached(why)), _) => why.to_string(),
+        (_, Some(why)) => why.to_string(),
+        _ => return Err(error),
+    };
+    Ok(Outcome::Refused(reason))
 }
 
 /// The connection of a case.
 enum Conn {
-    Plain { socket: TcpStream, acked: bool },
+    Plain { socket: TcpStream, overwrite: Overwrite },
+    Guarded { sender: Sender, guard: GuardedFile, choices: Vec<(Choice, u64)> },
     Library { connection: Connection, choices: Vec<(Choice, u64)> },
 }
 
@@ -203,11 +221,24 @@ struct Piece {
     /// The times at which the first send call returned, and the last.
     first: Instant,
     last: Instant,
-    /// One a send call; none for `sendfile(2)`.
+    /// One a send call; none where no release is waited for.
     tickets: Vec<Ticket>,
 }
 
 impl Conn {
+    fn new(case: Case, socket: TcpStream, file: &Scratch) -> anyhow::Result<Self> {
+        let Some(engine) = case.method.engine() else {
+            return Ok(Conn::Plain { socket, overwrite: case.overwrite });
+        };
+        let choices = Vec::new();
+        if case.overwrite == Overwrite::Detached {
+            let sender = Sender::with(socket, Options::new().engine(engine))?;
+            let guard = GuardedFile::new(file.file.try_clone()?)?;
+            return Ok(Conn::Guarded { sender, guard, choices });
+        }
+        Ok(Conn::Library { connection: Connection::new(socket, engine, false)?, choices })
+    }
+
     fn send(&mut self, file: &Scratch, piece: Range<u64>) -> anyhow::Result<Piece> {
         let deadline = Instant::now() + TIMEOUT;
         let mut tickets = Vec::new();
@@ -221,6 +252,13 @@ impl Conn {
                         .context("sendfile(2) failed")?;
                     ensure!(n > 0, "sendfile(2) found the file shorter than it was written");
                     n
+                }
+                Conn::Guarded { sender, guard, choices } => {
+                    let lease = guard.lease(at..piece.end, deadline)?;
+                    let transfer =
+                        sender.send_lease(&lease, at..piece.end, SendFlags::NONE, deadline);
+                    count(choices, transfer.map_err(Error::from)?.ticket.choice());
+                    len(&(at..piece.end))
                 }
                 Conn::Library { connection, choices } => {
                     match connection.try_send_file(&file.source, at..piece.end)? {
@@ -253,12 +291,29 @@ impl Conn {
         Ok(Piece { first: first.unwrap_or(last), last, tickets })
     }
 
-    fn wait_until_free(&self, tickets: &[Ticket]) -> anyhow::Result<()> {
+    /// Overwrites the piece as soon as that is allowed, and returns when that was.
+    fn overwrite(
+        &self,
+        file: &Scratch,
+        content: &[u8],
+        piece: &Range<u64>,
+        tickets: &[Ticket],
+    ) -> anyhow::Result<Instant> {
         match self {
-            Conn::Plain { acked: false, .. } => {}
-            Conn::Plain { socket, acked: true } => {
+            Conn::Plain { overwrite: Overwrite::Detached, .. } => {
+                Detacher::new(&file.source)?.detach(piece)?;
+            }
+            Conn::Plain { socket, overwrite: Overwrite::Acknowledged } => {
                 let acked = wait_acknowledged(socket, TIMEOUT)?;
                 ensure!(acked, "the peer did not acknowledge within {} s", TIMEOUT.as_secs());
+            }
+            Conn::Plain { .. } => {}
+            Conn::Guarded { guard, .. } => {
+                return Ok(guard.write_with(piece.clone(), TIMEOUT, |range| {
+                    let now = Instant::now();
+                    range.write_at(content, piece.start)?;
+                    Ok(now)
+                })?);
             }
             Conn::Library { .. } => {
                 let deadline = Instant::now() + TIMEOUT;
@@ -267,7 +322,9 @@ impl Conn {
                 }
             }
         }
-        Ok(())
+        let now = Instant::now();
+        file.overwrite(content, piece.start)?;
+        Ok(now)
     }
 
     /// Ends the stream. Returns how many zerocopy sends there were and how many came back COPIED,
@@ -278,6 +335,10 @@ impl Conn {
             Conn::Plain { socket, .. } => {
                 socket.shutdown(std::net::Shutdown::Write)?;
                 Ok((None, Vec::new()))
+            }
+            Conn::Guarded { sender, choices, .. } => {
+                sender.close(TIMEOUT)?;
+                Ok((None, choices))
             }
             Conn::Library { connection, choices } => {
                 let counters = connection.counters();

@@ -209,7 +209,7 @@ impl Report {
             .collect();
         if !unsafe_engines.is_empty() {
             bail!(
-                "demo: NOT SAFE: bytes overwritten after their release arrived changed ({}): please \
+                "demo: NOT SAFE: bytes overwritten after their release, or detached, arrived changed ({}): please \
                  report this, with the output of --json",
                 unsafe_engines.join(", ")
             );
@@ -277,10 +277,17 @@ impl Report {
             text.push(format!(
                 "sendfile(2) queues the file's pages themselves and returns: what is overwritten \
                  then arrives changed. {}sendfile2 says when the kernel has let go (released): what \
-                 is overwritten after that arrives as it was sent.",
+                 is overwritten after that arrives as it was sent.{}",
                 if acked {
                     "An ACK from a receiver on the same machine does not end this, as the pages are \
                      in its queue. "
+                } else {
+                    ""
+                },
+                if self.rows.iter().any(|r| r.overwritten_at == "detached" && r.bytes > 0) {
+                    " Or the writer takes the piece's pages out of the page cache (detached): they \
+                     stay with the packets, old bytes and all, whoever sent them, and nobody waits \
+                     for the receiver."
                 } else {
                     ""
                 }
@@ -288,7 +295,7 @@ impl Report {
         }
         let mut times = String::from(
             "Free after (median over the pieces): from the return of the first send call for a \
-             piece until its release; sendfile(2) never tells. Writer waited (longest): from when \
+             piece until its release; with sendfile(2) nobody tells. Writer waited (longest): from when \
              the piece was sent until it could be overwritten.",
         );
         if self.rows.iter().any(|row| row.writer_wait_micros_max > Some(DELAYED_ACK)) {
