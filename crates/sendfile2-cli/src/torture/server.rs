@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use fastrand::Rng;
 use hdrhistogram::Histogram;
+use rustix::net::sockopt;
 use rustix::process::{Resource, Rlimit};
 use sendfile2::guard::{self, GuardCounters, GuardOptions, GuardedFile, Lease};
 use sendfile2::uring::{Driver, Socket};
@@ -498,6 +499,11 @@ impl Transport {
         // The interval at which a thread that waits for a request looks whether the server stops.
         socket.set_read_timeout(Some(EVERY))?;
         socket.set_nodelay(true)?;
+        if rng.u32(0..3) == 0 {
+            // A response does not fit: its lease stays in hand while a part of it is in flight.
+            sockopt::set_socket_send_buffer_size(&socket, rng.usize(8 << 10..64 << 10))
+                .map_err(std::io::Error::from)?;
+        }
         match server.engine {
             Engine::Uring => {
                 // Whether its ring is shared or not, who sends waits for tickets only.
