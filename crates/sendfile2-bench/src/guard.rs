@@ -12,6 +12,7 @@ use super::result::{GuardRow, Rows, Skipped};
 use super::rounds::{self, Limits, Setting};
 use super::stats::Median;
 use super::test_bed::TestBed;
+use super::waits;
 use crate::args::{self, Path};
 use crate::method::Method;
 
@@ -30,8 +31,19 @@ pub(super) fn run(args: &args::Guard) -> anyhow::Result<()> {
     let mut bed = TestBed::new(&args.common, SIZE)?;
     let progress = rounds::progress(&limits)?;
     let mut rows = OTHERS.map(leases).into_iter().collect::<anyhow::Result<Vec<_>>>()?;
-    let methods: Vec<Method> =
-        Engine::ALL.iter().copied().flat_map(|e| [Method::Library(e), Method::Leased(e)]).collect();
+    for engine in [Engine::Sendfile, Engine::Zerocopy] {
+        match waits::rows(&bed.directory, engine) {
+            Ok(measured) => rows.extend(measured),
+            Err(error) => bed.skip([Skipped {
+                what: format!("writers beside stalled clients, {engine}"),
+                why: crate::output::whole(&error),
+            }]),
+        }
+    }
+    let methods: Vec<Method> = Engine::ALL
+        .iter()
+        .flat_map(|engine| [unguarded(*engine), Method::Leased(*engine)])
+        .collect();
     let mut pair = bed.pair(Path::Loopback)?.context("no loopback")?;
     for (done, streams) in [1, 32].into_iter().enumerate() {
         let setting = Setting {
@@ -46,7 +58,7 @@ pub(super) fn run(args: &args::Guard) -> anyhow::Result<()> {
         let measured =
             rounds::measure(&mut pair, &methods, setting, &limits.share(2 - done), &progress)?;
         for method in &methods {
-            let unguarded = method.engine().map_or(*method, Method::Library);
+            let unguarded = method.engine().map_or(*method, unguarded);
             let figure = measured.figure(*method, unguarded, Sample::sender_cpu_per_send);
             let Some((cost, ratio)) = figure else { continue };
             let ratio = (*method != unguarded).then_some(ratio);
@@ -64,6 +76,11 @@ pub(super) fn run(args: &args::Guard) -> anyhow::Result<()> {
     drop(pair);
     progress.finish_and_clear();
     bed.finish(Rows::Guard(rows), &args.common)
+}
+
+/// The same sends without a lease: `sendfile(2)` itself where the engine needs one.
+fn unguarded(engine: Engine) -> Method {
+    if engine == Engine::Sendfile { Method::Sendfile } else { Method::Library(engine) }
 }
 
 /// Measures a lease taken and ended, while `others` are in flight on other ranges.

@@ -29,7 +29,7 @@ pub(super) fn run(args: &args::Latency) -> anyhow::Result<()> {
     let limits = Limits { width: 0.0, deadline: args.common.deadline(QUICK) };
     let mut bed = TestBed::new(&args.common, args.size.iter().copied().max().unwrap_or(0))?;
     let progress = rounds::progress(&limits)?;
-    let methods: Vec<Method> = Method::all()
+    let methods: Vec<Method> = Method::releasing()
         .filter(|method| args.engine.is_empty() || args.engine.contains(method))
         .collect();
     let mut rows = Vec::new();

@@ -24,6 +24,7 @@ mod sender;
 mod stats;
 mod table;
 mod test_bed;
+mod waits;
 
 use std::process::ExitCode;
 

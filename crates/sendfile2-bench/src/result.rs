@@ -110,10 +110,10 @@ pub(super) struct Intervals {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct GuardRow {
     pub(super) what: String,
-    /// The CPU time in nanoseconds: for sends the sender's.
+    /// The CPU time in nanoseconds: for sends the sender's. For writes, the time that they took.
     pub(super) nanoseconds: f64,
     pub(super) ci: Option<[f64; 2]>,
-    /// The ratio to the same without a lease; only for sends.
+    /// The ratio to the same without a lease, for sends; for a write, to one by direct I/O.
     pub(super) ratio: Option<f64>,
     pub(super) ratio_ci: Option<[f64; 2]>,
     pub(super) rounds: usize,

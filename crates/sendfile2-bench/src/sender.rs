@@ -243,6 +243,10 @@ impl Group {
         if let Some(ring) = &self.ring {
             return ring.as_ref().map(Ring::copies).ok();
         }
+        if self.method == Method::SENDFILE_LEASED {
+            // Its headers are copied, and of the rest nothing is told.
+            return None;
+        }
         // A method that does not report copies on one connection reports them on none.
         let others = self.conns.iter().skip(1).map(|conn| conn.copies(0).unwrap_or(0));
         self.conns.first()?.copies(self.sends).map(|first| first + others.sum::<u64>())

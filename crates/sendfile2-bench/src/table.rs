@@ -59,13 +59,15 @@ fn legend(rows: &Rows) -> Vec<&'static str> {
              plain copies, and zerocopy sends whose notification said COPIED. Nothing that stays on \
              one machine is zero copy, whatever it is called: the receiver always copies, and for a \
              zerocopy send the kernel copies once more when it delivers. sendfile and splice do not \
-             report copies.",
+             report copies. sendfile+lease is sendfile(2) under leases of a file whose writers detach it.",
             "User instructions of a send are in the JSON where the processor's counters are to be had; \
              docs/costs.md has other ways, and system calls.",
         ],
         Rows::Guard(_) => vec![
             "Nanoseconds of CPU, for sends the sender's, with half the width of the 95 % confidence \
-             interval; \"x\" is the ratio to the same sends without a lease, in the same round.",
+             interval; \"x\" is the ratio to the same sends without a lease (for sendfile, to \
+             sendfile(2)), in the same round. For writes: nanoseconds that passed, and the ratio to \
+             direct writes between them.",
         ],
         Rows::Latency(_) => vec![
             "Microseconds from when the last byte was handed over, on an otherwise idle connection, \

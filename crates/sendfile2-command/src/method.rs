@@ -39,6 +39,11 @@ impl Method {
         before.into_iter().chain(engines)
     }
 
+    /// Returns all methods but that whose release is never told, and need not be.
+    pub fn releasing() -> impl Iterator<Item = Method> {
+        Method::all().filter(|method| *method != Method::SENDFILE_LEASED)
+    }
+
     /// Returns the method's name on the command line and in results.
     pub fn name(self) -> String {
         let lease = if let Method::Leased(_) = self { LEASED } else { "" };

@@ -152,7 +152,7 @@ Examples:
   sendfile2 bench latency --json | jq '.rows[] | {path, engine, size, until, p99}'")]
 pub struct Latency {
     /// Ways to measure [default: all]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Method::parser(Method::all()))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Method::parser(Method::releasing()))]
     pub engine: Vec<Method>,
     /// Place of the receiver: "lo", at the other end of loopback, or "veth", of a veth pair made
     /// for it
