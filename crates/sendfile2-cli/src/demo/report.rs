@@ -298,7 +298,10 @@ impl Report {
              piece until its release; with sendfile(2) nobody tells. Writer waited (longest): from when \
              the piece was sent until it could be overwritten.",
         );
-        if self.rows.iter().any(|row| row.writer_wait_micros_max > Some(DELAYED_ACK)) {
+        let waited_for_ack = |row: &Row| {
+            row.overwritten_at != "detached" && row.writer_wait_micros_max > Some(DELAYED_ACK)
+        };
+        if self.rows.iter().any(waited_for_ack) {
             times.push_str(
                 " A wait of about 40 ms is a delayed ACK: the receiver does not read, so its TCP is \
                  in no hurry.",
