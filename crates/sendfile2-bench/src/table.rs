@@ -54,12 +54,12 @@ fn legend(rows: &Rows) -> Vec<&'static str> {
              call, \"+more\" if each call announced more; a \"cold\" file was not in the page cache. \"Of memory\" is the throughput as a share of that of a copy loop in \
              memory.",
             "\"Release known\" is whether the sender learns when the file may be overwritten: sendfile \
-             and splice never report it.",
+             and splice never report it; sendfile+lease needs none, as its file's writers detach it.",
             "COPIED is the share of the sends whose bytes the kernel copied before the receiver did: \
              plain copies, and zerocopy sends whose notification said COPIED. Nothing that stays on \
              one machine is zero copy, whatever it is called: the receiver always copies, and for a \
              zerocopy send the kernel copies once more when it delivers. sendfile and splice do not \
-             report copies. sendfile+lease is sendfile(2) under leases of a file whose writers detach it.",
+             report copies.",
             "User instructions of a send are in the JSON where the processor's counters are to be had; \
              docs/costs.md has other ways, and system calls.",
         ],

@@ -125,7 +125,7 @@ fn engines_are_measured_in_every_setting() {
                         assert!(row["copied_share"].is_null(), "it does not say: {row}");
                     }
                     "splice" | LEASED => {
-                        assert!(row["copied_share"].is_null(), "it does not say: {row}")
+                        assert!(row["copied_share"].is_null(), "it does not say: {row}");
                     }
                     // Nothing that stays on one machine is zero copy.
                     _ => assert_eq!(row["copied_share"], 1.0, "{row}"),
