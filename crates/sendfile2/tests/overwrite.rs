@@ -485,3 +485,28 @@ fn only_what_is_sent_is_exposed() {
     guard.write_at(&pattern(!1, 0..4196), 0, deadline()).unwrap();
     assert_same(&read(&mut peer, 4096), &pattern(1, 0..4096));
 }
+
+/// However small the pieces are that a lease is detached in, its packets keep its folios once.
+#[test]
+fn what_packets_keep_is_counted_once() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    let (tx, peer) = common::tcp_small_window_on_this_host();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let lease = guard.try_lease(0..LEN).unwrap();
+    let sent = match sender.try_send_lease(&lease, 0..LEN, SendFlags::NONE).unwrap() {
+        Sent::Accepted { bytes, .. } => bytes as u64,
+        other => panic!("{other:?}"),
+    };
+    drop(lease);
+    for at in (0..LEN).step_by(10_007).take(300) {
+        guard.write_at(&pattern(!1, at..at + 10), at, deadline()).unwrap();
+    }
+    let kept = guard.counters().kept_by_packets;
+    assert!(kept <= LEN, "{kept}");
+    assert_same(&rest(peer, sender), &pattern(1, 0..sent));
+    while !guard.in_flight().is_empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(guard.counters().kept_by_packets, 0);
+}

@@ -39,7 +39,7 @@ impl GuardedFile {
             return false;
         }
         let Some(detacher) = self.detacher() else { return false };
-        let kept: u64 = leases.iter().map(|lease| lease.folios_in(range)).sum();
+        let kept: u64 = leases.iter().map(|lease| lease.would_keep(range)).sum();
         let most = KEPT.saturating_sub(self.0.shared.detaching.kept.load(Ordering::Relaxed));
         let fits = kept <= most;
         if !fits {

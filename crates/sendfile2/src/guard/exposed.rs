@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A set of bytes, kept as sorted ranges that do not touch.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Exposed(BTreeMap<u64, u64>);
 
 impl Exposed {
@@ -49,6 +49,11 @@ impl Exposed {
             && self.0.range(..range.end).next_back().is_some_and(|(_, &e)| e > range.start)
     }
 
+    /// The number of bytes in it.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = Range<u64>> {
         self.0.iter().map(|(&start, &end)| start..end)
     }
@@ -83,6 +88,7 @@ mod tests {
             prop_assert!(ranges.iter().all(|range| !range.is_empty()));
             let all = ranges.iter().flat_map(Clone::clone).count();
             prop_assert_eq!(all, bytes.iter().filter(|b| **b).count());
+            prop_assert_eq!(all as u64, set.bytes());
         }
     }
 }
