@@ -510,3 +510,35 @@ fn what_packets_keep_is_counted_once() {
     }
     assert_eq!(guard.counters().kept_by_packets, 0);
 }
+
+/// Without a descriptor to detach by, what may be in flight from before is not overwritten.
+#[test]
+fn without_descriptors_nothing_exposed_is_overwritten() {
+    let name = "without_descriptors_nothing_exposed_is_overwritten";
+    if common::role().is_none() {
+        return common::run_as(&[], name, "without descriptors");
+    }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Some(file) = made(&here()) else { return };
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let mut offset = 0;
+    assert_eq!(rustix::fs::sendfile(&tx, &file, Some(&mut offset), 1000), Ok(1000));
+    let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(0), maximum: limit.maximum };
+    setrlimit(Resource::Nofile, none).unwrap();
+    let new = pattern(!1, 0..1000);
+    let tried = [
+        guard.write_at(&new, 0, deadline()).map(|()| TryWrite::Written),
+        guard.try_write_at(&new, 0),
+    ];
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let mut unchanged = vec![0; 1000];
+    file.read_exact_at(&mut unchanged, 0).unwrap();
+    assert_same(&unchanged, &pattern(1, 0..1000));
+    for refused in tried {
+        assert!(matches!(refused, Err(Error::NotDetached(_))), "{refused:?}");
+    }
+    guard.write_at(&new, 0, deadline()).unwrap();
+    assert_same(&read(&mut peer, 1000), &pattern(1, 0..1000));
+}

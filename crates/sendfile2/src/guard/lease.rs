@@ -18,6 +18,7 @@ use super::table::Table;
 use crate::detach::Detacher;
 use crate::error::Error;
 use crate::holder::{CompletionSource, Held};
+use crate::not_detached::NotDetached;
 use crate::source::{Extent, Identity, Source};
 use crate::sync::lock;
 use crate::sys::process::Process;
@@ -102,7 +103,7 @@ pub struct Leased {
 impl Shared {
     /// The detacher of the file, if it can be detached. What is in the file when it is made is
     /// exposed, unless the application has said otherwise.
-    pub(super) fn detacher(&self, source: &Source) -> Option<&Arc<Detacher>> {
+    pub(super) fn detacher(&self, source: &Source) -> Result<Option<&Arc<Detacher>>, NotDetached> {
         self.detaching.detacher(source, |detacher| {
             let Ok(size) = source.size() else { return };
             let page = rustix::param::page_size() as u64;
@@ -166,7 +167,7 @@ impl Lease {
         if inner.overwrite == Overwrite::Wait {
             return false;
         }
-        let Some(detacher) = inner.shared.detacher(&inner.source) else { return false };
+        let Ok(Some(detacher)) = inner.shared.detacher(&inner.source) else { return false };
         let page = rustix::param::page_size() as u64;
         range.end <= inner.size.load(Ordering::Relaxed) / page * page || detacher.allows(range)
     }

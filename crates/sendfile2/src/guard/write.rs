@@ -56,7 +56,7 @@ impl GuardedFile {
     pub fn try_write_at(&self, data: &[u8], offset: u64) -> Result<TryWrite, Error> {
         self.0.shared.ours()?;
         let range = span(offset, data)?;
-        let writer = match self.unhindered(&range) {
+        let writer = match self.unhindered(&range)? {
             Some(writer) => writer,
             None => match self.try_exclusive(&range)? {
                 Ok(writer) => writer,
