@@ -542,3 +542,72 @@ fn without_descriptors_nothing_exposed_is_overwritten() {
     guard.write_at(&new, 0, deadline()).unwrap();
     assert_same(&read(&mut peer, 1000), &pattern(1, 0..1000));
 }
+
+/// A new size leaves so little of a page that is in flight that direct I/O cannot write it.
+#[test]
+fn what_a_new_size_leaves_of_a_page_in_flight_can_be_overwritten() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let mut sender = sender(tx, Engine::Sendfile);
+    let lease = guard.try_lease(4096..4196).unwrap();
+    sender.send_lease(&lease, 4096..4196, SendFlags::NONE, deadline()).unwrap();
+    drop(lease);
+    guard.set_len(4196, deadline()).unwrap();
+    guard.write_at(&pattern(!1, 4096..4196), 4096, deadline()).unwrap();
+    assert_same(&read(&mut peer, 100), &pattern(1, 4096..4196));
+}
+
+/// The same, and the process is killed: the next one cannot detach that page.
+#[test]
+fn what_a_new_size_left_before_a_kill_does_not_change() {
+    let name = "what_a_new_size_left_before_a_kill_does_not_change";
+    if common::role().is_some() {
+        let socket = TcpStream::connect(std::env::var("ADDRESS").unwrap()).unwrap();
+        let guard = GuardOptions::new().nothing_exposed();
+        let guard = guard.open(std::env::var("FILE").unwrap()).unwrap();
+        let mut sender = sender(socket, Engine::Sendfile);
+        let lease = guard.try_lease(4096..4196).unwrap();
+        sender.send_lease(&lease, 4096..4196, SendFlags::NONE, deadline()).unwrap();
+        drop(lease);
+        guard.set_len(4196, deadline()).unwrap();
+        println!("SENT");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        return;
+    }
+    let filesystem = here();
+    if made(&filesystem).is_none() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut child = common::child(&[], name, "sender");
+    child.env("ADDRESS", listener.local_addr().unwrap().to_string());
+    child.env("FILE", filesystem.dir.join("file"));
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut peer, _) = listener.accept().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.map(|line| line.unwrap()).any(|line| line.contains("SENT")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let restarted = GuardedFile::open(filesystem.dir.join("file")).unwrap();
+    restarted.write_at(&pattern(!1, 4096..4196), 4096, deadline()).unwrap();
+    assert_same(&read(&mut peer, 100), &pattern(1, 4096..4196));
+}
+
+/// A page of which a new size leaves so little that it cannot be detached may be about to be sent.
+#[test]
+fn a_new_size_waits_for_a_lease_in_hand_of_a_page_that_it_leaves_little_of() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    let lease = guard.try_lease(4096..4100).unwrap();
+    let mut queued = guard.queue_writer(4196..u64::MAX).unwrap();
+    let range = queued.try_acquire().unwrap().unwrap();
+    let refused = range.set_len(4196).unwrap_err();
+    assert!(matches!(&refused, Error::NotLeased { range } if range.start == 4096), "{refused}");
+    drop(queued);
+    let refused = guard.set_len(4196, deadline()).unwrap_err();
+    assert!(matches!(refused, Error::OwnLease), "{refused}");
+    guard.set_len(8192, deadline()).unwrap();
+    drop(lease);
+    guard.set_len(4196, deadline()).unwrap();
+}
