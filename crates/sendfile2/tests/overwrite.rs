@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::filesystems::{Filesystem, here, mounted};
@@ -610,4 +611,36 @@ fn a_new_size_waits_for_a_lease_in_hand_of_a_page_that_it_leaves_little_of() {
     guard.set_len(8192, deadline()).unwrap();
     drop(lease);
     guard.set_len(4196, deadline()).unwrap();
+}
+
+/// A clone of the last bytes of a file ends where the file does: one of a file that has grown since
+/// is refused, and that says nothing about the next.
+#[test]
+fn a_file_that_grows_meanwhile_is_detached_later() {
+    let Some(filesystem) = mounted("btrfs") else { return };
+    let Some(file) = made(&filesystem) else { return };
+    file.set_len(10_000).unwrap();
+    let detacher = Detacher::new(&common::source(&file)).unwrap();
+    let grows = AtomicBool::new(true);
+    let mut refused = 0;
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let mut at = 10_000;
+            while grows.load(Ordering::Relaxed) {
+                file.write_all_at(b"+", at).unwrap();
+                at += 1;
+            }
+        });
+        for _ in 0..5000 {
+            let size = file.metadata().unwrap().len();
+            refused += usize::from(detacher.detach(&(size - 1..size)).is_err());
+        }
+        grows.store(false, Ordering::Relaxed);
+    });
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let mut offset = 0;
+    assert_eq!(rustix::fs::sendfile(&tx, &file, Some(&mut offset), 1000), Ok(1000));
+    let detached = detacher.detach(&(0..1000));
+    assert!(detached.is_ok(), "{refused} refused before: {detached:?}");
+    read(&mut peer, 1000);
 }
