@@ -644,3 +644,38 @@ fn a_file_that_grows_meanwhile_is_detached_later() {
     assert!(detached.is_ok(), "{refused} refused before: {detached:?}");
     read(&mut peer, 1000);
 }
+
+/// Whether a file can be detached is tried where that is not known, as on overlayfs. A program that
+/// stores to its first page at that moment does not decide it.
+#[test]
+fn a_program_that_stores_to_one_page_does_not_keep_others_from_being_detached() {
+    let Some(filesystem) = common::filesystems::overlay() else { return };
+    let Some(file) = made(&filesystem) else { return };
+    let script = "import mmap,sys\nf=open(sys.argv[1],'r+b')\nm=mmap.mmap(f.fileno(),1<<20)\n\
+                  print('on',flush=True)\nwhile True: m[0:4]=b'mine'";
+    let python = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(filesystem.dir.join("file"))
+        .stdout(Stdio::piped())
+        .spawn();
+    let Ok(mut python) = python else {
+        println!("SKIP: no python3");
+        return;
+    };
+    let mut line = String::new();
+    BufReader::new(python.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let range = 3 << 20..(3 << 20) + 1000;
+    let mut wrong = 0;
+    for _ in 0..30 {
+        file.write_all_at(&pattern(1, range.clone()), range.start).unwrap();
+        let (tx, mut peer) = common::tcp_on_this_host();
+        let mut offset = range.start;
+        assert_eq!(rustix::fs::sendfile(&tx, &file, Some(&mut offset), 1000), Ok(1000));
+        let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+        guard.write_at(&pattern(!1, range.clone()), range.start, deadline()).unwrap();
+        wrong += common::wrong(&read(&mut peer, 1000), &pattern(1, range.clone()));
+    }
+    python.kill().unwrap();
+    python.wait().unwrap();
+    assert_eq!(wrong, 0);
+}

@@ -93,13 +93,17 @@ impl Detaching {
     }
 
     /// A detacher that works: on filesystems that pass writes on to another one, or are not known,
-    /// that shows itself only by trying.
+    /// that shows itself only by trying. That is done on a file that nobody else stores to, where
+    /// one can be made; else a program that does would speak for the filesystem.
     fn tried(&self, source: &Source) -> Result<Detacher, NotDetached> {
         let detacher = Detacher::new(source)?;
         if !source.is_on_disk() {
             let size = source.size()?;
             if size == 0 {
                 return Err(NotDetached::End { bytes: 0, unit: 1 });
+            }
+            if detacher.works_on_scratch().is_ok() {
+                return Ok(detacher);
             }
             let _alone = self.regions.enter(&folios(0..1), true);
             // Who listens may write to this very file, and the detacher is being made.
