@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::filesystems::{Filesystem, here, mounted};
@@ -484,4 +485,197 @@ fn only_what_is_sent_is_exposed() {
     assert_eq!(guard.exposed(), [0..4096]);
     guard.write_at(&pattern(!1, 0..4196), 0, deadline()).unwrap();
     assert_same(&read(&mut peer, 4096), &pattern(1, 0..4096));
+}
+
+/// However small the pieces are that a lease is detached in, its packets keep its folios once.
+#[test]
+fn what_packets_keep_is_counted_once() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    let (tx, peer) = common::tcp_small_window_on_this_host();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let lease = guard.try_lease(0..LEN).unwrap();
+    let sent = match sender.try_send_lease(&lease, 0..LEN, SendFlags::NONE).unwrap() {
+        Sent::Accepted { bytes, .. } => bytes as u64,
+        other => panic!("{other:?}"),
+    };
+    drop(lease);
+    for at in (0..LEN).step_by(10_007).take(300) {
+        guard.write_at(&pattern(!1, at..at + 10), at, deadline()).unwrap();
+    }
+    let kept = guard.counters().kept_by_packets;
+    assert!(kept <= LEN, "{kept}");
+    assert_same(&rest(peer, sender), &pattern(1, 0..sent));
+    while !guard.in_flight().is_empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(guard.counters().kept_by_packets, 0);
+}
+
+/// Without a descriptor to detach by, what may be in flight from before is not overwritten.
+#[test]
+fn without_descriptors_nothing_exposed_is_overwritten() {
+    let name = "without_descriptors_nothing_exposed_is_overwritten";
+    if common::role().is_none() {
+        return common::run_as(&[], name, "without descriptors");
+    }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Some(file) = made(&here()) else { return };
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let mut offset = 0;
+    assert_eq!(rustix::fs::sendfile(&tx, &file, Some(&mut offset), 1000), Ok(1000));
+    let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(0), maximum: limit.maximum };
+    setrlimit(Resource::Nofile, none).unwrap();
+    let new = pattern(!1, 0..1000);
+    let tried = [
+        guard.write_at(&new, 0, deadline()).map(|()| TryWrite::Written),
+        guard.try_write_at(&new, 0),
+    ];
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let mut unchanged = vec![0; 1000];
+    file.read_exact_at(&mut unchanged, 0).unwrap();
+    assert_same(&unchanged, &pattern(1, 0..1000));
+    for refused in tried {
+        assert!(matches!(refused, Err(Error::NotDetached(_))), "{refused:?}");
+    }
+    guard.write_at(&new, 0, deadline()).unwrap();
+    assert_same(&read(&mut peer, 1000), &pattern(1, 0..1000));
+}
+
+/// A new size leaves so little of a page that is in flight that direct I/O cannot write it.
+#[test]
+fn what_a_new_size_leaves_of_a_page_in_flight_can_be_overwritten() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let mut sender = sender(tx, Engine::Sendfile);
+    let lease = guard.try_lease(4096..4196).unwrap();
+    sender.send_lease(&lease, 4096..4196, SendFlags::NONE, deadline()).unwrap();
+    drop(lease);
+    guard.set_len(4196, deadline()).unwrap();
+    guard.write_at(&pattern(!1, 4096..4196), 4096, deadline()).unwrap();
+    assert_same(&read(&mut peer, 100), &pattern(1, 4096..4196));
+}
+
+/// The same, and the process is killed: the next one cannot detach that page.
+#[test]
+fn what_a_new_size_left_before_a_kill_does_not_change() {
+    let name = "what_a_new_size_left_before_a_kill_does_not_change";
+    if common::role().is_some() {
+        let socket = TcpStream::connect(std::env::var("ADDRESS").unwrap()).unwrap();
+        let guard = GuardOptions::new().nothing_exposed();
+        let guard = guard.open(std::env::var("FILE").unwrap()).unwrap();
+        let mut sender = sender(socket, Engine::Sendfile);
+        let lease = guard.try_lease(4096..4196).unwrap();
+        sender.send_lease(&lease, 4096..4196, SendFlags::NONE, deadline()).unwrap();
+        drop(lease);
+        guard.set_len(4196, deadline()).unwrap();
+        println!("SENT");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        return;
+    }
+    let filesystem = here();
+    if made(&filesystem).is_none() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut child = common::child(&[], name, "sender");
+    child.env("ADDRESS", listener.local_addr().unwrap().to_string());
+    child.env("FILE", filesystem.dir.join("file"));
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut peer, _) = listener.accept().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.map(|line| line.unwrap()).any(|line| line.contains("SENT")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let restarted = GuardedFile::open(filesystem.dir.join("file")).unwrap();
+    restarted.write_at(&pattern(!1, 4096..4196), 4096, deadline()).unwrap();
+    assert_same(&read(&mut peer, 100), &pattern(1, 4096..4196));
+}
+
+/// A page of which a new size leaves so little that it cannot be detached may be about to be sent.
+#[test]
+fn a_new_size_waits_for_a_lease_in_hand_of_a_page_that_it_leaves_little_of() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    let lease = guard.try_lease(4096..4100).unwrap();
+    let mut queued = guard.queue_writer(4196..u64::MAX).unwrap();
+    let range = queued.try_acquire().unwrap().unwrap();
+    let refused = range.set_len(4196).unwrap_err();
+    assert!(matches!(&refused, Error::NotLeased { range } if range.start == 4096), "{refused}");
+    drop(queued);
+    let refused = guard.set_len(4196, deadline()).unwrap_err();
+    assert!(matches!(refused, Error::OwnLease), "{refused}");
+    guard.set_len(8192, deadline()).unwrap();
+    drop(lease);
+    guard.set_len(4196, deadline()).unwrap();
+}
+
+/// A clone of the last bytes of a file ends where the file does: one of a file that has grown since
+/// is refused, and that says nothing about the next.
+#[test]
+fn a_file_that_grows_meanwhile_is_detached_later() {
+    let Some(filesystem) = mounted("btrfs") else { return };
+    let Some(file) = made(&filesystem) else { return };
+    file.set_len(10_000).unwrap();
+    let detacher = Detacher::new(&common::source(&file)).unwrap();
+    let grows = AtomicBool::new(true);
+    let mut refused = 0;
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let mut at = 10_000;
+            while grows.load(Ordering::Relaxed) {
+                file.write_all_at(b"+", at).unwrap();
+                at += 1;
+            }
+        });
+        for _ in 0..5000 {
+            let size = file.metadata().unwrap().len();
+            refused += usize::from(detacher.detach(&(size - 1..size)).is_err());
+        }
+        grows.store(false, Ordering::Relaxed);
+    });
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let mut offset = 0;
+    assert_eq!(rustix::fs::sendfile(&tx, &file, Some(&mut offset), 1000), Ok(1000));
+    let detached = detacher.detach(&(0..1000));
+    assert!(detached.is_ok(), "{refused} refused before: {detached:?}");
+    read(&mut peer, 1000);
+}
+
+/// Whether a file can be detached is tried where that is not known, as on overlayfs. A program that
+/// stores to its first page at that moment does not decide it.
+#[test]
+fn a_program_that_stores_to_one_page_does_not_keep_others_from_being_detached() {
+    let Some(filesystem) = common::filesystems::overlay() else { return };
+    let Some(file) = made(&filesystem) else { return };
+    let script = "import mmap,sys\nf=open(sys.argv[1],'r+b')\nm=mmap.mmap(f.fileno(),1<<20)\n\
+                  print('on',flush=True)\nwhile True: m[0:4]=b'mine'";
+    let python = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(filesystem.dir.join("file"))
+        .stdout(Stdio::piped())
+        .spawn();
+    let Ok(mut python) = python else {
+        println!("SKIP: no python3");
+        return;
+    };
+    let mut line = String::new();
+    BufReader::new(python.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let range = 3 << 20..(3 << 20) + 1000;
+    let mut wrong = 0;
+    for _ in 0..30 {
+        file.write_all_at(&pattern(1, range.clone()), range.start).unwrap();
+        let (tx, mut peer) = common::tcp_on_this_host();
+        let mut offset = range.start;
+        assert_eq!(rustix::fs::sendfile(&tx, &file, Some(&mut offset), 1000), Ok(1000));
+        let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+        guard.write_at(&pattern(!1, range.clone()), range.start, deadline()).unwrap();
+        wrong += common::wrong(&read(&mut peer, 1000), &pattern(1, range.clone()));
+    }
+    python.kill().unwrap();
+    python.wait().unwrap();
+    assert_eq!(wrong, 0);
 }

@@ -163,11 +163,14 @@ impl Detacher {
     /// Whether a send from `range` can be detached, as far as that does not depend on what others
     /// do: the last page of the file may have too little in it.
     pub(crate) fn allows(&self, range: &Range<u64>) -> bool {
-        self.source.size().is_ok_and(|size| {
-            range.start >= size
-                || range.end <= size / page() * page()
-                || !self.no_clone.load(Ordering::Relaxed)
-                || self.blocks(&(range.start..range.end.min(size)), size).is_ok()
-        })
+        self.source.size().is_ok_and(|size| self.allows_with(range, size))
+    }
+
+    /// The same, if the file had this size.
+    pub(crate) fn allows_with(&self, range: &Range<u64>, size: u64) -> bool {
+        range.start >= size
+            || range.end <= size / page() * page()
+            || !self.no_clone.load(Ordering::Relaxed)
+            || self.blocks(&(range.start..range.end.min(size)), size).is_ok()
     }
 }

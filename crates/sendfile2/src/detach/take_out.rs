@@ -10,6 +10,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::detacher::Detacher;
 use super::pages::{TRIES, page};
 use crate::not_detached::NotDetached;
+use crate::source::Source;
 use crate::sys::page_cache::{self, DirectBuffer, DirectUnits, Units};
 
 const CLONE: &str = "FICLONERANGE";
@@ -55,6 +56,11 @@ impl Detacher {
     fn write_old(&self, chunk: &Range<u64>, size: u64) -> Result<(), NotDetached> {
         if !self.no_clone.load(Ordering::Relaxed) {
             let cloned = self.clone_old(chunk, size);
+            if cloned.is_err() && self.source.size()? != size {
+                // A clone ends at a block or at the end of the file, which is another one by now.
+                // The proof shows that nothing was taken out.
+                return Ok(());
+            }
             if !self.was_refused_clone(&cloned) {
                 return cloned;
             }
@@ -157,6 +163,16 @@ impl Detacher {
             Errno::INVAL | Errno::OPNOTSUPP | Errno::XDEV => NotDetached::unsupported(CLONE)(e),
             e => NotDetached::io(CLONE, offset)(e),
         })
+    }
+
+    /// Takes a page of a file beside this one out of the page cache, which nobody else has.
+    pub(crate) fn works_on_scratch(&self) -> Result<(), NotDetached> {
+        let scratch = self.scratch()?;
+        let bytes = vec![0; usize::try_from(page()).unwrap_or(0)];
+        retry_on_intr(|| rustix::io::pwrite(&scratch, &bytes, 0))
+            .map_err(NotDetached::io("pwrite to a scratch file", 0))?;
+        let scratch = Detacher::new(&Source::new(scratch)?)?;
+        scratch.detach(&(0..page())).map(drop)
     }
 
     /// A file without a name, beside the file.

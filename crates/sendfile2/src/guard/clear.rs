@@ -10,6 +10,7 @@ use super::file::GuardedFile;
 use super::lease::Inner;
 use super::ranges::folios;
 use crate::detach::Detacher;
+use crate::error::Error;
 use crate::not_detached::NotDetached;
 use crate::trace;
 
@@ -28,8 +29,16 @@ pub(super) enum Need {
 
 impl GuardedFile {
     /// The detacher of the file, if it can be detached.
-    pub(super) fn detacher(&self) -> Option<&Arc<Detacher>> {
+    pub(super) fn detacher(&self) -> Result<Option<&Arc<Detacher>>, NotDetached> {
         self.0.shared.detacher(&self.0.source)
+    }
+
+    /// Exposes what is in the file, if nobody has written to it yet.
+    pub(super) fn exposes(&self) -> Result<(), Error> {
+        match self.detacher() {
+            Err(why) if self.0.shared.may_be_exposed => Err(Error::NotDetached(why.into())),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a writer of `range` can have it by detaching, beside these leases: all that is in
@@ -38,8 +47,8 @@ impl GuardedFile {
         if self.0.overwrite == Overwrite::Wait || !leases.iter().all(|l| l.is_handed_over()) {
             return false;
         }
-        let Some(detacher) = self.detacher() else { return false };
-        let kept: u64 = leases.iter().map(|lease| lease.folios_in(range)).sum();
+        let Ok(Some(detacher)) = self.detacher() else { return false };
+        let kept: u64 = leases.iter().map(|lease| lease.would_keep(range)).sum();
         let most = KEPT.saturating_sub(self.0.shared.detaching.kept.load(Ordering::Relaxed));
         let fits = kept <= most;
         if !fits {
@@ -75,7 +84,7 @@ impl DetachJob {
     /// in the pages that were detached.
     pub(super) fn run(self) -> Result<Range<u64>, NotDetached> {
         let shared = &self.file.0.shared;
-        let Some(detacher) = self.file.detacher() else {
+        let Some(detacher) = self.file.detacher()? else {
             return Err(NotDetached::NoProof);
         };
         let parts = match &self.need {

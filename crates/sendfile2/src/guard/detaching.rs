@@ -55,13 +55,16 @@ impl Detaching {
 
     /// The detacher, if there is one; made and tried when it is first asked for. `made` is told of
     /// it before anybody else has it.
+    ///
+    /// # Errors
+    /// It cannot be made now, and maybe later: then nobody knows yet what is exposed.
     pub(super) fn detacher(
         &self,
         source: &Source,
         made: impl FnOnce(&Detacher),
-    ) -> Option<&Arc<Detacher>> {
+    ) -> Result<Option<&Arc<Detacher>>, NotDetached> {
         if let Some(known) = self.detacher.get() {
-            return known.as_ref();
+            return Ok(known.as_ref());
         }
         let mut refused = None;
         let making = lock(&self.making);
@@ -71,8 +74,9 @@ impl Detaching {
                     made(&detacher);
                     Some(Arc::new(detacher))
                 }
-                // It is tried again.
-                Err(why) if is_passing(&why) => return None,
+                // Nothing to try it with, and nothing that could be in flight.
+                Err(NotDetached::End { .. }) => return Ok(None),
+                Err(why) if is_passing(&why) => return Err(why),
                 Err(why) => {
                     refused = Some(why);
                     None
@@ -85,17 +89,21 @@ impl Detaching {
         if let Some(why) = refused {
             trace::debug!(%why, "writers wait for releases");
         }
-        self.detacher.get().and_then(Option::as_ref)
+        Ok(self.detacher.get().and_then(Option::as_ref))
     }
 
     /// A detacher that works: on filesystems that pass writes on to another one, or are not known,
-    /// that shows itself only by trying.
+    /// that shows itself only by trying. That is done on a file that nobody else stores to, where
+    /// one can be made; else a program that does would speak for the filesystem.
     fn tried(&self, source: &Source) -> Result<Detacher, NotDetached> {
         let detacher = Detacher::new(source)?;
         if !source.is_on_disk() {
             let size = source.size()?;
             if size == 0 {
                 return Err(NotDetached::End { bytes: 0, unit: 1 });
+            }
+            if detacher.works_on_scratch().is_ok() {
+                return Ok(detacher);
             }
             let _alone = self.regions.enter(&folios(0..1), true);
             // Who listens may write to this very file, and the detacher is being made.
@@ -105,12 +113,8 @@ impl Detaching {
     }
 }
 
-/// Whether a detacher may be had later: there was no descriptor, no memory, or nothing to try it
-/// with.
+/// Whether a detacher may be had later: there was no descriptor, or no memory.
 fn is_passing(why: &NotDetached) -> bool {
-    if let NotDetached::End { .. } = why {
-        return true;
-    }
     let (NotDetached::NoDirect { cause } | NotDetached::Io { cause, .. }) = why else {
         return false;
     };

@@ -14,6 +14,22 @@ impl GuardedFile {
     pub(super) fn writer(&self, range: Range<u64>, key: u64) -> Exclusive {
         Exclusive { file: self.clone(), pages: range.clone(), range, key }
     }
+
+    /// The bytes that nobody else may have while the size of the file changes from `size` to `len`:
+    /// those that change; and what is left of a page of which so little is left that it cannot be
+    /// detached any more, nor could what of it is in flight.
+    pub(super) fn resized(&self, size: u64, len: u64) -> Range<u64> {
+        let from = size.min(len);
+        let page = rustix::param::page_size() as u64;
+        let start = from / page * page;
+        let cut = self.detacher().is_ok_and(|detacher| {
+            detacher.is_some_and(|detacher| {
+                detacher.allows_with(&(start..size), size)
+                    && !detacher.allows_with(&(start..from), from)
+            })
+        });
+        if cut { start..u64::MAX } else { from..u64::MAX }
+    }
 }
 
 /// A range that nobody else sends or writes, until this is dropped.
@@ -69,16 +85,18 @@ impl Exclusive {
 
     /// Sets the size of the file. The range must cover the bytes that this changes: all from the
     /// smaller of both sizes on, to [`u64::MAX`]. (The kernel zeroes the rest of the folio that the
-    /// new end is in: a sender in flight would send NULs.)
+    /// new end is in: a sender in flight would send NULs.) Where the new end leaves less of a page
+    /// than direct I/O can write, mostly 512 bytes, it must cover that, too: later it could not be
+    /// detached.
     ///
     /// # Errors
-    /// [`Error::NotLeased`] with the bytes that this changes, if they are not within the range;
+    /// [`Error::NotLeased`] with the bytes that it must cover, if they are not within the range;
     /// [`Error::File`], with EFBIG behind `RLIMIT_FSIZE`; [`Error::Forked`].
     pub fn set_len(&self, len: u64) -> Result<(), Error> {
         self.file.0.shared.ours()?;
         let source = self.file.source();
         let size = source.size()?;
-        self.covers(&(size.min(len)..u64::MAX))?;
+        self.covers(&self.file.resized(size, len))?;
         if size < len {
             source.allowed(len, 0)?;
         }

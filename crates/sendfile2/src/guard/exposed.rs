@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A set of bytes, kept as sorted ranges that do not touch.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Exposed(BTreeMap<u64, u64>);
 
 impl Exposed {
@@ -45,8 +45,22 @@ impl Exposed {
 
     /// Whether any byte of `range` is in it.
     pub(super) fn overlaps(&self, range: &Range<u64>) -> bool {
-        !range.is_empty()
-            && self.0.range(..range.end).next_back().is_some_and(|(_, &e)| e > range.start)
+        self.overlapping(range).next().is_some()
+    }
+
+    /// Those of its ranges that share a byte with `range`.
+    pub(super) fn overlapping(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let Range { start, end } = *range;
+        let first = self.0.range(..=start).next_back().map_or(start, |(&first, _)| first);
+        self.0
+            .range(first..end.max(first))
+            .map(|(&s, &e)| s..e)
+            .filter(move |r| r.end > start && start < end)
+    }
+
+    /// The number of bytes in it.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Range<u64>> {
@@ -76,13 +90,18 @@ mod tests {
             }
             let is = |at: u64| bytes[usize::try_from(at).unwrap_or(0)];
             for (start, len) in asked {
-                prop_assert_eq!(set.overlaps(&(start..start + len)), (start..start + len).any(is));
+                let asked = start..start + len;
+                prop_assert_eq!(set.overlaps(&asked), asked.clone().any(is));
+                let meets = |r: &Range<u64>| asked.contains(&r.start) || r.contains(&start);
+                let met: Vec<_> = set.iter().filter(|r| len > 0 && meets(r)).collect();
+                prop_assert_eq!(set.overlapping(&asked).collect::<Vec<_>>(), met);
             }
             let ranges: Vec<_> = set.iter().collect();
             prop_assert!(ranges.windows(2).all(|two| two[0].end < two[1].start), "{ranges:?}");
             prop_assert!(ranges.iter().all(|range| !range.is_empty()));
             let all = ranges.iter().flat_map(Clone::clone).count();
             prop_assert_eq!(all, bytes.iter().filter(|b| **b).count());
+            prop_assert_eq!(all as u64, set.bytes());
         }
     }
 }

@@ -221,7 +221,7 @@ impl GuardedFile {
             size: AtomicU64::new(0),
             overwrite: self.0.overwrite,
             by_ring: AtomicBool::new(false),
-            kept: AtomicU64::new(0),
+            kept: Mutex::default(),
         });
         if !shared.table.try_lease(&inner.ranges, inner.key, &Arc::downgrade(&inner)) {
             return None;

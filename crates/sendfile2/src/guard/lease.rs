@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::detaching::{Detaching, Overwrite};
+use super::exposed::Exposed;
 use super::ranges::folios;
 use super::table::Table;
 use crate::detach::Detacher;
 use crate::error::Error;
 use crate::holder::{CompletionSource, Held};
+use crate::not_detached::NotDetached;
 use crate::source::{Extent, Identity, Source};
 use crate::sync::lock;
 use crate::sys::process::Process;
@@ -74,8 +76,8 @@ pub(crate) struct Inner {
     pub(super) overwrite: Overwrite,
     /// A ring has sent under it: what is queued there is not handed over yet.
     pub(super) by_ring: AtomicBool,
-    /// Bytes that packets may keep since it was detached.
-    pub(super) kept: AtomicU64,
+    /// The folios that packets may keep since they were detached.
+    pub(super) kept: Mutex<Exposed>,
 }
 
 thread_local! {
@@ -101,7 +103,7 @@ pub struct Leased {
 impl Shared {
     /// The detacher of the file, if it can be detached. What is in the file when it is made is
     /// exposed, unless the application has said otherwise.
-    pub(super) fn detacher(&self, source: &Source) -> Option<&Arc<Detacher>> {
+    pub(super) fn detacher(&self, source: &Source) -> Result<Option<&Arc<Detacher>>, NotDetached> {
         self.detaching.detacher(source, |detacher| {
             let Ok(size) = source.size() else { return };
             let page = rustix::param::page_size() as u64;
@@ -165,7 +167,7 @@ impl Lease {
         if inner.overwrite == Overwrite::Wait {
             return false;
         }
-        let Some(detacher) = inner.shared.detacher(&inner.source) else { return false };
+        let Ok(Some(detacher)) = inner.shared.detacher(&inner.source) else { return false };
         let page = rustix::param::page_size() as u64;
         range.end <= inner.size.load(Ordering::Relaxed) / page * page || detacher.allows(range)
     }
@@ -251,22 +253,26 @@ impl Inner {
         self.handles.load(Ordering::Acquire) == 0 && !self.by_ring.load(Ordering::Acquire)
     }
 
-    /// The bytes of the folios that its packets may keep of `range`.
-    pub(super) fn folios_in(&self, range: &Range<u64>) -> u64 {
-        self.ranges
-            .iter()
-            .map(|r| r.start.max(range.start)..r.end.min(range.end))
-            .filter(|r| !r.is_empty())
-            .map(folios)
-            .map(|r| r.end - r.start)
-            .sum()
+    /// The folios that its packets may keep, once `range` is detached, too.
+    fn kept_with(&self, kept: &Exposed, range: &Range<u64>) -> Exposed {
+        let mut kept = kept.clone();
+        let parts = self.ranges.iter().map(|r| r.start.max(range.start)..r.end.min(range.end));
+        parts.filter(|part| !part.is_empty()).for_each(|part| kept.add(&folios(part)));
+        kept
+    }
+
+    /// The bytes that its packets may keep more than now, once `range` is detached.
+    pub(super) fn would_keep(&self, range: &Range<u64>) -> u64 {
+        let kept = lock(&self.kept);
+        self.kept_with(&kept, range).bytes() - kept.bytes()
     }
 
     /// Counts the memory that its packets keep from here on, since `range` was detached.
     pub(super) fn keep(&self, range: &Range<u64>) {
-        let kept = self.folios_in(range);
-        self.kept.fetch_add(kept, Ordering::Relaxed);
-        self.shared.detaching.kept.fetch_add(kept, Ordering::Relaxed);
+        let mut kept = lock(&self.kept);
+        let before = kept.bytes();
+        *kept = self.kept_with(&kept, range);
+        self.shared.detaching.kept.fetch_add(kept.bytes() - before, Ordering::Relaxed);
     }
 
     pub(super) fn is_in_hand_of_this_thread(&self) -> bool {
@@ -298,7 +304,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // In a fork nothing ends: it is the parent's.
         if self.shared.is_ours() {
-            let kept = self.kept.load(Ordering::Relaxed);
+            let kept = lock(&self.kept).bytes();
             self.shared.detaching.kept.fetch_sub(kept, Ordering::Relaxed);
             self.shared.table.end_lease(&self.ranges, self.key).wake();
         }

@@ -66,15 +66,14 @@ impl<P: Borrow<Parker>> Queued<P> {
         parker: P,
         deadline: Option<Instant>,
         abort: bool,
-    ) -> Self {
-        // Exposes what is in the file, if nobody has written to it yet.
-        file.detacher();
+    ) -> Result<Self, Error> {
+        file.exposes()?;
         let shared = &file.0.shared;
         let key = shared.table.queue_writer(range.clone(), Some(parker.borrow().waker()));
         if !shared.table.is_active(key) {
             shared.waits.fetch_add(1, Ordering::Relaxed);
         }
-        Queued {
+        Ok(Queued {
             writer: file.writer(range, key),
             need,
             began: Instant::now(),
@@ -87,7 +86,7 @@ impl<P: Borrow<Parker>> Queued<P> {
             not_detached: None,
             retry_at: None,
             pause: RETRY,
-        }
+        })
     }
 
     /// Whether it waits for others, as whoever polls is told; and not only for what cannot be

@@ -175,7 +175,7 @@ impl<L: Clone> Table<L> {
         };
         let mut parts = Exposed::default();
         let leased = state.leases.overlapping(range).map(|(leased, ..)| leased);
-        for part in leased.chain(state.exposed.iter()) {
+        for part in leased.chain(state.exposed.overlapping(range)) {
             parts.add(&(part.start.max(range.start)..part.end.min(range.end)));
         }
         parts.iter().collect()

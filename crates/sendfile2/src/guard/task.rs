@@ -92,11 +92,11 @@ impl GuardedFile {
         abort: bool,
     ) -> Result<Exclusive, Error> {
         self.0.shared.ours()?;
-        if let Some(writer) = self.unhindered(&range) {
+        if let Some(writer) = self.unhindered(&range)? {
             return Ok(writer);
         }
         let parker = Parker::new()?;
-        let mut queued = Queued::new(self, range, Need::All, parker.as_thread(), deadline, abort);
+        let mut queued = Queued::new(self, range, Need::All, parker.as_thread(), deadline, abort)?;
         loop {
             match queued.look(false)? {
                 Looked::Exclusive => return Ok(queued.writer),

@@ -56,7 +56,7 @@ impl GuardedFile {
     pub fn try_write_at(&self, data: &[u8], offset: u64) -> Result<TryWrite, Error> {
         self.0.shared.ours()?;
         let range = span(offset, data)?;
-        let writer = match self.unhindered(&range) {
+        let writer = match self.unhindered(&range)? {
             Some(writer) => writer,
             None => match self.try_exclusive(&range)? {
                 Ok(writer) => writer,
@@ -143,19 +143,21 @@ impl GuardedFile {
 
     /// Sets the size of the file, when no lease is on the bytes that this changes: all from the
     /// smaller of both sizes on. (The kernel zeroes the rest of the folio that the new end is in:
-    /// a sender in flight would send NULs.)
+    /// a sender in flight would send NULs.) Where the new end leaves less of a page than direct I/O
+    /// can write, mostly 512 bytes, no lease may be on that either: later it could not be detached.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at).
     pub fn set_len(&self, len: u64, deadline: impl Into<Deadline>) -> Result<(), Error> {
         let deadline = deadline.into();
         loop {
-            let from = self.0.source.size()?.min(len);
+            let size = self.0.source.size()?;
+            let range = self.resized(size, len);
             // Pages that are dropped as a whole stay with the packets; the rest of the one that the
-            // new end is in is zeroed.
-            let edge = from..folios(from..from.saturating_add(1)).end;
-            let need = Need::Parts(vec![edge]);
-            match self.acquire(from..u64::MAX, need, deadline, false)?.set_len(len) {
+            // new end is in is zeroed. That is the second if somebody makes it larger meanwhile.
+            let edge = |at: u64| folios(at..at.saturating_add(1)).end;
+            let need = Need::Parts(vec![range.start..edge(size.min(len)), len..edge(len)]);
+            match self.acquire(range, need, deadline, false)?.set_len(len) {
                 // Another one has shrunk it meanwhile.
                 Err(Error::NotLeased { .. }) => {}
                 set => return set,

@@ -25,10 +25,12 @@ impl GuardedFile {
     /// [`punch_hole`](Exclusive::punch_hole).
     ///
     /// # Errors
-    /// [`Error::Wait`] if there are no descriptors left; [`Error::Forked`].
+    /// [`Error::Wait`] or [`Error::NotDetached`] if there are no descriptors left;
+    /// [`Error::Forked`].
     pub fn queue_writer(&self, range: Range<u64>) -> Result<QueuedWriter, Error> {
         self.0.shared.ours()?;
-        Ok(QueuedWriter(Queued::new(self, range, Need::All, Parker::new()?, None, false)))
+        let queued = Queued::new(self, range, Need::All, Parker::new()?, None, false)?;
+        Ok(QueuedWriter(queued))
     }
 
     /// Waits for `range`, of which `need` is detached where it may still be in flight. With
@@ -41,11 +43,11 @@ impl GuardedFile {
         abort: bool,
     ) -> Result<Exclusive, Error> {
         self.0.shared.ours()?;
-        if let Some(writer) = self.unhindered(&range) {
+        if let Some(writer) = self.unhindered(&range)? {
             return Ok(writer);
         }
         Parker::with(|parker| {
-            let mut queued = Queued::new(self, range, need, parker, deadline.instant(), abort);
+            let mut queued = Queued::new(self, range, need, parker, deadline.instant(), abort)?;
             loop {
                 match queued.look(true)? {
                     Looked::Exclusive => return Ok(queued.writer),
@@ -65,12 +67,12 @@ impl GuardedFile {
     }
 
     /// The range, if nothing at all is in the way.
-    pub(super) fn unhindered(&self, range: &Range<u64>) -> Option<Exclusive> {
-        // Exposes what is in the file, if nobody has written to it yet.
-        self.detacher();
+    pub(super) fn unhindered(&self, range: &Range<u64>) -> Result<Option<Exclusive>, Error> {
+        self.exposes()?;
         let table = &self.0.shared.table;
-        let writer = self.writer(range.clone(), table.try_writer(range).ok()?);
-        (!table.is_exposed(range)).then_some(writer)
+        let Ok(key) = table.try_writer(range) else { return Ok(None) };
+        let writer = self.writer(range.clone(), key);
+        Ok((!table.is_exposed(range)).then_some(writer))
     }
 }
 
