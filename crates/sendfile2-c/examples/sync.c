@@ -36,7 +36,7 @@ static int listen_at(const char *port)
 static int serve(int client, int file, off_t size)
 {
     struct timespec deadline;
-    struct sendfile2_result result = { SENDFILE2_RELEASED };
+    struct sendfile2_result result = { .state = SENDFILE2_RELEASED };
     struct linger reset = { 1, 0 }; /* what is cut short is not to look like all */
     loff_t offset = 0;
     clock_gettime(CLOCK_MONOTONIC, &deadline);
