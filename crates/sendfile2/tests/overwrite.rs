@@ -512,7 +512,7 @@ fn what_packets_keep_is_counted_once() {
     assert_eq!(guard.counters().kept_by_packets, 0);
 }
 
-/// Without a descriptor to detach by, what may be in flight from before is not overwritten.
+/// Without descriptors to detach by, what may be in flight from before is not overwritten.
 #[test]
 fn without_descriptors_nothing_exposed_is_overwritten() {
     let name = "without_descriptors_nothing_exposed_is_overwritten";
@@ -520,28 +520,38 @@ fn without_descriptors_nothing_exposed_is_overwritten() {
         return common::run_as(&[], name, "without descriptors");
     }
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Some(file) = made(&here()) else { return };
-    let (tx, mut peer) = common::tcp_on_this_host();
-    let mut offset = 0;
-    assert_eq!(rustix::fs::sendfile(&tx, &file, Some(&mut offset), 1000), Ok(1000));
-    let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
     let limit = getrlimit(Resource::Nofile);
-    let none = Rlimit { current: Some(0), maximum: limit.maximum };
-    setrlimit(Resource::Nofile, none).unwrap();
     let new = pattern(!1, 0..1000);
-    let tried = [
-        guard.write_at(&new, 0, deadline()).map(|()| TryWrite::Written),
-        guard.try_write_at(&new, 0),
-    ];
-    setrlimit(Resource::Nofile, limit).unwrap();
-    let mut unchanged = vec![0; 1000];
-    file.read_exact_at(&mut unchanged, 0).unwrap();
-    assert_same(&unchanged, &pattern(1, 0..1000));
-    for refused in tried {
-        assert!(matches!(refused, Err(Error::NotDetached(_))), "{refused:?}");
+    for (filesystem, file) in files() {
+        // So many are left.
+        for left in 0..5 {
+            common::overwrite(&file, &pattern(1, 0..1000));
+            let (tx, mut peer) = common::tcp_on_this_host();
+            let mut offset = 0;
+            assert_eq!(rustix::fs::sendfile(&tx, &file, Some(&mut offset), 1000), Ok(1000));
+            let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+            let next = file.as_fd().try_clone_to_owned().unwrap();
+            let next = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&next)).unwrap();
+            let few = Rlimit { current: Some(next + left), maximum: limit.maximum };
+            setrlimit(Resource::Nofile, few).unwrap();
+            let tried = [
+                guard.write_at(&new, 0, deadline()).map(|()| TryWrite::Written),
+                guard.try_write_at(&new, 0),
+            ];
+            setrlimit(Resource::Nofile, limit).unwrap();
+            if left == 0 {
+                for refused in tried {
+                    assert!(matches!(refused, Err(Error::NotDetached(_))), "{refused:?}");
+                }
+                let mut unchanged = vec![0; 1000];
+                file.read_exact_at(&mut unchanged, 0).unwrap();
+                assert_same(&unchanged, &pattern(1, 0..1000));
+            }
+            guard.write_at(&new, 0, deadline()).unwrap();
+            let wrong = common::wrong(&read(&mut peer, 1000), &pattern(1, 0..1000));
+            assert_eq!(wrong, 0, "{}, {left} left", filesystem.name);
+        }
     }
-    guard.write_at(&new, 0, deadline()).unwrap();
-    assert_same(&read(&mut peer, 1000), &pattern(1, 0..1000));
 }
 
 /// A new size leaves so little of a page that is in flight that direct I/O cannot write it.

@@ -115,9 +115,6 @@ impl Detaching {
 
 /// Whether a detacher may be had later: there was no descriptor, or no memory.
 fn is_passing(why: &NotDetached) -> bool {
-    let (NotDetached::NoDirect { cause } | NotDetached::Io { cause, .. }) = why else {
-        return false;
-    };
-    let errno = Errno::from_io_error(cause);
+    let errno = why.io_error().and_then(Errno::from_io_error);
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
