@@ -222,20 +222,29 @@ impl Ci {
         };
         torture("--engine zerocopy --duration 20s --faults all")?;
         torture("--engine auto --duration 10s")?;
-        torture("--engine sendfile --duration 10s --faults all")?;
         torture("--engine zerocopy --duration 10s --overwrite wait")?;
         torture("--engine sendfile --duration 5s --overwrite in-place")?;
-        let probe = self.command(&program, "probe --json").stderr(Stdio::inherit()).output()?;
+        // Of a file beside the one that is tortured.
+        let mut probe = self.command(&program, "probe --json --file Cargo.toml");
+        let probe = probe.stderr(Stdio::inherit()).output()?;
         let probe: serde_json::Value = serde_json::from_slice(&probe.stdout)?;
         let engines = probe["engines"].as_array().context("probe names no engines")?;
         let uring = engines.iter().find(|engine| engine["engine"] == "uring");
         let uring = uring.context("probe says nothing of the engine uring")?;
+        let detaches = &probe["file"]["detaches"];
+        let mut skipped = Vec::new();
         if uring["state"] == "available" {
-            torture("--engine uring --duration 10s")
+            torture("--engine uring --duration 10s")?;
         } else {
-            self.skip(format!("torture of the engine uring: {uring}"));
-            Ok(())
+            skipped.push(format!("torture of the engine uring: {uring}"));
         }
+        if detaches["state"] == "yes" {
+            torture("--engine sendfile --duration 10s --faults all")?;
+        } else {
+            skipped.push(format!("torture of the engine sendfile: {}", detaches["why"]));
+        }
+        skipped.into_iter().for_each(|reason| self.skip(reason));
+        Ok(())
     }
 
     fn kernel_style(&mut self) -> anyhow::Result<()> {
