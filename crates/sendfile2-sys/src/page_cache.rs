@@ -92,9 +92,9 @@ pub struct Units {
 /// The alignment that direct I/O asks for, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirectUnits {
-    /// Of addresses.
+    /// The alignment of addresses.
     pub memory: u64,
-    /// Of offsets and lengths.
+    /// The alignment of offsets and lengths.
     pub offset: u64,
 }
 

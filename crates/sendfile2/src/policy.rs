@@ -11,7 +11,7 @@ const TRY_AGAIN: u32 = 256;
 pub(crate) enum Contents {
     Memory,
     File,
-    /// Of a file that detaches, under a lease, on a stream that `sendfile(2)` does not block.
+    /// Bytes of a file that detaches, under a lease, on a stream that `sendfile(2)` does not block.
     Detachable,
 }
 

@@ -1,4 +1,4 @@
-//! What takes pages out of the page cache and changes nothing: the old bytes, written once more.
+//! Means that take pages out of the page cache and change nothing: the old bytes, written once more.
 
 use std::ops::Range;
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-//! What the handles of a file share of its detaching.
+//! The part of detaching that the handles of a file share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -29,7 +29,7 @@ pub enum Overwrite {
     Wait,
 }
 
-/// What the handles of a file share of its detaching.
+/// The part of detaching that the handles of a file share: the detacher, and the counters.
 #[derive(Debug, Default)]
 pub(super) struct Detaching {
     /// `None` where the file cannot be detached.
@@ -57,7 +57,7 @@ impl Detaching {
     /// it before anybody else has it.
     ///
     /// # Errors
-    /// It cannot be made now, and maybe later: then nobody knows yet what is exposed.
+    /// A failure that may pass: until then nobody knows what is exposed.
     pub(super) fn detacher(
         &self,
         source: &Source,

@@ -37,7 +37,7 @@ pub struct Exclusive {
     pub(super) file: GuardedFile,
     pub(super) range: Range<u64>,
     pub(super) key: u64,
-    /// What was detached for it.
+    /// The pages that were detached for it.
     pub(super) pages: Range<u64>,
 }
 

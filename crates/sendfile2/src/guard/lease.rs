@@ -37,7 +37,7 @@ pub(super) struct Shared {
     pub(super) waits: AtomicU64,
     pub(super) aborts: AtomicU64,
     pub(super) detaching: Detaching,
-    /// What is in the file may be in flight from before.
+    /// Whether the content of the file may be in flight from before.
     pub(super) may_be_exposed: bool,
 }
 

@@ -25,7 +25,7 @@ const AFTER_ABORT: Duration = Duration::from_secs(30);
 /// is its owner's affair.
 pub(super) struct Queued<P: Borrow<Parker>> {
     pub(super) writer: Exclusive,
-    /// What of the range is to be detached.
+    /// The parts of the range that are to be detached.
     pub(super) need: Need,
     began: Instant,
     pub(super) deadline: Option<Instant>,
@@ -44,7 +44,7 @@ pub(super) struct Queued<P: Borrow<Parker>> {
     pause: Duration,
 }
 
-/// What a writer in the queue can do.
+/// The next step of a writer in the queue.
 pub(super) enum Looked {
     /// Write.
     Exclusive,
@@ -106,7 +106,7 @@ impl<P: Borrow<Parker>> Queued<P> {
         active
     }
 
-    /// What it can do now. Who is in the way is watched and reaped, and aborted when it is time.
+    /// Returns the next step. Who is in the way is watched and reaped, and aborted when it is time.
     /// `thread` says that its own thread waits for it, and must not hold what it waits for.
     pub(super) fn look(&mut self, thread: bool) -> Result<Looked, Error> {
         if self.is_active() {
@@ -179,7 +179,7 @@ impl<P: Borrow<Parker>> Queued<P> {
         [self.deadline, retry].into_iter().flatten().min()
     }
 
-    /// What detaches the range; [`detached`](Self::detached) is told its result.
+    /// Returns the job that detaches the range, whose result [`detached`](Self::detached) is given.
     pub(super) fn detaching(&self) -> DetachJob {
         let Exclusive { file, range, key, .. } = &self.writer;
         let leases = self.in_the_way.0.values().cloned().collect();

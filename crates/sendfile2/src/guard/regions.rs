@@ -1,4 +1,4 @@
-//! Who writes where on disk at this moment, in regions of whole folios.
+//! The regions, of whole folios, that are written on disk at this moment.
 //!
 //! Detaching reads old bytes and writes them back, in whole blocks: what another writer put beside
 //! its range in between would be lost. So a writer that detaches is alone in its regions, for as

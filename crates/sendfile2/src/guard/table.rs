@@ -167,7 +167,7 @@ impl<L: Clone> Table<L> {
         self.lock().exposed.add(range);
     }
 
-    /// What of a writer's range is leased, or exposed.
+    /// Returns the parts of a writer's range that are leased, or exposed.
     pub(super) fn in_flight(&self, key: u64) -> Vec<Range<u64>> {
         let state = self.lock();
         let Some(range) = state.writers.get(&key).map(|writer| &writer.range) else {

@@ -12,12 +12,12 @@ use crate::source::Source;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Detaches {
-    /// It can, on this filesystem, by these means.
+    /// Yes, on this filesystem, by these means.
     Yes(Means),
     /// Only a try shows it: the filesystem passes writes on to another one, or is not known.
     /// `None` where finding the means, too, would change something.
     Untried(Option<Means>),
-    /// It cannot, for this reason.
+    /// No, for this reason.
     No(String),
 }
 

@@ -433,7 +433,7 @@ impl Sender {
         })
     }
 
-    /// What `range` of the file is, for the choice of an engine.
+    /// Returns the kind of bytes that `range` of the file has, for the choice of an engine.
     fn contents(&self, origin: Origin<'_>, range: &Range<u64>) -> Contents {
         let Origin::Lease(lease, _) = origin else { return Contents::File };
         let streams = self.engine == Engine::Auto && streams::are_many();

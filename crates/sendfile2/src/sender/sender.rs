@@ -53,7 +53,7 @@ pub struct Sender {
     pub(super) reaper: &'static Reaper,
     /// The socket was in blocking mode, and is not any more.
     pub(super) made_nonblocking: AtomicBool,
-    /// It has sent under a lease.
+    /// Counts this sender among those that have sent under a lease.
     stream: OnceLock<Stream>,
 }
 
