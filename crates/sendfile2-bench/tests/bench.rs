@@ -415,16 +415,18 @@ fn reports_need_nothing_else_and_have_every_row() {
     assert!(html.matches("<svg width=\"500\"").count() == 4, "plots");
     let cells = |row: &str| row.matches("<td").count();
     assert_eq!(html.lines().filter(|line| cells(line) == 15).count(), methods().len());
+    // Once for its costs, and once or twice for its times, unless its release is never reported.
+    let least = |method: &str| if method == "sendfile+lease" { 1 } else { 2 };
     for (method, _) in methods() {
         let word = format!(">{method}</td>");
-        // Once for its costs, and once or twice for its times.
-        assert!(html.matches(&word).count() >= 2, "{method}");
+        assert!(html.matches(&word).count() >= least(method), "{method}");
     }
     assert_eq!(html.matches(">NO</td>").count(), 4, "two methods in two tables");
 
     let markdown = page("report.md");
     for (method, _) in methods() {
-        assert!(markdown.matches(&format!("| {method} ")).count() >= 2, "{method}: {markdown}");
+        let rows = markdown.matches(&format!("| {method} ")).count();
+        assert!(rows >= least(method), "{method}: {markdown}");
     }
     assert!(!markdown.contains("<svg"));
 

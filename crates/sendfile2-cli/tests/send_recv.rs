@@ -105,7 +105,7 @@ impl Receiver {
 #[test]
 fn both_ends_agree_on_what_was_sent_by_each_engine() {
     let content = Content::new(5_000_001);
-    for engine in engines::here() {
+    for engine in engines::without_lease() {
         for listen in ["127.0.0.1:0", "[::1]:0"] {
             if listen.starts_with('[') && TcpListener::bind(listen).is_err() {
                 println!("SKIP: no IPv6 loopback here");
@@ -204,7 +204,7 @@ fn a_receiver_that_never_reads_ends_at_the_deadline() {
     let content = Content::new(64 << 20);
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let address = listener.local_addr().expect("bound").to_string();
-    for engine in engines::here() {
+    for engine in engines::without_lease() {
         let args = ["send", &content.path(), &address, "--engine", engine.name(), "--deadline"];
         let sent = run(&[&args[..], &["500ms", "--json"]].concat());
         let text = complaint(&sent);
@@ -225,7 +225,7 @@ fn a_receiver_that_goes_away_is_told_of() {
     let content = Content::new(64 << 20);
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let address = listener.local_addr().expect("bound").to_string();
-    for engine in engines::here() {
+    for engine in engines::without_lease() {
         let sending = sendfile2(&["send", &content.path(), &address, "--engine", engine.name()])
             .stderr(Stdio::piped())
             .stdout(Stdio::piped())
@@ -357,7 +357,7 @@ fn failed(output: &Output) -> (usize, Value, String) {
 fn a_sender_that_is_killed_is_no_end_for_its_receiver() {
     use rustix::process::{Pid, Signal, kill_process};
     let content = Content::new(MUCH);
-    for engine in engines::here() {
+    for engine in engines::without_lease() {
         for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::KILL] {
             let args = ["--engine", engine.name(), "--wait", "none"];
             let (mut sending, receiver) = held_up(&content, "127.0.0.1:0", &args);
@@ -401,7 +401,7 @@ fn over_a_unix_socket_a_failure_says_that_it_cannot_be_told() {
 fn what_was_sent_arrives_when_nobody_waits_for_it() {
     // More than what the receiver takes without being read, less than what the sockets hold.
     let content = Content::new(300_000);
-    for engine in engines::here() {
+    for engine in engines::without_lease() {
         let args = ["--engine", engine.name(), "--wait", "none"];
         let (sending, receiver) = held_up(&content, "127.0.0.1:0", &args);
         let sent = sending.wait_with_output().expect("it ends");
