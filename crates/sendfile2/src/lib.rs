@@ -20,7 +20,8 @@
 //! # The one idea
 //! A send holds something, and drops it when, and only when, the kernel has released it: a
 //! [lease](guard::Lease) on a range of a file, or a [buffer](SendBuffer) that was handed over. A
-//! [`Ticket`] only looks on. What cannot be accounted for stays held; it is *unknown*, never free.
+//! [`Ticket`] only looks on. (A writer that has proved that the pages of a range have left the page
+//! cache, and stay with the packets, need not wait for that: it [detaches](detach).) What cannot be accounted for stays held; it is *unknown*, never free.
 //!
 //! # How
 //! ```no_run
@@ -134,8 +135,8 @@
 //! of any other process.
 //!
 //! A child that keeps a socket of its parent's open withholds the end of the stream, and the reset
-//! with which the death of the parent protects what is in flight under a lease
-//! ([`Options::reset_on_exit`]): let it drop what it has, or `exec`. Fork where no other thread
+//! with which the death of the parent protects what is in flight under a lease of a file that cannot
+//! be detached ([`Options::reset_on_exit`]): let it drop what it has, or `exec`. Fork where no other thread
 //! uses the library, whose locks would stay locked in the child, and leave tokio's runtimes to the
 //! parent.
 //!

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
-/// The reason why a range could not be detached. Nothing was changed.
+/// The reason why a range could not be detached. No byte of the file
+/// was changed by this (its times may have, since old bytes are rewritten), but by
+/// [`Detacher::zero`](crate::detach::Detacher::zero).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotDetached {

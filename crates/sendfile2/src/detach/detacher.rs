@@ -34,7 +34,8 @@ pub struct Detacher {
 pub struct Detached {
     /// The range that was detached, in bytes: whole pages, cut at the end of the file.
     pub range: Range<u64>,
-    /// How often the old bytes were rewritten; 0 if nothing was cached.
+    /// How often the old bytes were rewritten (of the part of 1 MiB that took most), or the range was
+    /// zeroed; 0 if nothing was cached.
     pub tries: u32,
     /// The time that it took.
     pub elapsed: Duration,

@@ -32,8 +32,9 @@
 //! mostly seen, as [`NotDetached::Cached`]. The memory of a detached page stays in use until the
 //! packets are gone: up to 2 MiB (a folio) for each send, however short that was.
 //!
-//! Needs a filesystem with direct I/O (ext4, XFS, a block device), or btrfs. Not on tmpfs. See
-//! `docs/detach.md` for what it was tried on.
+//! Needs a filesystem with direct I/O (ext4, XFS, a block device; beneath overlayfs not for
+//! [`Detacher::overwrite`]), or btrfs. Not on tmpfs. The project's `docs/detach.md` has what it was
+//! tried on.
 
 mod detacher;
 mod overwrite;

@@ -54,9 +54,10 @@ impl GuardOptions {
         self
     }
 
-    /// Says that nothing of the file is in flight when it is guarded first: nobody has sent from
-    /// it, or not since the machine started. Otherwise the first overwrite of each range detaches
-    /// it, which costs a read and a write of it.
+    /// Declares that no packet refers to the file when it is guarded first. After a restart of the
+    /// program alone that is wrong, and peers may get wrong bytes. Otherwise the first overwrite of
+    /// each range detaches it, which costs a read and a write of it. Ignored where the file is
+    /// guarded already.
     #[must_use]
     pub fn nothing_exposed(mut self) -> Self {
         self.nothing_exposed = true;

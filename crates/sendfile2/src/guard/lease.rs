@@ -49,8 +49,9 @@ pub(super) type Known = Weak<Shared>;
 /// The right to send some ranges of a [`GuardedFile`](crate::guard::GuardedFile), while nobody
 /// overwrites them.
 ///
-/// The guard ends when all handles to it are dropped **and** the kernel has released every send
-/// made under it. Clones are handles to the same lease.
+/// It ends when all handles to it are dropped **and** each send made under it was released by the
+/// kernel, or detached by a writer ([`Overwrite`](crate::guard::Overwrite)). A send by the engine
+/// `sendfile` holds nothing. Clones are handles to the same lease.
 pub struct Lease {
     pub(super) inner: Arc<Inner>,
     /// Leases in the hands of the thread that took this one.

@@ -76,7 +76,8 @@ impl GuardedFile {
         write(self.acquire_async(range, deadline.instant(), true).await?, data, offset).await
     }
 
-    /// Waits until no lease overlaps `range`, and keeps everybody else out of it until the result
+    /// Waits until no lease overlaps `range` that could not be detached, and keeps everybody else
+    /// out of it until the result
     /// is dropped; as [`write_with`](Self::write_with), for a task.
     ///
     /// # Errors

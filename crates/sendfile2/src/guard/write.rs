@@ -47,12 +47,12 @@ impl GuardedFile {
         self.write_with(span(offset, data)?, deadline, |range| range.write_at(data, offset))
     }
 
-    /// As [`write_at`](Self::write_at), but never waits, and takes no place in the queue: beside
-    /// leases that overlap one another it may never come to its turn.
-    /// [`queue_writer`](Self::queue_writer) does.
+    /// As [`write_at`](Self::write_at), but waits for no peer and no lease (detaching waits for the
+    /// disk), and takes no place in the queue: beside leases that overlap one another it may never
+    /// come to its turn. [`queue_writer`](Self::queue_writer) does.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`]; [`Error::Forked`].
+    /// [`Error::NotDetached`]; [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`]; [`Error::Forked`].
     pub fn try_write_at(&self, data: &[u8], offset: u64) -> Result<TryWrite, Error> {
         self.0.shared.ours()?;
         let range = span(offset, data)?;
@@ -125,8 +125,8 @@ impl GuardedFile {
         writer.write_at(data, offset)
     }
 
-    /// Waits until no lease overlaps `range`, and keeps everybody else out of it while `write`
-    /// runs: to fill a slot by several writes, and then publish it.
+    /// Waits until no lease overlaps `range` that could not be detached, and keeps everybody else out
+    /// of it while `write` runs: to fill a slot by several writes, and then publish it.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at), and what `write` fails with.
@@ -141,8 +141,8 @@ impl GuardedFile {
         write(&writer)
     }
 
-    /// Sets the size of the file, when no lease is on the bytes that this changes: all from the
-    /// smaller of both sizes on. (The kernel zeroes the rest of the folio that the new end is in:
+    /// Sets the size of the file, when no lease is on the bytes that this changes and could not be
+    /// detached: all from the smaller of both sizes on. (The kernel zeroes the rest of the folio that the new end is in:
     /// a sender in flight would send NULs.) Where the new end leaves less of a page than direct I/O
     /// can write, mostly 512 bytes, no lease may be on that either: later it could not be detached.
     ///
@@ -165,8 +165,8 @@ impl GuardedFile {
         }
     }
 
-    /// Punches a hole: the bytes of `range` become zeroes and their space is freed. Waits for
-    /// leases on all folios (up to 2 MiB, aligned) that the range touches, since the kernel may
+    /// Punches a hole: the bytes of `range` become zeroes and their space is freed. Detaches, or waits
+    /// for, leases on all folios (up to 2 MiB, aligned) that the range touches, since the kernel may
     /// split and zero them.
     ///
     /// # Errors

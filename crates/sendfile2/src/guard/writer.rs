@@ -79,8 +79,8 @@ impl GuardedFile {
 /// A writer in the queue that is polled: a place that it keeps until it is dropped, so that no
 /// lease and no later writer overtakes it.
 ///
-/// Its descriptor ([`AsFd`]) is readable when [`try_acquire`](Self::try_acquire) may come to
-/// something else than before; it is for poll(2), epoll (level- or edge-triggered), or tokio's
+/// Its descriptor ([`AsFd`]) is readable when a call of [`try_acquire`](Self::try_acquire) may
+/// succeed (after [`Error::NotDetached`] nothing makes it so: try again after a time); it is for poll(2), epoll (level- or edge-triggered), or tokio's
 /// `AsyncFd`, and must not be read. It costs two descriptors (an epoll instance and an eventfd).
 ///
 /// ```no_run

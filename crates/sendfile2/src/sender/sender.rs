@@ -70,7 +70,9 @@ impl Sender {
     }
 
     /// Takes `socket`: connected TCP, connected UDP, or any other stream or datagram socket
-    /// (which is then served by `copy`). Whether it is in non-blocking mode does not matter.
+    /// (which is then served by `copy`, or by `sendfile`). Whether it is in non-blocking mode matters
+    /// only for `sendfile`, which needs that: `auto` takes it on such sockets, and
+    /// [`Engine::Sendfile`] sets it.
     ///
     /// # Errors
     /// [`Error::Socket`] if it is no socket; [`Error::AlreadyOwned`] if a sender has it already;
@@ -108,8 +110,8 @@ impl Sender {
     /// # Errors
     /// [`Error::Truncated`] if the file ends at or before the start of the range (on a socket
     /// with record boundaries: before its end); [`Error::File`] if it cannot be read;
-    /// [`Error::Socket`]; [`Error::Refused`] if the engine is `zerocopy` or `native` and cannot
-    /// serve it;
+    /// [`Error::Socket`]; [`Error::Refused`] if the engine is `zerocopy`, `native` or `sendfile` and
+    /// cannot serve it;
     /// [`Error::Aborted`]; [`Error::NotIssued`] and [`Error::TooEarly`]. Nothing was sent then.
     pub fn try_send_file(
         &mut self,
@@ -143,9 +145,10 @@ impl Sender {
     }
 
     /// As [`try_send_file`](Self::try_send_file), from a range under `lease`: it stays leased until
-    /// the kernel has released it, whatever happens to the lease's handles, the ticket and this
-    /// sender. While it is in flight, the death of the process resets the connection, unless
-    /// another process has the socket, too (see [`Options::reset_on_exit`]).
+    /// the kernel has released it, or a writer has detached it, whatever happens to the lease's
+    /// handles, the ticket and this sender. While it is in flight, and the file cannot be detached,
+    /// the death of the process resets the connection, unless another process has the socket, too
+    /// (see [`Options::reset_on_exit`]).
     ///
     /// # Errors
     /// As [`try_send_file`](Self::try_send_file), and [`Error::NotLeased`].
@@ -350,7 +353,8 @@ impl Sender {
         wait::until(&*self.conn, deadline, "sends are still in flight", drained)
     }
 
-    /// The sends in flight, as far as the notifications read so far say. A forked child, which
+    /// The sends in flight whose release is reported (not those by `sendfile`), as far as the
+    /// notifications read so far say. A forked child, which
     /// knows nothing of them, is told of none.
     #[must_use]
     pub fn in_flight(&self) -> InFlight {
