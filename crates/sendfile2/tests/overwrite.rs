@@ -263,6 +263,37 @@ fn sendfile_serves_nothing_that_could_not_be_overwritten_safely() {
     assert_eq!(ticket.choice().engine, Engine::Copy);
 }
 
+/// Where it would copy, and only on sockets that `sendfile(2)` does not block.
+#[test]
+fn auto_takes_sendfile_where_many_streams_send_what_is_leased() {
+    let Some(file) = made(&here()) else { return };
+    let (guard, waiting) = (fresh(&file), common::waiting(file.try_clone().unwrap()));
+    let mut streams: Vec<_> = (0..8)
+        .map(|_| {
+            let (tx, peer) = common::tcp_on_this_host_large_window();
+            tx.set_nonblocking(true).unwrap();
+            (sender(tx, Engine::Auto), peer)
+        })
+        .collect();
+    let (tx, _peer) = common::tcp_on_this_host_large_window();
+    let mut blocking = sender(tx, Engine::Auto);
+    let engine = |sender: &mut Sender, guard: &GuardedFile| {
+        let lease = guard.try_lease(0..65_536).unwrap();
+        match sender.try_send_lease(&lease, 0..65_536, SendFlags::NONE).unwrap() {
+            Sent::Accepted { ticket, .. } => ticket.choice().engine,
+            other => panic!("{other:?}"),
+        }
+    };
+    // From here on there are eight.
+    for (sender, _) in &mut streams {
+        engine(sender, &guard);
+    }
+    let (first, _) = &mut streams[0];
+    assert_eq!(engine(first, &guard), Engine::Sendfile);
+    assert_eq!(engine(first, &waiting), Engine::Copy, "nobody detaches it");
+    assert_eq!(engine(&mut blocking, &guard), Engine::Copy, "it would block");
+}
+
 #[test]
 fn sendfile_sends_what_there_is_on_every_stream_in_order() {
     let Some(file) = made(&here()) else { return };
