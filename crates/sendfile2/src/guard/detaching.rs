@@ -21,7 +21,8 @@ pub enum Overwrite {
     /// [Detach](crate::detach) what has been handed over to the kernel, and write at once; where
     /// that is not possible (a filesystem without direct I/O, a lease that is still in the
     /// application's hands, a send by `io_uring`, more than 512 MiB of folios that packets keep),
-    /// wait. Where the file can be detached, the death of the process resets no connection.
+    /// wait. Where the file can be detached, the death of the process resets no connection but those
+    /// of a ring.
     #[default]
     Detach,
     /// Wait until the kernel has released it. The death of the process resets the connections on

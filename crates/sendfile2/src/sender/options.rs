@@ -59,7 +59,7 @@ impl Options {
     /// program that overwrites the file at once changes what the peer receives. With it (`SO_LINGER
     /// {1, 0}`, restored when drained) a program that exits in a hurry cuts its peers short. Sends
     /// under a lease do this always, except of files that writers
-    /// [detach](crate::guard::Overwrite::Detach). TCP only. Segments already in a queueing discipline remain.
+    /// [detach](crate::guard::Overwrite::Detach); those of a ring do it for these, too. TCP only. Segments already in a queueing discipline remain.
     ///
     /// It resets nothing while another process has the socket, too, by fork(2), by an exec without
     /// `CLOEXEC`, or over a unix socket: the kernel closes a socket with its last descriptor, and
