@@ -15,6 +15,7 @@ use syn::visit::{self, Visit};
 const ROOMS: &[&str] = &[
     "sync",
     "apart",
+    "aside",
     "trace",
     "flags",
     "deadline",

@@ -11,7 +11,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use http_body::{Body, Frame, SizeHint};
-use rustix::io::ReadWriteFlags;
 use sendfile2::guard::Lease;
 use sendfile2::{Error, Mapped, Source};
 use tokio::task::JoinHandle;
@@ -121,9 +120,11 @@ impl FileBody {
     /// The next piece; `None` if it is being fetched.
     fn next(&mut self) -> io::Result<Option<Bytes>> {
         let Range { start, end } = self.left;
-        let source = self.shared.origin.source();
+        let origin = &self.shared.origin;
         if self.mapped && self.shared.range.end - self.shared.range.start >= WORTH_MAPPING {
-            if let Some(mapped) = source.mapped(start..end.min(start + WINDOW))? {
+            if let Some(mapped) =
+                origin.mapped(start..end.min(start + WINDOW)).map_err(io::Error::from)?
+            {
                 if mapped.is_resident() {
                     return Ok(Some(self.window(mapped)));
                 }
@@ -139,16 +140,16 @@ impl FileBody {
         // It fits: it is at most READ.
         let want = usize::try_from((end - start).min(READ)).unwrap_or(0);
         let mut buffer = vec![0; want];
-        match read(source, &mut buffer, start, ReadWriteFlags::NOWAIT) {
-            Ok(read) if read > 0 => {
+        match origin.try_read(&mut buffer, start) {
+            Ok(Some(read)) if read > 0 => {
                 buffer.truncate(read);
                 Ok(Some(self.advance(Bytes::from(buffer))))
             }
             // The end of the file, something to wait for, or a filesystem that cannot but wait.
             _ => {
-                let source = source.clone();
+                let origin = origin.clone();
                 self.off_the_loop(move || {
-                    let read = read(&source, &mut buffer, start, ReadWriteFlags::empty());
+                    let read = origin.read(&mut buffer, start);
                     Done::Read(read.map(|read| {
                         buffer.truncate(read);
                         buffer
@@ -169,13 +170,6 @@ impl FileBody {
         self.left.start += bytes.len() as u64;
         bytes
     }
-}
-
-fn read(source: &Source, buffer: &mut [u8], at: u64, flags: ReadWriteFlags) -> io::Result<usize> {
-    rustix::io::retry_on_intr(|| {
-        rustix::io::preadv2(source, &mut [io::IoSliceMut::new(buffer)], at, flags)
-    })
-    .map_err(io::Error::from)
 }
 
 impl Body for FileBody {

@@ -8,13 +8,15 @@
 //! lease that covers them.
 
 use std::cell::RefCell;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use rustix::io::ReadWriteFlags;
 use sendfile2::guard::Lease;
-use sendfile2::{Mapped, Source};
+use sendfile2::{Error, Mapped, Source};
 
 /// Where a body's bytes come from.
 #[derive(Debug, Clone)]
@@ -24,12 +26,34 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
-    pub(crate) fn source(&self) -> &Source {
+    /// The mapping of the front of `range`, if that shows what is to be sent.
+    pub(crate) fn mapped(&self, range: Range<u64>) -> Result<Option<Mapped>, Error> {
         match self {
-            Origin::File(source) => source,
-            Origin::Lease(lease) => lease.source(),
+            Origin::File(source) => source.mapped(range),
+            Origin::Lease(lease) => lease.mapped(range),
         }
     }
+
+    /// Reads at `at` what need not be waited for.
+    pub(crate) fn try_read(&self, buffer: &mut [u8], at: u64) -> io::Result<Option<usize>> {
+        match self {
+            Origin::File(file) => Ok(read(file, buffer, at, ReadWriteFlags::NOWAIT).ok()),
+            Origin::Lease(lease) => Ok(lease.try_read_at(buffer, at)?),
+        }
+    }
+
+    pub(crate) fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        match self {
+            Origin::File(file) => read(file, buffer, at, ReadWriteFlags::empty()),
+            Origin::Lease(lease) => Ok(lease.read_at(buffer, at)?),
+        }
+    }
+}
+
+fn read(file: &Source, buffer: &mut [u8], at: u64, flags: ReadWriteFlags) -> io::Result<usize> {
+    let mut slices = [IoSliceMut::new(buffer)];
+    let mut read = || rustix::io::preadv2(file, &mut slices, at, flags);
+    Ok(rustix::io::retry_on_intr(&mut read)?)
 }
 
 /// A mapped piece of a file. A lease of it lasts until this is dropped, or what was sent of it is

@@ -132,6 +132,9 @@ pub enum Reason {
     /// The mapping faulted (the file was truncated, or a page could not be read), so the bytes
     /// that there are were read.
     Fault,
+    /// A writer has overwritten bytes of it under the lease, which has the old ones
+    /// [aside](crate::guard).
+    KeptAside,
 }
 
 impl fmt::Display for Reason {
@@ -151,6 +154,9 @@ impl fmt::Display for Reason {
             Reason::ManyStreams => f.write_str("many connections, and the file detaches"),
             Reason::Limit(limit) => write!(f, "{limit}"),
             Reason::Fault => f.write_str("the mapping faulted"),
+            Reason::KeptAside => {
+                f.write_str("the file was overwritten: the old bytes were kept aside")
+            }
         }
     }
 }

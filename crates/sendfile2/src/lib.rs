@@ -159,6 +159,7 @@
 use sendfile2_sys as sys;
 
 mod apart;
+mod aside;
 mod conn;
 mod deadline;
 pub mod detach;

@@ -6,7 +6,7 @@
 //! is read.
 
 use std::collections::BTreeMap;
-use std::io::IoSlice;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -202,6 +202,12 @@ impl Mapped {
     fn region(&self) -> Option<Region<'_>> {
         self.mapping.region(self.range.clone())
     }
+}
+
+/// Whether a read that must not wait failed because of that, or because nobody could tell.
+pub(crate) fn would_wait(cause: &io::Error) -> bool {
+    let errno = Errno::from_io_error(cause);
+    matches!(errno, Some(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS))
 }
 
 impl Source {
@@ -404,6 +410,14 @@ impl Source {
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
         rustix::io::retry_on_intr(|| rustix::io::pread(&self.0.file, &mut *buffer, offset))
             .map_err(|e| self.failed("pread", offset, e))
+    }
+
+    /// As [`read_at`](Self::read_at); where that might wait, an error that [`would_wait`] knows.
+    pub(crate) fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
+        let mut slices = [IoSliceMut::new(buffer)];
+        let mut read =
+            || rustix::io::preadv2(&self.0.file, &mut slices, offset, ReadWriteFlags::NOWAIT);
+        rustix::io::retry_on_intr(&mut read).map_err(|e| self.failed("preadv2", offset, e))
     }
 
     /// Writes at `offset`, maybe a part. Whoever shares the open file can set `O_APPEND`, with

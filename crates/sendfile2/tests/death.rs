@@ -37,10 +37,12 @@ fn send_in_child_held(reset_on_exit: bool, held: bool) {
     std::process::exit(77);
 }
 
-/// The same by a ring, under a lease.
+/// The same by a ring, under a lease of a file that is not detached.
 fn send_by_ring_in_child(held: bool) {
     let socket = TcpStream::connect(std::env::var("ADDRESS").unwrap()).unwrap();
-    let guard = sendfile2::guard::GuardedFile::open(std::env::var("FILE").unwrap()).unwrap();
+    let file =
+        std::fs::OpenOptions::new().read(true).write(true).open(std::env::var("FILE").unwrap());
+    let guard = common::waiting(file.unwrap());
     let mut driver = sendfile2::uring::Driver::new().unwrap();
     let mut socket = driver.add(socket).unwrap();
     let lease = guard.try_lease(0..LEN).unwrap();

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
@@ -13,40 +12,15 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::filesystems::{Filesystem, here, mounted};
+use common::detachable::{LEN, files, fresh, made, rest};
+use common::filesystems::{here, mounted};
 use common::{assert_same, deadline, pattern, read, sender};
 use sendfile2::detach::Detacher;
 use sendfile2::guard::{GuardOptions, GuardedFile, Overwrite, TryWrite};
 use sendfile2::{Engine, Error, SendFlags, Sender, Sent, Status};
 
-const LEN: u64 = 4 << 20;
-
 fn index(at: u64) -> usize {
     usize::try_from(at).unwrap()
-}
-
-/// The file of `pattern(1)` on this filesystem, if it can be detached there.
-fn made(filesystem: &Filesystem) -> Option<File> {
-    let path = filesystem.dir.join("file");
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
-    let file = file.unwrap();
-    file.write_all_at(&pattern(1, 0..LEN), 0).unwrap();
-    let detacher = Detacher::new(&common::source(&file));
-    if let Err(why) = detacher.and_then(|detacher| detacher.detach(&(0..1))) {
-        println!("SKIP: {}: {why}", filesystem.name);
-        return None;
-    }
-    Some(file)
-}
-
-/// Files that can be detached.
-fn files() -> Vec<(Filesystem, File)> {
-    let all = ["ext4", "xfs", "btrfs"].into_iter().filter_map(mounted);
-    all.chain([here()]).filter_map(|f| made(&f).map(|file| (f, file))).collect()
-}
-
-fn fresh(file: &File) -> GuardedFile {
-    GuardOptions::new().nothing_exposed().guard(file.try_clone().unwrap()).unwrap()
 }
 
 /// Sends from `range` by leases that are over at once, as far as the socket takes it; its peer
@@ -63,16 +37,6 @@ fn fill(sender: &mut Sender, guard: &GuardedFile, range: Range<u64>) -> u64 {
         }
     }
     at
-}
-
-/// What the peer receives after the end of the stream.
-fn rest(mut peer: TcpStream, sender: Sender) -> Vec<u8> {
-    let reading = std::thread::spawn(move || {
-        let mut got = Vec::new();
-        peer.read_to_end(&mut got).map(|_| got)
-    });
-    sender.close(deadline()).unwrap();
-    reading.join().unwrap().unwrap()
 }
 
 const BY: [Engine; 3] = [Engine::Zerocopy, Engine::Sendfile, Engine::Copy];
@@ -116,9 +80,10 @@ fn control_who_bypasses_the_guard_is_seen() {
 }
 
 #[test]
-fn a_lease_in_hand_is_waited_for() {
+fn where_writers_wait_they_do_so_for_a_lease_in_hand() {
     let Some(file) = made(&here()) else { return };
-    let guard = fresh(&file);
+    let guard = GuardOptions::new().nothing_exposed().overwrite(Overwrite::Wait);
+    let guard = guard.guard(file).unwrap();
     let lease = guard.try_lease(0..1000).unwrap();
     let new = pattern(!1, 0..1000);
     let blocked = guard.try_write_at(&new, 0).unwrap();
@@ -130,7 +95,7 @@ fn a_lease_in_hand_is_waited_for() {
             std::thread::yield_now();
         }
         // One generation: what is sent by the lease is what was there when it was taken.
-        let mut sender = sender(tx, Engine::Sendfile);
+        let mut sender = sender(tx, Engine::Copy);
         sender.send_lease(&told, 0..1000, SendFlags::NONE, deadline()).unwrap();
         drop((told, lease));
         writer.join().unwrap()
@@ -381,14 +346,37 @@ fn a_blocking_socket_stays_one_for_its_owner() {
     assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
+/// As [`fill`], by a ring. Returns what keeps the connection, too.
+fn fill_by_ring(
+    socket: TcpStream,
+    guard: &GuardedFile,
+) -> (u64, (sendfile2::uring::Socket, sendfile2::uring::Driver)) {
+    let mut driver = sendfile2::uring::Driver::new().unwrap();
+    let mut socket = driver.add(socket).unwrap();
+    let mut at = 0;
+    while at < LEN && socket.queued() == 0 {
+        let lease = guard.try_lease(at..at + (64 << 10)).unwrap();
+        socket.queue_lease(&lease, at..at + (64 << 10), SendFlags::NONE).unwrap();
+        driver.submit().unwrap();
+        driver.reap().unwrap();
+        at += 64 << 10;
+    }
+    (socket.counters().accepted, (socket, driver))
+}
+
 /// In the child: sends under leases, as far as the socket takes it, and waits to be killed.
 fn send_in_child(engine: Engine, options: &GuardOptions) {
     let socket = TcpStream::connect(std::env::var("ADDRESS").unwrap()).unwrap();
     let guard = options.open(std::env::var("FILE").unwrap()).unwrap();
-    let mut sender = sender(socket, engine);
-    let sent = fill(&mut sender, &guard, 0..LEN);
     // Another process keeps the socket, as a forked worker would.
-    let held = sender.as_fd().try_clone_to_owned().unwrap();
+    let held = socket.as_fd().try_clone_to_owned().unwrap();
+    let (sent, _kept): (_, Box<dyn std::any::Any>) = if engine == Engine::Uring {
+        let (sent, kept) = fill_by_ring(socket, &guard);
+        (sent, Box::new(kept))
+    } else {
+        let mut sender = sender(socket, engine);
+        (fill(&mut sender, &guard, 0..LEN), Box::new(sender))
+    };
     let mut cat = std::process::Command::new("cat");
     cat.stdin(Stdio::inherit()).stdout(Stdio::null()).stderr(held);
     if std::env::var("HELD").is_ok() {
@@ -408,7 +396,10 @@ fn after_a_kill_all_bytes_arrive_and_the_file_is_overwritten_at_once() {
         return send_in_child(role.parse().unwrap(), &GuardOptions::new());
     }
     for (filesystem, file) in files() {
-        for engine in [Engine::Zerocopy, Engine::Sendfile] {
+        for engine in [Engine::Zerocopy, Engine::Sendfile, Engine::Uring] {
+            if engine == Engine::Uring && !common::has_uring() {
+                continue;
+            }
             for held in [false, true] {
                 common::overwrite(&file, &pattern(1, 0..LEN));
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -638,7 +629,7 @@ fn what_a_new_size_left_before_a_kill_does_not_change() {
 
 /// A page of which a new size leaves so little that it cannot be detached may be about to be sent.
 #[test]
-fn a_new_size_waits_for_a_lease_in_hand_of_a_page_that_it_leaves_little_of() {
+fn a_new_size_needs_what_it_leaves_little_of_a_page_of() {
     let Some(file) = made(&here()) else { return };
     let guard = fresh(&file);
     let lease = guard.try_lease(4096..4100).unwrap();
@@ -647,11 +638,12 @@ fn a_new_size_waits_for_a_lease_in_hand_of_a_page_that_it_leaves_little_of() {
     let refused = range.set_len(4196).unwrap_err();
     assert!(matches!(&refused, Error::NotLeased { range } if range.start == 4096), "{refused}");
     drop(queued);
-    let refused = guard.set_len(4196, deadline()).unwrap_err();
-    assert!(matches!(refused, Error::OwnLease), "{refused}");
     guard.set_len(8192, deadline()).unwrap();
-    drop(lease);
     guard.set_len(4196, deadline()).unwrap();
+    guard.write_at(&pattern(!1, 4096..4196), 4096, deadline()).unwrap();
+    let mut kept = [0; 4];
+    assert_eq!(lease.read_at(&mut kept, 4096).unwrap(), 4);
+    assert_same(&kept, &pattern(1, 4096..4100));
 }
 
 /// A clone of the last bytes of a file ends where the file does: one of a file that has grown since

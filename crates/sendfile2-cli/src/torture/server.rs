@@ -5,7 +5,6 @@ use std::io::{ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use rustix::net::sockopt;
 use rustix::process::{Resource, Rlimit};
 use sendfile2::guard::{self, GuardCounters, GuardOptions, GuardedFile, Lease};
 use sendfile2::uring::{Driver, Socket};
-use sendfile2::{Choice, Engine, Error, Options, SendFlags, Sender, Sent, reaper};
+use sendfile2::{Choice, Engine, Error, Options, SendFlags, Sender, Sent, Source, reaper};
 
 use super::block::{BLOCK, Label, fill_blocks, mix};
 use super::message::{EVERY, Layout, Line, Order, Overwrite, ServerRole, ServerTally};
@@ -394,16 +393,22 @@ impl Shared {
                 self.layout.offset(part.slot, part.start)..self.layout.offset(part.slot, part.end)
             })
             .collect();
+        // And all of the block that a part begins in, which tells the generation.
+        let leased: Vec<_> = ranges
+            .iter()
+            .zip(&parts)
+            .flat_map(|(r, p)| [r.clone(), self.first_block(*p)])
+            .collect();
         let lease = self
             .guard
-            .lease(&ranges[..], Instant::now() + Duration::from_secs(10))
+            .lease(&leased[..], Instant::now() + Duration::from_secs(10))
             .map_err(|e| self.end_of(&e))?;
         let mut announced = Vec::with_capacity(parts.len());
         for part in parts {
-            announced.push(Announced { part, generation: self.generation_of(part)? });
+            announced.push(Announced { part, generation: self.generation_of(&lease, part)? });
         }
         let deadline = Instant::now() + Duration::from_millis(rng.u64(1_000..5_000));
-        let held = Held { lease: &lease, in_place: self.is_control() };
+        let held = Held { lease: &lease, file: self.guard.source(), in_place: self.is_control() };
         let choice = transport.send(held, &wire::header(&announced), &ranges, rng, deadline);
         let choice = choice.map_err(|e| match e {
             Failed::Library(error) => self.end_of(&error),
@@ -416,19 +421,30 @@ impl Shared {
         Ok(())
     }
 
-    /// Returns the generation that the slot holds, read while it is leased.
-    fn generation_of(&self, part: Part) -> Result<u64, End> {
-        let mut block = [0; BLOCK];
-        self.file.read_exact_at(&mut block, self.layout.offset(part.slot, 0))?;
-        match Label::read(&block) {
-            Some(label) if label.slot == u64::from(part.slot) && label.position == 0 => {
-                Ok(label.generation)
+    /// Returns the generation that the lease has of the slot.
+    fn generation_of(&self, lease: &Lease, part: Part) -> Result<u64, End> {
+        let (range, mut block) = (self.first_block(part), [0; BLOCK]);
+        let mut read = 0;
+        while read < BLOCK {
+            match lease.read_at(&mut block[read..], range.start + read as u64) {
+                Ok(0) => break,
+                Ok(n) => read += n,
+                Err(e) => return Err(self.end_of(&e)),
             }
+        }
+        match Label::read(&block) {
+            Some(label) if label.slot == u64::from(part.slot) => Ok(label.generation),
             label => Err(End::Unexpected(format!(
-                "the file itself is wrong: slot {} begins with {label:?}",
-                part.slot
+                "the file itself is wrong: slot {} has {label:?} at {}",
+                part.slot, part.start
             ))),
         }
+    }
+
+    /// The block that the part begins in.
+    fn first_block(&self, part: Part) -> Range<u64> {
+        let at = self.layout.offset(part.slot, part.start) - u64::from(part.start) % BLOCK as u64;
+        at..at + BLOCK as u64
     }
 
     fn read_request(&self, socket: BorrowedFd<'_>) -> Result<[u8; REQUEST], End> {
@@ -466,6 +482,7 @@ impl Shared {
 #[derive(Clone, Copy)]
 struct Held<'a> {
     lease: &'a Lease,
+    file: &'a Source,
     /// The sends do not hold it: the control.
     in_place: bool,
 }
@@ -580,10 +597,10 @@ impl Transport {
                 let mut last = socket.queue_bytes(header, SendFlags::MORE)?;
                 for (piece, flags) in pieces(ranges, rng) {
                     last = match held {
-                        Held { lease, in_place: false } => {
+                        Held { lease, in_place: false, .. } => {
                             socket.queue_lease(lease, piece, flags)?
                         }
-                        Held { lease, .. } => socket.queue_file(lease.source(), piece, flags)?,
+                        Held { file, .. } => socket.queue_file(file, piece, flags)?,
                     };
                     // Sometimes all are queued first.
                     if rng.bool() {
@@ -649,7 +666,7 @@ fn pieces(ranges: &[Range<u64>], rng: &mut Rng) -> Vec<(Range<u64>, SendFlags)> 
 /// Sends a piece, waiting inside the library or outside.
 fn send_piece(
     sender: &mut Sender,
-    Held { lease, in_place }: Held<'_>,
+    Held { lease, file, in_place }: Held<'_>,
     mut piece: Range<u64>,
     flags: SendFlags,
     rng: &mut Rng,
@@ -657,7 +674,7 @@ fn send_piece(
 ) -> Result<Choice, Error> {
     if rng.u32(0..4) > 0 {
         let sent = if in_place {
-            sender.send_file(lease.source(), piece, flags, deadline)?
+            sender.send_file(file, piece, flags, deadline)?
         } else {
             sender.send_lease(lease, piece, flags, deadline)?
         };
@@ -665,7 +682,7 @@ fn send_piece(
     }
     loop {
         let sent = if in_place {
-            sender.try_send_file(lease.source(), piece.clone(), flags)?
+            sender.try_send_file(file, piece.clone(), flags)?
         } else {
             sender.try_send_lease(lease, piece.clone(), flags)?
         };

@@ -8,6 +8,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
 use super::connection::{InFlightSend, LockedConn};
+use crate::aside::Aside;
 use crate::engine::{Choice, Engine, Limit, Reason};
 use crate::error::Error;
 use crate::holder::Held;
@@ -49,12 +50,14 @@ impl Payload<'_> {
 
 /// One send call: how it is to be made.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct SendOp {
+pub(crate) struct SendOp<'a> {
     /// The engine, and why.
     pub(crate) choice: Choice,
     pub(crate) more: bool,
     /// The pages must not outlive this process on their way.
     pub(crate) guarded: bool,
+    /// What its lease has aside, and where in the file its bytes begin.
+    pub(crate) aside: Option<(&'a Aside, u64)>,
 }
 
 /// The outcome of one send call.
@@ -67,6 +70,8 @@ pub(crate) enum Outcome {
     Fault,
     /// EOPNOTSUPP for a send by reference.
     Refused(Refusal),
+    /// A byte of it was overwritten under the lease, which has the old one aside.
+    Aside,
 }
 
 impl LockedConn<'_> {
@@ -109,11 +114,19 @@ impl LockedConn<'_> {
     pub(crate) fn transmit(
         mut self,
         payload: Payload<'_>,
-        op: SendOp,
+        op: SendOp<'_>,
         progress: &mut SendProgress,
         held: Option<&Held>,
     ) -> Result<Outcome, Error> {
         self.state.usable()?;
+        // No writer detaches it between this and the call.
+        let pages = match op.aside {
+            None => None,
+            Some((aside, at)) => match aside.pages(&(at..at + payload.len() as u64)) {
+                None => return Ok(Outcome::Aside),
+                pages => pages,
+            },
+        };
         // A datagram of no bytes would use an id (the kernel counts its header), and a stream send
         // of none would not: by plain sends neither does.
         let len = payload.len();
@@ -154,6 +167,7 @@ impl LockedConn<'_> {
                 native::send(socket, file, &(at..at + len as u64), op.more)
             }
         };
+        drop(pages);
         if exposed && result == Ok(0) {
             // The file has ended.
             return Ok(Outcome::Fault);

@@ -42,20 +42,36 @@ impl GuardedFile {
     }
 
     /// Whether a writer of `range` can have it by detaching, beside these leases: all that is in
-    /// its way has been handed over to the kernel.
-    pub(super) fn can_detach(&self, range: &Range<u64>, leases: &[Arc<Inner>]) -> bool {
-        if self.0.overwrite == Overwrite::Wait || !leases.iter().all(|l| l.is_handed_over()) {
-            return false;
+    /// its way has been handed over to the kernel, or can be kept aside.
+    pub(super) fn detaches(&self, range: &Range<u64>, leases: &[Arc<Inner>]) -> Detaches {
+        if self.0.overwrite == Overwrite::Wait {
+            return Detaches::No;
         }
-        let Ok(Some(detacher)) = self.detacher() else { return false };
+        let aside = leases.iter().map(|lease| lease.to_keep_aside(range));
+        let Some(aside) = aside.collect::<Option<Vec<_>>>() else { return Detaches::No };
+        match self.detacher() {
+            Ok(Some(detacher)) if detacher.allows(range) => {}
+            _ => return Detaches::No,
+        }
+        let detaching = &self.0.shared.detaching;
+        let aside: u64 = aside.iter().flatten().map(|part| part.end - part.start).sum();
         let kept: u64 = leases.iter().map(|lease| lease.would_keep(range)).sum();
-        let most = KEPT.saturating_sub(self.0.shared.detaching.kept.load(Ordering::Relaxed));
-        let fits = kept <= most;
-        if !fits {
-            trace::debug!(?range, "packets keep too much of what was detached: waiting");
+        let most = KEPT.saturating_sub(detaching.kept.load(Ordering::Relaxed));
+        if detaching.may_keep_aside(aside) && kept <= most {
+            return Detaches::Now;
         }
-        fits && detacher.allows(range)
+        trace::debug!(?range, aside, kept, "too much would be kept in memory: waiting");
+        Detaches::WithRoom
     }
+}
+
+/// Whether a writer can have its range by detaching it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detaches {
+    Now,
+    /// When others keep less in memory.
+    WithRoom,
+    No,
 }
 
 /// Detaches what a writer needs of its range, which is the first there. It waits for the disk, may
@@ -79,14 +95,20 @@ impl DetachJob {
         DetachJob { file: file.clone(), key, range: range.clone(), need, leases }
     }
 
-    /// Detaches it, and ends all that is in the table on the range; with [`Need::Parts`] only what
-    /// the writer then does to the rest makes an end of that. Returns its range, with what else was
-    /// in the pages that were detached.
-    pub(super) fn run(self) -> Result<Range<u64>, NotDetached> {
+    /// Keeps aside what leases in hand need, detaches the range, and ends all that is in the table
+    /// on it; with [`Need::Parts`] only what the writer then does to the rest makes an end of that.
+    /// Returns the range, with what else was in the pages that were detached; `None` where a lease
+    /// is to be waited for after all.
+    pub(super) fn run(self) -> Result<Option<Range<u64>>, NotDetached> {
         let shared = &self.file.0.shared;
         let Some(detacher) = self.file.detacher()? else {
             return Err(NotDetached::NoProof);
         };
+        // Before it is detached: from here on nothing under these leases brings pages back.
+        let mut leases = self.leases.iter().filter_map(Weak::upgrade);
+        if !leases.all(|lease| lease.keep_aside(&self.range)) {
+            return Ok(None);
+        }
         let parts = match &self.need {
             Need::All => shared.table.in_flight(self.key),
             Need::Parts(parts) => parts.clone(),
@@ -110,6 +132,6 @@ impl DetachJob {
             }
             shared.table.detached(self.key, &pages).wake();
         }
-        Ok(pages)
+        Ok(Some(pages))
     }
 }

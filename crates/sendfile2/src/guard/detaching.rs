@@ -18,11 +18,11 @@ use crate::trace;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Overwrite {
-    /// [Detach](crate::detach) what has been handed over to the kernel, and write at once; where
-    /// that is not possible (a filesystem without direct I/O, a lease that is still in the
-    /// application's hands, a send by `io_uring`, more than 512 MiB of folios that packets keep),
-    /// wait. Where the file can be detached, the death of the process resets no connection but those
-    /// of a ring.
+    /// [Detach](crate::detach) what has been handed over to the kernel, keep a copy of what leases
+    /// in hand may still send, and write at once. Where that is not possible (a filesystem without
+    /// direct I/O, a lease whose [mapping](crate::guard::Lease::mapped) was asked for, more than
+    /// 64 MiB a file of copies, or 512 MiB of folios that packets keep), wait. Where the file can be
+    /// detached, the death of the process resets no connection.
     #[default]
     Detach,
     /// Wait until the kernel has released it. The death of the process resets the connections on
@@ -44,7 +44,12 @@ pub(super) struct Detaching {
     pub(super) nanoseconds: AtomicU64,
     /// Bytes that packets may keep, of leases that are detached and not released.
     pub(super) kept: AtomicU64,
+    /// Bytes that are kept aside for leases in hand.
+    pub(super) kept_aside: AtomicU64,
 }
+
+/// The bytes that are kept aside for one file at most; what is more is waited for.
+const KEPT_ASIDE: u64 = 64 << 20;
 
 impl Detaching {
     /// Counts a try, and the time that it took.
@@ -53,6 +58,18 @@ impl Detaching {
         counter.fetch_add(1, Ordering::Relaxed);
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.nanoseconds.fetch_add(took, Ordering::Relaxed);
+    }
+
+    /// Takes `bytes` more of what may be kept aside; `false`, and none, if that is too much.
+    pub(super) fn reserve_aside(&self, bytes: u64) -> bool {
+        let kept = &self.kept_aside;
+        let more = |kept: u64| kept.checked_add(bytes).filter(|kept| *kept <= KEPT_ASIDE);
+        kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Whether `bytes` more may be kept aside.
+    pub(super) fn may_keep_aside(&self, bytes: u64) -> bool {
+        bytes <= KEPT_ASIDE.saturating_sub(self.kept_aside.load(Ordering::Relaxed))
     }
 
     /// The detacher, if there is one; made and tried when it is first asked for. `made` is told of

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use super::detaching::{Detaching, Overwrite};
 use super::lease::{Inner, Lease, Leased, Lessee, SHARED, Shared, taken};
 use super::ranges::Ranges;
 use super::table::Table;
+use crate::aside::Aside;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::park::Parker;
@@ -106,6 +107,9 @@ pub struct GuardCounters {
     /// Bytes that packets may keep in memory now, of leases that were detached and are not
     /// released, in whole folios.
     pub kept_by_packets: u64,
+    /// Bytes that are kept aside now: what was overwritten under leases that are still in hand, of
+    /// which it may be sent.
+    pub kept_aside: u64,
 }
 
 impl GuardedFile {
@@ -221,7 +225,8 @@ impl GuardedFile {
             holders: Mutex::default(),
             size: AtomicU64::new(0),
             overwrite: self.0.overwrite,
-            by_ring: AtomicBool::new(false),
+            queued: AtomicUsize::new(0),
+            aside: Aside::default(),
             kept: Mutex::default(),
         });
         if !shared.table.try_lease(&inner.ranges, inner.key, &Arc::downgrade(&inner)) {
@@ -279,6 +284,7 @@ impl GuardedFile {
             not_detached: shared.detaching.refused.load(Ordering::Relaxed),
             detaching: Duration::from_nanos(shared.detaching.nanoseconds.load(Ordering::Relaxed)),
             kept_by_packets: shared.detaching.kept.load(Ordering::Relaxed),
+            kept_aside: shared.detaching.kept_aside.load(Ordering::Relaxed),
         }
     }
 }

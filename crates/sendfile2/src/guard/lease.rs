@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,12 @@ use super::detaching::{Detaching, Overwrite};
 use super::exposed::Exposed;
 use super::ranges::folios;
 use super::table::Table;
+use crate::aside::Aside;
 use crate::detach::Detacher;
 use crate::error::Error;
 use crate::holder::{CompletionSource, Held};
 use crate::not_detached::NotDetached;
-use crate::source::{Extent, Identity, Source};
+use crate::source::{self, Extent, Identity, Mapped, Source};
 use crate::sync::lock;
 use crate::sys::process::Process;
 
@@ -75,8 +76,10 @@ pub(crate) struct Inner {
     pub(super) size: AtomicU64,
     /// The way in which the handle's writers deal with it.
     pub(super) overwrite: Overwrite,
-    /// A ring has sent under it: what is queued there is not handed over yet.
-    pub(super) by_ring: AtomicBool,
+    /// Sends that are queued, which no socket has accepted all of.
+    pub(super) queued: AtomicUsize,
+    /// What it needs of what was overwritten.
+    pub(super) aside: Aside,
     /// The folios that packets may keep since they were detached.
     pub(super) kept: Mutex<Exposed>,
 }
@@ -154,11 +157,66 @@ impl Lease {
             || self.inner.ranges.iter().any(|r| r.start <= range.start && range.end <= r.end)
     }
 
-    /// The source of the file that is leased. Sends of it under the lease are
-    /// [`try_send_lease`](crate::Sender::try_send_lease).
-    #[must_use]
-    pub fn source(&self) -> &Source {
+    /// Reads at `offset`, which must be leased, what the file had there when it was leased; a part
+    /// of it maybe, and 0 bytes at the end of the file.
+    ///
+    /// # Errors
+    /// [`Error::NotLeased`]; [`Error::File`]; [`Error::Forked`].
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
+        self.read(buffer, offset, Source::read_at)
+    }
+
+    /// As [`read_at`](Self::read_at), if that takes no waiting for the disk (`RWF_NOWAIT`, Linux
+    /// 4.14); else `None`, as it is on filesystems that cannot tell.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    pub fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> Result<Option<usize>, Error> {
+        match self.read(buffer, offset, Source::read_cached) {
+            Err(Error::File { cause, .. }) if source::would_wait(&cause) => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
+    fn read(
+        &self,
+        buffer: &mut [u8],
+        offset: u64,
+        read: impl FnOnce(&Source, &mut [u8], u64) -> Result<usize, Error>,
+    ) -> Result<usize, Error> {
+        self.ours()?;
+        let range = offset..offset.saturating_add(buffer.len() as u64);
+        if !self.covers(&range) {
+            return Err(Error::NotLeased { range });
+        }
+        self.inner.read(buffer, offset, read)
+    }
+
+    /// The mapping of the front of `range`, as [`Source::mapped`]; `None` also where a writer has
+    /// overwritten some of it meanwhile: then [`read_at`](Self::read_at) has the bytes. The lease is
+    /// waited for from here on, since its addresses would show what is written.
+    ///
+    /// # Errors
+    /// As [`Source::mapped`]; [`Error::NotLeased`]; [`Error::Forked`].
+    pub fn mapped(&self, range: Range<u64>) -> Result<Option<Mapped>, Error> {
+        self.ours()?;
+        if !self.covers(&range) {
+            return Err(Error::NotLeased { range });
+        }
+        if self.inner.aside.has(&range) {
+            return Ok(None);
+        }
+        let mapped = self.inner.source.mapped(range)?;
+        Ok(mapped.filter(|mapped| self.inner.aside.map(&mapped.range())))
+    }
+
+    pub(crate) fn source(&self) -> &Source {
         &self.inner.source
+    }
+
+    /// What was overwritten under it.
+    pub(crate) fn aside(&self) -> &Aside {
+        &self.inner.aside
     }
 
     /// Whether a writer can detach `range`, which is leased, after it was sent: then the death of
@@ -196,13 +254,6 @@ impl Lease {
         Ok(extent)
     }
 
-    /// As [`hold`](Self::hold), for a ring, which takes the pages of what is queued when it pleases.
-    #[cfg(feature = "uring")]
-    pub(crate) fn hold_for_ring(&self, holder: &Arc<impl CompletionSource + 'static>) -> Held {
-        self.inner.by_ring.store(true, Ordering::Release);
-        self.hold(holder)
-    }
-
     /// The hold of a send, so that the lease ends no earlier than its release. The holder is known
     /// to waiting writers from here on.
     pub(crate) fn hold(&self, holder: &Arc<impl CompletionSource + 'static>) -> Held {
@@ -234,10 +285,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
         // Release: what was sent under it is with the kernel for who sees none left.
-        let last = self.inner.handles.fetch_sub(1, Ordering::Release) == 1;
+        let last = self.inner.handles.fetch_sub(1, Ordering::AcqRel) == 1;
         if last && Arc::strong_count(&self.inner) > 1 && self.inner.shared.is_ours() {
-            // From here on it can be detached.
-            self.inner.shared.table.waiting_writers(&self.inner.ranges).wake();
+            self.inner.left();
         }
     }
 }
@@ -249,11 +299,6 @@ impl fmt::Debug for Lease {
 }
 
 impl Inner {
-    /// Whether all that will ever be sent under it has been handed over to the kernel.
-    pub(super) fn is_handed_over(&self) -> bool {
-        self.handles.load(Ordering::Acquire) == 0 && !self.by_ring.load(Ordering::Acquire)
-    }
-
     /// The folios that its packets may keep, once `range` is detached, too.
     fn kept_with(&self, kept: &Exposed, range: &Range<u64>) -> Exposed {
         let mut kept = kept.clone();
@@ -276,8 +321,13 @@ impl Inner {
         self.shared.detaching.kept.fetch_add(kept.bytes() - before, Ordering::Relaxed);
     }
 
+    /// Whether the application can still send under it.
+    pub(super) fn is_in_hand(&self) -> bool {
+        self.handles.load(Ordering::Relaxed) > 0
+    }
+
     pub(super) fn is_in_hand_of_this_thread(&self) -> bool {
-        self.handles.load(Ordering::Relaxed) > 0 && Arc::ptr_eq(&self.taken, &taken())
+        self.is_in_hand() && Arc::ptr_eq(&self.taken, &taken())
     }
 
     /// The connections that have sent under it and are still there.
@@ -291,7 +341,7 @@ impl Inner {
             h.holds(&|held| std::ptr::eq(Arc::as_ptr(held).cast(), this))
         };
         let peers = self.holders().into_iter().filter(holds).filter_map(|h| h.peer()).collect();
-        let held_by_app = self.handles.load(Ordering::Relaxed) > 0;
+        let held_by_app = self.is_in_hand();
         Leased { range, age: self.since.elapsed(), peers, held_by_app }
     }
 
@@ -306,6 +356,7 @@ impl Drop for Inner {
         // In a fork nothing ends: it is the parent's.
         if self.shared.is_ours() {
             let kept = lock(&self.kept).bytes();
+            self.forget_aside();
             self.shared.detaching.kept.fetch_sub(kept, Ordering::Relaxed);
             self.shared.table.end_lease(&self.ranges, self.key).wake();
         }

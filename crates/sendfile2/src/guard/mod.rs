@@ -2,9 +2,9 @@
 //!
 //! Between senders and writers stands one lease table for each file, however often it is opened. A
 //! send under a [`Lease`] holds its ranges until the kernel has released them. A writer that meets
-//! such a range [detaches](crate::detach) it, and writes at once, where the file can be detached
-//! and all that was leased has been handed over to the kernel; else it waits until nothing holds
-//! the range ([`Overwrite`]).
+//! such a range [detaches](crate::detach) it, keeps aside a copy of what leases in hand have still to
+//! send, and writes at once, where the file can be detached; else it waits until nothing holds the
+//! range ([`Overwrite`]).
 //!
 //! ```no_run
 //! use sendfile2::{SendFlags, Sender, guard::GuardedFile};
@@ -60,6 +60,7 @@ mod detaching;
 mod exclusive;
 mod exposed;
 mod file;
+mod in_hand;
 mod intervals;
 mod lease;
 mod queue;
@@ -74,6 +75,8 @@ mod writer;
 pub use detaching::Overwrite;
 pub use exclusive::Exclusive;
 pub use file::{GuardCounters, GuardOptions, GuardedFile};
+#[cfg(feature = "uring")]
+pub(crate) use in_hand::{Answered, QueuedLease};
 pub use lease::{Lease, Leased};
 pub use ranges::{Ranges, folios};
 pub use write::TryWrite;

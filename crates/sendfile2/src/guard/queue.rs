@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::clear::{DetachJob, Need};
+use super::clear::{DetachJob, Detaches, Need};
 use super::exclusive::Exclusive;
 use super::file::GuardedFile;
 use super::lease::Inner;
@@ -35,8 +35,12 @@ pub(super) struct Queued<P: Borrow<Parker>> {
     in_the_way: InTheWay,
     /// There may be another connection to watch.
     changed: bool,
-    /// All that is in the way was handed over, and can be detached.
+    /// All that is in the way was handed over or can be kept aside, and can be detached.
     detachable: bool,
+    /// A lease in the way is in its own thread's hands.
+    own: bool,
+    /// Only a limit forbids that, which others may make room in.
+    limited: bool,
     /// Why it could not be detached the last time, when that is to be tried again, and how long
     /// after.
     not_detached: Option<NotDetached>,
@@ -83,6 +87,8 @@ impl<P: Borrow<Parker>> Queued<P> {
             in_the_way: InTheWay::of(&[]),
             changed: true,
             detachable: false,
+            own: false,
+            limited: false,
             not_detached: None,
             retry_at: None,
             pause: RETRY,
@@ -112,15 +118,21 @@ impl<P: Borrow<Parker>> Queued<P> {
         if self.is_active() {
             return self.look_at_exposure();
         }
+        if std::mem::take(&mut self.limited) && self.may_try() {
+            self.changed = true;
+        }
         if std::mem::take(&mut self.changed) {
             let Exclusive { file, range, key, .. } = &self.writer;
             let (leases, earlier) = file.0.shared.table.blockers(*key);
             let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
-            if thread && leases.iter().any(|l| l.is_in_hand_of_this_thread()) {
-                return Err(Error::OwnLease);
-            }
+            self.own = thread && leases.iter().any(|l| l.is_in_hand_of_this_thread());
             self.in_the_way = InTheWay::of(&leases);
-            self.detachable = !earlier && file.can_detach(range, &leases);
+            let detaches = file.detaches(range, &leases);
+            self.detachable = !earlier && detaches == Detaches::Now;
+            self.limited = !earlier && detaches == Detaches::WithRoom;
+            if self.limited {
+                self.pause();
+            }
             // A lease that ends now must not end later because of us.
             drop(leases);
             // What cannot be watched now is to be tried again.
@@ -128,6 +140,9 @@ impl<P: Borrow<Parker>> Queued<P> {
             if self.is_active() {
                 return self.look_at_exposure();
             }
+        }
+        if self.own && !self.detachable {
+            return Err(Error::OwnLease);
         }
         if self.detachable && self.may_try() {
             return Ok(Looked::Detach);
@@ -175,7 +190,8 @@ impl<P: Borrow<Parker>> Queued<P> {
     }
 
     fn until(&self) -> Option<Instant> {
-        let retry = self.retry_at.filter(|_| self.detachable || self.is_active());
+        let retries = self.detachable || self.limited || self.is_active();
+        let retry = self.retry_at.filter(|_| retries);
         [self.deadline, retry].into_iter().flatten().min()
     }
 
@@ -189,11 +205,12 @@ impl<P: Borrow<Parker>> Queued<P> {
     /// Notes what became of it.
     pub(super) fn detached(
         &mut self,
-        result: Result<Range<u64>, NotDetached>,
+        result: Result<Option<Range<u64>>, NotDetached>,
     ) -> Result<(), Error> {
         let why = match result {
             Ok(pages) => {
-                self.writer.pages = pages;
+                self.changed |= pages.is_none();
+                self.writer.pages = pages.unwrap_or_else(|| self.writer.range());
                 self.not_detached = None;
                 return Ok(());
             }
@@ -208,9 +225,14 @@ impl<P: Borrow<Parker>> Queued<P> {
             return Ok(());
         }
         self.not_detached = Some(why);
+        self.pause();
+        Ok(())
+    }
+
+    /// Lets some time pass before the next try.
+    fn pause(&mut self) {
         self.retry_at = Some(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(RETRY_AT_MOST);
-        Ok(())
     }
 
     /// Aborts the connections that keep the range, and says how many they were. Who that is has
@@ -262,7 +284,7 @@ impl InTheWay {
             .0
             .values()
             .filter_map(Weak::upgrade)
-            .filter(|lease| lease.handles.load(Ordering::Relaxed) > 0)
+            .filter(|lease| !lease.is_handed_over())
             .flat_map(|lease| lease.holders())
             .map(|holder| Arc::as_ptr(&holder).cast())
             .collect();

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
-use super::clear::{DetachJob, Need};
+use super::clear::{DetachJob, Detaches, Need};
 #[cfg(doc)]
 use super::detaching::Overwrite;
 use super::exclusive::{Exclusive, span};
@@ -94,12 +94,13 @@ impl GuardedFile {
         if leases.is_empty() && !table.is_exposed(range) {
             return Ok(Ok(writer));
         }
-        if !leases.is_empty() && !self.can_detach(range, &leases) {
+        if !leases.is_empty() && self.detaches(range, &leases) != Detaches::Now {
             return blocked(leases);
         }
         let weak = leases.iter().map(Arc::downgrade).collect();
         match DetachJob::new(self, writer.key, range, Need::All, weak).run() {
-            Ok(_) => Ok(Ok(writer)),
+            Ok(Some(_)) => Ok(Ok(writer)),
+            Ok(None) => blocked(leases),
             Err(why) if leases.is_empty() => Err(Error::NotDetached(why.into())),
             Err(_) => blocked(leases),
         }

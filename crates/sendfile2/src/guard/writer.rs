@@ -54,7 +54,8 @@ impl GuardedFile {
                     Looked::Detach => {
                         let detached = queued.detaching().run();
                         // What is left in the way is what the writer itself ends.
-                        let parts = detached.is_ok() && matches!(queued.need, Need::Parts(_));
+                        let parts =
+                            matches!((&detached, &queued.need), (Ok(Some(_)), Need::Parts(_)));
                         queued.detached(detached)?;
                         if parts {
                             return Ok(queued.writer);

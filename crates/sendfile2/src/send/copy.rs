@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
+use crate::aside::Aside;
 use crate::conn::{Conn, LockedConn, Outcome, Payload, SendOp};
 use crate::engine::Choice;
 use crate::error::Error;
 use crate::progress::SendProgress;
-use crate::source::Source;
 use crate::sys::mapping::Region;
 
 /// Bytes read and sent at a time where a file is not mapped: large enough that the calls cost
@@ -23,12 +23,14 @@ const RECORD: usize = 1 << 30;
 /// is served: `sendfile2 bench engines --chunk 256K,512K,1M,4M` shows the difference.
 const CALL: usize = 512 << 10;
 
-/// Sends `region`, or as much as one call is given; the kernel copies it.
+/// Sends `region`, or as much as one call is given; the kernel copies it. It is a file's from there
+/// on, if that is leased.
 #[inline(always)]
 pub(crate) fn region(
     conn: &Conn,
     locked: LockedConn<'_>,
     region: Region<'_>,
+    aside: Option<(&Aside, u64)>,
     more: bool,
     choice: Choice,
     progress: &mut SendProgress,
@@ -37,16 +39,16 @@ pub(crate) fn region(
     let more = more || clamped.len() < region.len();
     locked.transmit(
         Payload::Memory(clamped),
-        SendOp { choice, more, guarded: false },
+        SendOp { choice, more, guarded: false, aside },
         progress,
         None,
     )
 }
 
-/// Reads up to `range` of the file and sends it. `whole` where a record must not be split.
+/// Reads up to `range` of a file, by `read`, and sends it. `whole` where a record must not be split.
 pub(crate) fn read(
     conn: &Conn,
-    file: &Source,
+    read: impl Fn(&mut [u8], u64) -> Result<usize, Error>,
     range: Range<u64>,
     more: bool,
     whole: bool,
@@ -61,7 +63,7 @@ pub(crate) fn read(
     let mut filled = 0;
     // A read may be short; the end of the file shows as 0.
     while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], range.start + filled as u64) {
+        match read(&mut buffer[filled..], range.start + filled as u64) {
             Ok(0) => break,
             Ok(n) => filled += n,
             // What was read is sent first; the next call meets the error.
@@ -74,5 +76,5 @@ pub(crate) fn read(
         return Err(Error::Truncated { at: range.start + filled as u64, wanted: range.start });
     }
     let more = more && filled as u64 == wanted;
-    region(conn, conn.locked()?, Region::from(&buffer[..filled]), more, choice, progress)
+    region(conn, conn.locked()?, Region::from(&buffer[..filled]), None, more, choice, progress)
 }

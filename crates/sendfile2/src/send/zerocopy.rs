@@ -24,7 +24,7 @@ pub(crate) fn send(
     conn: &Conn,
     mut locked: LockedConn<'_>,
     payload: Payload<'_>,
-    op: SendOp,
+    op: SendOp<'_>,
     progress: &mut SendProgress,
     held: Option<&Held>,
 ) -> Result<ByReference, Error> {

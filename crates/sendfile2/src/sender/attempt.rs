@@ -21,7 +21,7 @@ use crate::refusal::Refusal;
 use crate::send::zerocopy::ByReference;
 use crate::send::{copy, zerocopy};
 use crate::send_buffer::Slot;
-use crate::source::{Source, View};
+use crate::source::View;
 use crate::streams;
 use crate::sys::mapping::Region;
 use crate::ticket::Ticket;
@@ -56,7 +56,10 @@ impl Sender {
             Outcome::WouldBlock => Sent::WouldBlock,
             Outcome::Limit(limit) => Sent::Limit(limit),
             // Memory that was handed over cannot fault, unless it is a mapping of its own.
-            Outcome::Fault => return Err(Error::socket("send")(rustix::io::Errno::FAULT)),
+            // And none of it is leased.
+            Outcome::Fault | Outcome::Aside => {
+                return Err(Error::socket("send")(rustix::io::Errno::FAULT));
+            }
             Outcome::Refused(reason) => return Err(self.conn.refuse(Engine::Zerocopy, reason)),
         })
     }
@@ -147,7 +150,8 @@ impl Sender {
         progress: &mut SendProgress,
     ) -> Result<Outcome, Error> {
         let choice = Choice { engine: Engine::Copy, reason: Reason::Slice };
-        copy::region(&self.conn, self.conn.locked()?, Region::from(bytes), more, choice, progress)
+        let region = Region::from(bytes);
+        copy::region(&self.conn, self.conn.locked()?, region, None, more, choice, progress)
     }
 
     pub(super) fn attempt_buffer<B>(
@@ -187,6 +191,9 @@ impl Sender {
         if self.engine == Engine::Sendfile {
             return self.attempt_sendfile(origin, wanted, more, self.asked(), progress);
         }
+        if origin.is_overwritten(&wanted) {
+            return self.read_instead(origin, wanted, more, Reason::KeptAside, progress);
+        }
         let extent = origin.extent(&wanted)?;
         let (file, held) = origin.parts();
         let records = self.conn.endpoint().kind().records();
@@ -201,6 +208,10 @@ impl Sender {
                     let at = Some((origin, clamped.start));
                     match self.attempt_region(region, at, more, progress, held)? {
                         Outcome::Fault => {}
+                        Outcome::Aside => {
+                            let why = Reason::KeptAside;
+                            return self.read_instead(origin, wanted, more, why, progress);
+                        }
                         outcome => return Ok(outcome),
                     }
                 }
@@ -208,25 +219,38 @@ impl Sender {
             View::Mapped(..) => {}
             View::Read(why, clamped) => {
                 let choice = self.forced_copy(Refusal::File(why))?;
-                return copy::read(&self.conn, file, clamped, more, records, choice, progress);
+                return self.read(origin, clamped, more, choice, progress);
             }
         }
-        self.read_after_fault(file, wanted, more, progress)
+        self.read_instead(origin, wanted, more, Reason::Fault, progress)
     }
 
     /// The mapping faulted, or a record does not fit into one, or the kernel could not read the
-    /// file: reading tells what is there, or what is wrong.
-    pub(super) fn read_after_fault(
+    /// file: reading tells what is there, or what is wrong. Or the pages are of another generation.
+    pub(super) fn read_instead(
         &self,
-        file: &Source,
+        origin: Origin<'_>,
         wanted: Range<u64>,
         more: bool,
+        reason: Reason,
         progress: &mut SendProgress,
     ) -> Result<Outcome, Error> {
-        let choice = Choice { engine: Engine::Copy, reason: Reason::Fault };
+        let choice = Choice { engine: Engine::Copy, reason };
         trace::debug!(?wanted, %choice, "reading instead");
-        let records = self.conn.endpoint().kind().records();
-        copy::read(&self.conn, file, wanted, more, records, choice, progress)
+        self.read(origin, wanted, more, choice, progress)
+    }
+
+    fn read(
+        &self,
+        origin: Origin<'_>,
+        wanted: Range<u64>,
+        more: bool,
+        choice: Choice,
+        progress: &mut SendProgress,
+    ) -> Result<Outcome, Error> {
+        let whole = self.conn.endpoint().kind().records();
+        let read = |buffer: &mut [u8], at| origin.read_at(buffer, at);
+        copy::read(&self.conn, read, wanted, more, whole, choice, progress)
     }
 
     /// Sends by `native`, which was asked for by name. Any file will do, mapped or not: the kernel
@@ -238,7 +262,7 @@ impl Sender {
         more: bool,
         progress: &mut SendProgress,
     ) -> Result<Outcome, Error> {
-        let guarded = origin.is_guarded(&wanted);
+        let (guarded, aside) = (origin.is_guarded(&wanted), origin.aside(wanted.start));
         let (file, held) = origin.parts();
         let mut locked = self.locked()?;
         if let Err(reason) = locked.native() {
@@ -246,7 +270,7 @@ impl Sender {
         }
         let len = usize::try_from(wanted.end - wanted.start).unwrap_or(usize::MAX);
         let payload = Payload::File(file.as_fd(), wanted.start, len);
-        let op = SendOp { choice: self.asked(), more, guarded };
+        let op = SendOp { choice: self.asked(), more, guarded, aside };
         match zerocopy::send(&self.conn, locked, payload, op, progress, held)? {
             ByReference::Done(Outcome::Refused(reason)) => {
                 Err(self.conn.refuse(self.engine, reason))
@@ -256,12 +280,15 @@ impl Sender {
                 if wanted.start >= size {
                     return Err(Error::Truncated { at: size, wanted: wanted.start });
                 }
-                self.read_after_fault(file, wanted, more, progress)
+                self.read_instead(origin, wanted, more, Reason::Fault, progress)
+            }
+            ByReference::Done(Outcome::Aside) => {
+                self.read_instead(origin, wanted, more, Reason::KeptAside, progress)
             }
             ByReference::Done(outcome) => Ok(outcome),
             ByReference::NoRoom(limit) => {
                 let choice = Choice { engine: Engine::Copy, reason: Reason::Limit(limit) };
-                copy::read(&self.conn, file, wanted, more, false, choice, progress)
+                self.read(origin, wanted, more, choice, progress)
             }
         }
     }
@@ -280,6 +307,9 @@ impl Sender {
             return refuse(Refusal::Socket("sendfile(2) splits records: it serves streams only"));
         }
         let Origin::Lease(lease, _) = origin else { return refuse(Refusal::NotDetaching) };
+        if lease.aside().has(&wanted) {
+            return self.read_instead(origin, wanted, more, Reason::KeptAside, progress);
+        }
         let extent = lease.extent(&wanted)?;
         if wanted.start >= extent.size {
             return Err(Error::Truncated { at: extent.size, wanted: wanted.start });
@@ -296,9 +326,11 @@ impl Sender {
         lease.expose(&(wanted.start..wanted.start + len as u64));
         let more = more && wanted.start + len as u64 == wanted.end;
         let payload = Payload::File(lease.source().as_fd(), wanted.start, len);
-        let op = SendOp { choice, more, guarded: false };
+        let aside = origin.aside(wanted.start);
+        let op = SendOp { choice, more, guarded: false, aside };
         match self.locked()?.transmit(payload, op, progress, None)? {
-            Outcome::Fault => self.read_after_fault(lease.source(), wanted, more, progress),
+            Outcome::Fault => self.read_instead(origin, wanted, more, Reason::Fault, progress),
+            Outcome::Aside => self.read_instead(origin, wanted, more, Reason::KeptAside, progress),
             outcome => Ok(outcome),
         }
     }
@@ -341,6 +373,7 @@ impl Sender {
             None => Contents::Memory,
             Some((origin, at)) => self.contents(origin, &range(at)),
         };
+        let aside = file.and_then(|(origin, at)| origin.aside(at));
         let mut locked = self.locked()?;
         let mut choice = match self.choose(&mut locked, region.len() as u64, contents, more) {
             Ok(choice) => choice,
@@ -358,7 +391,7 @@ impl Sender {
                 _ => Payload::Memory(region),
             };
             let guarded = file.is_some_and(|(origin, at)| origin.is_guarded(&range(at)));
-            let op = SendOp { choice, more, guarded };
+            let op = SendOp { choice, more, guarded, aside };
             choice = match zerocopy::send(conn, locked, payload, op, progress, held)? {
                 ByReference::Done(Outcome::Refused(reason)) => self.forced_copy(reason)?,
                 ByReference::Done(outcome) => return Ok(outcome),
@@ -374,7 +407,7 @@ impl Sender {
             };
             locked = conn.locked()?;
         }
-        let outcome = copy::region(conn, locked, region, more, choice, progress);
+        let outcome = copy::region(conn, locked, region, aside, more, choice, progress);
         trace::trace!(%choice, bytes = region.len(), "plain send");
         outcome
     }

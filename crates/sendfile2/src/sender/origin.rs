@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::aside::Aside;
 use crate::error::Error;
 use crate::guard::Lease;
 use crate::holder::Held;
@@ -26,6 +27,27 @@ impl<'a> Origin<'a> {
     /// Whether the pages of `range` must not outlive this process on their way.
     pub(super) fn is_guarded(self, range: &Range<u64>) -> bool {
         matches!(self, Origin::Lease(lease, _) if !lease.detaches(range))
+    }
+
+    /// Reads at `offset`; 0 at the end of the file.
+    pub(super) fn read_at(self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
+        match self {
+            Origin::File(file) => file.read_at(buffer, offset),
+            Origin::Lease(lease, _) => lease.read_at(buffer, offset),
+        }
+    }
+
+    /// What its lease has aside, of its bytes from `at` on.
+    pub(super) fn aside(self, at: u64) -> Option<(&'a Aside, u64)> {
+        match self {
+            Origin::File(_) => None,
+            Origin::Lease(lease, _) => Some((lease.aside(), at)),
+        }
+    }
+
+    /// Whether a byte of `range` was overwritten under the lease.
+    pub(super) fn is_overwritten(self, range: &Range<u64>) -> bool {
+        matches!(self, Origin::Lease(lease, _) if lease.aside().has(range))
     }
 
     /// The properties of the file, as far as `range` is concerned.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::part::{self, Op, Part};
 use crate::error::Error;
+use crate::guard::QueuedLease;
 use crate::holder::Held;
 use crate::queued::{Failure, QueuedProgress};
 use crate::socket::account::Account;
@@ -23,6 +24,8 @@ pub(super) struct Lane {
     pub(super) blocked: bool,
     /// The socket has got room since it was asked last.
     pub(super) writable: bool,
+    /// It was asked to send from the pages of a lease.
+    pub(super) from_lease: bool,
     /// A limit is in the way until something is released.
     pub(super) memlock_blocked: bool,
     /// The reason why nothing more is sent.
@@ -45,6 +48,8 @@ pub(super) struct QueuedSend {
     pub(super) done: u64,
     pub(super) more: bool,
     pub(super) held: Option<Held>,
+    /// The pages must not outlive this process on their way.
+    pub(super) guarded: bool,
     pub(super) progress: Arc<QueuedProgress>,
     /// The operation that is to be asked for next.
     pub(super) op: Op,
@@ -53,9 +58,27 @@ pub(super) struct QueuedSend {
 }
 
 pub(super) enum SendFrom {
-    /// A file, from this byte on. The extent is known where it is leased.
-    File(Source, u64, Option<Extent>),
+    File(FileSend),
     Bytes(Arc<[u8]>),
+}
+
+pub(super) struct FileSend {
+    pub(super) file: Source,
+    /// The first byte.
+    pub(super) start: u64,
+    /// Known where it is leased.
+    pub(super) extent: Option<Extent>,
+    pub(super) lease: Option<QueuedLease>,
+}
+
+/// The next part of a send.
+pub(super) struct Prepared {
+    op: Op,
+    memory: Memory,
+    /// The bytes of the file.
+    range: Range<u64>,
+    /// Nothing of the send follows it.
+    last: bool,
 }
 
 impl Lane {
@@ -66,6 +89,7 @@ impl Lane {
             submitted: false,
             blocked: false,
             writable: false,
+            from_lease: false,
             memlock_blocked: false,
             failed: None,
             ending: false,
@@ -76,25 +100,27 @@ impl Lane {
         }
     }
 
-    /// Asks the kernel for the next part of the first job; `false` if the ring has no room.
-    pub(super) fn ask(
-        &mut self,
-        queues: &mut Queues<Part>,
-        index: usize,
-        memory: Memory,
-        range: Range<u64>,
-        last: bool,
-    ) -> bool {
+    /// Asks the kernel for the next part of the first job; `false` if the ring has no room. It is not
+    /// asked if a writer has got its pages meanwhile.
+    pub(super) fn ask(&mut self, queues: &mut Queues<Part>, index: usize, part: Prepared) -> bool {
         let Some(job) = self.queue.front() else { return true };
+        let Prepared { op, memory, range, last } = part;
         // A part that is not the last says nothing: its release would wait for the next, and that
         // maybe for a release.
         let more = job.more && last;
-        let request = match job.op {
+        let request = match op {
             Op::Zerocopy => Request::Zerocopy(Send { more, wait: false }),
             // No job waits for room: its lane does.
             Op::Copy | Op::Room => Request::Copy(Send { more, wait: false }),
         };
-        let guarded = job.op == Op::Zerocopy && job.held.is_some();
+        let pages = match (job.lease(), &memory) {
+            (Some(lease), Memory::Mapped(..)) => match lease.pages(&range) {
+                Some(pages) => Some((lease, pages)),
+                None => return true,
+            },
+            _ => None,
+        };
+        let guarded = op == Op::Zerocopy && job.guarded;
         if guarded {
             if let Err(error) = self.account.guard(&self.endpoint) {
                 self.failed = Some(Failure::from(&error));
@@ -103,7 +129,7 @@ impl Lane {
         }
         let part = Part {
             lane: index,
-            op: job.op,
+            op,
             range,
             accepted: 0,
             reports_usage: queues.reports_usage(),
@@ -114,6 +140,10 @@ impl Lane {
         };
         if queues.push(request, self.endpoint.socket(), memory, part).is_err() {
             return false;
+        }
+        self.from_lease = pages.is_some();
+        if let Some((lease, pages)) = pages {
+            lease.submit(&pages);
         }
         job.progress.pending().part_begins();
         self.submitted = true;
@@ -150,37 +180,51 @@ impl Lane {
 }
 
 impl QueuedSend {
-    /// The next part: its memory, its file range, and whether it is the last.
+    pub(super) fn lease(&self) -> Option<&QueuedLease> {
+        match &self.from {
+            SendFrom::File(file) => file.lease.as_ref(),
+            SendFrom::Bytes(_) => None,
+        }
+    }
+
+    /// Prepares the next part.
     pub(super) fn prepare(
         &self,
         most: &mut Option<u64>,
         extents: &mut Vec<(Identity, Extent)>,
-    ) -> Result<(Memory, Range<u64>, bool), Error> {
-        match &self.from {
+    ) -> Result<Prepared, Error> {
+        let FileSend { file, start, extent, lease } = match &self.from {
             SendFrom::Bytes(bytes) => {
                 // It is an offset within them.
                 let at = usize::try_from(self.done).unwrap_or(bytes.len());
-                Ok((Memory::Bytes(Arc::clone(bytes), at), 0..0, true))
+                let memory = Memory::Bytes(Arc::clone(bytes), at);
+                return Ok(Prepared { op: self.op, memory, range: 0..0, last: true });
             }
-            SendFrom::File(file, start, extent) => {
-                let most = match most {
-                    Some(most) => *most,
-                    None => *most.insert(part::limit()?),
-                };
-                let known = extents.iter().find(|(file_of, _)| *file_of == file.identity());
-                let extent = match extent.or(known.map(|(_, extent)| *extent)) {
-                    Some(extent) => extent,
-                    None => {
-                        let extent = file.extent()?;
-                        extents.push((file.identity(), extent));
-                        extent
-                    }
-                };
-                let range = start + self.done..start + self.len;
-                let (memory, part) = part::next(file, extent, &range, most)?;
-                let last = part.end == range.end;
-                Ok((memory, part, last))
+            SendFrom::File(file) => file,
+        };
+        let most = match most {
+            Some(most) => *most,
+            None => *most.insert(part::limit()?),
+        };
+        let range = start + self.done..start + self.len;
+        if let Some(lease) = lease {
+            let first = range.start..range.end.min(range.start.saturating_add(most));
+            if lease.pages(&first).is_none() {
+                let (memory, range, last) = part::read(lease, first, range.end)?;
+                return Ok(Prepared { op: Op::Copy, memory, range, last });
             }
         }
+        let known = extents.iter().find(|(file_of, _)| *file_of == file.identity());
+        let extent = match extent.or(known.map(|(_, extent)| *extent)) {
+            Some(extent) => extent,
+            None => {
+                let extent = file.extent()?;
+                extents.push((file.identity(), extent));
+                extent
+            }
+        };
+        let (memory, part) = part::next(file, extent, &range, most)?;
+        let last = part.end == range.end;
+        Ok(Prepared { op: self.op, memory, range: part, last })
     }
 }

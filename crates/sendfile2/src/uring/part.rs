@@ -10,6 +10,7 @@ use rustix::net::{SocketType, sockopt};
 
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::guard::QueuedLease;
 use crate::holder::Held;
 use crate::mtu;
 use crate::queued::QueuedProgress;
@@ -20,6 +21,9 @@ use crate::source::{Extent, Source, View};
 use crate::sys::rlimit;
 use crate::sys::uring::Memory;
 use crate::trace;
+
+/// Bytes read at a time, under the driver's lock, of what was kept aside.
+const READ: usize = 256 << 10;
 
 /// The operation that the kernel is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +86,28 @@ pub(super) fn next(
         View::Mapped(mapping, part) => Ok((Memory::Mapped(mapping, part.clone()), part)),
         View::Read(why, _) => Err(refusal(Refusal::File(why))),
     }
+}
+
+/// The beginning of `range`, in which a byte was overwritten under the lease, as it was; and whether
+/// it reaches `end`.
+///
+/// # Errors
+/// [`Error::Truncated`]; [`Error::File`].
+pub(super) fn read(
+    lease: &QueuedLease,
+    range: Range<u64>,
+    end: u64,
+) -> Result<(Memory, Range<u64>, bool), Error> {
+    let len = usize::try_from(range.end - range.start).unwrap_or(READ).min(READ);
+    let mut bytes = vec![0; len];
+    let read = lease.read_at(&mut bytes, range.start)?;
+    if read == 0 {
+        return Err(Error::Truncated { at: range.start, wanted: range.start });
+    }
+    bytes.truncate(read);
+    let range = range.start..range.start + read as u64;
+    let last = range.end == end;
+    Ok((Memory::Bytes(bytes.into(), 0), range, last))
 }
 
 /// Refuses the engine with `reason`, for all to see.

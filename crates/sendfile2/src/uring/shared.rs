@@ -141,7 +141,12 @@ impl Shared {
                     apart.run(|| drop(held));
                     progress.pending().part_released(copied);
                 }
-                Deferred::Over { progress, failure } => progress.finish(failure),
+                Deferred::Over { job, failure } => {
+                    let progress = Arc::clone(&job.progress);
+                    apart.run(|| drop(job));
+                    progress.finish(failure);
+                }
+                Deferred::Answered(answered) => drop(answered),
                 Deferred::Gone(endpoint) => drop(endpoint),
             }
         }

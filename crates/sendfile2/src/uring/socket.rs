@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::lane::{QueuedSend, SendFrom};
+use super::lane::{FileSend, QueuedSend, SendFrom};
 use super::part::{self, Op};
 use super::ring_conn::RingConn;
 use crate::apart::Apart;
@@ -20,7 +20,7 @@ use crate::queued::QueuedProgress;
 use crate::reaper::Reaper;
 use crate::refusal::Refusal;
 use crate::socket::account::Counters;
-use crate::source::{Extent, Source};
+use crate::source::Source;
 use crate::sync::lock;
 use crate::ticket::Ticket;
 use crate::wait;
@@ -59,13 +59,15 @@ impl Socket {
         range: Range<u64>,
         flags: SendFlags,
     ) -> Result<Ticket, Error> {
-        self.queue_range(file, range, None, None, flags.more())
+        let from = FileSend { file: file.clone(), start: range.start, extent: None, lease: None };
+        self.queue_range(from, range, None, flags.more())
     }
 
     /// As [`queue_file`](Self::queue_file), from a range under `lease`: it stays leased until the
-    /// kernel has released it, whatever happens to the lease's handles, the ticket, this socket and
-    /// the driver. While it is in flight, the death of the process resets the connection, unless
-    /// another process has the socket, too (see
+    /// kernel has released it or a writer has detached it, whatever happens to the lease's handles,
+    /// the ticket, this socket and the driver. What a writer overwrites before it was sent is sent as
+    /// it was. Where the file cannot be detached, the death of the process resets the connection
+    /// while it is in flight, unless another process has the socket, too (see
     /// [`Options::reset_on_exit`](crate::Options::reset_on_exit)).
     ///
     /// # Errors
@@ -80,25 +82,28 @@ impl Socket {
         if !lease.covers(&range) {
             return Err(Error::NotLeased { range });
         }
-        let extent = lease.extent(&range)?;
-        let held = lease.hold_for_ring(&self.conn);
-        self.queue_range(lease.source(), range, Some(extent), Some(held), flags.more())
+        let from = FileSend {
+            file: lease.source().clone(),
+            start: range.start,
+            extent: Some(lease.extent(&range)?),
+            lease: Some(lease.queue()),
+        };
+        let held = Some((lease.hold(&self.conn), !lease.detaches(&range)));
+        self.queue_range(from, range, held, flags.more())
     }
 
     fn queue_range(
         &mut self,
-        file: &Source,
+        from: FileSend,
         range: Range<u64>,
-        extent: Option<Extent>,
-        held: Option<Held>,
+        held: Option<(Held, bool)>,
         more: bool,
     ) -> Result<Ticket, Error> {
-        if let Some(why) = file.unmappable() {
+        if let Some(why) = from.file.unmappable() {
             return Err(part::refused(Refusal::File(why)));
         }
         let len = range.end.saturating_sub(range.start);
-        let from = SendFrom::File(file.clone(), range.start, extent);
-        self.queue(from, len, held, more, Op::Zerocopy)
+        self.queue(SendFrom::File(from), len, held, more, Op::Zerocopy)
     }
 
     /// Queues `bytes`, which the kernel copies: headers and the like.
@@ -115,11 +120,12 @@ impl Socket {
         self.queue(SendFrom::Bytes(bytes), len, None, flags.more(), Op::Copy)
     }
 
+    /// `held` is what it holds, and whether that is guarded.
     fn queue(
         &mut self,
         from: SendFrom,
         len: u64,
-        held: Option<Held>,
+        held: Option<(Held, bool)>,
         more: bool,
         op: Op,
     ) -> Result<Ticket, Error> {
@@ -129,6 +135,7 @@ impl Socket {
             Op::Zerocopy => Choice { engine: Engine::Uring, reason: Reason::Requested },
             _ => Choice { engine: Engine::Copy, reason: Reason::Slice },
         };
+        let (held, guarded) = held.map_or((None, false), |(held, guarded)| (Some(held), guarded));
         let progress = QueuedProgress::new(len, choice);
         let ticket = Ticket::queued(Arc::clone(&progress), link);
         let mut state = lock(&shared.state);
@@ -146,6 +153,7 @@ impl Socket {
             done: 0,
             more,
             held,
+            guarded,
             progress,
             op,
             faulted: None,

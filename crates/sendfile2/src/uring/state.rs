@@ -10,9 +10,10 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::lane::{Lane, SendFrom};
+use super::lane::{Lane, QueuedSend, SendFrom};
 use super::part::{self, Op, Part};
 use crate::engine::Limit;
+use crate::guard::{Answered, QueuedLease};
 use crate::holder::Held;
 use crate::park::Mark;
 use crate::queued::{Failure, QueuedProgress};
@@ -30,18 +31,15 @@ pub(super) enum Deferred {
         progress: Arc<QueuedProgress>,
         copied: bool,
     },
+    /// Nothing more of it is sent.
     Over {
-        progress: Arc<QueuedProgress>,
+        job: QueuedSend,
         failure: Option<Failure>,
     },
+    /// Nothing that a lease needs is with the kernel only.
+    Answered(Answered),
     /// The socket of a lane that is gone.
     Gone(Arc<Endpoint>),
-}
-
-impl Deferred {
-    fn over(progress: &Arc<QueuedProgress>, failure: Option<Failure>) -> Self {
-        Deferred::Over { progress: Arc::clone(progress), failure }
-    }
 }
 
 /// The request that the kernel has answered.
@@ -134,7 +132,11 @@ impl State {
         lane.submitted = false;
         self.ready.push_back(index);
         let aborted = lane.account.aborted;
+        let from_lease = std::mem::take(&mut lane.from_lease);
         let Some(job) = lane.queue.front_mut() else { return };
+        if let Some(answered) = job.lease().filter(|_| from_lease).and_then(QueuedLease::answered) {
+            deferred.push(Deferred::Answered(answered));
+        }
         let usual = if matches!(job.from, SendFrom::Bytes(_)) { Op::Copy } else { Op::Zerocopy };
         let mut failure = None;
         match result {
@@ -145,8 +147,8 @@ impl State {
                 lane.account.bytes += u64::from(bytes);
                 job.progress.accepted(bytes.into(), lane.account.counters.accepted);
                 if job.done >= job.len {
-                    deferred.push(Deferred::over(&job.progress, None));
-                    lane.queue.pop_front();
+                    let job = lane.queue.pop_front();
+                    deferred.extend(job.map(|job| Deferred::Over { job, failure: None }));
                 }
             }
             Err(_) if aborted => failure = Some(Failure::Aborted),
@@ -179,10 +181,10 @@ impl State {
                     Next::Refused => failure = Some(Failure::Refused(Refusal::NotSupported)),
                     Next::Read => {
                         job.faulted = Some(job.done);
-                        if let SendFrom::File(file, _, extent) = &mut job.from {
+                        if let SendFrom::File(from) = &mut job.from {
                             // Whatever was promised about it.
-                            *extent = None;
-                            let explained = part::explain_fault(file, &asked.range);
+                            from.extent = None;
+                            let explained = part::explain_fault(&from.file, &asked.range);
                             failure = explained.as_ref().err().map(Failure::from);
                         }
                     }
@@ -307,9 +309,8 @@ impl State {
                 return true;
             }
             if let Some(failure) = lane.failed {
-                for job in lane.queue.drain(..) {
-                    deferred.push(Deferred::over(&job.progress, Some(failure)));
-                }
+                let over = |job| Deferred::Over { job, failure: Some(failure) };
+                deferred.extend(lane.queue.drain(..).map(over));
                 if lane.ending && lane.is_broken() {
                     // Not an end that looks like that of everything. Where it fails the peer is
                     // gone.
@@ -332,8 +333,8 @@ impl State {
                 return true;
             };
             match job.prepare(&mut self.most, extents) {
-                Ok((memory, range, last)) => {
-                    if !lane.ask(&mut self.queues, index, memory, range, last) {
+                Ok(part) => {
+                    if !lane.ask(&mut self.queues, index, part) {
                         return false;
                     }
                 }

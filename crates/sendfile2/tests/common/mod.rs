@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use sendfile2::guard::{GuardOptions, GuardedFile, Overwrite};
 use sendfile2::{Engine, Options, SendFlags, Sender, Source};
 
+pub mod detachable;
 pub mod filesystems;
 
 /// Long enough that only a hang passes it.

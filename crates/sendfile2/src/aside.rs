@@ -1,0 +1,285 @@
+//! The old bytes that are kept aside for a lease, so that its range can be overwritten before all
+//! of it is sent.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+/// The bytes of one lease that are kept aside. What is sent or read under the lease comes from here
+/// as soon as a byte of it is.
+#[derive(Debug, Default)]
+pub(crate) struct Aside {
+    kept: RwLock<Kept>,
+    /// Whether there is any: most sends ask no more.
+    some: AtomicBool,
+    /// Operations that a ring was given and has not answered: it takes their pages when it pleases.
+    submitted: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    pieces: Pieces,
+    /// Addresses of the file's mapping were given out, which show what is written.
+    mapped: bool,
+}
+
+/// The proof that a range comes from the file's pages; while it lives no byte of that is kept
+/// aside, and so none overwritten.
+pub(crate) struct Pages<'a>(#[expect(dead_code, reason = "held")] RwLockReadGuard<'a, Kept>);
+
+/// What became of keeping bytes aside.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Keeping {
+    Done,
+    /// Nobody needs them any more.
+    Needless,
+    /// What is sent now, or shows already, would not come from here.
+    Impossible,
+}
+
+impl Aside {
+    fn look(&self) -> RwLockReadGuard<'_, Kept> {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets `range` be sent from the file's pages, until the result is dropped; `None` where a byte
+    /// of it is kept aside.
+    pub(crate) fn pages(&self, range: &Range<u64>) -> Option<Pages<'_>> {
+        let kept = self.look();
+        (!kept.pieces.overlaps(range)).then_some(Pages(kept))
+    }
+
+    /// Whether a byte of `range` is kept aside now.
+    pub(crate) fn has(&self, range: &Range<u64>) -> bool {
+        self.some.load(Ordering::Acquire) && self.look().pieces.overlaps(range)
+    }
+
+    /// Reads at `offset`, from here or by `file`; 0 where the file ended when it was kept.
+    pub(crate) fn read<E>(
+        &self,
+        buffer: &mut [u8],
+        offset: u64,
+        file: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        let kept = self.look();
+        match kept.pieces.at(offset) {
+            Ok(bytes) => {
+                let len = bytes.len().min(buffer.len());
+                buffer[..len].copy_from_slice(&bytes[..len]);
+                Ok(len)
+            }
+            Err(next) => {
+                let most = next.and_then(|next| usize::try_from(next - offset).ok());
+                let len = most.map_or(buffer.len(), |most| most.min(buffer.len()));
+                file(&mut buffer[..len])
+            }
+        }
+    }
+
+    /// Notes that addresses of the mapping of `range` are given out, unless bytes of it are kept
+    /// aside.
+    pub(crate) fn map(&self, range: &Range<u64>) -> bool {
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        let whole = !kept.pieces.overlaps(range);
+        kept.mapped |= whole;
+        whole
+    }
+
+    /// Whether bytes can be kept aside for what follows under the lease.
+    pub(crate) fn is_possible(&self) -> bool {
+        !self.look().mapped && self.submitted.load(Ordering::Acquire) == 0
+    }
+
+    /// The parts of `range` that are not kept yet.
+    pub(crate) fn missing(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        self.look().pieces.missing(range)
+    }
+
+    /// Keeps `pieces`, each what a range had; `needed` is asked last.
+    pub(crate) fn keep(
+        &self,
+        pieces: Vec<(Range<u64>, Vec<u8>)>,
+        needed: impl FnOnce() -> bool,
+    ) -> Keeping {
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        // A ring is given what comes from pages under the lock.
+        if kept.mapped || self.submitted.load(Ordering::Acquire) > 0 {
+            return Keeping::Impossible;
+        }
+        if !needed() {
+            return Keeping::Needless;
+        }
+        for (range, bytes) in pieces {
+            kept.pieces.insert(range, bytes);
+        }
+        self.some.store(true, Ordering::Release);
+        Keeping::Done
+    }
+
+    /// Drops all of it, and returns how many bytes of the file that was.
+    pub(crate) fn clear(&self) -> u64 {
+        if !self.some.load(Ordering::Acquire) {
+            return 0;
+        }
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        let pieces = std::mem::take(&mut kept.pieces);
+        drop(kept);
+        pieces.len()
+    }
+
+    /// Notes that a ring was given an operation, whose pages it has not taken yet.
+    #[cfg(feature = "uring")]
+    pub(crate) fn submit(&self, _from: &Pages<'_>) {
+        self.submitted.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Notes the answer; whether it was the last that was due.
+    #[cfg(feature = "uring")]
+    pub(crate) fn answered(&self) -> bool {
+        self.submitted.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+}
+
+/// Bytes by their place in the file.
+#[derive(Debug, Default)]
+struct Pieces(BTreeMap<u64, Piece>);
+
+#[derive(Debug)]
+struct Piece {
+    end: u64,
+    /// Fewer than up to the end, where the file had no more.
+    bytes: Vec<u8>,
+}
+
+impl Pieces {
+    /// The piece that reaches furthest, of those that begin before `end`.
+    fn before(&self, end: u64) -> Option<(u64, &Piece)> {
+        self.0.range(..end).next_back().map(|(start, piece)| (*start, piece))
+    }
+
+    fn overlaps(&self, range: &Range<u64>) -> bool {
+        !range.is_empty()
+            && self.before(range.end).is_some_and(|(_, piece)| piece.end > range.start)
+    }
+
+    /// The bytes from `offset` on, as far as one piece has them; or where the next piece begins.
+    fn at(&self, offset: u64) -> Result<&[u8], Option<u64>> {
+        match self.before(offset.saturating_add(1)) {
+            Some((start, piece)) if offset < piece.end => {
+                let skip = usize::try_from(offset - start).unwrap_or(usize::MAX);
+                Ok(piece.bytes.get(skip..).unwrap_or_default())
+            }
+            _ => Err(self.0.range(offset..).next().map(|(start, _)| *start)),
+        }
+    }
+
+    fn missing(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut missing = Vec::new();
+        let mut at = range.start;
+        let first = self.before(range.start.saturating_add(1)).map_or(range.start, |(s, _)| s);
+        for (&start, piece) in self.0.range(first..range.end.max(first)) {
+            if at < start {
+                missing.push(at..start);
+            }
+            at = at.max(piece.end);
+        }
+        if at < range.end {
+            missing.push(at..range.end);
+        }
+        missing
+    }
+
+    /// Keeps the bytes of a range, none of which is there.
+    fn insert(&mut self, range: Range<u64>, bytes: Vec<u8>) {
+        if !range.is_empty() {
+            self.0.insert(range.start, Piece { end: range.end, bytes });
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.0.iter().map(|(start, piece)| piece.end - start).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Each byte is read as it was when its range was kept, and from the file where it was not.
+        #[test]
+        fn each_byte_is_read_as_it_was(
+            kept in prop::collection::vec((0..60u64, 0..20u64), 0..20),
+            size in 0..90u64,
+            asked in prop::collection::vec((0..90u64, 1..30usize), 1..30),
+        ) {
+            // What a byte had is the number of the range that it was kept with; the file has 255.
+            let aside = Aside::default();
+            let mut model: [Option<u8>; 130] = [None; 130];
+            for (i, (start, len)) in kept.into_iter().enumerate() {
+                let number = u8::try_from(i).unwrap_or(0);
+                let range = start..start + len;
+                let pieces = aside.missing(&range);
+                for at in range {
+                    let at = usize::try_from(at).unwrap_or(0);
+                    model[at] = model[at].or(Some(number));
+                }
+                let pieces = pieces.into_iter().map(|piece| {
+                    let there = piece.end.min(size).saturating_sub(piece.start);
+                    let bytes = vec![number; usize::try_from(there).unwrap_or(0)];
+                    (piece, bytes)
+                });
+                prop_assert_eq!(aside.keep(pieces.collect(), || true), Keeping::Done);
+            }
+            for (offset, len) in asked {
+                let model = |at: u64| usize::try_from(at).ok().and_then(|at| model[at]);
+                let mut buffer = vec![0; len];
+                let mut from_file = 0;
+                let read: Result<usize, ()> = aside.read(&mut buffer, offset, |buffer| {
+                    buffer.fill(255);
+                    from_file = buffer.len();
+                    Ok(buffer.len())
+                });
+                let read = read.unwrap_or(0);
+                prop_assert!(read > 0 || model(offset).is_some() && offset >= size);
+                for (at, byte) in (offset..).zip(&buffer[..read]) {
+                    prop_assert_eq!(*byte, model(at).unwrap_or(255));
+                    prop_assert!(model(at).is_none() || at < size);
+                }
+                let range = offset..offset + len as u64;
+                let any = range.clone().any(|at| model(at).is_some());
+                prop_assert_eq!(aside.has(&range), any);
+                prop_assert_eq!(aside.pages(&range).is_none(), any);
+                let missing: Vec<u64> = aside.missing(&range).into_iter().flatten().collect();
+                let expected: Vec<u64> = range.filter(|at| model(*at).is_none()).collect();
+                prop_assert_eq!(missing, expected);
+            }
+            let all = model.iter().flatten().count() as u64;
+            prop_assert_eq!(aside.clear(), all);
+            prop_assert!(!aside.has(&(0..130)));
+        }
+    }
+
+    #[test]
+    fn nothing_is_kept_for_addresses_that_were_given_out_nor_for_what_a_ring_was_given() {
+        let aside = Aside::default();
+        assert!(aside.map(&(0..10)));
+        assert!(!aside.is_possible());
+        assert_eq!(aside.keep(vec![(0..1, vec![1])], || true), Keeping::Impossible);
+        let aside = Aside::default();
+        assert_eq!(aside.keep(vec![(0..1, vec![1])], || false), Keeping::Needless);
+        assert_eq!(aside.keep(vec![(0..1, vec![1])], || true), Keeping::Done);
+        assert!(!aside.map(&(0..10)));
+        assert!(aside.map(&(1..10)));
+        #[cfg(feature = "uring")]
+        {
+            let aside = Aside::default();
+            aside.submit(&aside.pages(&(0..1)).unwrap());
+            assert_eq!(aside.keep(vec![(5..6, vec![1])], || true), Keeping::Impossible);
+            assert!(aside.answered());
+            assert_eq!(aside.keep(vec![(5..6, vec![1])], || true), Keeping::Done);
+        }
+    }
+}

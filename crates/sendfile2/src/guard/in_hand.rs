@@ -1,0 +1,157 @@
+//! Leases in hand: of those, what was overwritten is kept aside until it is sent.
+
+use std::ops::Range;
+#[cfg(feature = "uring")]
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::lease::Inner;
+#[cfg(feature = "uring")]
+use super::lease::Lease;
+use crate::aside::Keeping;
+#[cfg(feature = "uring")]
+use crate::aside::Pages;
+use crate::error::Error;
+use crate::source::Source;
+use crate::trace;
+
+/// The lease of a send that is queued.
+#[cfg(feature = "uring")]
+pub(crate) struct QueuedLease(Arc<Inner>);
+
+/// A lease of which a ring has answered all that it was given.
+#[cfg(feature = "uring")]
+pub(crate) struct Answered(Arc<Inner>);
+
+#[cfg(feature = "uring")]
+impl Lease {
+    /// The lease in the hands of a queue, until all of the send is accepted.
+    pub(crate) fn queue(&self) -> QueuedLease {
+        self.inner.queued.fetch_add(1, Ordering::Relaxed);
+        QueuedLease(Arc::clone(&self.inner))
+    }
+}
+
+#[cfg(feature = "uring")]
+impl QueuedLease {
+    /// As [`Lease::pages`].
+    pub(crate) fn pages(&self, range: &Range<u64>) -> Option<Pages<'_>> {
+        self.0.aside.pages(range)
+    }
+
+    /// Reads at `offset` as [`Lease::read_at`].
+    pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
+        self.0.read(buffer, offset, Source::read_at)
+    }
+
+    /// Notes that the ring is given an operation on pages of the lease.
+    pub(crate) fn submit(&self, from: &Pages<'_>) {
+        self.0.aside.submit(from);
+    }
+
+    /// Notes that the ring has answered it. Returns what is to be dropped without a lock, if writers
+    /// may be waiting for that.
+    pub(crate) fn answered(&self) -> Option<Answered> {
+        self.0.aside.answered().then(|| Answered(Arc::clone(&self.0)))
+    }
+}
+
+#[cfg(feature = "uring")]
+impl Drop for QueuedLease {
+    fn drop(&mut self) {
+        let last = self.0.queued.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last && self.0.shared.is_ours() {
+            self.0.left();
+        }
+    }
+}
+
+#[cfg(feature = "uring")]
+impl Drop for Answered {
+    fn drop(&mut self) {
+        if self.0.shared.is_ours() {
+            self.0.shared.table.waiting_writers(&self.0.ranges).wake();
+        }
+    }
+}
+
+impl Inner {
+    /// Whether all that will ever be sent under it has been handed over to the kernel.
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.handles.load(Ordering::Acquire) == 0 && self.queued.load(Ordering::Acquire) == 0
+    }
+
+    /// What follows when a hand, or a queue, has let go of it: from the last on it can be detached,
+    /// and needs nothing that was overwritten.
+    pub(super) fn left(&self) {
+        if self.is_handed_over() {
+            self.forget_aside();
+            self.shared.table.waiting_writers(&self.ranges).wake();
+        }
+    }
+
+    pub(super) fn forget_aside(&self) {
+        let cleared = self.aside.clear();
+        self.shared.detaching.kept_aside.fetch_sub(cleared, Ordering::Relaxed);
+    }
+
+    /// The parts of `range` that would have to be kept aside before it is overwritten; `None` where
+    /// that cannot be done now.
+    pub(super) fn to_keep_aside(&self, range: &Range<u64>) -> Option<Vec<Range<u64>>> {
+        if self.is_handed_over() {
+            return Some(Vec::new());
+        }
+        let parts = self.ranges.iter().map(|r| r.start.max(range.start)..r.end.min(range.end));
+        let parts = parts.filter(|part| !part.is_empty());
+        let missing = || parts.flat_map(|part| self.aside.missing(&part)).collect();
+        self.aside.is_possible().then(missing)
+    }
+
+    /// Keeps aside what it needs of `range`, which nobody writes meanwhile; `false` where that
+    /// cannot be done now.
+    pub(super) fn keep_aside(&self, range: &Range<u64>) -> bool {
+        let Some(parts) = self.to_keep_aside(range) else { return false };
+        let bytes = parts.iter().map(|part| part.end - part.start).sum();
+        if !self.shared.detaching.reserve_aside(bytes) {
+            return false;
+        }
+        let pieces = parts.into_iter().map(|part| Some((part.clone(), self.copied(&part)?)));
+        let keeping = pieces.collect::<Option<Vec<_>>>().map_or(Keeping::Impossible, |pieces| {
+            self.aside.keep(pieces, || !self.is_handed_over())
+        });
+        if keeping != Keeping::Done {
+            self.shared.detaching.kept_aside.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        keeping != Keeping::Impossible
+    }
+
+    /// The bytes of the file in `range`, or fewer where it ends.
+    fn copied(&self, range: &Range<u64>) -> Option<Vec<u8>> {
+        let len = usize::try_from(range.end - range.start).ok()?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).ok()?;
+        bytes.resize(len, 0);
+        let mut filled = 0;
+        while filled < len {
+            match self.source.read_at(&mut bytes[filled..], range.start + filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(why) => {
+                    trace::debug!(?range, %why, "not kept aside");
+                    return None;
+                }
+            }
+        }
+        bytes.truncate(filled);
+        Some(bytes)
+    }
+
+    pub(super) fn read(
+        &self,
+        buffer: &mut [u8],
+        offset: u64,
+        read: impl FnOnce(&Source, &mut [u8], u64) -> Result<usize, Error>,
+    ) -> Result<usize, Error> {
+        self.aside.read(buffer, offset, |buffer| read(&self.source, buffer, offset))
+    }
+}
