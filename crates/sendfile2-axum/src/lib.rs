@@ -55,6 +55,7 @@ mod heads;
 mod io;
 mod layer;
 mod listener;
+mod range;
 mod serve;
 mod stats;
 mod sys;

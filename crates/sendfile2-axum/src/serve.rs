@@ -18,6 +18,7 @@ use tower_service::Service;
 use crate::body::FileBody;
 use crate::cache::{Files, Open, Root, watching};
 use crate::heads::Heads;
+use crate::range::{self, Asked};
 
 /// Serves the files beneath a directory: tower-http's `ServeDir` (index files, precompressed
 /// siblings, ranges, conditional requests, HEAD, 405) over open files that are kept, with
@@ -78,31 +79,32 @@ impl ServeDir {
         mut self,
         mut request: Request<axum::body::Body>,
     ) -> Result<Response<ServeBody>, Infallible> {
-        let method = request.method().clone();
+        let get = request.method() == Method::GET;
         let plain = self.heads.plain(&request).then(|| request.uri().path().into());
-        let again = request.headers_mut().remove(header::IF_RANGE).map(|if_range| {
-            let mut again = head(&request);
-            again.headers_mut().remove(header::RANGE);
-            (if_range, again)
-        });
-        let (Ok(mut response), mut found) = watching(self.inner.call(request)).await;
-        if let Some((if_range, request)) = again {
-            if changed(&response, &if_range) {
-                (Ok(response), found) = watching(self.inner.call(request)).await;
+        // tower-http decides about the whole file, and whether there is something to send; which
+        // part of it is for us to say.
+        let [ranges, known] = [header::RANGE, header::IF_RANGE].map(|name| {
+            let mut part = HeaderMap::new();
+            if let header::Entry::Occupied(entry) = request.headers_mut().entry(&name) {
+                let (_, values) = entry.remove_entry_mult();
+                part.extend(values.map(|value| (name.clone(), value)));
             }
-        }
-        let Some((path, open)) = found else {
+            part
+        });
+        let (Ok(response), found) = watching(self.inner.call(request)).await;
+        let whole = get && response.status() == StatusCode::OK;
+        let Some((path, open)) = found.filter(|_| whole) else {
             return Ok(response.map(|body| ServeBody(Inner::Other(body))));
         };
-        Ok(match body(&method, &response, &open) {
-            Some(body) => {
-                if let Some(asked) = plain {
-                    self.heads.keep(asked, path, &open, &response);
-                }
-                with(response, body)
-            }
-            None => response.map(|body| ServeBody(Inner::Other(body))),
-        })
+        if let Some(asked) = plain {
+            self.heads.keep(asked, path, &open, &response);
+        }
+        let asked = if changed(&response, &known) {
+            Asked::Whole
+        } else {
+            range::asked(&ranges, open.len())
+        };
+        Ok(part(response, &open, asked))
     }
 
     /// The answer that was given before to a request that differs in nothing that matters.
@@ -125,44 +127,44 @@ fn with<B>(response: Response<B>, body: FileBody) -> Response<ServeBody> {
     response
 }
 
-/// The request without its body.
-fn head<B>(request: &Request<B>) -> Request<axum::body::Body> {
-    let mut head = Request::new(axum::body::Body::empty());
-    *head.method_mut() = request.method().clone();
-    *head.uri_mut() = request.uri().clone();
-    *head.headers_mut() = request.headers().clone();
-    head
-}
-
-/// Whether the range that was asked for is of a file that is not the one the client knows.
-fn changed<B>(response: &Response<B>, known: &HeaderValue) -> bool {
+/// Whether the file is not the one that the client knows a part of.
+fn changed<B>(response: &Response<B>, known: &HeaderMap) -> bool {
     // A strong comparison: the very tag, which is a strong one, or the very date.
-    let is = |name| response.headers().get(name) == Some(known);
-    matches!(response.status(), StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
-        && !is(header::ETAG)
-        && !is(header::LAST_MODIFIED)
+    let is = |name, known| response.headers().get(name) == Some(known);
+    !known
+        .get_all(header::IF_RANGE)
+        .iter()
+        .all(|known| is(header::ETAG, known) || is(header::LAST_MODIFIED, known))
 }
 
-/// The file's part that the response's headers tell of.
-fn body<B>(method: &Method, response: &Response<B>, open: &Open) -> Option<FileBody> {
-    let range = match response.status() {
-        _ if method != Method::GET => return None,
-        StatusCode::OK => 0..open.len(),
-        StatusCode::PARTIAL_CONTENT => {
-            // Of an empty file, tower-http gives bytes that it does not have.
-            let range = content_range(response.headers())?;
-            range.start..range.end.min(open.len())
-        }
-        _ => return None,
+/// Makes of the answer that gives a whole file the one that gives what is asked for.
+fn part<B>(mut response: Response<B>, open: &Open, asked: Asked) -> Response<ServeBody> {
+    let len = open.len();
+    let range = match &asked {
+        Asked::Whole => 0..len,
+        Asked::Part(range) => range.clone(),
+        Asked::Unsatisfiable => 0..0,
     };
-    Some(FileBody::new(open.source.clone(), range))
-}
-
-/// `bytes 0-499/1234`, as tower-http writes it.
-fn content_range(headers: &HeaderMap) -> Option<Range<u64>> {
-    let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
-    let (first, last) = range.split_once('/')?.0.split_once('-')?;
-    Some(first.parse().ok()?..last.parse::<u64>().ok()?.checked_add(1)?)
+    let told = match asked {
+        Asked::Whole => None,
+        Asked::Part(Range { start, end }) => {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            Some(format!("bytes {start}-{}/{len}", end - 1))
+        }
+        Asked::Unsatisfiable => {
+            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            // They are about the file's content.
+            response.headers_mut().remove(header::CONTENT_TYPE);
+            response.headers_mut().remove(header::CONTENT_ENCODING);
+            Some(format!("bytes */{len}"))
+        }
+    };
+    // Digits are valid in a header.
+    if let Some(Ok(told)) = told.map(HeaderValue::try_from) {
+        response.headers_mut().insert(header::CONTENT_RANGE, told);
+        response.headers_mut().insert(header::CONTENT_LENGTH, (range.end - range.start).into());
+    }
+    with(response, FileBody::new(open.source.clone(), range))
 }
 
 impl<B> Service<Request<B>> for ServeDir {

@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 
 use axum::Router;
 use common::{By, Client, assert_same, files, pattern, serve, zero_copy};
+use http_body_util::BodyExt;
 use sendfile2::Engine;
 use sendfile2_axum::{ServeDir, ServeFile};
 
@@ -137,12 +138,67 @@ fn index_files_directories_and_precompressed_siblings() {
     assert_eq!(client.get("/page.css").body, b"plain");
 }
 
+/// Each with the status and the part that it is answered by, of the file `4096`.
+const RANGES: [(&str, u16, std::ops::Range<u64>); 16] = [
+    ("bytes=0-", 206, 0..4096),
+    ("bytes=-5000", 206, 0..4096),
+    ("bytes=-1", 206, 4095..4096),
+    ("bYTES=0010-0019", 206, 10..20),
+    ("bytes=, ,5-9 ,", 206, 5..10),
+    ("bytes=4000-99999999999999999999999", 206, 4000..4096),
+    ("bytes=4096-", 416, 0..0),
+    ("bytes=-0", 416, 0..0),
+    ("lines=1-2", 200, 0..4096),
+    ("bytes=a-b", 200, 0..4096),
+    ("bytes=9-5", 200, 0..4096),
+    ("bytes=-", 200, 0..4096),
+    ("bytes=", 200, 0..4096),
+    ("nonsense", 200, 0..4096),
+    ("bytes=0-1,5-6", 200, 0..4096),
+    ("bytes=5000-,6000-", 200, 0..4096),
+];
+
+#[test]
+fn ranges_by_the_grammar() {
+    let dir = files();
+    let address = serve(OURS, zero_copy(dir.path()));
+    let mut client = Client::new(address);
+    for (range, status, part) in RANGES {
+        let got = client.with("GET", "/4096", &format!("range: {range}\r\n"));
+        assert_eq!(got.status, status, "{range}");
+        assert_same(&got.body, &pattern(1, part.clone()), range);
+        let told = match status {
+            206 => format!("bytes {}-{}/4096", part.start, part.end - 1),
+            416 => "bytes */4096".to_owned(),
+            _ => String::new(),
+        };
+        assert_eq!(got.header("content-range"), told, "{range}");
+        let got = client.with("HEAD", "/4096", &format!("range: {range}\r\n"));
+        let told = (got.header("content-length"), got.header("content-range"));
+        assert_eq!((got.status, told), (200, ("4096", "")), "HEAD {range}");
+    }
+    common::runtime().block_on(async {
+        let mut client = common::http2(address).await;
+        for (range, status, part) in RANGES {
+            let mut request = common::request("4096");
+            request.headers_mut().insert("range", range.parse().unwrap());
+            let got = client.send_request(request).await.unwrap();
+            assert_eq!(got.status(), status, "{range}");
+            let body = got.into_body().collect().await.unwrap().to_bytes();
+            assert_same(&body, &pattern(1, part), range);
+        }
+    });
+}
+
 #[test]
 fn a_range_of_an_empty_file() {
     let dir = files();
     let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
-    let got = client.with("GET", "/0", "range: bytes=0-0\r\n");
-    assert_eq!((got.header("content-length"), &*got.body), ("0", &b""[..]), "{}", got.status);
+    for range in ["bytes=0-0", "bytes=0-", "bytes=-5", "bytes=7-9"] {
+        let got = client.with("GET", "/0", &format!("range: {range}\r\n"));
+        assert_eq!((got.status, got.header("content-range")), (200, ""), "{range}");
+        assert_eq!((got.header("content-length"), &*got.body), ("0", &b""[..]), "{range}");
+    }
     // The connection goes on.
     assert_same(&client.get("/1").body, &pattern(1, 0..1), "what follows");
 }
