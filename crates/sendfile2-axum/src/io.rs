@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -10,26 +11,41 @@ use sendfile2::tokio::AsyncSender;
 use sendfile2::{Engine, Error, Options, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::stats::{Sends, count};
 use crate::window::{Origin, Windows};
 
-/// The time that the end of a connection waits for its releases, before the reaper takes over.
+/// The longest that the end of a connection takes: to wait for its releases, before the reaper takes
+/// over, and to read what the peer still sends.
 const DRAIN: Duration = Duration::from_secs(30);
+
+/// The time for which the peer may send nothing while it is waited for.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// A connection for hyper (or whoever else writes [`FileBody`](crate::FileBody)s): an `AsyncRead`
 /// and `AsyncWrite` that sends mapped bodies from their files, and everything else by plain sends.
 ///
-/// Shutting it down ends the stream at once, and waits until everything sent is released, for 30
-/// seconds at most. What is in flight then, or when it is dropped without, goes to the
-/// [reaper](sendfile2::reaper).
+/// Shutting it down ends the stream at once, and waits until everything sent is released and the
+/// peer has ended its side, too: for 30 seconds at most, and for 2 where the peer sends nothing. What
+/// it sends is thrown away: a socket that is closed before it is read resets the connection, and the
+/// peer may lose the answer. What is in flight after that, or when it is dropped without, goes to
+/// the [reaper](sendfile2::reaper).
 #[derive(Debug)]
 pub struct Io {
     sender: AsyncSender,
     windows: Windows,
     sends: Sends,
-    ending: Option<Pin<Box<Sleep>>>,
+    ending: Option<Ending>,
+}
+
+/// The end of a connection, of which the peer is told.
+#[derive(Debug)]
+struct Ending {
+    latest: Instant,
+    /// Nothing more comes from the peer, or nobody waits for it any more.
+    heard: bool,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Io {
@@ -174,16 +190,56 @@ impl AsyncWrite for Io {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.ending.is_none() {
-            ready!(Pin::new(&mut self.sender).poll_shutdown(cx))?;
-            self.ending = Some(Box::pin(tokio::time::sleep(DRAIN)));
+        let Io { sender, sends, ending, .. } = &mut *self;
+        let ending = match ending {
+            Some(ending) => ending,
+            None => {
+                ready!(Pin::new(&mut *sender).poll_shutdown(cx))?;
+                ending.insert(Ending::new())
+            }
+        };
+        ending.poll_peer(sender, cx);
+        if let Poll::Ready(drained) = sender.poll_drain(cx) {
+            sends.look();
+            if ending.heard {
+                return Poll::Ready(drained.map_err(io::Error::from));
+            }
         }
-        if let Poll::Ready(drained) = self.sender.poll_drain(cx) {
-            self.sends.look();
-            return Poll::Ready(drained.map_err(io::Error::from));
+        ending.poll_latest(cx).map(Ok)
+    }
+}
+
+impl Ending {
+    fn new() -> Self {
+        let latest = Instant::now() + DRAIN;
+        Ending { latest, heard: false, timer: Box::pin(tokio::time::sleep(QUIET)) }
+    }
+
+    /// Throws away what the peer sends, until it ends its side, or stops.
+    fn poll_peer(&mut self, sender: &mut AsyncSender, cx: &mut Context<'_>) {
+        while !self.heard {
+            let mut bytes = [MaybeUninit::uninit(); 16 << 10];
+            let mut bytes = ReadBuf::uninit(&mut bytes);
+            match Pin::new(&mut *sender).poll_read(cx, &mut bytes) {
+                Poll::Ready(Ok(())) if !bytes.filled().is_empty() => {
+                    let quiet = (Instant::now() + QUIET).min(self.latest);
+                    self.timer.as_mut().reset(quiet);
+                }
+                Poll::Ready(_) => self.heard = true,
+                Poll::Pending => match self.timer.as_mut().poll(cx) {
+                    Poll::Ready(()) => self.heard = true,
+                    Poll::Pending => return,
+                },
+            }
         }
-        // It was set above.
-        let too_late = self.ending.as_mut().map_or(Poll::Ready(()), |at| at.as_mut().poll(cx));
-        too_late.map(Ok)
+        // From here on it is for the releases.
+        if self.timer.deadline() < self.latest {
+            self.timer.as_mut().reset(self.latest);
+        }
+    }
+
+    /// Whether it has taken as long as it may.
+    fn poll_latest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.heard { self.timer.as_mut().poll(cx) } else { Poll::Pending }
     }
 }

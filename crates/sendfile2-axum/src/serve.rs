@@ -79,6 +79,11 @@ impl ServeDir {
         mut self,
         mut request: Request<axum::body::Body>,
     ) -> Result<Response<ServeBody>, Infallible> {
+        if !is_target(request.method(), request.uri().path()) {
+            let mut refusal = Response::new(ServeBody(Inner::Other(Default::default())));
+            *refusal.status_mut() = StatusCode::BAD_REQUEST;
+            return Ok(refusal);
+        }
         let get = request.method() == Method::GET;
         let plain = self.heads.plain(&request).then(|| request.uri().path().into());
         // tower-http decides about the whole file, and whether there is something to send; which
@@ -117,6 +122,12 @@ impl ServeDir {
         *response.headers_mut() = headers;
         Some(with(response, FileBody::new(open.source.clone(), 0..open.len())))
     }
+}
+
+/// Whether such a path is of a target in origin, absolute or asterisk form; CONNECT, which is not
+/// allowed anyway, has a form of its own.
+fn is_target(method: &Method, path: &str) -> bool {
+    path.starts_with('/') || (method == Method::OPTIONS && path == "*") || method == Method::CONNECT
 }
 
 /// The response with this body, which [`ZeroCopyLayer`](crate::ZeroCopyLayer) will know.

@@ -3,6 +3,7 @@
 mod admin;
 mod connection;
 mod log;
+mod request;
 mod timeouts;
 
 use std::num::NonZeroUsize;

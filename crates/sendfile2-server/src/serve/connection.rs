@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::http::{Request, Response};
+use axum::http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -26,7 +26,8 @@ use tower_service::Service;
 
 use super::Listening;
 use super::log::{Asked, Log};
-use super::timeouts::{Queue, Timed};
+use super::request::{tells_its_host, throw_away};
+use super::timeouts::Timed;
 use crate::args::serve::Args;
 use crate::output::Seldom;
 
@@ -181,33 +182,28 @@ impl Server {
         permit: OwnedSemaphorePermit,
     ) {
         gauge!("sendfile2_http_connections").increment(1);
-        let options = Options::new().engine(self.engine);
-        match (&self.tls, stream) {
-            (None, stream) => {
-                if let Some(http) = self.early(stream.spoken()).await {
-                    let io = match stream {
-                        Accepted::Tcp(stream) => Io::new(stream, options),
-                        Accepted::Unix(stream) => Io::from_unix(stream, options),
-                    };
-                    match io {
-                        Ok(io) => {
-                            let io = self.timed(io);
-                            let files = ZeroCopyLayer::new().layer(self.dir.clone());
-                            self.http(http, io, &peer, files).await;
-                        }
-                        Err(e) => {
-                            self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
-                        }
-                    }
+        // TLS has no use for an engine.
+        let engine = if self.tls.is_some() { Engine::Copy } else { self.engine };
+        let options = Options::new().engine(engine);
+        let spoken = match &self.tls {
+            None => self.early(stream.spoken()).await,
+            Some(_) => Some(Http::One),
+        };
+        if let Some(http) = spoken {
+            let io = match stream {
+                Accepted::Tcp(stream) => Io::new(stream, options),
+                Accepted::Unix(stream) => Io::from_unix(stream, options),
+            };
+            match (io.map(|io| self.timed(io)), &self.tls) {
+                (Ok(io), None) => {
+                    let files = ZeroCopyLayer::new().layer(self.dir.clone());
+                    self.http(http, io, &peer, files).await;
                 }
-            }
-            // In boxes, so that connections without TLS are smaller.
-            (Some(tls), Accepted::Tcp(stream)) => {
-                let _ = stream.set_nodelay(true);
-                Box::pin(self.https(tls, stream, &peer)).await;
-            }
-            (Some(tls), Accepted::Unix(stream)) => {
-                Box::pin(self.https(tls, stream, &peer)).await;
+                // In a box, so that connections without TLS are smaller.
+                (Ok(io), Some(tls)) => Box::pin(self.https(tls, io, &peer)).await,
+                (Err(e), _) => {
+                    self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
+                }
             }
         }
         gauge!("sendfile2_http_connections").decrement(1);
@@ -224,17 +220,13 @@ impl Server {
         }
     }
 
-    fn timed<I: Queue + Unpin>(&self, io: I) -> Timed<I> {
+    fn timed(&self, io: Io) -> Timed {
         Timed::new(io, self.idle_timeout, self.stall_timeout)
     }
 
-    /// Serves a TLS connection, without mapped bytes: TLS reads them.
-    async fn https<I>(self: &Arc<Self>, tls: &TlsAcceptor, stream: I, peer: &str)
-    where
-        I: AsyncRead + AsyncWrite + Queue + Unpin + Send + 'static,
-    {
-        // Beneath TLS, which keeps what the peer does not take, and writes it when it is flushed.
-        let stream = self.timed(stream);
+    /// Serves a TLS connection, without mapped bytes: TLS reads them. The timeouts are beneath it,
+    /// since it keeps what the peer does not take, and writes it when it is flushed.
+    async fn https(self: &Arc<Self>, tls: &TlsAcceptor, stream: Timed, peer: &str) {
         if let Some(stream) = self.early(tls.accept(stream)).await {
             let http = match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Http::Two,
@@ -247,7 +239,7 @@ impl Server {
     async fn http<I, S, R>(self: &Arc<Self>, http: Http, io: I, peer: &str, files: S)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: Service<Request<hyper::body::Incoming>, Response = Response<R>, Error = Infallible>
+        S: Service<Request<()>, Response = Response<R>, Error = Infallible>
             + Clone
             + Send
             + 'static,
@@ -264,22 +256,37 @@ impl Server {
                 version: request.version(),
             });
             let (server, peer) = (Arc::clone(self), Arc::clone(&peer));
-            let answer = files.clone().call(request);
+            let (head, unwanted) = request.into_parts();
+            // Over HTTP/1 the connection does so when it ends.
+            if head.version == Version::HTTP_2 && !unwanted.is_end_stream() {
+                tokio::spawn(throw_away(unwanted));
+            }
+            let request = Request::from_parts(head, ());
+            let answer = tells_its_host(&request).then(|| files.clone().call(request));
             async move {
-                let response = answer.await?;
+                let response = match answer {
+                    // With HTTP/2 an error ends a stream, and not the connection.
+                    Some(answer) => answer.await?.map(|body| {
+                        let server = Arc::clone(&server);
+                        Body::new(body.map_err(move |error| {
+                            let error = error.into();
+                            server.broke_off(&*error);
+                            error
+                        }))
+                    }),
+                    None => {
+                        let mut refusal = Response::new(Body::empty());
+                        *refusal.status_mut() = StatusCode::BAD_REQUEST;
+                        refusal
+                    }
+                };
                 let status = response.status();
                 let code = status.as_str().to_owned();
                 counter!("sendfile2_http_requests_total", "status" => code).increment(1);
                 if let (Some(log), Some(asked)) = (&server.log, &asked) {
                     log.write(&peer, asked, status, response.body().size_hint().exact());
                 }
-                // With HTTP/2 it ends a stream, and not the connection.
-                let broken = move |error: R::Error| {
-                    let error = error.into();
-                    server.broke_off(&*error);
-                    error
-                };
-                Ok::<_, Infallible>(response.map(|body| Body::new(body.map_err(broken))))
+                Ok::<_, Infallible>(response)
             }
         });
         let http = match http {

@@ -8,38 +8,10 @@ use std::time::Duration;
 
 use sendfile2_axum::Io;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep};
 
-/// A connection of which it can be asked how much of what was written waits in the kernel.
-///
-/// Bytes that the peer has not acknowledged (TCP); memory of what it has not read, which becomes
-/// less a whole buffer at a time (unix sockets).
-pub(super) trait Queue {
-    /// Returns how much waits in the kernel; `None` if the kernel does not report it.
-    fn queued(&self) -> Option<u64>;
-}
-
-impl Queue for Io {
-    fn queued(&self) -> Option<u64> {
-        sendfile2::unacknowledged(self.sender()).ok()
-    }
-}
-
-impl Queue for TcpStream {
-    fn queued(&self) -> Option<u64> {
-        sendfile2::unacknowledged(self).ok()
-    }
-}
-
-impl Queue for UnixStream {
-    fn queued(&self) -> Option<u64> {
-        sendfile2::unacknowledged(self).ok()
-    }
-}
-
-pub(super) struct Timed<I> {
-    io: I,
+pub(super) struct Timed {
+    io: Io,
     idle: Duration,
     stall: Duration,
     /// The time at which something came or went last.
@@ -51,13 +23,15 @@ pub(super) struct Timed<I> {
 /// The peer has not taken what is ready for it.
 struct Stalled {
     since: Instant,
-    /// The amount that waited in the kernel then. The socket has space for more only when a third
+    /// The amount that waited in the kernel then: bytes that the peer has not acknowledged (TCP), or
+    /// memory of what it has not read, which becomes less a whole buffer at a time (unix sockets);
+    /// `None` if the kernel does not report it. The socket has space for more only when a third
     /// of its buffer is free, for which a slow peer may need minutes; but this amount becomes less.
     queued: Option<u64>,
 }
 
-impl<I: Queue + Unpin> Timed<I> {
-    pub(super) fn new(io: I, idle: Duration, stall: Duration) -> Self {
+impl Timed {
+    pub(super) fn new(io: Io, idle: Duration, stall: Duration) -> Self {
         let moved = Instant::now();
         let timer = Box::pin(tokio::time::sleep_until(moved + idle));
         Timed { io, idle, stall, moved, stalled: None, timer }
@@ -77,7 +51,7 @@ impl<I: Queue + Unpin> Timed<I> {
             return result;
         }
         if writes && self.stalled.is_none() {
-            self.stalled = Some(Stalled { since: Instant::now(), queued: self.io.queued() });
+            self.stalled = Some(Stalled { since: Instant::now(), queued: self.queued() });
         }
         let mut deadline = self.deadline();
         // Set only where it would come too late; where it comes too early it is set again.
@@ -96,6 +70,10 @@ impl<I: Queue + Unpin> Timed<I> {
         Poll::Pending
     }
 
+    fn queued(&self) -> Option<u64> {
+        sendfile2::unacknowledged(self.io.sender()).ok()
+    }
+
     fn deadline(&self) -> Instant {
         let idle = self.moved + self.idle;
         // Bytes from the peer do not show that it reads.
@@ -105,8 +83,8 @@ impl<I: Queue + Unpin> Timed<I> {
     /// Returns whether the peer has taken something since the last look. The stall then begins
     /// anew.
     fn drains(&mut self) -> bool {
+        let queued = self.queued();
         let Some(stalled) = &mut self.stalled else { return false };
-        let queued = self.io.queued();
         let less = matches!((queued, stalled.queued), (Some(now), Some(then)) if now < then);
         if less {
             self.moved = Instant::now();
@@ -116,7 +94,7 @@ impl<I: Queue + Unpin> Timed<I> {
     }
 }
 
-impl<I: AsyncRead + Queue + Unpin> AsyncRead for Timed<I> {
+impl AsyncRead for Timed {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -127,7 +105,7 @@ impl<I: AsyncRead + Queue + Unpin> AsyncRead for Timed<I> {
     }
 }
 
-impl<I: AsyncWrite + Queue + Unpin> AsyncWrite for Timed<I> {
+impl AsyncWrite for Timed {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -156,7 +134,7 @@ impl<I: AsyncWrite + Queue + Unpin> AsyncWrite for Timed<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The connection has a limit of its own where it waits for releases.
+        // The connection has a limit of its own where it waits for releases and for the peer.
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -1,0 +1,81 @@
+//! What is refused of requests, and what is thrown away of them.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use axum::body::HttpBody;
+use axum::http::{Request, Version, header};
+use http_body_util::BodyExt;
+use tokio::time::Instant;
+
+/// The longest for which a body that nobody wants is read, and the longest for which nothing of it
+/// may come.
+const DRAIN: Duration = Duration::from_secs(30);
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Returns whether the request tells its host as RFC 9112, section 3.2, demands: once, validly, and
+/// always with HTTP/1.1.
+pub(super) fn tells_its_host<B>(request: &Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => request.version() != Version::HTTP_11,
+        (Some(host), None) => host.to_str().is_ok_and(is_host),
+        _ => false,
+    }
+}
+
+/// `uri-host [ ":" port ]`, of RFC 3986. It may be empty.
+fn is_host(value: &str) -> bool {
+    let digits = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
+    match value.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').is_some_and(|(address, port)| {
+            let port = if port.is_empty() { Some("") } else { port.strip_prefix(':') };
+            address.parse::<Ipv6Addr>().is_ok() && port.is_some_and(digits)
+        }),
+        None => {
+            let (name, port) = value.split_once(':').unwrap_or((value, ""));
+            is_name(name) && digits(port)
+        }
+    }
+}
+
+/// `*( unreserved / pct-encoded / sub-delims )`.
+fn is_name(name: &str) -> bool {
+    let mut parts = name.split('%');
+    let plain =
+        |s: &str| s.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&b));
+    let hex = |s: &str| s.len() >= 2 && s.bytes().take(2).all(|b| b.is_ascii_hexdigit());
+    parts.next().is_none_or(plain) && parts.all(|part| hex(part) && plain(part))
+}
+
+/// Reads what comes of a body, for a while: a stream that ends before its client has sent all of it
+/// is reset, and some clients then lose the answer.
+pub(super) async fn throw_away<B: HttpBody + Unpin>(mut body: B) {
+    let latest = Instant::now() + DRAIN;
+    loop {
+        let quiet = (Instant::now() + QUIET).min(latest);
+        match tokio::time::timeout_at(quiet, body.frame()).await {
+            Ok(Some(Ok(_))) if Instant::now() < latest => {}
+            _ => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_host;
+
+    #[test]
+    fn hosts_are_known_by_their_grammar() {
+        for host in ["", "x", "x:80", "x:", "a_b.example", "a%41", "[::1]", "[::1]:80", "1.2.3.4:5"]
+        {
+            assert!(is_host(host), "{host}");
+        }
+        for host in [
+            "a b", "x:y", "x/", "a@b", "http://x", "[::1", "[x]", "[::1]x", "[::1]]", "%4", "ü",
+            "a:1:2",
+        ] {
+            assert!(!is_host(host), "{host}");
+        }
+    }
+}

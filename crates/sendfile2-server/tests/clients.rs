@@ -1,0 +1,165 @@
+//! What real clients found: each with the client that did.
+
+mod common;
+
+use std::io::{Read, Write};
+
+use common::{Server, ask, certificate, connect, curl, files, have, python, status};
+
+#[test]
+fn curl_gets_ranges_by_every_version_of_http() {
+    if !have("curl") || !have("openssl") {
+        return;
+    }
+    let dir = files();
+    let (cert, key) = certificate(dir.path());
+    let plain = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let tls = ["--listen", "127.0.0.1:0", "--tls-cert", &*cert, "--tls-key", &*key];
+    let tls = Server::new(dir.path(), &tls);
+    let plain = format!("http://localhost:{}/small", plain.port());
+    let tls = format!("https://localhost:{}/small", tls.port());
+    for (version, url) in [
+        ("--http1.1", &plain),
+        ("--http2-prior-knowledge", &plain),
+        ("--http1.1", &tls),
+        ("--http2", &tls),
+    ] {
+        for (range, answer) in [
+            ("-500", "0123456789 206"),
+            ("008-", "89 206"),
+            ("10-", " 416"),
+            ("0-1,4-5", "0123456789 200"),
+        ] {
+            let args = ["--cacert", &*cert, version, "-w", " %{http_code}", "-r", range, url];
+            let got = String::from_utf8(curl(&args).stdout).expect("UTF-8");
+            assert_eq!(got, answer, "{version} {range} {url}");
+        }
+    }
+}
+
+/// A megabyte to a file, ten times on connections of its own.
+const POST: &str = r#"
+import http.client, ssl, sys
+secure, port = sys.argv[1] == "https", int(sys.argv[2])
+context = ssl.create_default_context(cafile=sys.argv[3]) if secure else None
+seen = []
+for _ in range(10):
+    if secure: client = http.client.HTTPSConnection("localhost", port, timeout=60, context=context)
+    else: client = http.client.HTTPConnection("localhost", port, timeout=60)
+    try:
+        client.request("POST", "/small", b"x" * 1000000)
+        seen.append(str(client.getresponse().status))
+    except OSError as e:
+        seen.append(repr(e))
+    client.close()
+print(*seen)
+"#;
+
+#[test]
+fn python_reads_the_answer_to_a_megabyte_that_nobody_wants() {
+    if !have("python3") || !have("openssl") || !have("curl") {
+        return;
+    }
+    let dir = files();
+    let (cert, key) = certificate(dir.path());
+    let plain = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let tls = ["--listen", "127.0.0.1:0", "--tls-cert", &*cert, "--tls-key", &*key];
+    let tls = Server::new(dir.path(), &tls);
+    let expected = ["405"; 10].join(" ");
+    assert_eq!(python(POST, &["http", plain.port(), &cert]), expected);
+    assert_eq!(python(POST, &["https", tls.port(), &cert]), expected);
+    std::fs::write(dir.path().join("body"), vec![b'x'; 1_000_000]).expect("a file");
+    let body = format!("@{}", dir.path().join("body").display());
+    for (version, scheme, port) in [
+        ("--http1.1", "http", plain.port()),
+        ("--http2-prior-knowledge", "http", plain.port()),
+        ("--http1.1", "https", tls.port()),
+        ("--http2", "https", tls.port()),
+    ] {
+        let url = format!("{scheme}://localhost:{port}/small");
+        let args = ["--cacert", &*cert, version, "--data-binary", &*body, "-H", "Expect:"];
+        let args = [&args[..], &["-o", "/dev/null", "-w", "%{http_code}", &*url]].concat();
+        assert_eq!(String::from_utf8_lossy(&curl(&args).stdout), "405", "{version} {scheme}");
+    }
+}
+
+/// Headers that are too long are refused before all of them are read.
+#[test]
+fn the_answer_to_headers_without_end_can_be_read() {
+    let dir = files();
+    let server = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n", "x".repeat(1 << 20));
+    let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}", "x: y\r\n".repeat(1 << 18));
+    for request in [long, many] {
+        let answer = ask(&server.addresses[0], request.as_bytes());
+        assert!(matches!(status(&answer), Some(414 | 431)), "{answer}");
+    }
+}
+
+#[test]
+fn a_client_that_sends_for_ever_is_not_listened_to_for_ever() {
+    let dir = files();
+    let args = ["--listen", "127.0.0.1:0", "--max-connections", "1"];
+    let server = Server::new(dir.path(), &args);
+    let mut endless = connect(&server.addresses[0]);
+    endless
+        .write_all(b"POST /small HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000000\r\n\r\n")
+        .expect("it reads");
+    endless.read_exact(&mut [0; 12]).expect("it answers");
+    // It stops, and does not end: the only connection is free for another one all the same.
+    assert_eq!(status(&common::get(&server.addresses[0], "/small")), Some(200));
+}
+
+/// The statuses of the answers to these requests.
+fn statuses(server: &Server, requests: &[(&str, &str, u16)], form: impl Fn(&str) -> Vec<u8>) {
+    for (what, version, expected) in requests {
+        let mut request = form(what);
+        let at = request.windows(8).position(|w| w == b"HTTP/1.1").expect("a version");
+        request[at..at + 8].copy_from_slice(version.as_bytes());
+        let answer = ask(&server.addresses[0], &request);
+        assert_eq!(status(&answer), Some(*expected), "{what:?} {version}: {answer}");
+    }
+}
+
+#[test]
+fn a_request_tells_one_valid_host() {
+    let dir = files();
+    let server = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let requests = [
+        ("", "HTTP/1.1", 400),
+        ("", "HTTP/1.0", 200),
+        ("Host: x\r\nHost: x\r\n", "HTTP/1.1", 400),
+        ("Host: x\r\nHost: y\r\n", "HTTP/1.0", 400),
+        ("Host: a b\r\n", "HTTP/1.1", 400),
+        ("Host: x/\r\n", "HTTP/1.1", 400),
+        ("Host: \u{e9}\r\n", "HTTP/1.1", 400),
+        ("Host: a@b\r\n", "HTTP/1.0", 400),
+        ("Host: x:80\r\n", "HTTP/1.1", 200),
+        ("Host: [::1]:80\r\n", "HTTP/1.1", 200),
+        ("Host:\r\n", "HTTP/1.1", 200),
+    ];
+    statuses(&server, &requests, |hosts| {
+        format!("GET /small HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n").into_bytes()
+    });
+}
+
+#[test]
+fn a_target_has_one_of_the_forms() {
+    let dir = files();
+    let server = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let requests = [
+        ("GET small", "HTTP/1.1", 400),
+        ("GET x:80", "HTTP/1.1", 400),
+        ("GET http:small", "HTTP/1.1", 400),
+        ("HEAD [::1]", "HTTP/1.1", 400),
+        ("POST x:80", "HTTP/1.1", 400),
+        ("GET *", "HTTP/1.1", 400),
+        ("OPTIONS *", "HTTP/1.1", 405),
+        ("CONNECT x:80", "HTTP/1.1", 405),
+        ("GET http://x/small", "HTTP/1.1", 200),
+        ("GET /small", "HTTP/1.1", 200),
+    ];
+    statuses(&server, &requests, |target| {
+        format!("{target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").into_bytes()
+    });
+}
