@@ -20,8 +20,9 @@ use crate::window::{Origin, Passed, Window};
 /// Bytes mapped at a time: larger ones cost the same, smaller ones more.
 const WINDOW: u64 = 1 << 20;
 
-/// Bytes read at a time.
-const READ: u64 = 128 << 10;
+/// Bytes read at a time: as many as a frame of HTTP/2 has, or a record of TLS. Each body that its client
+/// does not take keeps so much in memory, and HTTP/2 has many bodies.
+const READ: u64 = 16 << 10;
 
 /// The size below which a file is read also where it might be mapped: it then leaves with its
 /// headers, in one call.

@@ -86,6 +86,11 @@ impl Root {
         } else {
             ResolveFlags::NO_MAGICLINKS
         };
+        // Each file needs these. What is forbidden shows now, and not as a file that is not there.
+        rustix::fs::openat2(&dir, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+            .map_err(|e| forbidden("openat2", e))?;
+        rustix::fs::fstat(&dir).map_err(|e| forbidden("fstat", e))?;
+        rustix::fs::fstatfs(&dir).map_err(|e| forbidden("fstatfs", e))?;
         Ok(Root { dir, resolve, cache: Cache::new(KEPT) })
     }
 
@@ -100,8 +105,20 @@ impl Root {
         self.open(path, ResolveFlags::CACHED)
     }
 
+    /// Refuses what is no file and no directory, without opening it: that may do something to a
+    /// device, or to whoever waits at a FIFO, and fails in as many ways as there are drivers.
+    fn examine(&self, path: &Path, more: ResolveFlags) -> Result<(), Errno> {
+        let (flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let there = rustix::fs::openat2(&self.dir, path, flags, mode, self.resolve | more)?;
+        match FileType::from_raw_mode(rustix::fs::fstat(&there)?.st_mode) {
+            FileType::RegularFile | FileType::Directory => Ok(()),
+            _ => Err(Errno::NXIO),
+        }
+    }
+
     fn open(&self, path: &Path, more: ResolveFlags) -> Result<Found, Errno> {
-        // O_NONBLOCK: the open of a FIFO must not wait for a writer.
+        self.examine(path, more)?;
+        // O_NONBLOCK: the open of a FIFO, which may be there by now, must not wait for a writer.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), self.resolve | more)?;
         let about = About::of(&rustix::fs::fstat(&file)?);
@@ -142,6 +159,16 @@ impl Root {
         }
         Ok(found)
     }
+}
+
+/// The error of a system call that each file needs, with its name: it is not about the directory.
+fn forbidden(call: &str, errno: Errno) -> io::Error {
+    let error = io::Error::from(errno);
+    let why = match errno {
+        Errno::PERM | Errno::NOSYS => " (too old a kernel, or a seccomp filter)",
+        _ => "",
+    };
+    io::Error::new(error.kind(), format!("{call}(2), which every file needs: {error}{why}"))
 }
 
 tokio::task_local! {

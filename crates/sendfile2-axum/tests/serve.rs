@@ -288,3 +288,37 @@ fn nothing_leaves_the_directory() {
     }
     assert_eq!(client.get(&format!("/../{name}/secret")).status, 404);
 }
+
+/// Neither is opened: that may do something to a device, or to who waits at a FIFO.
+#[test]
+fn what_is_no_file_is_not_found() {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    let dir = files();
+    let fifo = dir.path().join("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
+    let mut names = vec!["fifo".to_owned()];
+    // Of a driver, and of none; a disk.
+    let (char, block) = (FileType::CharacterDevice, FileType::BlockDevice);
+    for (name, kind, major, minor) in [
+        ("null", char, 1, 3),
+        ("tty", char, 5, 0),
+        ("none", char, 4095, 7),
+        ("disk", block, 7, 9999),
+    ] {
+        let path = dir.path().join(name);
+        match mknodat(CWD, &path, kind, Mode::from_raw_mode(0o666), makedev(major, minor)) {
+            Ok(()) => names.push(name.to_owned()),
+            Err(e) => println!("SKIP: no device nodes: {e}"),
+        }
+    }
+    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    for name in &names {
+        for method in ["GET", "HEAD"] {
+            assert_eq!(client.with(method, &format!("/{name}"), "").status, 404, "{method} {name}");
+        }
+    }
+    // Nobody has opened it for reading: who opens it for writing is told that, and does not go on.
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+    let opened = rustix::fs::open(&fifo, flags, Mode::empty());
+    assert_eq!(opened.map(drop), Err(rustix::io::Errno::NXIO));
+}

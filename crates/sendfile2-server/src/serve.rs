@@ -4,6 +4,7 @@ mod admin;
 mod connection;
 mod log;
 mod request;
+mod streams;
 mod timeouts;
 
 use std::num::NonZeroUsize;
@@ -143,7 +144,7 @@ async fn serve(args: &Args, connections: u32, dir: ServeDir) -> anyhow::Result<(
     let mut stop = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let log = args.access_log.as_deref().map(log::Log::open).transpose()?;
-    let admin = args.admin.as_ref().map(admin::start).transpose()?;
+    let admin = args.admin.as_ref().map(|address| admin::start(address, args)).transpose()?;
     let server = Server::new(args, connections, dir, tls, log);
     let mut listening = tokio::task::JoinSet::new();
     for address in &args.listen {
@@ -199,7 +200,10 @@ async fn serve(args: &Args, connections: u32, dir: ServeDir) -> anyhow::Result<(
 enum Listening {
     Tcp(tokio::net::TcpListener),
     /// A unix listener, with the owner of its path, which removes the path in the end.
-    Unix(tokio::net::UnixListener, net::Listener),
+    Unix(
+        tokio::net::UnixListener,
+        #[allow(dead_code, reason = "it is there to be dropped")] net::Listener,
+    ),
 }
 
 fn asynchronous(listener: net::Listener) -> anyhow::Result<Listening> {

@@ -163,3 +163,28 @@ fn a_target_has_one_of_the_forms() {
         format!("{target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").into_bytes()
     });
 }
+
+/// Nobody keeps those who run the server from it by connecting and saying nothing.
+#[test]
+fn the_admin_listener_waits_for_nobody_for_ever() {
+    let dir = files();
+    let args = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--header-timeout", "1s"];
+    let server = Server::new(dir.path(), &args);
+    let [_, admin] = &server.addresses[..] else { panic!("{:?}", server.addresses) };
+    let silent: Vec<_> = [&b""[..], b"GET /metr"]
+        .into_iter()
+        .cycle()
+        .take(200)
+        .map(|begun| {
+            let mut client = connect(admin);
+            client.write_all(begun).expect("it reads");
+            client
+        })
+        .collect();
+    // More than may be there at a time: it is answered when others have been ended.
+    assert_eq!(status(&common::get(admin, "/health")), Some(200));
+    for mut client in silent {
+        // Without any answer, or with one that says why.
+        let _ = client.read_to_end(&mut Vec::new());
+    }
+}

@@ -1,23 +1,33 @@
 //! The listener for those who run the server.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
 use axum::routing::get;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use metrics::{describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use sendfile2::{Engine, Options};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use super::Listening;
+use super::connection::http1;
+use super::timeouts::Timed;
+use crate::args::serve::Args;
 use crate::net::Address;
 use crate::output;
 
 /// Seconds, from a release that comes with the send to one that comes with the peer's retreat.
 const RELEASE: [f64; 9] = [0.000_01, 0.000_1, 0.001, 0.005, 0.02, 0.1, 0.5, 5.0, 60.0];
 
+/// Connections at a time; more wait until they are accepted.
+const CONNECTIONS: usize = 64;
+
 /// Serves metrics and health at `address`, until the task is aborted.
-pub(super) fn start(address: &Address) -> anyhow::Result<JoinHandle<()>> {
+pub(super) fn start(address: &Address, args: &Args) -> anyhow::Result<JoinHandle<()>> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full("sendfile2_release_seconds".into()), &RELEASE)
         .context("the histogram's buckets")?
@@ -36,15 +46,31 @@ pub(super) fn start(address: &Address) -> anyhow::Result<JoinHandle<()>> {
     let app = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/metrics", get(move || async move { render(&handle) }));
-    Ok(match super::asynchronous(listener)? {
-        Listening::Tcp(tcp) => tokio::spawn(async {
-            let _ = axum::serve(tcp, app).await;
-        }),
-        Listening::Unix(unix, path) => tokio::spawn(async {
-            let _removed_in_the_end = path;
-            let _ = axum::serve(unix, app).await;
-        }),
-    })
+    let listener = super::asynchronous(listener)?;
+    let http = http1(args.header_timeout);
+    let (idle, stall) = (args.idle_timeout, args.stall_timeout);
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    Ok(tokio::spawn(async move {
+        // The semaphore is never closed.
+        while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
+            let io = match listener.accept().await {
+                Ok((stream, _)) => stream.io(Options::new().engine(Engine::Copy)).ok(),
+                Err(_) => None,
+            };
+            let Some(io) = io else {
+                // There are no descriptors, and others must end first.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let (http, app) = (http.clone(), TowerToHyperService::new(app.clone()));
+            tokio::spawn(async move {
+                let io = TokioIo::new(Timed::new(io, idle, stall));
+                // A client that goes away, or is too slow, is its own affair.
+                let _ = http.serve_connection(io, app).await;
+                drop(permit);
+            });
+        }
+    }))
 }
 
 fn render(handle: &PrometheusHandle) -> String {

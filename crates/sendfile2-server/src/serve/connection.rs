@@ -21,12 +21,14 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConnection;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::Listening;
 use super::log::{Asked, Log};
 use super::request::{tells_its_host, throw_away};
+use super::streams::{Streams, Telling};
 use super::timeouts::Timed;
 use crate::args::serve::Args;
 use crate::output::Seldom;
@@ -48,14 +50,47 @@ pub(super) struct Server {
     /// The builder for HTTP/1, chosen beforehand: hyper-util would find out the version by itself,
     /// but by reading, after which hyper's buffer is twice as large, and without a limit of time.
     http1: auto::Builder<TokioExecutor>,
-    http2: auto::Builder<TokioExecutor>,
+}
+
+/// The longest headers of a request with HTTP/1, and about what hyper keeps of an answer that is not
+/// taken.
+const HEADERS: usize = 32 << 10;
+
+/// Streams at a time on a connection of HTTP/2: as few as its RFC recommends. Each may keep as much as
+/// the client's window lets it, and this, until the client takes it.
+const STREAMS: u32 = 100;
+const OF_STREAM: usize = 32 << 10;
+
+/// What TLS keeps of an answer: a record.
+const OF_TLS: usize = 16 << 10;
+
+/// Returns how HTTP/1 is spoken.
+pub(super) fn http1(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_buf_size(HEADERS)
+        // A client may end its side when it has asked. And hyper then reads nothing while it
+        // answers, for which it would keep 8 KiB more.
+        .half_close(true);
+    http.http1_only()
+}
+
+fn http2(streams: Streams) -> auto::Builder<Streams> {
+    let mut http = auto::Builder::new(streams);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_send_buf_size(OF_STREAM);
+    http.http2_only()
 }
 
 /// The first bytes of a connection of HTTP/2.
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// An accepted connection, by the kind of its socket.
-enum Accepted {
+pub(super) enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -67,7 +102,30 @@ enum Http {
     Two,
 }
 
+impl Listening {
+    /// Accepts a connection; returns also who it is of.
+    pub(super) async fn accept(&self) -> io::Result<(Accepted, String)> {
+        match self {
+            Listening::Tcp(tcp) => {
+                let (stream, peer) = tcp.accept().await?;
+                Ok((Accepted::Tcp(stream), peer.ip().to_canonical().to_string()))
+            }
+            Listening::Unix(unix, _) => {
+                let (stream, _) = unix.accept().await?;
+                Ok((Accepted::Unix(stream), "unix".to_owned()))
+            }
+        }
+    }
+}
+
 impl Accepted {
+    pub(super) fn io(self, options: Options) -> Result<Io, sendfile2::Error> {
+        match self {
+            Accepted::Tcp(stream) => Io::new(stream, options),
+            Accepted::Unix(stream) => Io::from_unix(stream, options),
+        }
+    }
+
     /// Waits until the first bytes show which HTTP is spoken, and leaves them where they are.
     async fn spoken(&self) -> io::Result<Http> {
         loop {
@@ -120,14 +178,6 @@ impl Server {
         tls: Option<TlsAcceptor>,
         log: Option<Log>,
     ) -> Arc<Self> {
-        let mut http = auto::Builder::new(TokioExecutor::new());
-        http.http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(args.header_timeout)
-            // A client may end its side when it has asked. And hyper then reads nothing while it
-            // answers, for which it would keep 8 KiB more.
-            .half_close(true);
-        http.http2().timer(TokioTimer::new());
         Arc::new(Server {
             dir,
             engine: args.engine,
@@ -142,8 +192,7 @@ impl Server {
             graceful: std::sync::Mutex::new(Some(GracefulShutdown::new())),
             ending: watch::Sender::new(false),
             trouble: Seldom::default(),
-            http1: http.clone().http1_only(),
-            http2: http.http2_only(),
+            http1: http1(args.header_timeout),
         })
     }
 
@@ -152,16 +201,7 @@ impl Server {
         loop {
             // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&self.limit).acquire_owned().await else { return };
-            let accepted = match &listener {
-                Listening::Tcp(tcp) => tcp
-                    .accept()
-                    .await
-                    .map(|(s, peer)| (Accepted::Tcp(s), peer.ip().to_canonical().to_string())),
-                Listening::Unix(unix, _) => {
-                    unix.accept().await.map(|(s, _)| (Accepted::Unix(s), "unix".to_owned()))
-                }
-            };
-            match accepted {
+            match listener.accept().await {
                 Ok((stream, peer)) => {
                     tokio::spawn(Arc::clone(&self).connection(stream, peer, permit));
                 }
@@ -190,14 +230,11 @@ impl Server {
             Some(_) => Some(Http::One),
         };
         if let Some(http) = spoken {
-            let io = match stream {
-                Accepted::Tcp(stream) => Io::new(stream, options),
-                Accepted::Unix(stream) => Io::from_unix(stream, options),
-            };
-            match (io.map(|io| self.timed(io)), &self.tls) {
-                (Ok(io), None) => {
+            match (stream.io(options).map(|io| self.timed(io)), &self.tls) {
+                (Ok(mut io), None) => {
+                    let streams = self.streams(http, &mut io);
                     let files = ZeroCopyLayer::new().layer(self.dir.clone());
-                    self.http(http, io, &peer, files).await;
+                    self.http(streams, io, &peer, files).await;
                 }
                 // In a box, so that connections without TLS are smaller.
                 (Ok(io), Some(tls)) => Box::pin(self.https(tls, io, &peer)).await,
@@ -227,16 +264,26 @@ impl Server {
     /// Serves a TLS connection, without mapped bytes: TLS reads them. The timeouts are beneath it,
     /// since it keeps what the peer does not take, and writes it when it is flushed.
     async fn https(self: &Arc<Self>, tls: &TlsAcceptor, stream: Timed, peer: &str) {
-        if let Some(stream) = self.early(tls.accept(stream)).await {
+        let small = |tls: &mut ServerConnection| tls.set_buffer_limit(Some(OF_TLS));
+        if let Some(mut stream) = self.early(tls.accept_with(stream, small)).await {
             let http = match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Http::Two,
                 _ => Http::One,
             };
-            self.http(http, stream, peer, self.dir.clone()).await;
+            let streams = self.streams(http, stream.get_mut().0);
+            self.http(streams, stream, peer, self.dir.clone()).await;
         }
     }
 
-    async fn http<I, S, R>(self: &Arc<Self>, http: Http, io: I, peer: &str, files: S)
+    /// Returns what runs the streams of a connection of HTTP/2.
+    fn streams(&self, http: Http, io: &mut Timed) -> Option<Streams> {
+        let Http::Two = http else { return None };
+        let streams = Streams::new(self.stall_timeout);
+        io.has_streams(streams.open());
+        Some(streams)
+    }
+
+    async fn http<I, S, R>(self: &Arc<Self>, streams: Option<Streams>, io: I, peer: &str, files: S)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request<()>, Response = Response<R>, Error = Infallible>
@@ -244,7 +291,7 @@ impl Server {
             + Send
             + 'static,
         S::Future: Send + 'static,
-        R: HttpBody<Data = axum::body::Bytes> + Send + 'static,
+        R: HttpBody<Data = axum::body::Bytes> + Send + Unpin + 'static,
         R::Error: Into<axum::BoxError>,
     {
         let io = TokioIo::new(io);
@@ -268,11 +315,11 @@ impl Server {
                     // With HTTP/2 an error ends a stream, and not the connection.
                     Some(answer) => answer.await?.map(|body| {
                         let server = Arc::clone(&server);
-                        Body::new(body.map_err(move |error| {
+                        Body::new(Telling::new(body.map_err(move |error| {
                             let error = error.into();
                             server.broke_off(&*error);
                             error
-                        }))
+                        })))
                     }),
                     None => {
                         let mut refusal = Response::new(Body::empty());
@@ -289,20 +336,21 @@ impl Server {
                 Ok::<_, Infallible>(response)
             }
         });
-        let http = match http {
-            Http::One => &self.http1,
-            Http::Two => &self.http2,
-        };
-        let connection = http.serve_connection(io, service);
         let watched = {
             let graceful = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             graceful.as_ref().map(GracefulShutdown::watcher)
         };
         let Some(watcher) = watched else { return };
+        let ended = match streams {
+            None => watcher.watch(self.http1.serve_connection(io, service)).await,
+            Some(streams) => {
+                let http = http2(streams);
+                // In a box, so that connections of HTTP/1 are smaller.
+                Box::pin(watcher.watch(http.serve_connection(io, service))).await
+            }
+        };
         // A client that goes away, or is too slow, is its own affair.
-        if let Some(e) =
-            watcher.watch(connection).await.err().as_deref().and_then(|e| unsendable(e))
-        {
+        if let Some(e) = ended.err().as_deref().and_then(|e| unsendable(e)) {
             self.broke_off(e);
         }
     }

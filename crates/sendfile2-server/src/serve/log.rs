@@ -4,7 +4,8 @@ use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -15,6 +16,12 @@ use tokio::sync::mpsc;
 /// The number of lines that wait while the reader of the log (`--access-log -`) pauses.
 const LINES: usize = 4096;
 
+/// The bytes that these lines have at most.
+const BYTES: usize = 1 << 20;
+
+/// The bytes of a URI that are shown.
+const URI: usize = 2048;
+
 /// The longest that the end waits for those lines.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -22,6 +29,8 @@ pub(super) struct Log {
     /// The lines, which a thread of their own writes, so that no writing stops the server; `None`
     /// is the end.
     lines: mpsc::Sender<Option<String>>,
+    /// The bytes of those that wait.
+    waiting: Arc<AtomicUsize>,
     dropped: AtomicU64,
 }
 
@@ -36,7 +45,9 @@ impl fmt::Display for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A URI may have quotes, which would end it here, and bytes that are not ASCII.
         let uri = self.uri.to_string();
-        write!(f, "{} {} {:?}", self.method, uri.as_bytes().escape_ascii(), self.version)
+        let shown = &uri.as_bytes()[..uri.len().min(URI)];
+        let cut = if shown.len() < uri.len() { "..." } else { "" };
+        write!(f, "{} {}{cut} {:?}", self.method, shown.escape_ascii(), self.version)
     }
 }
 
@@ -49,11 +60,15 @@ impl Log {
             Box::new(file.with_context(|| format!("cannot write to {}", path.display()))?)
         };
         let (lines, written) = mpsc::channel(LINES);
+        let waiting = Arc::<AtomicUsize>::default();
         std::thread::Builder::new()
             .name("access log".into())
-            .spawn(|| write_out(written, to))
+            .spawn({
+                let waiting = Arc::clone(&waiting);
+                move || write_out(written, &waiting, to)
+            })
             .context("cannot start the access log's thread")?;
-        Ok(Log { lines, dropped: AtomicU64::new(0) })
+        Ok(Log { lines, waiting, dropped: AtomicU64::new(0) })
     }
 
     /// Logs one line. `bytes` is the size of the answer's body, as far as it is known.
@@ -62,7 +77,10 @@ impl Log {
         let bytes = bytes.map_or("-".into(), |bytes| bytes.to_string());
         let status = status.as_u16();
         let line = format!("{peer} {now} \"{asked}\" {status} {bytes}\n");
-        if self.lines.try_send(Some(line)).is_err() {
+        let bytes = line.len();
+        let room = self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes <= BYTES;
+        if !room || self.lines.try_send(Some(line)).is_err() {
+            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             self.dropped.fetch_add(1, Ordering::Relaxed);
             counter!("sendfile2_log_lines_dropped_total").increment(1);
         }
@@ -80,11 +98,16 @@ impl Log {
     }
 }
 
-fn write_out(mut lines: mpsc::Receiver<Option<String>>, to: Box<dyn Write + Send>) {
+fn write_out(
+    mut lines: mpsc::Receiver<Option<String>>,
+    waiting: &AtomicUsize,
+    to: Box<dyn Write + Send>,
+) {
     let mut to = BufWriter::new(to);
     while let Some(Some(line)) = lines.blocking_recv() {
         // A disk that is full ends no service.
         let _ = to.write_all(line.as_bytes());
+        waiting.fetch_sub(line.len(), Ordering::Relaxed);
         if lines.is_empty() {
             let _ = to.flush();
         }
@@ -106,5 +129,7 @@ mod tests {
         assert_eq!(asked(b"/a?b=%20").to_string(), "GET /a?b=%20 HTTP/1.1");
         let forged = asked("/\" 200 1\u{85}".replace(' ', "{}").as_bytes()).to_string();
         assert_eq!(forged, r#"GET /\"{}200{}1\xc2\x85 HTTP/1.1"#);
+        let long = asked("/".repeat(60_000).as_bytes()).to_string();
+        assert_eq!(long, format!("GET {}... HTTP/1.1", "/".repeat(URI)));
     }
 }

@@ -10,6 +10,8 @@ use sendfile2_axum::Io;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::streams::Open;
+
 pub(super) struct Timed {
     io: Io,
     idle: Duration,
@@ -17,6 +19,8 @@ pub(super) struct Timed {
     /// The time at which something came or went last.
     moved: Instant,
     stalled: Option<Stalled>,
+    /// The streams of HTTP/2, by which it is idle or not: PINGs come and go without end.
+    streams: Option<Open>,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -34,7 +38,11 @@ impl Timed {
     pub(super) fn new(io: Io, idle: Duration, stall: Duration) -> Self {
         let moved = Instant::now();
         let timer = Box::pin(tokio::time::sleep_until(moved + idle));
-        Timed { io, idle, stall, moved, stalled: None, timer }
+        Timed { io, idle, stall, moved, stalled: None, streams: None, timer }
+    }
+
+    pub(super) fn has_streams(&mut self, streams: Open) {
+        self.streams = Some(streams);
     }
 
     fn watch<T>(
@@ -75,7 +83,7 @@ impl Timed {
     }
 
     fn deadline(&self) -> Instant {
-        let idle = self.moved + self.idle;
+        let idle = self.streams.as_ref().map_or(self.moved, Open::last) + self.idle;
         // Bytes from the peer do not show that it reads.
         self.stalled.as_ref().map_or(idle, |stalled| idle.min(stalled.since + self.stall))
     }
