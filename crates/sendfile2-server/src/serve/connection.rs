@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::http::{Request, Response, StatusCode, Version};
+use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -17,7 +18,7 @@ use metrics::{counter, gauge};
 use rustix::net::RecvFlags;
 use sendfile2::{Engine, Options};
 use sendfile2_axum::{Io, ServeDir, ZeroCopyLayer};
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -162,6 +163,10 @@ fn look(socket: impl AsFd) -> io::Result<Http> {
 /// Returns the error that was not the client's doing, where a connection ended because it could not
 /// be written to.
 fn unsendable<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a sendfile2::Error> {
+    // A body's own error was told when it arose.
+    if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_user) {
+        return None;
+    }
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
         // An error in an `io::Error` is not among the sources of that.
         let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
@@ -303,15 +308,25 @@ impl Server {
                 version: request.version(),
             });
             let (server, peer) = (Arc::clone(self), Arc::clone(&peer));
-            let (head, unwanted) = request.into_parts();
-            // Over HTTP/1 the connection does so when it ends.
-            if head.version == Version::HTTP_2 && !unwanted.is_end_stream() {
+            let (mut head, unwanted) = request.into_parts();
+            // Where a client would speak something else hyper would drop the connection in the end,
+            // and not shut it down.
+            if let Some(upgrade) = head.extensions.remove::<OnUpgrade>() {
+                tokio::spawn(async {
+                    if let Ok(io) = upgrade.await {
+                        let _ = TokioIo::new(io).shutdown().await;
+                    }
+                });
+            }
+            // Over HTTP/1 the connection does so when it ends, as it will.
+            let closes = head.version < Version::HTTP_2 && !unwanted.is_end_stream();
+            if !closes && !unwanted.is_end_stream() {
                 tokio::spawn(throw_away(unwanted));
             }
             let request = Request::from_parts(head, ());
             let answer = tells_its_host(&request).then(|| files.clone().call(request));
             async move {
-                let response = match answer {
+                let mut response = match answer {
                     // With HTTP/2 an error ends a stream, and not the connection.
                     Some(answer) => answer.await?.map(|body| {
                         let server = Arc::clone(&server);
@@ -327,6 +342,10 @@ impl Server {
                         refusal
                     }
                 };
+                if closes {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(header::CONNECTION, close);
+                }
                 let status = response.status();
                 let code = status.as_str().to_owned();
                 counter!("sendfile2_http_requests_total", "status" => code).increment(1);
@@ -342,7 +361,7 @@ impl Server {
         };
         let Some(watcher) = watched else { return };
         let ended = match streams {
-            None => watcher.watch(self.http1.serve_connection(io, service)).await,
+            None => watcher.watch(self.http1.serve_connection_with_upgrades(io, service)).await,
             Some(streams) => {
                 let http = http2(streams);
                 // In a box, so that connections of HTTP/1 are smaller.
