@@ -3,51 +3,68 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::body::{Body, HttpBody};
-use axum::http::{Request, Response};
-use http_body_util::BodyExt;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use arc_swap::ArcSwap;
+use axum::body::Body;
+use axum::http::{HeaderValue, Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use metrics::{counter, gauge};
 use rustix::net::RecvFlags;
-use sendfile2::{Engine, Options};
-use sendfile2_axum::{Io, ServeDir, ZeroCopyLayer};
+use sendfile2::Options;
+use sendfile2_axum::{Io, ZeroCopyLayer};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::Listening;
-use super::log::{Asked, Log};
+use super::access::Line;
+use super::body::Answer;
+use super::limits::{Addresses, Counted};
+use super::log::Log;
+use super::meters::Meters;
+use super::site::Site;
+use super::sockets::Listening;
 use super::timeouts::{Queue, Timed};
-use crate::args::serve::Args;
 use crate::output::Seldom;
 
 pub(super) struct Server {
-    dir: ServeDir,
-    engine: Engine,
-    tls: Option<TlsAcceptor>,
-    log: Option<Log>,
-    header_timeout: Duration,
-    idle_timeout: Duration,
-    stall_timeout: Duration,
+    /// What a reload replaces: a connection keeps the one that it began with for what is its own,
+    /// and takes the newest one for each request.
+    pub(super) site: ArcSwap<Site>,
+    pub(super) log: Log,
+    pub(super) meters: Meters,
+    addresses: Arc<Addresses>,
     limit: Arc<Semaphore>,
     connections: u32,
     graceful: std::sync::Mutex<Option<GracefulShutdown>>,
     /// The announcement of the end to connections that have not asked for anything yet.
     ending: watch::Sender<bool>,
     trouble: Seldom,
-    /// The builder for HTTP/1, chosen beforehand: hyper-util would find out the version by itself,
-    /// but by reading, after which hyper's buffer is twice as large, and without a limit of time.
-    http1: auto::Builder<TokioExecutor>,
-    http2: auto::Builder<TokioExecutor>,
+}
+
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// TLS, if there is a certificate.
+    Tls,
+    /// HTTP, beside listeners for TLS, to which its requests may be redirected.
+    Plain,
+}
+
+/// A connection, as its requests know it.
+struct Peer {
+    address: Option<IpAddr>,
+    /// The port of HTTPS that requests are redirected to.
+    redirect: bool,
+    /// Plain TCP, or a unix socket.
+    mapped: bool,
 }
 
 /// The first bytes of a connection of HTTP/2.
@@ -111,43 +128,28 @@ fn unsendable<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a se
     })
 }
 
+fn timed<I: Queue + Unpin>(site: &Site, io: I) -> Timed<I> {
+    Timed::new(io, site.idle_timeout, site.stall_timeout)
+}
+
 impl Server {
-    pub(super) fn new(
-        args: &Args,
-        connections: u32,
-        dir: ServeDir,
-        tls: Option<TlsAcceptor>,
-        log: Option<Log>,
-    ) -> Arc<Self> {
-        let mut http = auto::Builder::new(TokioExecutor::new());
-        http.http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(args.header_timeout)
-            // A client may end its side when it has asked. And hyper then reads nothing while it
-            // answers, for which it would keep 8 KiB more.
-            .half_close(true);
-        http.http2().timer(TokioTimer::new());
+    pub(super) fn new(connections: u32, site: Site, log: Log, meters: Meters) -> Arc<Self> {
         Arc::new(Server {
-            dir,
-            engine: args.engine,
-            tls,
+            site: ArcSwap::from_pointee(site),
             log,
-            header_timeout: args.header_timeout,
-            idle_timeout: args.idle_timeout,
-            stall_timeout: args.stall_timeout,
+            meters,
+            addresses: Arc::default(),
             // A u32 fits on every machine that this is for.
             limit: Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(usize::MAX))),
             connections,
             graceful: std::sync::Mutex::new(Some(GracefulShutdown::new())),
             ending: watch::Sender::new(false),
             trouble: Seldom::default(),
-            http1: http.clone().http1_only(),
-            http2: http.http2_only(),
         })
     }
 
     /// Accepts connections for ever.
-    pub(super) async fn accept(self: Arc<Self>, listener: Listening) {
+    pub(super) async fn accept(self: Arc<Self>, speaks: Speaks, listener: Listening) {
         loop {
             // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&self.limit).acquire_owned().await else { return };
@@ -155,14 +157,20 @@ impl Server {
                 Listening::Tcp(tcp) => tcp
                     .accept()
                     .await
-                    .map(|(s, peer)| (Accepted::Tcp(s), peer.ip().to_canonical().to_string())),
+                    .map(|(s, peer)| (Accepted::Tcp(s), Some(peer.ip().to_canonical()))),
                 Listening::Unix(unix, _) => {
-                    unix.accept().await.map(|(s, _)| (Accepted::Unix(s), "unix".to_owned()))
+                    unix.accept().await.map(|(s, _)| (Accepted::Unix(s), None))
                 }
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    tokio::spawn(Arc::clone(&self).connection(stream, peer, permit));
+                    let site = self.site.load_full();
+                    let Some(counted) = self.counted(&site, peer) else { continue };
+                    let connection = Arc::clone(&self).connection(site, stream, speaks, peer);
+                    tokio::spawn(async move {
+                        connection.await;
+                        drop((permit, counted));
+                    });
                 }
                 // The client was faster; or there are no descriptors, and others must end first.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -174,27 +182,42 @@ impl Server {
         }
     }
 
+    /// Counts a connection among those of its address; `None` where it has too many.
+    fn counted(&self, site: &Site, peer: Option<IpAddr>) -> Option<Option<Counted>> {
+        let (Some(limit), Some(address)) = (site.connections_per_address, peer) else {
+            return Some(None);
+        };
+        // All clients of a proxy have its address.
+        if site.proxies.trusts(peer) {
+            return Some(None);
+        }
+        let counted = self.addresses.connect(address, limit);
+        if counted.is_none() {
+            self.meters.refused_connections.increment(1);
+        }
+        counted.map(Some)
+    }
+
     async fn connection(
         self: Arc<Self>,
+        site: Arc<Site>,
         stream: Accepted,
-        peer: String,
-        permit: OwnedSemaphorePermit,
+        speaks: Speaks,
+        address: Option<IpAddr>,
     ) {
         gauge!("sendfile2_http_connections").increment(1);
-        let options = Options::new().engine(self.engine);
-        match (&self.tls, stream) {
+        let options = Options::new().engine(site.engine);
+        let tls = site.tls.as_ref().filter(|_| speaks == Speaks::Tls);
+        let peer = Peer { address, redirect: speaks == Speaks::Plain, mapped: tls.is_none() };
+        match (tls, stream) {
             (None, stream) => {
-                if let Some(http) = self.early(stream.spoken()).await {
+                if let Some(http) = self.early(&site, stream.spoken()).await {
                     let io = match stream {
                         Accepted::Tcp(stream) => Io::new(stream, options),
                         Accepted::Unix(stream) => Io::from_unix(stream, options),
                     };
                     match io {
-                        Ok(io) => {
-                            let io = self.timed(io);
-                            let files = ZeroCopyLayer::new().layer(self.dir.clone());
-                            self.http(http, io, &peer, files).await;
-                        }
+                        Ok(io) => self.http(&site, http, timed(&site, io), peer).await,
                         Err(e) => {
                             self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
                         }
@@ -204,87 +227,54 @@ impl Server {
             // In boxes, so that connections without TLS are smaller.
             (Some(tls), Accepted::Tcp(stream)) => {
                 let _ = stream.set_nodelay(true);
-                Box::pin(self.https(tls, stream, &peer)).await;
+                Box::pin(self.https(&site, tls, stream, peer)).await;
             }
             (Some(tls), Accepted::Unix(stream)) => {
-                Box::pin(self.https(tls, stream, &peer)).await;
+                Box::pin(self.https(&site, tls, stream, peer)).await;
             }
         }
         gauge!("sendfile2_http_connections").decrement(1);
-        drop(permit);
     }
 
     /// Does the work before the first request, which has as long as a request's headers, and is not
     /// waited for in the end.
-    async fn early<T>(&self, work: impl Future<Output = io::Result<T>>) -> Option<T> {
+    async fn early<T>(&self, site: &Site, work: impl Future<Output = io::Result<T>>) -> Option<T> {
         let mut ending = self.ending.subscribe();
         tokio::select! {
-            done = tokio::time::timeout(self.header_timeout, work) => done.ok()?.ok(),
+            done = tokio::time::timeout(site.header_timeout, work) => done.ok()?.ok(),
             _ = ending.wait_for(|ending| *ending) => None,
         }
     }
 
-    fn timed<I: Queue + Unpin>(&self, io: I) -> Timed<I> {
-        Timed::new(io, self.idle_timeout, self.stall_timeout)
-    }
-
     /// Serves a TLS connection, without mapped bytes: TLS reads them.
-    async fn https<I>(self: &Arc<Self>, tls: &TlsAcceptor, stream: I, peer: &str)
+    async fn https<I>(self: &Arc<Self>, site: &Site, tls: &TlsAcceptor, stream: I, peer: Peer)
     where
         I: AsyncRead + AsyncWrite + Queue + Unpin + Send + 'static,
     {
         // Beneath TLS, which keeps what the peer does not take, and writes it when it is flushed.
-        let stream = self.timed(stream);
-        if let Some(stream) = self.early(tls.accept(stream)).await {
+        let stream = timed(site, stream);
+        if let Some(stream) = self.early(site, tls.accept(stream)).await {
             let http = match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Http::Two,
                 _ => Http::One,
             };
-            self.http(http, stream, peer, self.dir.clone()).await;
+            self.http(site, http, stream, peer).await;
         }
     }
 
-    async fn http<I, S, R>(self: &Arc<Self>, http: Http, io: I, peer: &str, files: S)
+    async fn http<I>(self: &Arc<Self>, site: &Site, http: Http, io: I, peer: Peer)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: Service<Request<hyper::body::Incoming>, Response = Response<R>, Error = Infallible>
-            + Clone
-            + Send
-            + 'static,
-        S::Future: Send + 'static,
-        R: HttpBody<Data = axum::body::Bytes> + Send + 'static,
-        R::Error: Into<axum::BoxError>,
     {
         let io = TokioIo::new(io);
-        let peer: Arc<str> = peer.into();
+        let peer = Arc::new(peer);
         let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
-            let asked = self.log.as_ref().map(|_| Asked {
-                method: request.method().clone(),
-                uri: request.uri().clone(),
-                version: request.version(),
-            });
             let (server, peer) = (Arc::clone(self), Arc::clone(&peer));
-            let answer = files.clone().call(request);
-            async move {
-                let response = answer.await?;
-                let status = response.status();
-                let code = status.as_str().to_owned();
-                counter!("sendfile2_http_requests_total", "status" => code).increment(1);
-                if let (Some(log), Some(asked)) = (&server.log, &asked) {
-                    log.write(&peer, asked, status, response.body().size_hint().exact());
-                }
-                // With HTTP/2 it ends a stream, and not the connection.
-                let broken = move |error: R::Error| {
-                    let error = error.into();
-                    server.broke_off(&*error);
-                    error
-                };
-                Ok::<_, Infallible>(response.map(|body| Body::new(body.map_err(broken))))
-            }
+            async move { Ok::<_, Infallible>(server.answer(&peer, request).await) }
         });
         let http = match http {
-            Http::One => &self.http1,
-            Http::Two => &self.http2,
+            Http::One => &site.http1,
+            Http::Two => &site.http2,
         };
         let connection = http.serve_connection(io, service);
         let watched = {
@@ -300,7 +290,44 @@ impl Server {
         }
     }
 
-    fn broke_off(&self, why: &dyn std::error::Error) {
+    /// Answers a request: counts it, logs it, and refuses what is too much.
+    async fn answer(
+        self: Arc<Self>,
+        peer: &Peer,
+        request: Request<hyper::body::Incoming>,
+    ) -> Response<Answer> {
+        let began = Instant::now();
+        let site = self.site.load_full();
+        let client = site.proxies.client(peer.address, request.headers());
+        let line = site.log.map(|format| Line::begin(format, client, peer.address, &request));
+        let asks = |rate, client| self.addresses.asks(client, rate);
+        let too_much = |rate| client.is_some_and(|client| !asks(rate, client));
+        let response = if site.requests_per_address.is_some_and(too_much) {
+            self.meters.refused_requests.increment(1);
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response
+        } else if let Some(response) = peer.redirect.then(|| site.redirected(&request)).flatten() {
+            response.map(Body::new)
+        } else if peer.mapped {
+            let files = tower::service_fn(|request| {
+                let site = Arc::clone(&site);
+                async move { Ok::<_, Infallible>(site.answer(request).await) }
+            });
+            let Ok(response) = ZeroCopyLayer::new().layer(files).call(request).await;
+            response
+        } else {
+            site.answer(request).await.map(Body::new)
+        };
+        let status = response.status();
+        let code = status.as_str().to_owned();
+        counter!("sendfile2_http_requests_total", "status" => code).increment(1);
+        self.meters.began.record(began.elapsed());
+        response.map(|body| Answer { body, server: self, began, status, bytes: 0, line })
+    }
+
+    pub(super) fn broke_off(&self, why: &dyn std::error::Error) {
         counter!("sendfile2_http_broken_total").increment(1);
         self.trouble.note(&format!("sendfile2: an answer broke off: {why}"));
     }
@@ -326,10 +353,7 @@ impl Server {
 
     /// Writes the rest of the access log; returns how many lines it could not take.
     pub(super) async fn finish_log(&self) -> u64 {
-        match &self.log {
-            Some(log) => log.finish().await,
-            None => 0,
-        }
+        self.log.finish().await
     }
 
     /// Returns the number of connections, while none is accepted.
