@@ -660,3 +660,422 @@ fn the_unit_allows_all_system_calls_that_are_made() {
     assert!(made.contains("sendmsg") && made.contains("openat2"), "this sees no calls: {made:?}");
     assert_eq!(&made - &allowed, BTreeSet::new());
 }
+
+// ---- The access log and metrics ----
+
+/// The log's last line, when there are so many.
+fn logged(log: &str, lines: usize) -> String {
+    let text = || std::fs::read_to_string(log).unwrap_or_default();
+    until("it is logged", || text().lines().count() >= lines);
+    text().lines().last().expect("a line").to_owned()
+}
+
+#[test]
+fn the_log_in_the_combined_format() {
+    let dir = files(&[("a.txt", "hello")]);
+    let log = dir.path().join("log").to_str().expect("UTF-8").to_owned();
+    let server = Server::new(dir.path(), &["--access-log", &log]);
+    let headers =
+        "referer: https://a/\"b\r\nuser-agent: me/1 (x)\r\nx-forwarded-for: 192.0.2.9\r\n";
+    get(&server.addresses[0], "/a.txt?q", headers);
+    let line = logged(&log, 1);
+    let (client, rest) = line.split_once(" - - [").expect("a client");
+    assert_eq!(client, "127.0.0.1", "who is not trusted says who the client is");
+    let (time, rest) = rest.split_once("] ").expect("a time");
+    assert_eq!((time.len(), &time[20..]), (26, " +0000"), "{line}");
+    let (rest, seconds) = rest.rsplit_once(' ').expect("seconds");
+    assert_eq!(rest, r#""GET /a.txt?q HTTP/1.1" 200 5 "https://a/\"b" "me/1 (x)""#);
+    assert!(seconds.parse::<f64>().is_ok_and(|seconds| seconds >= 0.0), "{line}");
+    let mut head = connect(&server.addresses[0]);
+    head.write_all(b"HEAD /none HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .expect("it reads");
+    let line = logged(&log, 2);
+    assert!(line.contains(r#""HEAD /none HTTP/1.1" 404 0 "-" "-" "#), "{line}");
+}
+
+#[test]
+fn the_log_in_json_with_the_client_of_a_trusted_proxy() {
+    let dir = files(&[("a.txt", "hello")]);
+    let log = dir.path().join("log").to_str().expect("UTF-8").to_owned();
+    let json = ["--access-log", &*log, "--access-log-format", "json"];
+    let server = Server::new(
+        dir.path(),
+        &[&json[..], &["--trusted-proxy", "127.0.0.0/8,10.0.0.0/8"]].concat(),
+    );
+    let headers = "range: bytes=1-2\r\nx-forwarded-for: 192.0.2.66, 192.0.2.9, 10.9.9.9\r\n\
+                   referer: \"\\\r\nuser-agent: \u{fc}\r\n";
+    get(&server.addresses[0], "/a.txt", headers);
+    let line: serde_json::Value = serde_json::from_str(&logged(&log, 1)).expect("JSON");
+    let time = line["time"].as_str().expect("a time");
+    assert!(time.len() == 24 && time.ends_with('Z'), "{line}");
+    assert!(line["seconds"].is_f64());
+    for (key, value) in [
+        ("client", "192.0.2.9".into()),
+        ("peer", "127.0.0.1".into()),
+        ("method", "GET".into()),
+        ("uri", "/a.txt".into()),
+        ("version", "HTTP/1.1".into()),
+        ("host", "x".into()),
+        ("referer", r#"\"\\"#.into()),
+        ("user_agent", r"\xc3\xbc".into()),
+        ("status", 206.into()),
+        ("bytes", serde_json::Value::from(2)),
+    ] {
+        assert_eq!(line[key], value, "{key}: {line}");
+    }
+}
+
+/// A line has the bytes that were sent, of an answer that the client broke off, and the time until
+/// then.
+#[test]
+fn an_answer_that_is_broken_off_is_logged() {
+    let dir = dir();
+    std::fs::File::create(dir.path().join("huge")).and_then(|it| it.set_len(1 << 30)).expect("set");
+    let log = dir.path().join("log").to_str().expect("UTF-8").to_owned();
+    let server = Server::new(dir.path(), &["--access-log", &log]);
+    let mut client = connect(&server.addresses[0]);
+    client.write_all(b"GET /huge HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
+    client.read_exact(&mut [0; 1000]).expect("it answers");
+    assert_eq!(std::fs::metadata(&log).expect("it is there").len(), 0, "it is not answered yet");
+    drop(client);
+    let line = logged(&log, 1);
+    let (_, rest) = line.split_once("\" 200 ").expect("a status");
+    let bytes: u64 = rest.split(' ').next().expect("a number").parse().expect("a number");
+    assert!((1000..1 << 30).contains(&bytes), "{line}");
+}
+
+#[test]
+fn lines_that_the_disk_does_not_take_are_counted_and_told() {
+    let dir = files(&[("a", "a")]);
+    let mut server =
+        Server::new(dir.path(), &["--access-log", "/dev/full", "--admin", "127.0.0.1:0"]);
+    let mut client = BufReader::new(connect(&server.addresses[0]));
+    for _ in 0..5 {
+        ask(&mut client, "/a");
+    }
+    let said = server.says("of the access log are lost by now");
+    assert!(said.contains("No space left on device"), "{said}");
+    until("they are counted", || {
+        // The last one is written when the client has its answer.
+        server.metrics().contains("sendfile2_log_lines_dropped_total 5\n")
+    });
+    drop(client);
+    let said = server.end();
+    assert!(said.contains("5 lines of the access log were dropped"), "{said}");
+}
+
+#[test]
+fn metrics_are_there_before_anything_happens() {
+    let dir = files(&[("a", "a")]);
+    let server = Server::new(dir.path(), &["--admin", "127.0.0.1:0"]);
+    let before = server.metrics();
+    for name in [
+        "sendfile2_sent_bytes_total{engine=\"copy\"} 0",
+        "sendfile2_sends_total{engine=\"zerocopy\"} 0",
+        "sendfile2_releases_total{copied=\"no\"} 0",
+        "sendfile2_fallbacks_total{why=\"limit\"} 0",
+        "sendfile2_http_bodies_total{became=\"mapped\"} 0",
+        "sendfile2_http_requests_total{status=\"200\"} 0",
+        "sendfile2_http_requests_total{status=\"404\"} 0",
+        "sendfile2_http_requests_total{status=\"500\"} 0",
+        "sendfile2_http_broken_total 0",
+        "sendfile2_http_connections 0",
+        "sendfile2_http_refused_total{what=\"connection\"} 0",
+        "sendfile2_log_lines_dropped_total 0",
+        "sendfile2_reloads_total{result=\"failed\"} 0",
+        "sendfile2_in_flight_sends 0",
+        "sendfile2_unknown_sends 0",
+        "sendfile2_http_first_byte_seconds_count 0",
+        "sendfile2_http_request_seconds_bucket{le=\"0.001\"} 0",
+        "sendfile2_release_seconds_count 0",
+        "process_resident_memory_bytes ",
+        "process_open_fds ",
+        "process_cpu_seconds_total ",
+        "process_start_time_seconds ",
+        &format!("sendfile2_build_info{{version=\"{}\"", env!("CARGO_PKG_VERSION")),
+    ] {
+        assert!(before.lines().any(|line| line.starts_with(name)), "{name}: {before}");
+    }
+    // Each is described.
+    for line in before.lines().filter(|line| line.starts_with("# TYPE ")) {
+        let name = line.split(' ').nth(2).expect("a name");
+        assert!(before.contains(&format!("# HELP {name} ")), "{name}");
+    }
+    server.get("/a");
+    until("it is measured", || {
+        let text = server.metrics();
+        text.contains("sendfile2_http_request_seconds_count 1\n")
+            && text.contains("sendfile2_http_first_byte_seconds_bucket{le=\"+Inf\"} 1\n")
+    });
+}
+
+// ---- What is served ----
+
+/// The value of a header, if it is there.
+fn header<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
+    let head = answer.split("\r\n\r\n").next().expect("a head");
+    let mut lines = head.split("\r\n").skip(1).filter_map(|line| line.split_once(": "));
+    lines.find(|(at, _)| *at == name).map(|(_, value)| value)
+}
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or(answer)
+}
+
+#[test]
+fn headers_by_patterns() {
+    let dir = files(&[
+        ("index.html", "i"),
+        ("a.js", "a"),
+        ("v/b.js", "b"),
+        ("v/index.html", "v"),
+        ("c d.txt", "c"),
+    ]);
+    let rules = [
+        ["--cache-control", "/v/**=no-store"],
+        ["--cache-control", "*.{js,css}=public, max-age=60"],
+        ["--cache-control", "index.html=no-cache"],
+        ["--header", "*=X-All: yes"],
+        ["--header", "c d.*=X-Name: a=b: c"],
+        ["--header", "*=X-All: again"],
+    ];
+    let server = Server::new(dir.path(), rules.as_flattened());
+    for (path, cache) in [
+        ("/", Some("no-cache")),
+        ("/a.js", Some("public, max-age=60")),
+        ("/a%2ejs", Some("public, max-age=60")),
+        ("/v/b.js", Some("no-store")),
+        ("/v/", Some("no-store")),
+        ("/c%20d.txt", None),
+        ("/none.js", None),
+    ] {
+        // The second time it is answered from what is known.
+        for time in 0..2 {
+            let answer = server.get(path);
+            assert_eq!(header(&answer, "cache-control"), cache, "{path}, {time}: {answer}");
+            assert_eq!(header(&answer, "x-all"), Some("again"), "{path}: {answer}");
+            let name = (path == "/c%20d.txt").then_some("a=b: c");
+            assert_eq!(header(&answer, "x-name"), name, "{path}: {answer}");
+        }
+    }
+    // A copy that is still good is told for how long, too.
+    let answer = server.get("/a.js");
+    let tag = format!("if-none-match: {}\r\n", header(&answer, "etag").expect("a tag"));
+    let answer = get(&server.addresses[0], "/a.js", &tag);
+    assert_eq!(
+        (status(&answer), header(&answer, "cache-control")),
+        ("304", Some("public, max-age=60"))
+    );
+}
+
+#[test]
+fn a_page_in_place_of_what_is_not_there() {
+    let dir = files(&[("404.html", "sorry"), ("app/index.html", "app"), ("a", "a")]);
+    let server = Server::new(dir.path(), &["--not-found-page", "404.html"]);
+    for headers in
+        ["", "range: bytes=0-1\r\n", "if-modified-since: Fri, 01 Jan 2100 00:00:00 GMT\r\n"]
+    {
+        let answer = get(&server.addresses[0], "/none", headers);
+        assert_eq!(status(&answer), "404", "{answer}");
+        assert!(answer.ends_with("\r\n\r\nsorry"), "{answer}");
+        assert_eq!(header(&answer, "content-type"), Some("text/html; charset=utf-8"));
+        assert_eq!(header(&answer, "etag"), None, "it is no version of what was asked for");
+    }
+    assert!(server.get("/a").ends_with("\r\n\r\na"));
+    assert_eq!(status(&server.get("/404.html")), "200");
+    let server = Server::new(dir.path(), &["--fallback", "app/index.html"]);
+    let answer = server.get("/some/where?x");
+    assert_eq!(status(&answer), "200", "{answer}");
+    assert!(answer.ends_with("\r\n\r\napp"), "{answer}");
+    let tag = format!("if-none-match: {}\r\n", header(&answer, "etag").expect("a tag"));
+    assert_eq!(status(&get(&server.addresses[0], "/else/where", &tag)), "304");
+    assert!(server.get("/.env").ends_with("\r\n\r\napp"), "hidden is as not there");
+    let mut post = connect(&server.addresses[0]);
+    let request =
+        "POST /none HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    post.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    post.read_to_string(&mut answer).expect("it closes");
+    assert_eq!(status(&answer), "405");
+}
+
+/// Large pages are mapped as any file is.
+#[test]
+fn a_page_in_place_is_sent_without_being_read() {
+    let page = "x".repeat(1 << 20);
+    let dir = files(&[("404.html", &page)]);
+    let server =
+        Server::new(dir.path(), &["--not-found-page", "404.html", "--admin", "127.0.0.1:0"]);
+    assert!(server.get("/none").ends_with(&page));
+    let text = server.metrics();
+    assert!(text.contains("sendfile2_http_bodies_total{became=\"mapped\"} 1\n"), "{text}");
+}
+
+#[test]
+fn pages_of_other_origins() {
+    let dir = files(&[("a", "a")]);
+    let server = Server::new(dir.path(), &["--cors", "https://a.example,http://b.example:81"]);
+    let allowed = "access-control-allow-origin";
+    let answer = get(&server.addresses[0], "/a", "origin: http://b.example:81\r\n");
+    assert_eq!(header(&answer, allowed), Some("http://b.example:81"), "{answer}");
+    assert!(header(&answer, "vary").is_some_and(|vary| vary.contains("origin")), "{answer}");
+    let answer = get(&server.addresses[0], "/a", "origin: https://c.example\r\n");
+    assert_eq!(header(&answer, allowed), None, "{answer}");
+    let mut asked = connect(&server.addresses[0]);
+    let request = "OPTIONS /a HTTP/1.1\r\nhost: x\r\norigin: https://a.example\r\n\
+                   access-control-request-method: GET\r\nconnection: close\r\n\r\n";
+    asked.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    asked.read_to_string(&mut answer).expect("it closes");
+    assert_eq!(status(&answer), "200", "{answer}");
+    assert_eq!(header(&answer, allowed), Some("https://a.example"), "{answer}");
+    assert_eq!(header(&answer, "access-control-allow-methods"), Some("GET,HEAD"), "{answer}");
+    let server = Server::new(dir.path(), &["--cors", "*"]);
+    assert_eq!(header(&server.get("/a"), allowed), Some("*"));
+    let server = Server::new(dir.path(), &[]);
+    assert_eq!(header(&server.get("/a"), allowed), None);
+}
+
+#[test]
+fn what_is_compressed_beforehand() {
+    let dir = files(&[("a.html", "plain"), ("a.html.gz", "gz"), ("a.html.br", "br"), ("b", "b")]);
+    let server = Server::new(dir.path(), &["--precompressed"]);
+    let with = |accepts: &str| {
+        get(&server.addresses[0], "/a.html", &format!("accept-encoding: {accepts}\r\n"))
+    };
+    for (accepts, encoding, body) in
+        [("gzip", Some("gzip"), "gz"), ("gzip, br", Some("br"), "br"), ("zstd", None, "plain")]
+    {
+        let answer = with(accepts);
+        assert_eq!(header(&answer, "content-encoding"), encoding, "{answer}");
+        assert_eq!(header(&answer, "content-type"), Some("text/html; charset=utf-8"));
+        assert_eq!(header(&answer, "vary"), Some("accept-encoding"));
+        assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
+    }
+    let server = Server::new(dir.path(), &[]);
+    assert!(get(&server.addresses[0], "/a.html", "accept-encoding: br\r\n").ends_with("plain"));
+}
+
+#[test]
+fn text_names_its_encoding() {
+    let dir = files(&[("a.html", ""), ("a.css", ""), ("a.js", ""), ("a.csv", ""), ("a.png", "")]);
+    for (args, behind) in [
+        (&[][..], "; charset=utf-8"),
+        (&["--charset", "iso-8859-1"], "; charset=iso-8859-1"),
+        (&["--charset", ""], ""),
+    ] {
+        let server = Server::new(dir.path(), args);
+        for (name, of) in [
+            ("a.html", "text/html"),
+            ("a.css", "text/css"),
+            ("a.js", "text/javascript"),
+            ("a.csv", "text/csv"),
+        ] {
+            let answer = server.get(&format!("/{name}"));
+            assert_eq!(header(&answer, "content-type"), Some(&*format!("{of}{behind}")), "{name}");
+        }
+        assert_eq!(header(&server.get("/a.png"), "content-type"), Some("image/png"));
+    }
+}
+
+#[test]
+fn names_with_a_dot_are_not_served_unless_they_are_to_be() {
+    let dir = files(&[(".env", "secret"), (".git/config", "secret"), (".well-known/a", "known")]);
+    let hidden = ["/.env", "/.git/config", "/%2eenv", "/%2E%67it/config", "//.env", "/x/../.env"];
+    let server = Server::new(dir.path(), &["--list-directories"]);
+    for path in hidden {
+        let answer = server.get(path);
+        assert!(!answer.contains("secret") && status(&answer) != "200", "{path}: {answer}");
+    }
+    assert!(!server.get("/.git/").contains("config"));
+    assert!(!server.get("/").contains(".env"));
+    assert!(server.get("/.well-known/a").ends_with("known"));
+    let server = Server::new(dir.path(), &["--dotfiles"]);
+    for path in &hidden[..4] {
+        assert!(server.get(path).ends_with("secret"), "{path}");
+    }
+}
+
+#[test]
+fn directories_are_listed_where_they_are_to_be() {
+    let dir = files(&[
+        ("d/b & c.txt", "12345"),
+        ("d/e/f", "f"),
+        ("d/.hidden", ""),
+        ("i/index.html", "i"),
+    ]);
+    let server = Server::new(dir.path(), &[]);
+    assert_eq!(status(&server.get("/d/")), "404", "not if nobody asked for it");
+    let outside = files(&[("secret", "")]);
+    std::os::unix::fs::symlink(outside.path(), dir.path().join("out")).expect("a link");
+    std::fs::write(dir.path().join("d").join("\u{fc}<b>"), "").expect("a file");
+    let server = Server::new(dir.path(), &["--list-directories"]);
+    let page = server.get("/d/");
+    assert_eq!(
+        (status(&page), header(&page, "content-type")),
+        ("200", Some("text/html; charset=utf-8"))
+    );
+    assert!(
+        page.contains("<a href=\"./b%20%26%20c%2Etxt\">b &amp; c.txt</a><td>5<td>20"),
+        "{page}"
+    );
+    assert!(page.contains("<a href=\"./e/\">e/</a>") && page.contains("\u{fc}&lt;b&gt;"), "{page}");
+    assert!(page.contains("href=\"../\"") && !page.contains("hidden"), "{page}");
+    assert!(!server.get("/").contains("href=\"../\""), "there is nothing above it");
+    assert!(server.get("/d/b%20%26%20c%2Etxt").ends_with("12345"), "the link leads there");
+    assert!(server.get("/i/").ends_with("\r\n\r\ni"), "an index comes first");
+    for path in ["/out/", "/d/../../", "/d/%2e%2e/%2e%2e/", "/none/", "/d/e/f/"] {
+        let answer = server.get(path);
+        assert_eq!(status(&answer), "404", "{path}: {answer}");
+    }
+    let mut head = connect(&server.addresses[0]);
+    head.write_all(b"HEAD /d/ HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    head.read_to_string(&mut answer).expect("it closes");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+    let server = Server::new(dir.path(), &["--list-directories", "--follow-links-out"]);
+    assert!(server.get("/out/").contains("./secret"));
+}
+
+#[test]
+fn an_address_has_no_more_than_it_may() {
+    let dir = files(&[("a", "a")]);
+    let limits = ["--max-connections-per-address", "2", "--admin", "127.0.0.1:0"];
+    let server = Server::new(dir.path(), &limits);
+    let mut two = [(); 2].map(|()| BufReader::new(connect(&server.addresses[0])));
+    for client in &mut two {
+        assert_eq!(ask(client, "/a"), "a");
+    }
+    let mut third = connect(&server.addresses[0]);
+    let read = third.read(&mut [0; 1]);
+    assert!(matches!(read, Ok(0) | Err(_)), "it is closed: {read:?}");
+    let other = "--interface";
+    if have("curl") {
+        let url = format!("http://{}/a", server.addresses[0]);
+        assert_eq!(curl(&[other, "127.0.0.2", &url]), "a", "others have their own");
+    }
+    assert!(server.metrics().contains("sendfile2_http_refused_total{what=\"connection\"} 1\n"));
+    drop(two);
+    until("they are counted no more", || {
+        let mut client = connect(&server.addresses[0]);
+        let asked = client.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let mut answer = String::new();
+        asked.and_then(|()| client.read_to_string(&mut answer)).is_ok_and(|_| answer.ends_with('a'))
+    });
+
+    let limits = ["--max-requests-per-address", "1", "--trusted-proxy", "127.0.0.2"];
+    let server = Server::new(dir.path(), &limits);
+    // So many within one second that one of them must be too many.
+    let answers: Vec<String> = (0..20).map(|_| server.get("/a")).collect();
+    assert_eq!(status(&answers[0]), "200");
+    let refused = answers.iter().find(|answer| status(answer) == "429").expect("too many");
+    assert_eq!(header(refused, "retry-after"), Some("1"));
+    if have("curl") {
+        let url = format!("http://{}/a", server.addresses[0]);
+        for client in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+            let forwarded = format!("x-forwarded-for: {client}");
+            let args = [other, "127.0.0.2", "-H", &forwarded, &url];
+            assert_eq!(curl(&args), "a", "each client of a trusted proxy is one");
+        }
+    }
+}
