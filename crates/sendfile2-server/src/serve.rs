@@ -208,10 +208,15 @@ async fn serve(
         ));
     }
     tell(&[NotifyState::Ready]);
+    let at_start = AtStart::of(&config.args);
     loop {
         tokio::select! {
             () = ends.recv() => break,
-            _ = hangup.recv() => config = reload(&server, config, line.clone()).await,
+            _ = hangup.recv() => {
+                if let Some(new) = reload(&server, &at_start, line.clone()).await {
+                    config = new;
+                }
+            }
             _ = user1.recv() => reopen(&server, &config).await,
             // They only end when they panic.
             Some(ended) = listening.join_next() => ended.context("a listener has ended")?,
@@ -248,8 +253,8 @@ async fn serve(
 }
 
 /// Reads all that can be read anew, and serves by it from the next request on; or says why not, and
-/// goes on as before. Returns the configuration that holds.
-async fn reload(server: &Server, old: Config, line: Vec<OsString>) -> Config {
+/// goes on as before.
+async fn reload(server: &Server, at_start: &AtStart, line: Vec<OsString>) -> Option<Config> {
     let now = NotifyState::monotonic_usec_now();
     tell(&[vec![NotifyState::Reloading], now.into_iter().collect()].concat());
     let read = move || {
@@ -272,34 +277,43 @@ async fn reload(server: &Server, old: Config, line: Vec<OsString>) -> Config {
             turn(server, log).await;
             server.meters.reloads.increment(1);
             output::note("sendfile2: reloaded");
-            for key in unchanged(&old.args, &new.args) {
+            for key in at_start.differ(&new.args) {
                 output::note(&format!(
                     "sendfile2: {}: this takes effect when the server is started anew",
                     new.place(key, 0)
                 ));
             }
-            new
+            Some(new)
         }
         Err(e) => {
             server.meters.failed_reloads.increment(1);
             output::report_error(&e.context("not reloaded, all stays as it was"));
-            old
+            None
         }
     };
     tell(&[NotifyState::Ready]);
     config
 }
 
-/// Returns the options that differ, but are only looked at when the server starts.
-fn unchanged(old: &Args, new: &Args) -> Vec<&'static str> {
-    let differ = [
-        ("listen", old.listen != new.listen),
-        ("listen-http", old.listen_http != new.listen_http),
-        ("admin", old.admin != new.admin),
-        ("workers", old.workers != new.workers),
-        ("max-connections", old.max_connections != new.max_connections),
-    ];
-    differ.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+/// The options that are only looked at when the server starts.
+struct AtStart([(&'static str, String); 5]);
+
+impl AtStart {
+    fn of(args: &Args) -> Self {
+        AtStart([
+            ("listen", format!("{:?}", args.listen)),
+            ("listen-http", format!("{:?}", args.listen_http)),
+            ("admin", format!("{:?}", args.admin)),
+            ("workers", format!("{:?}", args.workers)),
+            ("max-connections", format!("{:?}", args.max_connections)),
+        ])
+    }
+
+    /// Returns those that are not what they were then.
+    fn differ(&self, args: &Args) -> Vec<&'static str> {
+        let now = AtStart::of(args).0.into_iter();
+        now.zip(&self.0).filter_map(|(now, then)| (now != *then).then_some(then.0)).collect()
+    }
 }
 
 /// Opens the access log again, after it was renamed.

@@ -386,6 +386,8 @@ fn sighup_reads_all_anew_and_loses_no_connection() {
     assert_eq!(ask(&mut kept, "/a.txt"), "new", "on a connection from before");
     assert_eq!(ask(&mut silent, "/a.txt"), "new", "on one that had not asked");
     assert!(get(http, "/a.txt", "").contains("x-new: yes"));
+    server.signal(Signal::HUP);
+    server.says("c.toml:8: workers");
     busy.read_to_end(&mut got).expect("all of it");
     assert!(got.ends_with(large.as_bytes()), "what was in progress is whole");
     assert_eq!(curl(&["--cacert", &second, &url]), "new");
@@ -414,7 +416,7 @@ fn sighup_reads_all_anew_and_loses_no_connection() {
         assert_eq!(ask(&mut kept, "/a.txt"), "new");
     }
     let text = server.metrics();
-    assert!(text.contains("sendfile2_reloads_total{result=\"done\"} 1\n"), "{text}");
+    assert!(text.contains("sendfile2_reloads_total{result=\"done\"} 2\n"), "{text}");
     assert!(text.contains("sendfile2_reloads_total{result=\"failed\"} 3\n"), "{text}");
 }
 
@@ -429,6 +431,28 @@ fn the_directory_that_a_link_leads_to_is_found_anew() {
     std::os::unix::fs::symlink("two", &current).expect("a link");
     server.reload();
     assert!(server.get("/a").ends_with("second"));
+}
+
+/// Connections go on, but what was served before them is not kept open for them.
+#[test]
+fn a_reload_closes_the_files_of_before() {
+    let names: Vec<String> = (0..50).map(|i| format!("f{i}")).collect();
+    let dir = files(&names.iter().map(|name| (&**name, "x")).collect::<Vec<_>>());
+    let mut server = Server::new(dir.path(), &[]);
+    let mut kept = BufReader::new(connect(&server.addresses[0]));
+    for name in &names {
+        assert_eq!(ask(&mut kept, &format!("/{name}")), "x");
+    }
+    let open = |server: &Server| {
+        let descriptors = format!("/proc/{}/fd", server.child.id());
+        let links = std::fs::read_dir(descriptors).expect("it is there").flatten();
+        let links = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+        links.filter(|path| path.starts_with(dir.path()) && path != dir.path()).count()
+    };
+    assert_eq!(open(&server), 50);
+    server.reload();
+    until("they are closed", || open(&server) == 0);
+    assert_eq!(ask(&mut kept, "/f0"), "x");
 }
 
 #[test]
@@ -1024,6 +1048,7 @@ fn directories_are_listed_where_they_are_to_be() {
     assert!(!server.get("/").contains("href=\"../\""), "there is nothing above it");
     assert!(server.get("/d/b%20%26%20c%2Etxt").ends_with("12345"), "the link leads there");
     assert!(server.get("/i/").ends_with("\r\n\r\ni"), "an index comes first");
+    assert_eq!(header(&server.get("/d"), "location"), Some("/d/"));
     for path in ["/out/", "/d/../../", "/d/%2e%2e/%2e%2e/", "/none/", "/d/e/f/"] {
         let answer = server.get(path);
         assert_eq!(status(&answer), "404", "{path}: {answer}");

@@ -39,11 +39,14 @@ pub(super) fn record() -> anyhow::Result<PrometheusHandle> {
 
 /// Serves metrics and health at a listener, until the task is aborted.
 pub(super) fn start(listener: Listening, handle: PrometheusHandle) -> JoinHandle<()> {
-    tokio::spawn(async {
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             second.tick().await;
             sendfile2_axum::outstanding();
+            // What histograms were told is kept until then, also where nobody asks for it.
+            upkeep.run_upkeep();
         }
     });
     let process = Collector::default();

@@ -29,14 +29,14 @@ use super::body::Answer;
 use super::limits::{Addresses, Counted};
 use super::log::Log;
 use super::meters::Meters;
-use super::site::Site;
+use super::site::{Site, Terms};
 use super::sockets::Listening;
 use super::timeouts::{Queue, Timed};
 use crate::output::Seldom;
 
 pub(super) struct Server {
-    /// What a reload replaces: a connection keeps the one that it began with for what is its own,
-    /// and takes the newest one for each request.
+    /// What a reload replaces: a connection keeps the terms that it began with, and takes the newest
+    /// site for each request.
     pub(super) site: ArcSwap<Site>,
     pub(super) log: Log,
     pub(super) meters: Meters,
@@ -128,8 +128,8 @@ fn unsendable<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a se
     })
 }
 
-fn timed<I: Queue + Unpin>(site: &Site, io: I) -> Timed<I> {
-    Timed::new(io, site.idle_timeout, site.stall_timeout)
+fn timed<I: Queue + Unpin>(terms: &Terms, io: I) -> Timed<I> {
+    Timed::new(io, terms.idle_timeout, terms.stall_timeout)
 }
 
 impl Server {
@@ -164,9 +164,10 @@ impl Server {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let site = self.site.load_full();
+                    let site = self.site.load();
                     let Some(counted) = self.counted(&site, peer) else { continue };
-                    let connection = Arc::clone(&self).connection(site, stream, speaks, peer);
+                    let terms = Arc::clone(&site.terms);
+                    let connection = Arc::clone(&self).connection(terms, stream, speaks, peer);
                     tokio::spawn(async move {
                         connection.await;
                         drop((permit, counted));
@@ -200,24 +201,24 @@ impl Server {
 
     async fn connection(
         self: Arc<Self>,
-        site: Arc<Site>,
+        terms: Arc<Terms>,
         stream: Accepted,
         speaks: Speaks,
         address: Option<IpAddr>,
     ) {
         gauge!("sendfile2_http_connections").increment(1);
-        let options = Options::new().engine(site.engine);
-        let tls = site.tls.as_ref().filter(|_| speaks == Speaks::Tls);
+        let options = Options::new().engine(terms.engine);
+        let tls = terms.tls.as_ref().filter(|_| speaks == Speaks::Tls);
         let peer = Peer { address, redirect: speaks == Speaks::Plain, mapped: tls.is_none() };
         match (tls, stream) {
             (None, stream) => {
-                if let Some(http) = self.early(&site, stream.spoken()).await {
+                if let Some(http) = self.early(&terms, stream.spoken()).await {
                     let io = match stream {
                         Accepted::Tcp(stream) => Io::new(stream, options),
                         Accepted::Unix(stream) => Io::from_unix(stream, options),
                     };
                     match io {
-                        Ok(io) => self.http(&site, http, timed(&site, io), peer).await,
+                        Ok(io) => self.http(&terms, http, timed(&terms, io), peer).await,
                         Err(e) => {
                             self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
                         }
@@ -227,10 +228,10 @@ impl Server {
             // In boxes, so that connections without TLS are smaller.
             (Some(tls), Accepted::Tcp(stream)) => {
                 let _ = stream.set_nodelay(true);
-                Box::pin(self.https(&site, tls, stream, peer)).await;
+                Box::pin(self.https(&terms, tls, stream, peer)).await;
             }
             (Some(tls), Accepted::Unix(stream)) => {
-                Box::pin(self.https(&site, tls, stream, peer)).await;
+                Box::pin(self.https(&terms, tls, stream, peer)).await;
             }
         }
         gauge!("sendfile2_http_connections").decrement(1);
@@ -238,31 +239,35 @@ impl Server {
 
     /// Does the work before the first request, which has as long as a request's headers, and is not
     /// waited for in the end.
-    async fn early<T>(&self, site: &Site, work: impl Future<Output = io::Result<T>>) -> Option<T> {
+    async fn early<T>(
+        &self,
+        terms: &Terms,
+        work: impl Future<Output = io::Result<T>>,
+    ) -> Option<T> {
         let mut ending = self.ending.subscribe();
         tokio::select! {
-            done = tokio::time::timeout(site.header_timeout, work) => done.ok()?.ok(),
+            done = tokio::time::timeout(terms.header_timeout, work) => done.ok()?.ok(),
             _ = ending.wait_for(|ending| *ending) => None,
         }
     }
 
     /// Serves a TLS connection, without mapped bytes: TLS reads them.
-    async fn https<I>(self: &Arc<Self>, site: &Site, tls: &TlsAcceptor, stream: I, peer: Peer)
+    async fn https<I>(self: &Arc<Self>, terms: &Terms, tls: &TlsAcceptor, stream: I, peer: Peer)
     where
         I: AsyncRead + AsyncWrite + Queue + Unpin + Send + 'static,
     {
         // Beneath TLS, which keeps what the peer does not take, and writes it when it is flushed.
-        let stream = timed(site, stream);
-        if let Some(stream) = self.early(site, tls.accept(stream)).await {
+        let stream = timed(terms, stream);
+        if let Some(stream) = self.early(terms, tls.accept(stream)).await {
             let http = match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Http::Two,
                 _ => Http::One,
             };
-            self.http(site, http, stream, peer).await;
+            self.http(terms, http, stream, peer).await;
         }
     }
 
-    async fn http<I>(self: &Arc<Self>, site: &Site, http: Http, io: I, peer: Peer)
+    async fn http<I>(self: &Arc<Self>, terms: &Terms, http: Http, io: I, peer: Peer)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -273,8 +278,8 @@ impl Server {
             async move { Ok::<_, Infallible>(server.answer(&peer, request).await) }
         });
         let http = match http {
-            Http::One => &site.http1,
-            Http::Two => &site.http2,
+            Http::One => &terms.http1,
+            Http::Two => &terms.http2,
         };
         let connection = http.serve_connection(io, service);
         let watched = {

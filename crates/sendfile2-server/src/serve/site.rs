@@ -47,16 +47,22 @@ pub(super) struct Site {
     listing: Option<Arc<Listing>>,
     dotfiles: bool,
     pub(super) redirect: Option<u16>,
-    pub(super) engine: Engine,
-    pub(super) tls: Option<TlsAcceptor>,
     pub(super) log: Option<LogFormat>,
     pub(super) proxies: Proxies,
     pub(super) connections_per_address: Option<u32>,
     pub(super) requests_per_address: Option<u32>,
+    pub(super) grace: Duration,
+    pub(super) terms: Arc<Terms>,
+}
+
+/// What a connection keeps from its beginning on. It keeps nothing else of a site, so that the files
+/// of one that was replaced are closed.
+pub(super) struct Terms {
+    pub(super) engine: Engine,
+    pub(super) tls: Option<TlsAcceptor>,
     pub(super) header_timeout: Duration,
     pub(super) idle_timeout: Duration,
     pub(super) stall_timeout: Duration,
-    pub(super) grace: Duration,
     /// The builder for HTTP/1, chosen beforehand: hyper-util would find out the version by itself,
     /// but by reading, after which hyper's buffer is twice as large, and without a limit of time.
     pub(super) http1: auto::Builder<TokioExecutor>,
@@ -120,18 +126,20 @@ impl Site {
             },
             dotfiles: args.dotfiles,
             redirect: args.redirect_https.map(std::num::NonZeroU16::get),
-            engine: args.engine,
-            tls,
             log: args.access_log.as_ref().map(|_| args.access_log_format),
             proxies: Proxies::new(config)?,
             connections_per_address: args.max_connections_per_address.map(Into::into),
             requests_per_address: args.max_requests_per_address.map(Into::into),
-            header_timeout: args.header_timeout,
-            idle_timeout: args.idle_timeout,
-            stall_timeout: args.stall_timeout,
             grace: args.grace,
-            http1: http.clone().http1_only(),
-            http2: http.http2_only(),
+            terms: Arc::new(Terms {
+                engine: args.engine,
+                tls,
+                header_timeout: args.header_timeout,
+                idle_timeout: args.idle_timeout,
+                stall_timeout: args.stall_timeout,
+                http1: http.clone().http1_only(),
+                http2: http.http2_only(),
+            }),
         })
     }
 
