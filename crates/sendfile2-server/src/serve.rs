@@ -8,6 +8,7 @@ mod limits;
 mod listing;
 mod log;
 mod meters;
+mod reload;
 mod rules;
 mod site;
 mod sockets;
@@ -25,13 +26,13 @@ use sendfile2::Engine;
 use sendfile2::probe::{self, Availability};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::serve::Args;
-use crate::config::{Config, Wrong};
+use crate::config::Config;
 use crate::net::Address;
 use crate::{output, units};
 use connection::Server;
 use log::Log;
 use meters::Meters;
+use reload::Running;
 use site::Site;
 use sockets::{Given, Listening, Opened};
 
@@ -44,7 +45,7 @@ pub(crate) fn run(config: Config, line: Vec<OsString>) -> anyhow::Result<()> {
     let args = &config.args;
     let allowed = allowed(descriptors());
     let connections = args.max_connections.get().min(allowed);
-    let listeners = sockets::addresses(args, &given).len() + given.len();
+    let listeners = sockets::addresses(args, sockets::serve(&given)).len() + given.len();
     let room = |connections| usize::try_from(connections).unwrap_or(usize::MAX) >= listeners;
     anyhow::ensure!(
         room(args.max_connections.get()),
@@ -99,7 +100,7 @@ fn build(builder: &mut tokio::runtime::Builder) -> std::io::Result<tokio::runtim
 }
 
 /// Refuses an engine by which no file could be sent: clients would get headers and nothing else.
-fn usable(engine: Engine, listen: &[Address]) -> anyhow::Result<()> {
+fn usable<'a>(engine: Engine, listen: impl Iterator<Item = &'a Address>) -> anyhow::Result<()> {
     anyhow::ensure!(
         engine != Engine::Uring,
         "a server's connections do not send by uring: give --engine auto, copy or zerocopy"
@@ -173,7 +174,7 @@ fn tell(states: &[NotifyState<'_>]) {
 }
 
 async fn serve(
-    mut config: Config,
+    config: Config,
     line: Vec<OsString>,
     connections: u32,
     site: Site,
@@ -187,6 +188,7 @@ async fn serve(
     let mut user1 = listen_for(SignalKind::user_defined1(), "SIGUSR1")?;
     let args = &config.args;
     let log = args.access_log.as_deref().map(log::open).transpose()?;
+    let of_systemd = sockets::serve(&given);
     let opened = Opened::new(args, given)?;
     let recorder = opened.admin.is_some().then(admin::record).transpose()?;
     let server = Server::new(connections, site, Log::new(log)?, Meters::new());
@@ -194,37 +196,30 @@ async fn serve(
         output::note(&format!("sendfile2: metrics and health on {address}"));
         admin::start(listener, recorder)
     });
-    let mut listening = tokio::task::JoinSet::new();
-    for (speaks, address, listener) in opened.listeners {
-        output::note(&format!("sendfile2: listening on {address}"));
-        listening.spawn(Arc::clone(&server).accept(speaks, listener));
+    let wanted = args.max_connections.get();
+    let mut running = Running::new(Arc::clone(&server), config, line, of_systemd);
+    for listener in opened.listeners {
+        running.listen(listener);
     }
     // After the addresses, which others wait for.
-    if connections < args.max_connections.get() {
+    if connections < wanted {
         output::note(&format!(
             "sendfile2: the limit of descriptors (ulimit -Hn) allows {connections} connections, \
-             not {}; more wait",
-            args.max_connections
+             not {wanted}; more wait"
         ));
     }
     tell(&[NotifyState::Ready]);
-    let at_start = AtStart::of(&config.args);
     loop {
         tokio::select! {
             () = ends.recv() => break,
-            _ = hangup.recv() => {
-                if let Some(new) = reload(&server, &at_start, line.clone()).await {
-                    config = new;
-                }
-            }
-            _ = user1.recv() => reopen(&server, &config).await,
-            // They only end when they panic.
-            Some(ended) = listening.join_next() => ended.context("a listener has ended")?,
+            _ = hangup.recv() => running.reload().await,
+            _ = user1.recv() => running.reopen().await,
+            ended = running.listener_ends() => ended.context("a listener has ended")?,
         }
     }
     tell(&[NotifyState::Stopping]);
     // From here on connections are refused.
-    listening.shutdown().await;
+    running.stop_listening().await;
     output::note("sendfile2: ending");
     let ending = Instant::now();
     let left = tokio::select! {
@@ -250,87 +245,6 @@ async fn serve(
         ));
     }
     Ok(())
-}
-
-/// Reads all that can be read anew, and serves by it from the next request on; or says why not, and
-/// goes on as before.
-async fn reload(server: &Server, at_start: &AtStart, line: Vec<OsString>) -> Option<Config> {
-    let now = NotifyState::monotonic_usec_now();
-    tell(&[vec![NotifyState::Reloading], now.into_iter().collect()].concat());
-    let read = move || {
-        let new = Config::read(&line).map_err(|wrong| match wrong {
-            Wrong::Usage(e) => anyhow::anyhow!("{}", e.render()),
-            Wrong::File(e) => e,
-        })?;
-        let site = Site::new(&new)?;
-        let log = new.args.access_log.as_deref().map(log::open).transpose()?;
-        Ok::<_, anyhow::Error>((new, site, log))
-    };
-    // The disk is waited for.
-    let read = tokio::task::spawn_blocking(read)
-        .await
-        .map_err(anyhow::Error::from)
-        .and_then(std::convert::identity);
-    let config = match read {
-        Ok((new, site, log)) => {
-            server.site.store(Arc::new(site));
-            turn(server, log).await;
-            server.meters.reloads.increment(1);
-            output::note("sendfile2: reloaded");
-            for key in at_start.differ(&new.args) {
-                output::note(&format!(
-                    "sendfile2: {}: this takes effect when the server is started anew",
-                    new.place(key, 0)
-                ));
-            }
-            Some(new)
-        }
-        Err(e) => {
-            server.meters.failed_reloads.increment(1);
-            output::report_error(&e.context("not reloaded, all stays as it was"));
-            None
-        }
-    };
-    tell(&[NotifyState::Ready]);
-    config
-}
-
-/// The options that are only looked at when the server starts.
-struct AtStart([(&'static str, String); 5]);
-
-impl AtStart {
-    fn of(args: &Args) -> Self {
-        AtStart([
-            ("listen", format!("{:?}", args.listen)),
-            ("listen-http", format!("{:?}", args.listen_http)),
-            ("admin", format!("{:?}", args.admin)),
-            ("workers", format!("{:?}", args.workers)),
-            ("max-connections", format!("{:?}", args.max_connections)),
-        ])
-    }
-
-    /// Returns those that are not what they were then.
-    fn differ(&self, args: &Args) -> Vec<&'static str> {
-        let now = AtStart::of(args).0.into_iter();
-        now.zip(&self.0).filter_map(|(now, then)| (now != *then).then_some(then.0)).collect()
-    }
-}
-
-/// Opens the access log again, after it was renamed.
-async fn reopen(server: &Server, config: &Config) {
-    match config.args.access_log.as_deref().map(log::open).transpose() {
-        Ok(log) => turn(server, log).await,
-        Err(e) => output::report_error(&e.context("the access log stays where it was")),
-    }
-}
-
-async fn turn(server: &Server, log: Option<log::Target>) {
-    if !server.log.turn(log).await {
-        output::note(
-            "sendfile2: the access log stays where it was: its reader does not read; signal again \
-             when it does",
-        );
-    }
 }
 
 #[cfg(test)]

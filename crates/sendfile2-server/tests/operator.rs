@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -431,6 +431,47 @@ fn the_directory_that_a_link_leads_to_is_found_anew() {
     std::os::unix::fs::symlink("two", &current).expect("a link");
     server.reload();
     assert!(server.get("/a").ends_with("second"));
+}
+
+#[test]
+fn a_reload_opens_and_closes_listeners() {
+    let dir = files(&[("a", "a")]);
+    let path = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (first, second) = (path("first"), path("second"));
+    let listen = |addresses: &str| {
+        write(&dir, "c.toml", &format!("dir = {:?}\nlisten = {addresses}\n", dir.path()))
+    };
+    let config = listen(&format!("[\"127.0.0.1:0\", \"unix:{first}\"]"));
+    let mut command = Command::new(PROGRAM);
+    command.args(["serve", "--config", &config]);
+    let mut server = Server::by(command, 2);
+    let by = |path: &str| {
+        let mut stream = UnixStream::connect(path)?;
+        stream.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    let mut kept = UnixStream::connect(&first).expect("it listens");
+    kept.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n").expect("it reads");
+    kept.read_exact(&mut [0; 12]).expect("it answers");
+    listen(&format!("[\"unix:{second}\", \"127.0.0.1:0\"]"));
+    server.signal(Signal::HUP);
+    server.says(&format!("listening on unix:{second}"));
+    server.says("reloaded");
+    assert!(by(&second).expect("it listens").ends_with("\r\n\r\na"));
+    assert!(server.get("/a").ends_with("\r\n\r\na"), "the one that stays");
+    until("its path is gone", || !Path::new(&first).exists());
+    kept.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("it reads");
+    let mut rest = String::new();
+    kept.read_to_string(&mut rest).expect("it answers");
+    assert_eq!(rest.matches("HTTP/1.1 200").count(), 1, "its connections go on: {rest}");
+    // One that cannot be had leaves all as it was.
+    let taken = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr().map(|at| (it, at)));
+    let (_taken, at) = taken.expect("a port");
+    listen(&format!("[\"{at}\"]"));
+    server.signal(Signal::HUP);
+    assert!(server.says("not reloaded").contains(&format!("cannot listen on {at}")));
+    assert!(server.get("/a").ends_with("\r\n\r\na") && by(&second).is_ok());
 }
 
 /// Connections go on, but what was served before them is not kept open for them.

@@ -42,7 +42,7 @@ pub(super) struct Server {
     pub(super) meters: Meters,
     addresses: Arc<Addresses>,
     limit: Arc<Semaphore>,
-    connections: u32,
+    pub(super) connections: u32,
     graceful: std::sync::Mutex<Option<GracefulShutdown>>,
     /// The announcement of the end to connections that have not asked for anything yet.
     ending: watch::Sender<bool>,

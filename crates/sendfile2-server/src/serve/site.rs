@@ -73,7 +73,7 @@ impl Site {
     pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
         config::agree(config)?;
         let args = &config.args;
-        super::usable(args.engine, &args.listen)?;
+        super::usable(args.engine, args.listen.iter().chain(&args.listen_http))?;
         let path = args.dir.as_deref().unwrap_or(Path::new("."));
         let beneath = !args.follow_links_out;
         let open = if beneath { ServeDir::new } else { ServeDir::follow_links_out };

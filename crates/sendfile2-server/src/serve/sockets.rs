@@ -72,59 +72,81 @@ impl Given {
     }
 }
 
-/// The addresses that are listened on, beside the sockets that are given.
-pub(super) fn addresses(args: &Args, given: &[Given]) -> Vec<(Speaks, Address)> {
+/// Returns whether one of the sockets is to serve on.
+pub(super) fn serve(given: &[Given]) -> bool {
+    !given.iter().all(Given::is_admin)
+}
+
+/// Returns the addresses of the options; without any, and without a socket of systemd's, there is one.
+pub(super) fn addresses(args: &Args, of_systemd: bool) -> Vec<(Speaks, Address)> {
     let listen = args.listen.iter().map(|address| (Speaks::Tls, address.clone()));
     let http = args.listen_http.iter().map(|address| (Speaks::Plain, address.clone()));
     let mut all: Vec<_> = listen.chain(http).collect();
-    if all.is_empty() && given.iter().all(Given::is_admin) {
+    if all.is_empty() && !of_systemd {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
         all.push((Speaks::Tls, address.into()));
     }
     all
 }
 
-/// All that is listened on, with its address.
+/// A socket that is listened on.
+pub(super) struct Listener {
+    pub(super) speaks: Speaks,
+    /// Its address, as it is told.
+    pub(super) name: String,
+    /// The address of the options that it is of.
+    pub(super) of: Option<Address>,
+    pub(super) socket: Listening,
+}
+
+impl Listener {
+    /// Makes one of a socket that listens at an address of the options.
+    pub(super) fn own(speaks: Speaks, of: Address, own: net::Listener) -> anyhow::Result<Self> {
+        let (name, socket) = listening(own)?;
+        Ok(Listener { speaks, name, of: Some(of), socket })
+    }
+}
+
+/// All that is listened on.
 pub(super) struct Opened {
-    pub(super) listeners: Vec<(Speaks, String, Listening)>,
+    pub(super) listeners: Vec<Listener>,
     pub(super) admin: Option<(String, Listening)>,
 }
 
 impl Opened {
     pub(super) fn new(args: &Args, given: Vec<Given>) -> anyhow::Result<Self> {
-        let addresses = addresses(args, &given);
+        let addresses = addresses(args, serve(&given));
         let mut opened = Opened { listeners: Vec::new(), admin: None };
         for given in given {
             let (admin, speaks) = (given.is_admin(), given.speaks());
-            let (address, listening) = given.open()?;
+            let (name, socket) = given.open()?;
             if admin {
                 ensure!(opened.admin.is_none(), "two sockets of LISTEN_FDNAMES are called admin");
-                opened.admin = Some((address, listening));
+                opened.admin = Some((name, socket));
             } else {
-                opened.listeners.push((speaks, address, listening));
+                opened.listeners.push(Listener { speaks, name, of: None, socket });
             }
         }
         if let (Some(address), None) = (&args.admin, &opened.admin) {
-            opened.admin = Some(listen(address)?);
+            opened.admin = Some(listening(address.listen()?)?);
         }
         for (speaks, address) in addresses {
-            let (address, listening) = listen(&address)?;
-            opened.listeners.push((speaks, address, listening));
+            let listener = address.listen()?;
+            opened.listeners.push(Listener::own(speaks, address, listener)?);
         }
         Ok(opened)
     }
 }
 
-fn listen(address: &Address) -> anyhow::Result<(String, Listening)> {
-    let listener = address.listen()?;
-    let address = listener.address()?.to_string();
+fn listening(listener: net::Listener) -> anyhow::Result<(String, Listening)> {
+    let name = listener.address()?.to_string();
     let listening = match &listener {
         net::Listener::Tcp(tcp) => tokio_tcp(tcp.try_clone()?)?,
         net::Listener::Unix(unix, _) => {
             Listening::Unix(tokio_unix(unix.try_clone()?)?, Some(listener))
         }
     };
-    Ok((address, listening))
+    Ok((name, listening))
 }
 
 const CANNOT: &str = "cannot give the listener to the runtime";
