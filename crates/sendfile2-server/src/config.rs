@@ -44,7 +44,8 @@ struct Entry {
 impl Config {
     /// Reads the options of a command line, of the environment, and of the file that they name.
     pub(crate) fn read(line: &[OsString]) -> Result<Self, Wrong> {
-        let given = matches(line.to_vec()).map_err(Wrong::Usage)?;
+        let given = matches(line.to_vec()).map_err(|e| of_environment(e, line))?;
+        unknown_variable(&given).map_err(Wrong::File)?;
         let environment = given
             .ids()
             .filter(|id| given.value_source(id.as_str()) == Some(ValueSource::EnvVariable))
@@ -118,27 +119,61 @@ fn with_file(
 
 /// Returns clap's message, with the line of what it complains about.
 fn told(error: &clap::Error, file: &Path, entries: &[Entry]) -> String {
-    let named = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(name)) => name.clone(),
-        Some(ContextValue::Strings(names)) => names.first().cloned().unwrap_or_default(),
-        _ => String::new(),
-    };
-    let key = named.trim_start_matches("--").split(['=', ' ', '[']).next().unwrap_or_default();
+    let (key, text) = (key_of(error), text_of(error));
     let value = match error.get(ContextKind::InvalidValue) {
         Some(ContextValue::String(value)) => Some(value),
         _ => None,
     };
     let of_key = || entries.iter().filter(|entry| entry.key == key);
     let entry = of_key().find(|entry| Some(&entry.value) == value).or_else(|| of_key().next());
-    let text = error.render().to_string();
-    let text = text.split("\n\nUsage:").next().unwrap_or_default();
-    let text = text.split("\n\nFor more").next().unwrap_or_default();
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
     match entry {
         Some(Entry { key, line, .. }) => format!("{}:{line}: {key}: {text}", file.display()),
         None => format!("{}: {text}", file.display()),
     }
+}
+
+/// Returns the option that clap complains about, if it names one.
+fn key_of(error: &clap::Error) -> String {
+    let named = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(name)) => name.clone(),
+        Some(ContextValue::Strings(names)) => names.first().cloned().unwrap_or_default(),
+        _ => String::new(),
+    };
+    let key = named.trim_start_matches("--").split(['=', ' ', '[']).next().unwrap_or_default();
+    key.to_owned()
+}
+
+/// Returns clap's message in one line.
+fn text_of(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let text = text.split("\n\nUsage:").next().unwrap_or_default();
+    let text = text.split("\n\nFor more").next().unwrap_or_default();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.strip_prefix("error: ").map(str::to_owned).unwrap_or(text)
+}
+
+/// Returns clap's error; with the variable's name, if it is about a value of the environment.
+fn of_environment(error: clap::Error, line: &[OsString]) -> Wrong {
+    let key = key_of(&error);
+    let option = format!("--{key}");
+    let given = line.iter().any(|it| it.to_string_lossy().split('=').next() == Some(&*option));
+    let variable = variable(&key);
+    if error.use_stderr() && !given && std::env::var_os(&variable).is_some() {
+        return Wrong::File(anyhow!("{variable}: {}", text_of(&error)));
+    }
+    Wrong::Usage(error)
+}
+
+/// Refuses a variable that is meant to be an option, and is none.
+fn unknown_variable(given: &ArgMatches) -> anyhow::Result<()> {
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        let Some(option) = name.strip_prefix(ENVIRONMENT) else { continue };
+        let id = option.to_lowercase();
+        let known = id != "check" && variable(&id) == name && given.try_contains_id(&id).is_ok();
+        ensure!(known, "{name}: there is no such option; sendfile2 serve --help lists them");
+    }
+    Ok(())
 }
 
 /// Reads the options of a file, in their order; or says the line, and why not.

@@ -266,6 +266,22 @@ fn everything_can_be_in_the_environment() {
     assert!(server.get("/.a").starts_with("HTTP/1.1 404"));
 }
 
+#[test]
+fn what_is_wrong_in_the_environment_is_told_by_its_name() {
+    for (name, value, words) in [
+        ("SENDFILE2_SERVE_WORKERS", "0", "SENDFILE2_SERVE_WORKERS: invalid value '0'"),
+        ("SENDFILE2_SERVE_LISEN", ":80", "SENDFILE2_SERVE_LISEN: there is no such option"),
+        ("SENDFILE2_SERVE_CHECK", "true", "SENDFILE2_SERVE_CHECK: there is no such option"),
+        ("SENDFILE2_SERVE_CORS", "x", "SENDFILE2_SERVE_CORS: x is no origin"),
+    ] {
+        let mut command = Command::new(PROGRAM);
+        let output = command.args(["serve", "/tmp", "--check"]).env(name, value).output();
+        let output = output.expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words), "{said}");
+    }
+}
+
 /// The example in the repository has each option, and each is right.
 #[test]
 fn a_file_has_every_option() {
@@ -518,6 +534,7 @@ fn sigusr1_opens_the_log_again_and_no_line_is_lost() {
     let mut lines = Vec::new();
     for file in moved.iter().chain([&log]) {
         let text = std::fs::read_to_string(file).expect("it is there");
+        assert!(*file == log || !text.is_empty(), "{} has nothing of its time", file.display());
         let number = |line: &str| line.split_once("/a?")?.1.split(' ').next()?.parse::<u32>().ok();
         lines.extend(text.lines().map(|line| number(line).expect(line)));
     }
@@ -1101,6 +1118,22 @@ fn directories_are_listed_where_they_are_to_be() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
     let server = Server::new(dir.path(), &["--list-directories", "--follow-links-out"]);
     assert!(server.get("/out/").contains("./secret"));
+}
+
+#[test]
+fn a_listing_tells_nothing_of_where_links_lead_out() {
+    let dir = files(&[("d/here", "12345"), ("above", "1234567")]);
+    let outside = files(&[("secret", "123")]);
+    let link = |to: &Path, name| {
+        std::os::unix::fs::symlink(to, dir.path().join("d").join(name)).expect("a link");
+    };
+    link(&outside.path().join("secret"), "out");
+    link(Path::new("../above"), "up");
+    link(Path::new("nowhere"), "broken");
+    let server = Server::new(dir.path(), &["--list-directories"]);
+    let page = server.get("/d/");
+    assert!(page.contains("./here") && !page.contains("out") && !page.contains("broken"), "{page}");
+    assert!(page.contains(">up</a><td>7<td>"), "{page}");
 }
 
 #[test]

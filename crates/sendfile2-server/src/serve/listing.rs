@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::http::{HeaderValue, Response, header};
 use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, percent_encode};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
 use super::body::FilesBody;
 
@@ -60,7 +60,7 @@ impl Listing {
         }
         let at = if names.is_empty() { b".".to_vec() } else { names.join(&b'/') };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat2(&self.dir, at, flags, Mode::empty(), self.resolve)?;
+        let dir = rustix::fs::openat2(&self.dir, &*at, flags, Mode::empty(), self.resolve)?;
         let mut entries = Vec::new();
         let mut more = false;
         for entry in Dir::read_from(&dir)? {
@@ -74,8 +74,8 @@ impl Listing {
                 more = true;
                 break;
             }
-            // What is gone again is not there; neither is what a link does not lead to.
-            let Ok(stat) = rustix::fs::statat(&dir, name, AtFlags::empty()) else { continue };
+            // What is gone again is not there; neither is what a link leads out to.
+            let Ok(stat) = self.stat(&dir, &at, name) else { continue };
             entries.push(Entry {
                 name: name.to_vec(),
                 directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
@@ -89,6 +89,17 @@ impl Listing {
         }
         entries.sort_by(|a, b| (!a.directory, &a.name).cmp(&(!b.directory, &b.name)));
         Ok(render(path, &entries, more))
+    }
+
+    /// Asks what a name in a directory is of, or where it leads, if that is something to be served.
+    fn stat(&self, dir: &OwnedFd, at: &[u8], name: &[u8]) -> rustix::io::Result<Stat> {
+        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            return Ok(stat);
+        }
+        let path = [at, b"/", name].concat();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::fstat(rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), self.resolve)?)
     }
 }
 
