@@ -58,8 +58,7 @@ pub(crate) fn run(config: Config, line: Vec<OsString>) -> anyhow::Result<()> {
          (ulimit -Hn) allows {allowed}"
     );
     if args.check {
-        // Where lines cannot be written is found by opening, which makes an empty log at most.
-        args.access_log.as_deref().map(log::open).transpose()?;
+        args.access_log.as_deref().map(log::check).transpose()?;
         return output::print("the configuration is right\n");
     }
     let mut runtime = match args.workers {

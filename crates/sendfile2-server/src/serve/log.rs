@@ -62,6 +62,19 @@ pub(super) fn open(path: &Path) -> anyhow::Result<Target> {
     Ok(Box::new(file.with_context(|| format!("cannot write to {}", path.display()))?))
 }
 
+/// Says whether lines can be written there, and makes no log that another user could not write to.
+pub(super) fn check(path: &Path) -> anyhow::Result<()> {
+    let cannot = || format!("cannot write to {}", path.display());
+    match OpenOptions::new().append(true).open(path) {
+        _ if path == Path::new("-") => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+            directory.unwrap_or(Path::new(".")).metadata().map(drop).with_context(cannot)
+        }
+        opened => opened.map(drop).with_context(cannot),
+    }
+}
+
 impl Log {
     pub(super) fn new(target: Option<Target>) -> anyhow::Result<Self> {
         let (to_do, done) = mpsc::channel(LINES);
