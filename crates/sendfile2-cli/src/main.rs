@@ -51,7 +51,7 @@ enum Command {
     Bench(args::bench::Args),
     Probe(probe::Args),
     Send(send::Args),
-    Serve(args::serve::Args),
+    Serve(Box<args::serve::Args>),
     Recv(recv::Args),
     Write(write::Args),
     Torture(torture::Args),

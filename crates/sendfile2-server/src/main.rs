@@ -1,8 +1,10 @@
 //! The program `sendfile2-server`, which `sendfile2 serve` runs.
 #![forbid(unsafe_code)]
 
+mod config;
 mod serve;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -28,9 +30,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Command::Serve(args) = match Cli::try_parse() {
-        Ok(cli) => cli.command,
-        Err(error) => return output::usage_error(error),
-    };
-    output::exit_code(serve::run(&args))
+    let line: Vec<OsString> = std::env::args_os().collect();
+    match config::Config::read(&line) {
+        Ok(config) => output::exit_code(serve::run(config, line)),
+        Err(config::Wrong::Usage(error)) => output::usage_error(error),
+        Err(config::Wrong::File(error)) => output::exit_code(Err(error)),
+    }
 }

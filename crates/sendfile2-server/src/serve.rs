@@ -1,43 +1,53 @@
 //! `sendfile2 serve`: the files beneath a directory, by HTTP.
 
+mod access;
 mod admin;
+mod body;
 mod connection;
+mod limits;
+mod listing;
 mod log;
+mod meters;
+mod reload;
 mod request;
+mod rules;
+mod site;
+mod sockets;
 mod streams;
 mod timeouts;
+mod tls;
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use sd_notify::NotifyState;
 use sendfile2::Engine;
 use sendfile2::probe::{self, Availability};
-use sendfile2_axum::ServeDir;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::serve::Args;
-use crate::net::{self, Address};
+use crate::config::Config;
+use crate::net::Address;
 use crate::{output, units};
 use connection::Server;
+use log::Log;
+use meters::Meters;
+use reload::Running;
+use site::Site;
+use sockets::{Given, Opened};
 
 /// The longest that the end waits for releases.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// The number of connections that may wait until they are accepted; the standard library's 128 are
-/// less than a burst of clients. The kernel takes at most net.core.somaxconn.
-const BACKLOG: i32 = 4096;
-
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    usable(args.engine, &args.listen)?;
+pub(crate) fn run(config: Config, line: Vec<OsString>) -> anyhow::Result<()> {
+    let given = Given::all()?;
+    let site = Site::new(&config)?;
+    let args = &config.args;
     let allowed = allowed(descriptors());
     let connections = args.max_connections.get().min(allowed);
-    let listeners = args.listen.len();
+    let listeners = sockets::addresses(args, sockets::serve(&given)).len() + given.len();
     let room = |connections| usize::try_from(connections).unwrap_or(usize::MAX) >= listeners;
     anyhow::ensure!(
         room(args.max_connections.get()),
@@ -49,8 +59,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         "each of {listeners} listeners needs a connection to accept, and the limit of descriptors \
          (ulimit -Hn) allows {allowed}"
     );
-    let dir = if args.follow_links_out { ServeDir::follow_links_out } else { ServeDir::new };
-    let dir = dir(&args.dir).with_context(|| format!("cannot open {}", args.dir.display()))?;
+    if args.check {
+        args.access_log.as_deref().map(log::check).transpose()?;
+        return output::print("the configuration is right\n");
+    }
     let mut runtime = match args.workers {
         Some(NonZeroUsize::MIN) => tokio::runtime::Builder::new_current_thread(),
         workers => {
@@ -60,7 +72,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
     };
     let runtime = build(runtime.enable_all()).context("cannot start the runtime")?;
-    let done = runtime.block_on(serve(args, connections, dir));
+    let done = runtime.block_on(serve(config, line, connections, site, given));
     // Threads that still read a file are not waited for; sends without a copy are, since it is the
     // process that keeps an eye on them.
     runtime.shutdown_background();
@@ -89,7 +101,7 @@ fn build(builder: &mut tokio::runtime::Builder) -> std::io::Result<tokio::runtim
 }
 
 /// Refuses an engine by which no file could be sent: clients would get headers and nothing else.
-fn usable(engine: Engine, listen: &[Address]) -> anyhow::Result<()> {
+fn usable<'a>(engine: Engine, listen: impl Iterator<Item = &'a Address>) -> anyhow::Result<()> {
     anyhow::ensure!(
         engine != Engine::Uring,
         "a server's connections do not send by uring: give --engine auto, copy or zerocopy"
@@ -136,45 +148,85 @@ fn allowed(descriptors: Option<u64>) -> u32 {
     u32::try_from(connections).unwrap_or(u32::MAX)
 }
 
-async fn serve(args: &Args, connections: u32, dir: ServeDir) -> anyhow::Result<()> {
-    let tls = match (&args.tls_cert, &args.tls_key) {
-        (Some(cert), Some(key)) => Some(tls(cert, key)?),
-        _ => None,
+/// The signals that end the server.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn listen_for(kind: SignalKind, name: &str) -> anyhow::Result<Signal> {
+    signal(kind).with_context(|| format!("cannot listen for {name}"))
+}
+
+/// Tells systemd, if it waits to be told.
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
+        output::note(&format!("sendfile2: cannot notify systemd (NOTIFY_SOCKET): {e}"));
+    }
+}
+
+async fn serve(
+    config: Config,
+    line: Vec<OsString>,
+    connections: u32,
+    site: Site,
+    given: Vec<Given>,
+) -> anyhow::Result<()> {
+    let mut ends = Ends {
+        terminate: listen_for(SignalKind::terminate(), "SIGTERM")?,
+        interrupt: listen_for(SignalKind::interrupt(), "SIGINT")?,
     };
-    let mut stop = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let log = args.access_log.as_deref().map(log::Log::open).transpose()?;
-    let admin = args.admin.as_ref().map(|address| admin::start(address, args)).transpose()?;
-    let server = Server::new(args, connections, dir, tls, log);
-    let mut listening = tokio::task::JoinSet::new();
-    for address in &args.listen {
-        let listener = address.listen()?;
-        output::note(&format!("sendfile2: listening on {}", listener.address()?));
-        listening.spawn(Arc::clone(&server).accept(asynchronous(listener)?));
+    let mut hangup = listen_for(SignalKind::hangup(), "SIGHUP")?;
+    let mut user1 = listen_for(SignalKind::user_defined1(), "SIGUSR1")?;
+    let args = &config.args;
+    let log = args.access_log.as_deref().map(log::open).transpose()?;
+    let of_systemd = sockets::serve(&given);
+    let opened = Opened::new(args, given)?;
+    let recorder = opened.admin.is_some().then(admin::record).transpose()?;
+    let server = Server::new(connections, site, Log::new(log)?, Meters::new());
+    let admin = opened.admin.zip(recorder).map(|((address, listener), recorder)| {
+        output::note(&format!("sendfile2: metrics and health on {address}"));
+        admin::start(listener, recorder, args)
+    });
+    let wanted = args.max_connections.get();
+    let mut running = Running::new(Arc::clone(&server), config, line, of_systemd);
+    for listener in opened.listeners {
+        running.listen(listener);
     }
     // After the addresses, which others wait for.
-    if connections < args.max_connections.get() {
+    if connections < wanted {
         output::note(&format!(
             "sendfile2: the limit of descriptors (ulimit -Hn) allows {connections} connections, \
-             not {}; more wait",
-            args.max_connections
+             not {wanted}; more wait"
         ));
     }
-    tokio::select! {
-        _ = stop.recv() => {}
-        _ = interrupt.recv() => {}
-        // They only end when they panic.
-        Some(ended) = listening.join_next() => ended.context("a listener has ended")?,
+    tell(&[NotifyState::Ready]);
+    loop {
+        tokio::select! {
+            () = ends.recv() => break,
+            _ = hangup.recv() => running.reload().await,
+            _ = user1.recv() => running.reopen().await,
+            ended = running.listener_ends() => ended.context("a listener has ended")?,
+        }
     }
+    tell(&[NotifyState::Stopping]);
     // From here on connections are refused.
-    listening.shutdown().await;
+    running.stop_listening().await;
     output::note("sendfile2: ending");
     let ending = Instant::now();
     let left = tokio::select! {
-        left = server.finish(args.grace) => left,
+        left = server.finish(server.site.load().grace) => left,
         // A second signal means that its sender does not want to wait.
-        _ = stop.recv() => server.left(),
-        _ = interrupt.recv() => server.left(),
+        () = ends.recv() => server.left(),
     };
     if let Some(admin) = admin {
         // Its socket's path goes with it.
@@ -190,67 +242,10 @@ async fn serve(args: &Args, connections: u32, dir: ServeDir) -> anyhow::Result<(
     let dropped = server.finish_log().await;
     if dropped > 0 {
         output::note(&format!(
-            "sendfile2: {dropped} lines of the access log were dropped: its reader was too slow"
+            "sendfile2: {dropped} lines of the access log were dropped: they could not be written"
         ));
     }
     Ok(())
-}
-
-/// A listener of tokio's.
-enum Listening {
-    Tcp(tokio::net::TcpListener),
-    /// A unix listener, with the owner of its path, which removes the path in the end.
-    Unix(
-        tokio::net::UnixListener,
-        #[allow(dead_code, reason = "it is there to be dropped")] net::Listener,
-    ),
-}
-
-fn asynchronous(listener: net::Listener) -> anyhow::Result<Listening> {
-    let made = || match &listener {
-        net::Listener::Tcp(tcp) => {
-            let tcp = tcp.try_clone()?;
-            rustix::net::listen(&tcp, BACKLOG)?;
-            tcp.set_nonblocking(true)?;
-            Ok::<_, std::io::Error>((Some(tokio::net::TcpListener::from_std(tcp)?), None))
-        }
-        net::Listener::Unix(unix, _) => {
-            let unix = unix.try_clone()?;
-            rustix::net::listen(&unix, BACKLOG)?;
-            unix.set_nonblocking(true)?;
-            Ok((None, Some(tokio::net::UnixListener::from_std(unix)?)))
-        }
-    };
-    match made().context("cannot give the listener to the runtime")? {
-        (Some(tcp), _) => Ok(Listening::Tcp(tcp)),
-        (_, Some(unix)) => Ok(Listening::Unix(unix, listener)),
-        (None, None) => anyhow::bail!("no listener"),
-    }
-}
-
-fn tls(cert: &std::path::Path, key: &std::path::Path) -> anyhow::Result<TlsAcceptor> {
-    let chain = CertificateDer::pem_file_iter(cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .with_context(|| format!("cannot read certificates from {}", cert.display()))?;
-    anyhow::ensure!(!chain.is_empty(), "there is no certificate in {}", cert.display());
-    let name = key.display();
-    let pem = std::fs::read(key).with_context(|| format!("cannot read {name}"))?;
-    // In the section's name, or in a header of the older kind.
-    anyhow::ensure!(
-        !pem.windows(9).any(|word| word == b"ENCRYPTED"),
-        "the private key in {name} is encrypted: decrypt it into a file that only you can read \
-         (umask 077; openssl pkey -in {name} -out decrypted.pem)"
-    );
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| match e {
-        PemError::NoItemsFound => anyhow::anyhow!("there is no private key (PEM) in {name}"),
-        e => anyhow::Error::from(e).context(format!("cannot read a private key from {name}")),
-    })?;
-    let mut config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .context("the certificate and the key do not make a TLS server")?;
-    config.alpn_protocols = vec![b"h2".into(), b"http/1.1".into()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 #[cfg(test)]

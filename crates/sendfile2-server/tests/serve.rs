@@ -319,7 +319,7 @@ fn metrics_health_and_the_log() {
     assert!(text.contains("sendfile2_http_requests_total{status=\"404\"} 1"), "{text}");
     until("it is logged", || {
         let log = std::fs::read_to_string(log).expect("it is there");
-        log.contains("\"GET /large HTTP/1.1\" 200 9000000\n")
+        log.contains("\"GET /large HTTP/1.1\" 200 9000000 \"-\" \"-\" ")
             && log.contains("\"GET /metrics HTTP/1.1\" 404 ")
     });
 }

@@ -10,15 +10,15 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use metrics::{describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
 use sendfile2::{Engine, Options};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::connection::http1;
+use super::sockets::Listening;
 use super::timeouts::Timed;
 use crate::args::serve::Args;
-use crate::net::Address;
-use crate::output;
 
 /// Seconds, from a release that comes with the send to one that comes with the peer's retreat.
 const RELEASE: [f64; 9] = [0.000_01, 0.000_1, 0.001, 0.005, 0.02, 0.1, 0.5, 5.0, 60.0];
@@ -26,31 +26,49 @@ const RELEASE: [f64; 9] = [0.000_01, 0.000_1, 0.001, 0.005, 0.02, 0.1, 0.5, 5.0,
 /// Connections at a time; more wait until they are accepted.
 const CONNECTIONS: usize = 64;
 
-/// Serves metrics and health at `address`, until the task is aborted.
-pub(super) fn start(address: &Address, args: &Args) -> anyhow::Result<JoinHandle<()>> {
+/// Seconds, from an answer that is at hand to a large file for a slow client.
+const REQUEST: [f64; 13] =
+    [0.000_1, 0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 30.0, 300.0];
+
+/// Begins to record metrics, which must be before anything counts.
+pub(super) fn record() -> anyhow::Result<PrometheusHandle> {
+    let buckets = |name: &str| Matcher::Full(name.into());
     let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full("sendfile2_release_seconds".into()), &RELEASE)
+        .set_buckets_for_metric(buckets("sendfile2_release_seconds"), &RELEASE)
+        .and_then(|it| {
+            it.set_buckets_for_metric(buckets("sendfile2_http_request_seconds"), &REQUEST)
+        })
+        .and_then(|it| {
+            it.set_buckets_for_metric(buckets("sendfile2_http_first_byte_seconds"), &REQUEST)
+        })
         .context("the histogram's buckets")?
         .install_recorder()
         .context("cannot record metrics")?;
     describe();
-    tokio::spawn(async {
+    Ok(handle)
+}
+
+/// Serves metrics and health at a listener, until the task is aborted.
+pub(super) fn start(listener: Listening, handle: PrometheusHandle, args: &Args) -> JoinHandle<()> {
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             second.tick().await;
             sendfile2_axum::outstanding();
+            // What histograms were told is kept until then, also where nobody asks for it.
+            upkeep.run_upkeep();
         }
     });
-    let listener = address.listen()?;
-    output::note(&format!("sendfile2: metrics and health on {}", listener.address()?));
+    let process = Collector::default();
+    process.describe();
     let app = Router::new()
         .route("/health", get(|| async { "ok\n" }))
-        .route("/metrics", get(move || async move { render(&handle) }));
-    let listener = super::asynchronous(listener)?;
+        .route("/metrics", get(move || async move { render(&process, &handle) }));
     let http = http1(args.header_timeout);
     let (idle, stall) = (args.idle_timeout, args.stall_timeout);
     let room = Arc::new(Semaphore::new(CONNECTIONS));
-    Ok(tokio::spawn(async move {
+    tokio::spawn(async move {
         // The semaphore is never closed.
         while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
             let io = match listener.accept().await {
@@ -70,10 +88,11 @@ pub(super) fn start(address: &Address, args: &Args) -> anyhow::Result<JoinHandle
                 drop(permit);
             });
         }
-    }))
+    })
 }
 
-fn render(handle: &PrometheusHandle) -> String {
+fn render(process: &Collector, handle: &PrometheusHandle) -> String {
+    process.collect();
     // Releases on connections that are gone are counted now.
     sendfile2_axum::outstanding();
     handle.run_upkeep();
@@ -88,7 +107,12 @@ fn describe() {
     describe_counter!("sendfile2_http_bodies_total", "File bodies: mapped, or why they were read");
     describe_counter!("sendfile2_http_requests_total", "Requests answered, by status");
     describe_counter!("sendfile2_http_broken_total", "Answers that broke off, not by the client");
-    describe_counter!("sendfile2_log_lines_dropped_total", "Lines of the access log: no room");
+    describe_counter!("sendfile2_log_lines_dropped_total", "Lines of the access log that are lost");
+    describe_counter!("sendfile2_http_refused_total", "More than an address may have, by what");
+    describe_counter!("sendfile2_reloads_total", "Reloads, by their result");
+    describe_gauge!("sendfile2_build_info", "1, with the version");
+    describe_histogram!("sendfile2_http_first_byte_seconds", "From a request to its answer's head");
+    describe_histogram!("sendfile2_http_request_seconds", "From a request to its answer's end");
     describe_gauge!("sendfile2_http_connections", "Connections");
     describe_gauge!("sendfile2_in_flight_sends", "Zerocopy sends that are not released");
     describe_gauge!("sendfile2_unknown_sends", "Of connections that are gone: not known released");

@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use axum::body::{Body, HttpBody};
 use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
-use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -17,40 +18,58 @@ use hyper_util::server::graceful::GracefulShutdown;
 use metrics::{counter, gauge};
 use rustix::net::RecvFlags;
 use sendfile2::{Engine, Options};
-use sendfile2_axum::{Io, ServeDir, ZeroCopyLayer};
+use sendfile2_axum::{Io, ZeroCopyLayer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConnection;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::Listening;
-use super::log::{Asked, Log};
+use super::access::Line;
+use super::body::Answer;
+use super::limits::{Addresses, Counted};
+use super::log::Log;
+use super::meters::Meters;
 use super::request::{tells_its_host, throw_away};
+use super::site::{Site, Terms};
+use super::sockets::Listening;
 use super::streams::{Streams, Telling};
 use super::timeouts::Timed;
-use crate::args::serve::Args;
 use crate::output::Seldom;
 
 pub(super) struct Server {
-    dir: ServeDir,
-    engine: Engine,
-    tls: Option<TlsAcceptor>,
-    log: Option<Log>,
-    header_timeout: Duration,
-    idle_timeout: Duration,
-    stall_timeout: Duration,
+    /// What a reload replaces: a connection keeps the terms that it began with, and takes the newest
+    /// site for each request.
+    pub(super) site: ArcSwap<Site>,
+    pub(super) log: Log,
+    pub(super) meters: Meters,
+    addresses: Arc<Addresses>,
     limit: Arc<Semaphore>,
-    connections: u32,
+    pub(super) connections: u32,
     graceful: std::sync::Mutex<Option<GracefulShutdown>>,
     /// The announcement of the end to connections that have not asked for anything yet.
     ending: watch::Sender<bool>,
     trouble: Seldom,
-    /// The builder for HTTP/1, chosen beforehand: hyper-util would find out the version by itself,
-    /// but by reading, after which hyper's buffer is twice as large, and without a limit of time.
-    http1: auto::Builder<TokioExecutor>,
+}
+
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// TLS, if there is a certificate.
+    Tls,
+    /// HTTP, beside listeners for TLS, to which its requests may be redirected.
+    Plain,
+}
+
+/// A connection, as its requests know it.
+struct Peer {
+    address: Option<IpAddr>,
+    /// The port of HTTPS that requests are redirected to.
+    redirect: bool,
+    /// Plain TCP, or a unix socket.
+    mapped: bool,
 }
 
 /// The longest headers of a request with HTTP/1, and about what hyper keeps of an answer that is not
@@ -104,16 +123,16 @@ enum Http {
 }
 
 impl Listening {
-    /// Accepts a connection; returns also who it is of.
-    pub(super) async fn accept(&self) -> io::Result<(Accepted, String)> {
+    /// Accepts a connection; returns also the address that it is of.
+    pub(super) async fn accept(&self) -> io::Result<(Accepted, Option<IpAddr>)> {
         match self {
             Listening::Tcp(tcp) => {
                 let (stream, peer) = tcp.accept().await?;
-                Ok((Accepted::Tcp(stream), peer.ip().to_canonical().to_string()))
+                Ok((Accepted::Tcp(stream), Some(peer.ip().to_canonical())))
             }
             Listening::Unix(unix, _) => {
                 let (stream, _) = unix.accept().await?;
-                Ok((Accepted::Unix(stream), "unix".to_owned()))
+                Ok((Accepted::Unix(stream), None))
             }
         }
     }
@@ -175,40 +194,70 @@ fn unsendable<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a se
     })
 }
 
+fn timed(terms: &Terms, io: Io) -> Timed {
+    Timed::new(io, terms.idle_timeout, terms.stall_timeout)
+}
+
+/// Returns what runs the streams of a connection of HTTP/2.
+fn streams(terms: &Terms, http: Http, io: &mut Timed) -> Option<Streams> {
+    let Http::Two = http else { return None };
+    let streams = Streams::new(terms.stall_timeout);
+    io.has_streams(streams.open());
+    Some(streams)
+}
+
+/// The request without its body, which nobody wants; and whether the connection is to end for that,
+/// once it is answered.
+fn without_body(request: Request<hyper::body::Incoming>) -> (Request<()>, bool) {
+    let (mut head, unwanted) = request.into_parts();
+    // Where a client would speak something else hyper would drop the connection in the end, and not
+    // shut it down.
+    if let Some(upgrade) = head.extensions.remove::<OnUpgrade>() {
+        tokio::spawn(async {
+            if let Ok(io) = upgrade.await {
+                let _ = TokioIo::new(io).shutdown().await;
+            }
+        });
+    }
+    // Over HTTP/1 the connection throws it away when it ends, as it will.
+    let closes = head.version < Version::HTTP_2 && !unwanted.is_end_stream();
+    if !closes && !unwanted.is_end_stream() {
+        tokio::spawn(throw_away(unwanted));
+    }
+    (Request::from_parts(head, ()), closes)
+}
+
 impl Server {
-    pub(super) fn new(
-        args: &Args,
-        connections: u32,
-        dir: ServeDir,
-        tls: Option<TlsAcceptor>,
-        log: Option<Log>,
-    ) -> Arc<Self> {
+    pub(super) fn new(connections: u32, site: Site, log: Log, meters: Meters) -> Arc<Self> {
         Arc::new(Server {
-            dir,
-            engine: args.engine,
-            tls,
+            site: ArcSwap::from_pointee(site),
             log,
-            header_timeout: args.header_timeout,
-            idle_timeout: args.idle_timeout,
-            stall_timeout: args.stall_timeout,
+            meters,
+            addresses: Arc::default(),
             // A u32 fits on every machine that this is for.
             limit: Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(usize::MAX))),
             connections,
             graceful: std::sync::Mutex::new(Some(GracefulShutdown::new())),
             ending: watch::Sender::new(false),
             trouble: Seldom::default(),
-            http1: http1(args.header_timeout),
         })
     }
 
     /// Accepts connections for ever.
-    pub(super) async fn accept(self: Arc<Self>, listener: Listening) {
+    pub(super) async fn accept(self: Arc<Self>, speaks: Speaks, listener: Listening) {
         loop {
             // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&self.limit).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    tokio::spawn(Arc::clone(&self).connection(stream, peer, permit));
+                    let site = self.site.load();
+                    let Some(counted) = self.counted(&site, peer) else { continue };
+                    let terms = Arc::clone(&site.terms);
+                    let connection = Arc::clone(&self).connection(terms, stream, speaks, peer);
+                    tokio::spawn(async move {
+                        connection.await;
+                        drop((permit, counted));
+                    });
                 }
                 // The client was faster; or there are no descriptors, and others must end first.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -220,140 +269,92 @@ impl Server {
         }
     }
 
+    /// Counts a connection among those of its address; `None` where it has too many.
+    fn counted(&self, site: &Site, peer: Option<IpAddr>) -> Option<Option<Counted>> {
+        let (Some(limit), Some(address)) = (site.connections_per_address, peer) else {
+            return Some(None);
+        };
+        // All clients of a proxy have its address.
+        if site.proxies.trusts(peer) {
+            return Some(None);
+        }
+        let counted = self.addresses.connect(address, limit);
+        if counted.is_none() {
+            self.meters.refused_connections.increment(1);
+        }
+        counted.map(Some)
+    }
+
     async fn connection(
         self: Arc<Self>,
+        terms: Arc<Terms>,
         stream: Accepted,
-        peer: String,
-        permit: OwnedSemaphorePermit,
+        speaks: Speaks,
+        address: Option<IpAddr>,
     ) {
         gauge!("sendfile2_http_connections").increment(1);
+        let tls = terms.tls.as_ref().filter(|_| speaks == Speaks::Tls);
+        let peer = Peer { address, redirect: speaks == Speaks::Plain, mapped: tls.is_none() };
         // TLS has no use for an engine.
-        let engine = if self.tls.is_some() { Engine::Copy } else { self.engine };
-        let options = Options::new().engine(engine);
-        let spoken = match &self.tls {
-            None => self.early(stream.spoken()).await,
+        let options =
+            Options::new().engine(if tls.is_some() { Engine::Copy } else { terms.engine });
+        let spoken = match tls {
+            None => self.early(&terms, stream.spoken()).await,
             Some(_) => Some(Http::One),
         };
         if let Some(http) = spoken {
-            match (stream.io(options).map(|io| self.timed(io)), &self.tls) {
+            match (stream.io(options).map(|io| timed(&terms, io)), tls) {
                 (Ok(mut io), None) => {
-                    let streams = self.streams(http, &mut io);
-                    let files = ZeroCopyLayer::new().layer(self.dir.clone());
-                    self.http(streams, io, &peer, files).await;
+                    let streams = streams(&terms, http, &mut io);
+                    self.http(&terms, streams, io, peer).await;
                 }
                 // In a box, so that connections without TLS are smaller.
-                (Ok(io), Some(tls)) => Box::pin(self.https(tls, io, &peer)).await,
+                (Ok(io), Some(tls)) => Box::pin(self.https(&terms, tls, io, peer)).await,
                 (Err(e), _) => {
                     self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
                 }
             }
         }
         gauge!("sendfile2_http_connections").decrement(1);
-        drop(permit);
     }
 
     /// Does the work before the first request, which has as long as a request's headers, and is not
     /// waited for in the end.
-    async fn early<T>(&self, work: impl Future<Output = io::Result<T>>) -> Option<T> {
+    async fn early<T>(
+        &self,
+        terms: &Terms,
+        work: impl Future<Output = io::Result<T>>,
+    ) -> Option<T> {
         let mut ending = self.ending.subscribe();
         tokio::select! {
-            done = tokio::time::timeout(self.header_timeout, work) => done.ok()?.ok(),
+            done = tokio::time::timeout(terms.header_timeout, work) => done.ok()?.ok(),
             _ = ending.wait_for(|ending| *ending) => None,
         }
     }
 
-    fn timed(&self, io: Io) -> Timed {
-        Timed::new(io, self.idle_timeout, self.stall_timeout)
-    }
-
     /// Serves a TLS connection, without mapped bytes: TLS reads them. The timeouts are beneath it,
     /// since it keeps what the peer does not take, and writes it when it is flushed.
-    async fn https(self: &Arc<Self>, tls: &TlsAcceptor, stream: Timed, peer: &str) {
+    async fn https(self: &Arc<Self>, terms: &Terms, tls: &TlsAcceptor, stream: Timed, peer: Peer) {
         let small = |tls: &mut ServerConnection| tls.set_buffer_limit(Some(OF_TLS));
-        if let Some(mut stream) = self.early(tls.accept_with(stream, small)).await {
+        if let Some(mut stream) = self.early(terms, tls.accept_with(stream, small)).await {
             let http = match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Http::Two,
                 _ => Http::One,
             };
-            let streams = self.streams(http, stream.get_mut().0);
-            self.http(streams, stream, peer, self.dir.clone()).await;
+            let streams = streams(terms, http, stream.get_mut().0);
+            self.http(terms, streams, stream, peer).await;
         }
     }
 
-    /// Returns what runs the streams of a connection of HTTP/2.
-    fn streams(&self, http: Http, io: &mut Timed) -> Option<Streams> {
-        let Http::Two = http else { return None };
-        let streams = Streams::new(self.stall_timeout);
-        io.has_streams(streams.open());
-        Some(streams)
-    }
-
-    async fn http<I, S, R>(self: &Arc<Self>, streams: Option<Streams>, io: I, peer: &str, files: S)
+    async fn http<I>(self: &Arc<Self>, terms: &Terms, streams: Option<Streams>, io: I, peer: Peer)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: Service<Request<()>, Response = Response<R>, Error = Infallible>
-            + Clone
-            + Send
-            + 'static,
-        S::Future: Send + 'static,
-        R: HttpBody<Data = axum::body::Bytes> + Send + Unpin + 'static,
-        R::Error: Into<axum::BoxError>,
     {
         let io = TokioIo::new(io);
-        let peer: Arc<str> = peer.into();
+        let peer = Arc::new(peer);
         let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
-            let asked = self.log.as_ref().map(|_| Asked {
-                method: request.method().clone(),
-                uri: request.uri().clone(),
-                version: request.version(),
-            });
             let (server, peer) = (Arc::clone(self), Arc::clone(&peer));
-            let (mut head, unwanted) = request.into_parts();
-            // Where a client would speak something else hyper would drop the connection in the end,
-            // and not shut it down.
-            if let Some(upgrade) = head.extensions.remove::<OnUpgrade>() {
-                tokio::spawn(async {
-                    if let Ok(io) = upgrade.await {
-                        let _ = TokioIo::new(io).shutdown().await;
-                    }
-                });
-            }
-            // Over HTTP/1 the connection does so when it ends, as it will.
-            let closes = head.version < Version::HTTP_2 && !unwanted.is_end_stream();
-            if !closes && !unwanted.is_end_stream() {
-                tokio::spawn(throw_away(unwanted));
-            }
-            let request = Request::from_parts(head, ());
-            let answer = tells_its_host(&request).then(|| files.clone().call(request));
-            async move {
-                let mut response = match answer {
-                    // With HTTP/2 an error ends a stream, and not the connection.
-                    Some(answer) => answer.await?.map(|body| {
-                        let server = Arc::clone(&server);
-                        Body::new(Telling::new(body.map_err(move |error| {
-                            let error = error.into();
-                            server.broke_off(&*error);
-                            error
-                        })))
-                    }),
-                    None => {
-                        let mut refusal = Response::new(Body::empty());
-                        *refusal.status_mut() = StatusCode::BAD_REQUEST;
-                        refusal
-                    }
-                };
-                if closes {
-                    let close = HeaderValue::from_static("close");
-                    response.headers_mut().insert(header::CONNECTION, close);
-                }
-                let status = response.status();
-                let code = status.as_str().to_owned();
-                counter!("sendfile2_http_requests_total", "status" => code).increment(1);
-                if let (Some(log), Some(asked)) = (&server.log, &asked) {
-                    log.write(&peer, asked, status, response.body().size_hint().exact());
-                }
-                Ok::<_, Infallible>(response)
-            }
+            async move { Ok::<_, Infallible>(server.answer(&peer, request).await.map(Telling::new)) }
         });
         let watched = {
             let graceful = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -361,7 +362,7 @@ impl Server {
         };
         let Some(watcher) = watched else { return };
         let ended = match streams {
-            None => watcher.watch(self.http1.serve_connection_with_upgrades(io, service)).await,
+            None => watcher.watch(terms.http1.serve_connection_with_upgrades(io, service)).await,
             Some(streams) => {
                 let http = http2(streams);
                 // In a box, so that connections of HTTP/1 are smaller.
@@ -374,7 +375,55 @@ impl Server {
         }
     }
 
-    fn broke_off(&self, why: &dyn std::error::Error) {
+    /// Answers a request: counts it, logs it, and refuses what is too much.
+    async fn answer(
+        self: Arc<Self>,
+        peer: &Peer,
+        request: Request<hyper::body::Incoming>,
+    ) -> Response<Answer> {
+        let began = Instant::now();
+        let site = self.site.load_full();
+        let client = site.proxies.client(peer.address, request.headers());
+        let line = site.log.map(|format| Line::begin(format, client, peer.address, &request));
+        let (request, closes) = without_body(request);
+        let asks = |rate, client| self.addresses.asks(client, rate);
+        let too_much = |rate| client.is_some_and(|client| !asks(rate, client));
+        let refused = |status| {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = status;
+            response
+        };
+        let mut response = if site.requests_per_address.is_some_and(too_much) {
+            self.meters.refused_requests.increment(1);
+            let mut response = refused(StatusCode::TOO_MANY_REQUESTS);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response
+        } else if !tells_its_host(&request) {
+            refused(StatusCode::BAD_REQUEST)
+        } else if let Some(response) = peer.redirect.then(|| site.redirected(&request)).flatten() {
+            response.map(Body::new)
+        } else if peer.mapped {
+            let files = tower::service_fn(|request| {
+                let site = Arc::clone(&site);
+                async move { Ok::<_, Infallible>(site.answer(request).await) }
+            });
+            let Ok(response) = ZeroCopyLayer::new().layer(files).call(request).await;
+            response
+        } else {
+            site.answer(request).await.map(Body::new)
+        };
+        if closes {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        let status = response.status();
+        let code = status.as_str().to_owned();
+        counter!("sendfile2_http_requests_total", "status" => code).increment(1);
+        self.meters.began.record(began.elapsed());
+        response.map(|body| Answer { body, server: self, began, status, bytes: 0, line })
+    }
+
+    pub(super) fn broke_off(&self, why: &dyn std::error::Error) {
         counter!("sendfile2_http_broken_total").increment(1);
         self.trouble.note(&format!("sendfile2: an answer broke off: {why}"));
     }
@@ -400,10 +449,7 @@ impl Server {
 
     /// Writes the rest of the access log; returns how many lines it could not take.
     pub(super) async fn finish_log(&self) -> u64 {
-        match &self.log {
-            Some(log) => log.finish().await,
-            None => 0,
-        }
+        self.log.finish().await
     }
 
     /// Returns the number of connections, while none is accepted.

@@ -1,17 +1,17 @@
-//! The access log: one line a request, when its answer begins.
+//! The access log: lines on their way to where they are written.
 
-use std::fmt;
 use std::fs::OpenOptions;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
-use axum::http::{Method, StatusCode, Uri, Version};
-use metrics::counter;
+use metrics::{Counter, counter};
 use tokio::sync::mpsc;
+
+use crate::output::Seldom;
 
 /// The number of lines that wait while the reader of the log (`--access-log -`) pauses.
 const LINES: usize = 4096;
@@ -19,117 +19,143 @@ const LINES: usize = 4096;
 /// The bytes that these lines have at most.
 const BYTES: usize = 1 << 20;
 
-/// The bytes of a URI that are shown.
-const URI: usize = 2048;
+/// The most bytes that are written at a time.
+const PIECE: usize = 64 << 10;
 
-/// The longest that the end waits for those lines.
+/// The longest that the end waits for those lines, and another target for those before it.
 const FLUSH: Duration = Duration::from_secs(2);
 
+/// Where lines are written.
+pub(super) type Target = Box<dyn Write + Send>;
+
 pub(super) struct Log {
-    /// The lines, which a thread of their own writes, so that no writing stops the server; `None`
-    /// is the end.
-    lines: mpsc::Sender<Option<String>>,
-    /// The bytes of those that wait.
+    /// What a thread of its own does, so that no writing stops the server.
+    to_do: mpsc::Sender<ToDo>,
+    /// The bytes of the lines that wait.
     waiting: Arc<AtomicUsize>,
-    dropped: AtomicU64,
+    lost: Arc<Lost>,
 }
 
-/// A request, as the log shows it.
-pub(super) struct Asked {
-    pub(super) method: Method,
-    pub(super) uri: Uri,
-    pub(super) version: Version,
+enum ToDo {
+    Write(String),
+    /// Lines from here on go elsewhere; `None`: nowhere.
+    Turn(Option<Target>),
+    End,
 }
 
-impl fmt::Display for Asked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A URI may have quotes, which would end it here, and bytes that are not ASCII.
-        let uri = self.uri.to_string();
-        let shown = &uri.as_bytes()[..uri.len().min(URI)];
-        let cut = if shown.len() < uri.len() { "..." } else { "" };
-        write!(f, "{} {}{cut} {:?}", self.method, shown.escape_ascii(), self.version)
+/// The lines that could not be written, and who is told so.
+struct Lost {
+    lines: AtomicU64,
+    counter: Counter,
+    told: Seldom,
+}
+
+impl Lost {
+    fn lose(&self, lines: u64, why: &str) {
+        let all = self.lines.fetch_add(lines, Ordering::Relaxed) + lines;
+        self.counter.increment(lines);
+        self.told.note(&format!("sendfile2: {all} lines of the access log are lost by now: {why}"));
+    }
+}
+
+/// Opens where lines are written: a file, which grows, or - for standard output.
+pub(super) fn open(path: &Path) -> anyhow::Result<Target> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdout()));
+    }
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    Ok(Box::new(file.with_context(|| format!("cannot write to {}", path.display()))?))
+}
+
+/// Says whether lines can be written there, and makes no log that another user could not write to.
+pub(super) fn check(path: &Path) -> anyhow::Result<()> {
+    let cannot = || format!("cannot write to {}", path.display());
+    match OpenOptions::new().append(true).open(path) {
+        _ if path == Path::new("-") => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+            directory.unwrap_or(Path::new(".")).metadata().map(drop).with_context(cannot)
+        }
+        opened => opened.map(drop).with_context(cannot),
     }
 }
 
 impl Log {
-    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
-        let to: Box<dyn Write + Send> = if path == Path::new("-") {
-            Box::new(io::stdout())
-        } else {
-            let file = OpenOptions::new().create(true).append(true).open(path);
-            Box::new(file.with_context(|| format!("cannot write to {}", path.display()))?)
-        };
-        let (lines, written) = mpsc::channel(LINES);
+    pub(super) fn new(target: Option<Target>) -> anyhow::Result<Self> {
+        let (to_do, done) = mpsc::channel(LINES);
+        let counter = counter!("sendfile2_log_lines_dropped_total");
+        let lost = Arc::new(Lost { lines: AtomicU64::new(0), counter, told: Seldom::default() });
         let waiting = Arc::<AtomicUsize>::default();
+        let of_thread = (Arc::clone(&lost), Arc::clone(&waiting));
         std::thread::Builder::new()
             .name("access log".into())
-            .spawn({
-                let waiting = Arc::clone(&waiting);
-                move || write_out(written, &waiting, to)
-            })
+            .spawn(move || work(done, target, &of_thread.0, &of_thread.1))
             .context("cannot start the access log's thread")?;
-        Ok(Log { lines, waiting, dropped: AtomicU64::new(0) })
+        Ok(Log { to_do, waiting, lost })
     }
 
-    /// Logs one line. `bytes` is the size of the answer's body, as far as it is known.
-    pub(super) fn write(&self, peer: &str, asked: &Asked, status: StatusCode, bytes: Option<u64>) {
-        let now = humantime::format_rfc3339_seconds(SystemTime::now());
-        let bytes = bytes.map_or("-".into(), |bytes| bytes.to_string());
-        let status = status.as_u16();
-        let line = format!("{peer} {now} \"{asked}\" {status} {bytes}\n");
+    /// Logs one line.
+    pub(super) fn write(&self, line: String) {
         let bytes = line.len();
         let room = self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes <= BYTES;
-        if !room || self.lines.try_send(Some(line)).is_err() {
+        if !room || self.to_do.try_send(ToDo::Write(line)).is_err() {
             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            counter!("sendfile2_log_lines_dropped_total").increment(1);
+            self.lost.lose(1, "its reader is too slow");
         }
+    }
+
+    /// Writes the lines from here on to another target; `false` where those before it cannot be
+    /// written meanwhile, and all stays as it was.
+    pub(super) async fn turn(&self, target: Option<Target>) -> bool {
+        let sent = self.to_do.send(ToDo::Turn(target));
+        tokio::time::timeout(FLUSH, sent).await.is_ok_and(|sent| sent.is_ok())
     }
 
     /// Waits until the lines that are there are written, but not for ever; returns how many were
-    /// dropped.
+    /// lost.
     pub(super) async fn finish(&self) -> u64 {
         let written = async {
-            let _ = self.lines.send(None).await;
-            self.lines.closed().await;
+            let _ = self.to_do.send(ToDo::End).await;
+            self.to_do.closed().await;
         };
         let _ = tokio::time::timeout(FLUSH, written).await;
-        self.dropped.load(Ordering::Relaxed)
+        self.lost.lines.load(Ordering::Relaxed)
     }
 }
 
-fn write_out(
-    mut lines: mpsc::Receiver<Option<String>>,
+fn work(
+    mut to_do: mpsc::Receiver<ToDo>,
+    mut target: Option<Target>,
+    lost: &Lost,
     waiting: &AtomicUsize,
-    to: Box<dyn Write + Send>,
 ) {
-    let mut to = BufWriter::new(to);
-    while let Some(Some(line)) = lines.blocking_recv() {
-        // A disk that is full ends no service.
-        let _ = to.write_all(line.as_bytes());
-        waiting.fetch_sub(line.len(), Ordering::Relaxed);
-        if lines.is_empty() {
-            let _ = to.flush();
+    let (mut piece, mut lines) = (Vec::new(), 0);
+    let flush = |piece: &mut Vec<u8>, lines: &mut u64, target: &mut Option<Target>| {
+        if let (Some(target), 1..) = (target, *lines) {
+            // A disk that is full ends no service.
+            if let Err(e) = target.write_all(piece).and_then(|()| target.flush()) {
+                lost.lose(*lines, &e.to_string());
+            }
+        }
+        piece.clear();
+        *lines = 0;
+    };
+    while let Some(next) = to_do.blocking_recv() {
+        match next {
+            ToDo::Write(line) => {
+                waiting.fetch_sub(line.len(), Ordering::Relaxed);
+                piece.extend_from_slice(line.as_bytes());
+                lines += 1;
+            }
+            ToDo::Turn(other) => {
+                flush(&mut piece, &mut lines, &mut target);
+                target = other;
+            }
+            ToDo::End => break,
+        }
+        if piece.len() >= PIECE || to_do.is_empty() {
+            flush(&mut piece, &mut lines, &mut target);
         }
     }
-    let _ = to.flush();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_uri_forges_no_line() {
-        let asked = |uri: &[u8]| Asked {
-            method: Method::GET,
-            uri: Uri::try_from(uri).expect("a URI"),
-            version: Version::HTTP_11,
-        };
-        assert_eq!(asked(b"/a?b=%20").to_string(), "GET /a?b=%20 HTTP/1.1");
-        let forged = asked("/\" 200 1\u{85}".replace(' ', "{}").as_bytes()).to_string();
-        assert_eq!(forged, r#"GET /\"{}200{}1\xc2\x85 HTTP/1.1"#);
-        let long = asked("/".repeat(60_000).as_bytes()).to_string();
-        assert_eq!(long, format!("GET {}... HTTP/1.1", "/".repeat(URI)));
-    }
+    flush(&mut piece, &mut lines, &mut target);
 }

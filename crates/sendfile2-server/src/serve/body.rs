@@ -1,0 +1,106 @@
+//! Bodies of answers, and what is counted when they end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::StatusCode;
+use http_body_util::Full;
+use sendfile2_axum::ServeBody;
+
+use super::access::Line;
+use super::connection::Server;
+
+/// The body of an answer of the site.
+pub(super) enum FilesBody {
+    Dir(ServeBody),
+    Text(Full<Bytes>),
+}
+
+impl Default for FilesBody {
+    fn default() -> Self {
+        FilesBody::Text(Full::default())
+    }
+}
+
+impl HttpBody for FilesBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, std::io::Error>>> {
+        match self.get_mut() {
+            FilesBody::Dir(body) => Pin::new(body).poll_frame(cx),
+            FilesBody::Text(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            FilesBody::Dir(body) => body.is_end_stream(),
+            FilesBody::Text(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match self {
+            FilesBody::Dir(body) => body.size_hint(),
+            FilesBody::Text(body) => body.size_hint(),
+        }
+    }
+}
+
+/// An answer's body, which counts and logs the answer when it ends, however it does.
+pub(super) struct Answer {
+    pub(super) body: Body,
+    pub(super) server: Arc<Server>,
+    pub(super) began: Instant,
+    pub(super) status: StatusCode,
+    pub(super) bytes: u64,
+    pub(super) line: Option<Line>,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                // Not a byte of it is looked at: it may be mapped.
+                this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
+            // With HTTP/2 it ends a stream, and not the connection.
+            Some(Err(error)) => this.server.broke_off(error),
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        self.server.meters.ended.record(took);
+        if let Some(line) = self.line.take() {
+            self.server.log.write(line.end(self.status, self.bytes, took));
+        }
+    }
+}

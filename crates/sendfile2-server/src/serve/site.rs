@@ -1,0 +1,273 @@
+//! All that a reload replaces: the directory, certificates, limits and rules.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::http::uri::{Authority, PathAndQuery};
+use axum::http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+};
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use sendfile2::Engine;
+use sendfile2_axum::ServeDir;
+use tokio_rustls::TlsAcceptor;
+use tower_http::cors::CorsLayer;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::body::FilesBody;
+use super::connection::http1;
+use super::limits::Proxies;
+use super::listing::Listing;
+use super::rules::{Rules, cors};
+use super::tls;
+use crate::args::serve::LogFormat;
+use crate::config::{self, Config};
+
+/// The headers that ask for a part of a file, or for another version of it than a known one.
+const CONDITIONS: [HeaderName; 6] = [
+    header::RANGE,
+    header::IF_RANGE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+];
+
+pub(super) struct Site {
+    dir: ServeDir,
+    rules: Rules,
+    cors: Option<CorsLayer>,
+    /// The path of the page of those that there are not, and its status.
+    instead: Option<(Uri, StatusCode)>,
+    listing: Option<Arc<Listing>>,
+    dotfiles: bool,
+    pub(super) redirect: Option<u16>,
+    pub(super) log: Option<LogFormat>,
+    pub(super) proxies: Proxies,
+    pub(super) connections_per_address: Option<u32>,
+    pub(super) requests_per_address: Option<u32>,
+    pub(super) grace: Duration,
+    pub(super) terms: Arc<Terms>,
+}
+
+/// What a connection keeps from its beginning on. It keeps nothing else of a site, so that the files
+/// of one that was replaced are closed.
+pub(super) struct Terms {
+    pub(super) engine: Engine,
+    pub(super) tls: Option<TlsAcceptor>,
+    pub(super) header_timeout: Duration,
+    pub(super) idle_timeout: Duration,
+    pub(super) stall_timeout: Duration,
+    /// The builder for HTTP/1, chosen beforehand: hyper-util would find out the version by itself,
+    /// but by reading, after which hyper's buffer is twice as large, and without a limit of time.
+    pub(super) http1: auto::Builder<TokioExecutor>,
+}
+
+impl Site {
+    pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
+        config::agree(config)?;
+        let args = &config.args;
+        super::usable(args.engine, args.listen.iter().chain(&args.listen_http))?;
+        let path = args.dir.as_deref().unwrap_or(Path::new("."));
+        let beneath = !args.follow_links_out;
+        let open = if beneath { ServeDir::new } else { ServeDir::follow_links_out };
+        let name = path.display();
+        let cannot = || format!("{}: cannot open {name}", config.place("dir", 0));
+        let mut dir = open(path).with_context(cannot)?;
+        if args.precompressed {
+            dir = dir.precompressed();
+        }
+        let page = |key, page: &Option<String>, status| {
+            page.as_ref().map(|page| {
+                let found = path.join(page).metadata();
+                anyhow::ensure!(
+                    found.is_ok_and(|found| found.is_file()),
+                    "{}: there is no file {page} beneath {name}",
+                    config.place(key, 0)
+                );
+                Ok((uri(page)?, status))
+            })
+        };
+        let instead = match page("fallback", &args.fallback, StatusCode::OK) {
+            None => page("not-found-page", &args.not_found_page, StatusCode::NOT_FOUND),
+            some => some,
+        };
+        let tls = match (&args.tls_cert, &args.tls_key) {
+            (Some(cert), Some(key)) => {
+                let acceptor = tls::acceptor(cert, key);
+                Some(acceptor.with_context(|| config.place("tls-cert", 0))?)
+            }
+            _ => None,
+        };
+        Ok(Site {
+            dir,
+            rules: Rules::new(config)?,
+            cors: cors(config)?,
+            instead: instead.transpose()?,
+            listing: match args.list_directories {
+                true => {
+                    Some(Arc::new(Listing::new(path, beneath, args.dotfiles).with_context(cannot)?))
+                }
+                false => None,
+            },
+            dotfiles: args.dotfiles,
+            redirect: args.redirect_https.map(std::num::NonZeroU16::get),
+            log: args.access_log.as_ref().map(|_| args.access_log_format),
+            proxies: Proxies::new(config)?,
+            connections_per_address: args.max_connections_per_address.map(Into::into),
+            requests_per_address: args.max_requests_per_address.map(Into::into),
+            grace: args.grace,
+            terms: Arc::new(Terms {
+                engine: args.engine,
+                tls,
+                header_timeout: args.header_timeout,
+                idle_timeout: args.idle_timeout,
+                stall_timeout: args.stall_timeout,
+                http1: http1(args.header_timeout),
+            }),
+        })
+    }
+
+    /// Answers a request that has passed all limits.
+    pub(super) async fn answer<B: Send + 'static>(
+        self: Arc<Self>,
+        request: Request<B>,
+    ) -> Response<FilesBody> {
+        if self.cors.is_none() {
+            return self.file(request).await;
+        }
+        let site = Arc::clone(&self);
+        let file = tower::service_fn(move |request| {
+            let site = Arc::clone(&site);
+            async move { Ok::<_, Infallible>(site.file(request).await) }
+        });
+        let Some(cors) = &self.cors else { return Response::default() };
+        let Ok(response) = cors.layer(file).call(request).await;
+        response
+    }
+
+    /// Returns the redirect to HTTPS that answers a request by a plain listener, where there is one.
+    pub(super) fn redirected<B>(&self, request: &Request<B>) -> Option<Response<FilesBody>> {
+        let port = self.redirect?;
+        let path = request.uri().path();
+        // Those who make certificates ask for this, before there are any.
+        if path.starts_with("/.well-known/acme-challenge/") {
+            return None;
+        }
+        let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let named = named.and_then(|host| host.parse::<Authority>().ok());
+        let host = request.uri().authority().cloned().or(named);
+        let mut response = Response::default();
+        let Some(host) = host else {
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+            return Some(response);
+        };
+        let port = if port == 443 { String::new() } else { format!(":{port}") };
+        let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+        let to = format!("https://{}{port}{path}", host.host());
+        *response.status_mut() = match HeaderValue::from_str(&to) {
+            Ok(to) => {
+                response.headers_mut().insert(header::LOCATION, to);
+                StatusCode::PERMANENT_REDIRECT
+            }
+            Err(_) => StatusCode::BAD_REQUEST,
+        };
+        Some(response)
+    }
+
+    async fn file<B: Send + 'static>(&self, request: Request<B>) -> Response<FilesBody> {
+        let uri = request.uri().clone();
+        let hidden = !self.dotfiles && hides(uri.path());
+        let asks = matches!(*request.method(), Method::GET | Method::HEAD);
+        let again = (asks && (self.instead.is_some() || self.listing.is_some()))
+            .then(|| (request.method().clone(), request.headers().clone()));
+        let mut response = if hidden {
+            Response::default()
+        } else {
+            let Ok(response) = self.dir.clone().call(request).await;
+            response.map(FilesBody::Dir)
+        };
+        if hidden {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+        }
+        if let (Some((method, headers)), StatusCode::NOT_FOUND) = (again, response.status()) {
+            if let Some(other) = self.instead(&method, headers, uri.path(), hidden).await {
+                response = other;
+            }
+        }
+        self.rules.apply(uri.path(), &mut response);
+        response
+    }
+
+    /// Returns what is answered where there is no file.
+    async fn instead(
+        &self,
+        method: &Method,
+        mut headers: HeaderMap,
+        path: &str,
+        hidden: bool,
+    ) -> Option<Response<FilesBody>> {
+        if let (Some(listing), false) = (&self.listing, hidden) {
+            if let Some(page) = Arc::clone(listing).page(path).await {
+                return Some(page);
+            }
+        }
+        let (uri, status) = self.instead.as_ref()?;
+        if *status != StatusCode::OK {
+            // It is no version, and no part, of what was asked for.
+            for name in CONDITIONS {
+                headers.remove(name);
+            }
+        }
+        let mut request = Request::new(());
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = uri.clone();
+        *request.headers_mut() = headers;
+        let Ok(mut response) = self.dir.clone().call(request).await;
+        if *status != StatusCode::OK {
+            *response.status_mut() = *status;
+            for name in [header::ETAG, header::LAST_MODIFIED, header::ACCEPT_RANGES] {
+                response.headers_mut().remove(name);
+            }
+        }
+        Some(response.map(FilesBody::Dir))
+    }
+}
+
+/// Returns whether a path leads through a name that begins with a dot.
+fn hides(path: &str) -> bool {
+    if !path.contains("/.") && !path.contains('%') {
+        return false;
+    }
+    let path = percent_decode_str(path).decode_utf8_lossy();
+    path.split('/').any(|name| name.starts_with('.') && name != ".well-known")
+}
+
+/// Returns the URI of a file beneath the directory.
+fn uri(page: &str) -> anyhow::Result<Uri> {
+    let names = page.split('/').filter(|name| !name.is_empty());
+    let path: String =
+        names.map(|name| format!("/{}", utf8_percent_encode(name, NON_ALPHANUMERIC))).collect();
+    path.parse().with_context(|| format!("{page} is no file's name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hides;
+
+    #[test]
+    fn names_with_a_dot_are_hidden_however_they_are_spelled() {
+        for path in ["/.git/config", "/a/.env", "/%2egit/config", "/a%2f.env", "/.well-known/.a"] {
+            assert!(hides(path), "{path}");
+        }
+        for path in ["/", "/a.b", "/a/b.", "/.well-known/acme-challenge/x", "/%41"] {
+            assert!(!hides(path), "{path}");
+        }
+    }
+}
