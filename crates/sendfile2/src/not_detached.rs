@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 /// The reason why a range could not be detached. No byte of the file
 /// was changed by this (its times may have, since old bytes are rewritten), but by
-/// [`Detacher::zero`](crate::detach::Detacher::zero).
+/// [`Eraser::erase`](crate::detach::Eraser::erase).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotDetached {
@@ -52,6 +52,12 @@ pub enum NotDetached {
         /// How often it was tried.
         tries: u32,
     },
+    /// The time was over before this was reached. What was detached before stays so.
+    #[error("bytes {}..{} could not be detached in time", range.start, range.end)]
+    Deadline {
+        /// The rest of the range, in bytes of the file.
+        range: Range<u64>,
+    },
     /// The range is not made of whole units.
     #[error("bytes {}..{} are not whole units of {unit} bytes", range.start, range.end)]
     Unaligned {
@@ -90,6 +96,26 @@ pub enum NotDetached {
     },
 }
 
+/// Errors by which the kernel, the filesystem or a filter says that it does not offer something, or
+/// forbids it, or that there is no `/proc`.
+const LASTING: [Errno; 15] = [
+    Errno::OPNOTSUPP,
+    Errno::NOSYS,
+    Errno::INVAL,
+    Errno::PERM,
+    Errno::ACCESS,
+    Errno::ROFS,
+    Errno::NODEV,
+    Errno::NOTTY,
+    Errno::XDEV,
+    Errno::STALE,
+    Errno::NOENT,
+    Errno::NOTDIR,
+    Errno::ISDIR,
+    Errno::LOOP,
+    Errno::NXIO,
+];
+
 impl NotDetached {
     pub(crate) fn io(op: &'static str, offset: u64) -> impl FnOnce(Errno) -> NotDetached {
         move |e| NotDetached::Io { op, offset, cause: e.into() }
@@ -112,6 +138,13 @@ impl NotDetached {
 
     /// Whether another try may come to something else.
     pub(crate) fn is_for_now(&self) -> bool {
-        matches!(self, NotDetached::Cached { .. })
+        matches!(self, NotDetached::Cached { .. } | NotDetached::Deadline { .. })
+    }
+
+    /// Whether it may be otherwise later, with the file as it is: the disk or a quota is full, there
+    /// is no descriptor or no memory, or whatever else is no answer to whether it can be done.
+    pub(crate) fn is_passing(&self) -> bool {
+        let errno = self.io_error().and_then(Errno::from_io_error);
+        errno.is_some_and(|errno| !LASTING.contains(&errno))
     }
 }

@@ -293,6 +293,11 @@ impl Source {
         nature.block_device || [filesystem::EXT, filesystem::XFS].contains(&nature.filesystem)
     }
 
+    /// Whether the unit of direct I/O on the file is known to stay as it is. On XFS a reflink raises it.
+    pub(crate) fn keeps_direct_unit(&self) -> bool {
+        self.0.nature.block_device || self.0.nature.filesystem == filesystem::EXT
+    }
+
     /// Whether the file is on btrfs, whose direct writes go through the page cache where it keeps
     /// checksums.
     pub(crate) fn is_btrfs(&self) -> bool {

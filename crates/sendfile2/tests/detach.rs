@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use common::filesystems::{DETACHING, Filesystem, filesystems, here, mounted, overlay, tmpfs};
 use common::pattern;
 use sendfile2::Source;
-use sendfile2::detach::{Detacher, NotDetached, REGION};
+use sendfile2::detach::{Detacher, Eraser, NotDetached, REGION};
 
 const SLOT: u64 = 128 << 10;
 
@@ -190,23 +190,113 @@ fn the_end_of_the_file_is_detached_where_a_direct_write_reaches_it() {
     }
 }
 
+/// Where the content of a file is in memory only, direct I/O takes nothing out, but a hole does.
 #[test]
-fn a_region_is_zeroed_and_what_is_in_flight_is_not() {
-    for filesystem in filesystems().into_iter().filter(must_detach) {
-        let name = filesystem.name;
+fn a_region_is_erased_and_what_is_in_flight_is_not() {
+    let memory = [Some(tmpfs()), mounted("tmpfs with huge pages")].into_iter().flatten();
+    let memory: Vec<_> = memory.collect();
+    let disks = filesystems().into_iter().filter(must_detach).chain(mounted("ext3"));
+    for filesystem in disks.chain(memory) {
         let file = made(&filesystem, 4, 3 * REGION);
-        let detacher = detacher(&file).unwrap();
-        let range = REGION..2 * REGION;
-        let mut receiver = queued(&file, REGION + 5..REGION + 5 + SLOT);
-        detacher.zero(&range).unwrap_or_else(|why| panic!("{name}: {why}"));
-        file.write_all_at(&pattern(!4, range.clone()), range.start).unwrap();
-        let sent = pattern(4, REGION + 5..REGION + 5 + SLOT);
-        assert_eq!(wrong(&mut receiver, &sent), 0, "{name}");
-        let part = detacher.zero(&(REGION..REGION + 4096)).unwrap_err();
-        assert!(matches!(part, NotDetached::Unaligned { unit: REGION, .. }), "{part}");
-        let behind = detacher.zero(&(2 * REGION..4 * REGION)).unwrap_err();
-        assert!(matches!(behind, NotDetached::BehindEnd { .. }), "{behind}");
+        erases(filesystem.name, &file);
     }
+}
+
+/// A disk itself, as far as a file can be one.
+#[test]
+fn a_region_of_a_block_device_is_erased() {
+    let Some(disk) = common::filesystems::loop_device(3 * REGION) else { return };
+    let device = OpenOptions::new().read(true).write(true).open(&disk.dir).unwrap();
+    device.write_all_at(&pattern(4, 0..3 * REGION), 0).unwrap();
+    device.sync_all().unwrap();
+    erases(disk.name, &device);
+}
+
+fn erases(name: &str, file: &File) {
+    let eraser = Eraser::new(&common::source(file)).unwrap_or_else(|why| panic!("{name}: {why}"));
+    let range = REGION..2 * REGION;
+    let sent = REGION + 5..REGION + 5 + SLOT;
+    let mut receiver = queued(file, sent.clone());
+    eraser.erase(&range).unwrap_or_else(|why| panic!("{name}: {why}"));
+    let mut zeroes = vec![1; index(REGION)];
+    file.read_exact_at(&mut zeroes, REGION).unwrap();
+    assert!(zeroes.iter().all(|byte| *byte == 0), "{name}");
+    file.write_all_at(&pattern(!4, range.clone()), range.start).unwrap();
+    assert_eq!(wrong(&mut receiver, &pattern(4, sent)), 0, "{name}");
+    let beside = [(0..REGION), (2 * REGION..3 * REGION)];
+    for beside in beside {
+        let mut now = vec![0; index(REGION)];
+        file.read_exact_at(&mut now, beside.start).unwrap();
+        assert!(now == pattern(4, beside), "{name}: beside it nothing has changed");
+    }
+    // The control.
+    let mut receiver = queued(file, 5..5 + SLOT);
+    file.write_all_at(&pattern(!4, 0..REGION), 0).unwrap();
+    assert!(wrong(&mut receiver, &pattern(4, 5..5 + SLOT)) > 0, "{name}");
+    let part = eraser.erase(&(REGION..REGION + 4096)).unwrap_err();
+    assert!(matches!(part, NotDetached::Unaligned { unit: REGION, .. }), "{part}");
+    let behind = eraser.erase(&(2 * REGION..4 * REGION)).unwrap_err();
+    assert!(matches!(behind, NotDetached::BehindEnd { .. }), "{behind}");
+}
+
+/// A slab that is full: what is erased gives its space to whoever comes first.
+#[test]
+fn an_erased_region_of_a_full_tmpfs_has_zeroes_and_nothing_in_flight_changes() {
+    let Some(filesystem) = mounted("tmpfs of 8 MiB") else { return };
+    let file = made(&filesystem, 4, 2 * REGION);
+    let eraser = Eraser::new(&common::source(&file)).unwrap();
+    let mut receiver = queued(&file, 0..SLOT);
+    eraser.erase(&(0..REGION)).unwrap();
+    let greedy = File::create(filesystem.dir.join("greedy")).unwrap();
+    let mut filled = 0;
+    while greedy.write_all_at(&[1; 4096], filled).is_ok() {
+        filled += 4096;
+    }
+    let full = file.write_all_at(&pattern(!4, 0..REGION), 0).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let mut zeroes = vec![1; index(REGION)];
+    file.read_exact_at(&mut zeroes, 0).unwrap();
+    assert!(zeroes.iter().all(|byte| *byte == 0));
+    assert_eq!(wrong(&mut receiver, &pattern(4, 0..SLOT)), 0);
+    // A slab of holes has nothing that shows itself as cached.
+    drop(greedy);
+    std::fs::remove_file(filesystem.dir.join("greedy")).unwrap();
+    eraser.erase(&(0..2 * REGION)).unwrap();
+    Eraser::new(&common::source(&file)).unwrap().erase(&(0..REGION)).unwrap();
+}
+
+/// Whoever overwrites the first page again and again, with a detacher for each time, is not to find
+/// it read each time.
+#[test]
+fn where_something_is_cached_nothing_is_read_to_find_the_proof() {
+    let file = made(&here(), 11, 4 * SLOT);
+    let Ok(first) = detacher(&file) else {
+        println!("SKIP: no direct I/O here");
+        return;
+    };
+    first.detach(&(0..4 * SLOT)).unwrap();
+    file.read_exact_at(&mut [0], 2 * SLOT).unwrap();
+    let proof = detacher(&file).unwrap().proof();
+    assert_eq!(proof, first.proof());
+    let page = common::source(&file).mapped(0..4096).unwrap().unwrap();
+    assert!(!page.is_resident());
+}
+
+/// An empty file has nothing to be asked for: the way is found when it has.
+#[test]
+fn an_empty_file_is_detached_when_it_has_grown() {
+    let file = made(&here(), 12, 0);
+    let Ok(detacher) = detacher(&file) else {
+        println!("SKIP: no direct I/O here");
+        return;
+    };
+    detacher.detach(&(0..SLOT)).unwrap();
+    file.write_all_at(&pattern(12, 0..SLOT), 0).unwrap();
+    let mut receiver = queued(&file, 0..SLOT);
+    assert!(detacher.detach(&(0..SLOT)).unwrap().tries > 0);
+    file.write_all_at(&pattern(!12, 0..SLOT), 0).unwrap();
+    assert_eq!(wrong(&mut receiver, &pattern(12, 0..SLOT)), 0);
+    assert_eq!(detacher.proof(), Detacher::new(&common::source(&file)).unwrap().proof());
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::pages::{REGION, TRIES, chunks, page, pages};
-use super::proof::Proof;
+use super::pages::{chunks, page, pages};
+use super::proof::{Found, Proof};
 use crate::error::Error;
 use crate::not_detached::NotDetached;
 use crate::refusal::Unmappable;
@@ -22,10 +22,14 @@ pub struct Detacher {
     pub(super) source: Source,
     /// The same file, open for direct I/O.
     pub(super) direct: OwnedFd,
-    pub(super) proof: Proof,
+    proof: Found,
     /// Only direct I/O takes its pages out. On btrfs a clone does, except where it was refused, as
     /// that of a file without checksums is.
     pub(super) no_clone: AtomicBool,
+    /// The unit of direct I/O is no larger, whatever becomes of the file, or as it is now.
+    later: u64,
+    /// Multiples of this can be written by direct I/O whatever becomes of the file.
+    whole: u64,
 }
 
 /// A range that was detached.
@@ -49,40 +53,36 @@ impl Detacher {
     /// [`NotDetached::NoDirect`] on filesystems without direct I/O (tmpfs) and for files that may
     /// not be written; [`NotDetached::NoProof`]; [`NotDetached::Io`].
     pub fn new(source: &Source) -> Result<Self, NotDetached> {
-        let no_direct = |cause: Errno| NotDetached::NoDirect { cause: cause.into() };
         if source.is_in_memory() {
             // It may be opened so since Linux 6.6, and keeps its pages all the same.
-            return Err(no_direct(Errno::OPNOTSUPP));
+            return Err(NotDetached::NoDirect { cause: Errno::OPNOTSUPP.into() });
         }
-        // By this name an unlinked file, too, is opened anew.
-        let name = format!("/proc/self/fd/{}", source.as_fd().as_raw_fd());
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let open = |flags| rustix::fs::open(&*name, flags, Mode::empty()).map_err(no_direct);
-        let direct = open(flags | OFlags::DIRECT)?;
-        let stat = |file| rustix::fs::fstat(file).map_err(NotDetached::io("fstat", 0));
-        let (ours, anew) = (stat(source.as_fd())?, stat(direct.as_fd())?);
-        if (ours.st_dev, ours.st_ino) != (anew.st_dev, anew.st_ino) {
-            // Something else is mounted where /proc should be.
-            return Err(no_direct(Errno::STALE));
-        }
-        let source = match source.unmappable() {
-            // It may show the lower file for ever, which was copied up at the latest just now.
-            Some(Unmappable::Overlay) => Source::new(open(flags)?)?,
-            _ => source.clone(),
-        };
-        let proof = Proof::of(&source)?;
+        let (direct, source) = anew(source, OFlags::DIRECT).map_err(|why| match why {
+            NotDetached::Unsupported { cause, .. } => NotDetached::NoDirect { cause },
+            why => why,
+        })?;
+        let proof = Found::of(&source)?;
         let no_clone = AtomicBool::new(!source.is_btrfs());
-        let detacher = Detacher { source, direct, proof, no_clone };
+        let mut detacher = Detacher { source, direct, proof, no_clone, later: 1, whole: page() };
         if detacher.no_clone.load(Ordering::Relaxed) {
-            detacher.direct_units()?;
+            let (_, block) = detacher.direct_units()?;
+            if !detacher.source.keeps_direct_unit() {
+                detacher.later = block;
+                detacher.whole = block.max(page());
+            }
         }
         Ok(detacher)
     }
 
-    /// Returns the way in which the page cache of this file is asked.
+    /// Returns the way in which the page cache of this file is asked. Of an empty file, of which there
+    /// is nothing to ask, it is found later.
     #[must_use]
     pub fn proof(&self) -> Proof {
-        self.proof
+        self.proof.way(&self.source).unwrap_or(Proof::Mincore)
+    }
+
+    pub(super) fn cached(&self, range: &Range<u64>) -> Result<u64, NotDetached> {
+        self.proof.cached(&self.source, range)
     }
 
     /// Takes every page of `range` out of the page cache: writes them out, rewrites the old bytes
@@ -124,31 +124,35 @@ impl Detacher {
         }
         Ok(Detached { range: pages(&range, size), tries, elapsed: began.elapsed() })
     }
+}
 
-    /// Zeroes `range`, whole [`REGION`]s, and proves that no page of it is in the page cache: the
-    /// cheaper way for a store that is about to overwrite all of them. Keep senders out from
-    /// before this call until after the write, as with [`detach`](Self::detach).
-    ///
-    /// # Errors
-    /// [`NotDetached`]. The old content may then be gone; what is in flight keeps it.
-    pub fn zero(&self, range: &Range<u64>) -> Result<Detached, NotDetached> {
-        let began = Instant::now();
-        let size = self.source.size()?;
-        if range.end > size {
-            return Err(NotDetached::BehindEnd { range: range.clone(), size });
-        }
-        if range.start % REGION != 0 || range.end % REGION != 0 {
-            return Err(NotDetached::Unaligned { range: range.clone(), unit: REGION });
-        }
-        for tries in 1..=TRIES {
-            self.zero_blocks(range)?;
-            if self.proof.cached(&self.source, range)? == 0 {
-                return Ok(Detached { range: range.clone(), tries, elapsed: began.elapsed() });
-            }
-        }
-        let pages = self.proof.cached(&self.source, range)?;
-        Err(NotDetached::Cached { range: range.clone(), pages, tries: TRIES })
+/// Opens the file of `source` anew, for reading and writing and with more `flags`. Returns with it a
+/// source that shows what is written to it.
+///
+/// # Errors
+/// [`NotDetached::Unsupported`] where it may not be written; [`NotDetached::Io`].
+pub(super) fn anew(source: &Source, flags: OFlags) -> Result<(OwnedFd, Source), NotDetached> {
+    let refused = NotDetached::unsupported("opening it for writing");
+    // By this name an unlinked file, too, is opened anew.
+    let name = format!("/proc/self/fd/{}", source.as_fd().as_raw_fd());
+    let open = |flags| rustix::fs::open(&*name, flags, Mode::empty());
+    let both = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = match open(both | flags) {
+        Ok(file) => file,
+        Err(errno) => return Err(refused(errno)),
+    };
+    let stat = |file| rustix::fs::fstat(file).map_err(NotDetached::io("fstat", 0));
+    let (ours, anew) = (stat(source.as_fd())?, stat(file.as_fd())?);
+    if (ours.st_dev, ours.st_ino) != (anew.st_dev, anew.st_ino) {
+        // Something else is mounted where /proc should be.
+        return Err(refused(Errno::STALE));
     }
+    let source = match source.unmappable() {
+        // It may show the lower file for ever, which was copied up at the latest just now.
+        Some(Unmappable::Overlay) => Source::new(open(both).map_err(refused)?)?,
+        _ => source.clone(),
+    };
+    Ok((file, source))
 }
 
 impl From<Error> for NotDetached {
@@ -161,7 +165,7 @@ impl From<Error> for NotDetached {
 }
 
 impl Detacher {
-    /// Whether a send from `range` can be detached, as far as that does not depend on what others
+    /// Whether a send from `range` can be detached now, as far as that does not depend on what others
     /// do: the last page of the file may have too little in it.
     pub(crate) fn allows(&self, range: &Range<u64>) -> bool {
         self.source.size().is_ok_and(|size| self.allows_with(range, size))
@@ -169,9 +173,31 @@ impl Detacher {
 
     /// The same, if the file had this size.
     pub(crate) fn allows_with(&self, range: &Range<u64>, size: u64) -> bool {
+        self.allows_by(range, size, 1)
+    }
+
+    /// Whether a send from `range` can be detached now and later, whoever makes a reflink of the
+    /// file meanwhile.
+    pub(crate) fn always_allows(&self, range: &Range<u64>) -> bool {
+        self.source.size().is_ok_and(|size| self.always_allows_with(range, size))
+    }
+
+    /// The same, if the file had this size.
+    pub(crate) fn always_allows_with(&self, range: &Range<u64>, size: u64) -> bool {
+        self.allows_by(range, size, self.later)
+    }
+
+    /// Whether all sends that end before `end` can be detached, now and later, where the file has
+    /// `size` bytes at least.
+    pub(crate) fn always_allows_before(&self, end: u64, size: u64) -> bool {
+        end <= size / self.whole * self.whole
+    }
+
+    fn allows_by(&self, range: &Range<u64>, size: u64, least: u64) -> bool {
+        let whole = page().max(least);
         range.start >= size
-            || range.end <= size / page() * page()
+            || range.end <= size / whole * whole
             || !self.no_clone.load(Ordering::Relaxed)
-            || self.blocks(&(range.start..range.end.min(size)), size).is_ok()
+            || self.blocks_with(&(range.start..range.end.min(size)), size, least).is_ok()
     }
 }

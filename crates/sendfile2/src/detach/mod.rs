@@ -13,7 +13,7 @@
 //!   [`GuardedFile`](crate::guard::GuardedFile) does: after it an ordinary write is safe.
 //! * [`Detacher::overwrite`] is for files that others send while they please: it writes whole
 //!   blocks by direct I/O that the kernel refuses while any of their pages is cached.
-//! * [`Detacher::zero`] is for stores that are about to overwrite whole regions.
+//! * [`Eraser::erase`] is for stores that are about to overwrite whole regions.
 //!
 //! ```no_run
 //! use sendfile2::{Source, detach::Detacher};
@@ -33,10 +33,11 @@
 //! packets are gone: up to 2 MiB (a folio) for each send, however short that was.
 //!
 //! Needs a filesystem with direct I/O (ext4, XFS, a block device; beneath overlayfs not for
-//! [`Detacher::overwrite`]), or btrfs. Not on tmpfs. The project's `docs/detach.md` has what it was
+//! [`Detacher::overwrite`]), or btrfs. On tmpfs there is only [`Eraser::erase`]. The project's `docs/detach.md` has what it was
 //! tried on.
 
 mod detacher;
+mod eraser;
 mod overwrite;
 mod pages;
 mod proof;
@@ -44,6 +45,7 @@ mod take_out;
 
 pub use crate::not_detached::NotDetached;
 pub use detacher::{Detached, Detacher};
+pub use eraser::Eraser;
 pub use overwrite::NotOverwritten;
 pub use pages::REGION;
 pub use proof::Proof;

@@ -112,7 +112,7 @@ impl Detacher {
                     let left = at..range.end;
                     // Cached, or blocks that are not allocated yet: the rewrite mends both.
                     if tries == TRIES {
-                        let pages = self.proof.cached(&self.source, &left)?;
+                        let pages = self.cached(&left)?;
                         return Err(NotDetached::Cached { range: left, pages, tries });
                     }
                     tries += 1;

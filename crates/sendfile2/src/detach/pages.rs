@@ -5,9 +5,14 @@ use std::ops::Range;
 /// How often a range is taken out of the page cache before that is given up.
 pub(super) const TRIES: u32 = 8;
 
-/// The largest folio of the page cache: zeroing a region that is aligned to it zeroes no part of
-/// one in place.
+/// The largest folio of the page cache, where its pages have 4 KiB: erasing a region that is aligned
+/// to it zeroes no part of one in place.
 pub const REGION: u64 = 2 << 20;
+
+/// The largest folio of the page cache here: what one entry of the table above the pages' maps.
+pub(super) fn region() -> u64 {
+    page() * (page() / size_of::<u64>() as u64)
+}
 
 /// Bytes taken out at a time.
 const CHUNK: u64 = 1 << 20;
@@ -36,6 +41,12 @@ pub(super) fn pages(range: &Range<u64>, size: u64) -> Range<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_region_is_the_largest_folio() {
+        assert!(page() != 4096 || region() == REGION);
+        assert_eq!(region() % page(), 0);
+    }
 
     #[test]
     fn pages_are_cut_at_the_end_of_the_file() {

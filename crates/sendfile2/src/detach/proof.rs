@@ -3,7 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 
+use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 
 use super::pages::page;
@@ -14,6 +16,9 @@ use crate::sys::page_cache;
 
 /// A page that was read may be gone again before it is asked for.
 const TRIES: u32 = 8;
+
+/// The bytes of a file that are looked at before any is read.
+const LOOK: u64 = 1 << 20;
 
 /// The way in which the page cache of a file is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,27 +40,57 @@ impl fmt::Display for Proof {
 }
 
 impl Proof {
-    /// Finds a way that shows a page which was just read.
-    pub(super) fn of(source: &Source) -> Result<Self, NotDetached> {
+    /// Finds a way that shows what is cached, or else a page which is read for that; none for an
+    /// empty file.
+    fn of(source: &Source) -> Result<Option<Self>, NotDetached> {
         let size = source.size()?;
         if size == 0 {
-            // Nothing to read, and nothing to detach. mincore was right wherever it was tried.
-            return Ok(Proof::Mincore);
+            return Ok(None);
         }
-        let first = 0..size.min(page());
+        let cached = Proof::showing(source, &(0..size.min(LOOK)))?;
+        if cached.is_some() {
+            return Ok(cached);
+        }
         for _ in 0..TRIES {
             source.read_at(&mut [0], 0)?;
-            for way in [Proof::Cachestat, Proof::Mincore] {
-                if way.cached(source, &first).is_ok_and(|pages| pages > 0) {
-                    return Ok(way);
-                }
+            let read = Proof::showing(source, &(0..size.min(page())))?;
+            if read.is_some() {
+                return Ok(read);
             }
+        }
+        if source.is_in_memory() {
+            // A hole, of which nothing is kept.
+            return Proof::of_memory().map(Some);
         }
         Err(NotDetached::NoProof)
     }
 
+    /// Finds a way that shows a page of a file in memory.
+    fn of_memory() -> Result<Self, NotDetached> {
+        let memory = rustix::fs::memfd_create(c"page", MemfdFlags::CLOEXEC)
+            .map_err(NotDetached::io("memfd_create", 0))?;
+        rustix::io::pwrite(&memory, &[0], 0).map_err(NotDetached::io("pwrite", 0))?;
+        Proof::showing(&Source::new(memory)?, &(0..1))?.ok_or(NotDetached::NoProof)
+    }
+
+    /// Returns the first way by which something of `range` is cached.
+    ///
+    /// # Errors
+    /// A failure that may pass: it says nothing of the way.
+    fn showing(source: &Source, range: &Range<u64>) -> Result<Option<Self>, NotDetached> {
+        let mut failed = None;
+        for way in [Proof::Cachestat, Proof::Mincore] {
+            match way.cached(source, range) {
+                Ok(0) => {}
+                Ok(_) => return Ok(Some(way)),
+                Err(why) => failed = Some(why).filter(NotDetached::is_passing).or(failed),
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+
     /// Counts the pages of `range` that are in the page cache; `range` is not empty.
-    pub(super) fn cached(self, source: &Source, range: &Range<u64>) -> Result<u64, NotDetached> {
+    fn cached(self, source: &Source, range: &Range<u64>) -> Result<u64, NotDetached> {
         match self {
             Proof::Cachestat => page_cache::cachestat(source.as_fd(), range)
                 .map(|pages| pages.cached)
@@ -74,8 +109,33 @@ impl Proof {
     }
 
     /// Whether pages of `range` are dirty, or being written out, as far as that can be asked.
-    pub(super) fn is_unsettled(self, source: &Source, range: &Range<u64>) -> bool {
+    pub(super) fn is_unsettled(source: &Source, range: &Range<u64>) -> bool {
         let found = page_cache::cachestat(source.as_fd(), range).unwrap_or_default();
         found.dirty + found.writeback > 0
+    }
+}
+
+/// The way that was found for a file; none yet while that is empty.
+#[derive(Debug, Default)]
+pub(super) struct Found(OnceLock<Proof>);
+
+impl Found {
+    pub(super) fn of(source: &Source) -> Result<Self, NotDetached> {
+        let found = Found::default();
+        found.way(source)?;
+        Ok(found)
+    }
+
+    /// The way; of an empty file, in which there is nothing to be asked for, any.
+    pub(super) fn way(&self, source: &Source) -> Result<Proof, NotDetached> {
+        if let Some(way) = self.0.get() {
+            return Ok(*way);
+        }
+        Ok(Proof::of(source)?.map_or(Proof::Mincore, |way| *self.0.get_or_init(|| way)))
+    }
+
+    /// Counts the pages of `range` that are in the page cache; `range` is not empty.
+    pub(super) fn cached(&self, source: &Source, range: &Range<u64>) -> Result<u64, NotDetached> {
+        self.way(source)?.cached(source, range)
     }
 }

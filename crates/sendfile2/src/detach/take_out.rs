@@ -4,11 +4,12 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::detacher::Detacher;
 use super::pages::{TRIES, page};
+use super::proof::Proof;
 use crate::not_detached::NotDetached;
 use crate::source::Source;
 use crate::sys::page_cache::{self, DirectBuffer, DirectUnits, Units};
@@ -21,13 +22,13 @@ const WRITE_OUTS: u32 = 20;
 impl Detacher {
     /// Takes the pages of `chunk` out, and returns how often that was tried.
     pub(super) fn take_out(&self, chunk: &Range<u64>, size: u64) -> Result<u32, NotDetached> {
-        let mut pages = self.proof.cached(&self.source, chunk)?;
+        let mut pages = self.cached(chunk)?;
         for tries in 0..TRIES {
             if pages == 0 {
                 return Ok(tries);
             }
             self.take_out_once(chunk, size)?;
-            pages = self.proof.cached(&self.source, chunk)?;
+            pages = self.cached(chunk)?;
         }
         if pages == 0 {
             return Ok(TRIES);
@@ -45,7 +46,7 @@ impl Detacher {
         for _ in 0..WRITE_OUTS {
             page_cache::write_out(self.source.as_fd(), chunk)
                 .map_err(NotDetached::io("sync_file_range", chunk.start))?;
-            if !self.proof.is_unsettled(&self.source, chunk) {
+            if !Proof::is_unsettled(&self.source, chunk) {
                 break;
             }
         }
@@ -85,8 +86,19 @@ impl Detacher {
         range: &Range<u64>,
         size: u64,
     ) -> Result<(Range<u64>, u64), NotDetached> {
+        self.blocks_with(range, size, 1)
+    }
+
+    /// The same, if the unit is no smaller than `least`.
+    pub(super) fn blocks_with(
+        &self,
+        range: &Range<u64>,
+        size: u64,
+        least: u64,
+    ) -> Result<(Range<u64>, u64), NotDetached> {
         let (direct, block) = self.direct_units()?;
-        let (unit, block) = (direct.offset, direct.offset.max(block));
+        let unit = direct.offset.max(least);
+        let block = unit.max(block);
         let mut end = range.end.next_multiple_of(block);
         if end > size {
             end = size / unit * unit;
@@ -184,19 +196,5 @@ impl Detacher {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let open = |directory| rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR);
         directory.ok_or(Errno::NOENT).and_then(open).map_err(unsupported)
-    }
-
-    pub(super) fn zero_blocks(&self, range: &Range<u64>) -> Result<(), NotDetached> {
-        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        let len = range.end - range.start;
-        retry_on_intr(|| rustix::fs::fallocate(&self.direct, flags, range.start, len)).map_err(
-            |e| {
-                if e == Errno::OPNOTSUPP {
-                    NotDetached::unsupported("FALLOC_FL_ZERO_RANGE")(e)
-                } else {
-                    NotDetached::io("fallocate", range.start)(e)
-                }
-            },
-        )
     }
 }

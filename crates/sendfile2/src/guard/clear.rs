@@ -9,7 +9,7 @@ use super::detaching::Overwrite;
 use super::file::GuardedFile;
 use super::lease::Inner;
 use super::ranges::folios;
-use crate::detach::Detacher;
+use crate::detach::{Detached, Detacher};
 use crate::error::Error;
 use crate::not_detached::NotDetached;
 use crate::trace;
@@ -17,6 +17,9 @@ use crate::trace;
 /// The memory, in bytes, that packets may keep of detached leases of one file before its writers
 /// wait for releases again. A send of 4 KiB may keep a folio of 2 MiB.
 const KEPT: u64 = 512 << 20;
+
+/// The bytes that are detached before the time is looked at.
+const STEP: u64 = 8 << 20;
 
 /// The parts of a writer's range that must be detached before it may write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +85,7 @@ pub(super) struct DetachJob {
     range: Range<u64>,
     need: Need,
     leases: Vec<Weak<Inner>>,
+    deadline: Option<Instant>,
 }
 
 impl DetachJob {
@@ -91,8 +95,9 @@ impl DetachJob {
         range: &Range<u64>,
         need: Need,
         leases: Vec<Weak<Inner>>,
+        deadline: Option<Instant>,
     ) -> Self {
-        DetachJob { file: file.clone(), key, range: range.clone(), need, leases }
+        DetachJob { file: file.clone(), key, range: range.clone(), need, leases, deadline }
     }
 
     /// Keeps aside what leases in hand need, detaches the range, and ends all that is in the table
@@ -118,20 +123,67 @@ impl DetachJob {
         shared.table.detaching(self.key, self.range.start / page * page..end);
         let mut pages = self.range.clone();
         for part in &parts {
-            let _alone = shared.detaching.regions.enter(&folios(part.clone()), true);
             let began = Instant::now();
-            let detached = detacher.detach(part);
-            shared.detaching.note(detached.is_ok(), began.elapsed());
-            let detached = detached?;
-            let Range { start, end } = detached.range;
+            let detached = self.detach(detacher, part);
+            let elapsed = began.elapsed();
+            shared.detaching.note(detached.is_ok(), elapsed);
+            match &detached {
+                Ok(pages) => trace::debug!(?pages, ?elapsed, "detached"),
+                Err(why) => trace::debug!(?part, ?elapsed, %why, "not detached"),
+            }
+            let Range { start, end } = detached?;
             pages = pages.start.min(start)..pages.end.max(end);
         }
         if self.need == Need::All {
-            for lease in self.leases.iter().filter_map(Weak::upgrade) {
-                lease.keep(&self.range);
-            }
+            // Also what is behind the end of the file.
             shared.table.detached(self.key, &pages).wake();
         }
         Ok(Some(pages))
+    }
+
+    /// Detaches a part, a few regions at a time, between which others come to their turn, and returns
+    /// its pages. What is proved when the time is over, or something fails, is done with.
+    fn detach(&self, detacher: &Detacher, part: &Range<u64>) -> Result<Range<u64>, NotDetached> {
+        let shared = &self.file.0.shared;
+        let mut pages = part.clone();
+        let mut at = part.start;
+        while at < part.end {
+            let late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            // Always a first one, so that whoever tries again comes to an end.
+            if late && at > part.start {
+                return Err(NotDetached::Deadline { range: at..part.end });
+            }
+            let end = at.checked_next_multiple_of(STEP).filter(|end| *end > at);
+            let step = at..end.unwrap_or(at.saturating_add(STEP)).min(part.end);
+            at = step.end;
+            let alone = shared.detaching.regions.enter(&folios(step.clone()), true);
+            let detached = detacher.detach_untold(&step, Instant::now())?;
+            drop(alone);
+            let Range { start, end } = detached.range;
+            pages = pages.start.min(start)..pages.end.max(end);
+            if self.need == Need::All {
+                self.done(&step, &detached);
+            }
+            if end < step.end {
+                // The end of the file.
+                break;
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Ends what is in the table on a part of the range that was detached.
+    fn done(&self, step: &Range<u64>, detached: &Detached) {
+        let shared = &self.file.0.shared;
+        let pages = detached.range.start.min(step.start)..detached.range.end.max(step.end);
+        for lease in self.leases.iter().filter_map(Weak::upgrade) {
+            lease.keep(step);
+        }
+        // Where no page was there, packets have kept it before.
+        if detached.tries > 0 {
+            let exposed = shared.table.exposed_folios(step);
+            shared.detaching.detached_exposed.fetch_add(exposed, Ordering::Relaxed);
+        }
+        shared.table.detached(self.key, &pages).wake();
     }
 }

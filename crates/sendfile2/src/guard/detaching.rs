@@ -4,8 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
 use super::ranges::folios;
 use super::regions::Regions;
 use crate::detach::Detacher;
@@ -46,6 +44,8 @@ pub(super) struct Detaching {
     pub(super) kept: AtomicU64,
     /// Bytes that are kept aside for leases in hand.
     pub(super) kept_aside: AtomicU64,
+    /// The same of what was exposed, whose release is never reported: all that ever was.
+    pub(super) detached_exposed: AtomicU64,
 }
 
 /// The bytes that are kept aside for one file at most; what is more is waited for.
@@ -80,7 +80,7 @@ impl Detaching {
     pub(super) fn detacher(
         &self,
         source: &Source,
-        made: impl FnOnce(&Detacher),
+        made: impl FnOnce(&Detacher) -> Result<(), NotDetached>,
     ) -> Result<Option<&Arc<Detacher>>, NotDetached> {
         if let Some(known) = self.detacher.get() {
             return Ok(known.as_ref());
@@ -90,12 +90,12 @@ impl Detaching {
         if self.detacher.get().is_none() {
             let detacher = match self.tried(source) {
                 Ok(detacher) => {
-                    made(&detacher);
+                    made(&detacher)?;
                     Some(Arc::new(detacher))
                 }
                 // Nothing to try it with, and nothing that could be in flight.
                 Err(NotDetached::End { .. }) => return Ok(None),
-                Err(why) if is_passing(&why) => return Err(why),
+                Err(why) if why.is_passing() => return Err(why),
                 Err(why) => {
                     refused = Some(why);
                     None
@@ -121,19 +121,15 @@ impl Detaching {
             if size == 0 {
                 return Err(NotDetached::End { bytes: 0, unit: 1 });
             }
-            if detacher.works_on_scratch().is_ok() {
-                return Ok(detacher);
-            }
+            let Err(no_scratch) = detacher.works_on_scratch() else { return Ok(detacher) };
             let _alone = self.regions.enter(&folios(0..1), true);
             // Who listens may write to this very file, and the detacher is being made.
-            detacher.detach_untold(&(0..1), Instant::now())?;
+            let tried = detacher.detach_untold(&(0..1), Instant::now());
+            if matches!(tried, Err(NotDetached::Cached { .. })) && no_scratch.is_passing() {
+                return Err(no_scratch);
+            }
+            tried?;
         }
         Ok(detacher)
     }
-}
-
-/// Whether a detacher may be had later: there was no descriptor, or no memory.
-fn is_passing(why: &NotDetached) -> bool {
-    let errno = why.io_error().and_then(Errno::from_io_error);
-    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }

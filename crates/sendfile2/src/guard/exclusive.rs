@@ -25,7 +25,7 @@ impl GuardedFile {
         let cut = self.detacher().is_ok_and(|detacher| {
             detacher.is_some_and(|detacher| {
                 detacher.allows_with(&(start..size), size)
-                    && !detacher.allows_with(&(start..from), from)
+                    && !detacher.always_allows_with(&(start..from), from)
             })
         });
         if cut { start..u64::MAX } else { from..u64::MAX }

@@ -110,6 +110,10 @@ pub struct GuardCounters {
     /// Bytes that are kept aside now: what was overwritten under leases that are still in hand, of
     /// which it may be sent.
     pub kept_aside: u64,
+    /// Bytes that were detached while they were [exposed](GuardedFile::exposed), in whole folios, since
+    /// the file was guarded first. Packets may have kept them, and nothing tells for how long: it
+    /// never shrinks, and has no limit.
+    pub detached_exposed: u64,
 }
 
 impl GuardedFile {
@@ -285,6 +289,7 @@ impl GuardedFile {
             detaching: Duration::from_nanos(shared.detaching.nanoseconds.load(Ordering::Relaxed)),
             kept_by_packets: shared.detaching.kept.load(Ordering::Relaxed),
             kept_aside: shared.detaching.kept_aside.load(Ordering::Relaxed),
+            detached_exposed: shared.detaching.detached_exposed.load(Ordering::Relaxed),
         }
     }
 }

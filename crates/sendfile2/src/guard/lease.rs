@@ -109,7 +109,7 @@ impl Shared {
     /// exposed, unless the application has said otherwise.
     pub(super) fn detacher(&self, source: &Source) -> Result<Option<&Arc<Detacher>>, NotDetached> {
         self.detaching.detacher(source, |detacher| {
-            let Ok(size) = source.size() else { return };
+            let size = source.size()?;
             let page = rustix::param::page_size() as u64;
             // A last page that cannot be detached would forbid every write to it.
             let pages = size / page * page;
@@ -117,6 +117,7 @@ impl Shared {
             if self.may_be_exposed {
                 self.table.expose(&(0..end));
             }
+            Ok(())
         })
     }
 
@@ -219,16 +220,16 @@ impl Lease {
         &self.inner.aside
     }
 
-    /// Whether a writer can detach `range`, which is leased, after it was sent: then the death of
-    /// the process need not end the connection, and `sendfile(2)` may send it.
+    /// Whether a writer can detach `range`, which is leased, whenever that is after it was sent: then
+    /// the death of the process need not end the connection, and `sendfile(2)` may send it.
     pub(crate) fn detaches(&self, range: &Range<u64>) -> bool {
         let inner = &*self.inner;
         if inner.overwrite == Overwrite::Wait {
             return false;
         }
         let Ok(Some(detacher)) = inner.shared.detacher(&inner.source) else { return false };
-        let page = rustix::param::page_size() as u64;
-        range.end <= inner.size.load(Ordering::Relaxed) / page * page || detacher.allows(range)
+        let size = inner.size.load(Ordering::Relaxed);
+        detacher.always_allows_before(range.end, size) || detacher.always_allows(range)
     }
 
     /// Notes that `range`, which is leased, may be in flight from here on without anybody's knowing.

@@ -199,7 +199,7 @@ impl<P: Borrow<Parker>> Queued<P> {
     pub(super) fn detaching(&self) -> DetachJob {
         let Exclusive { file, range, key, .. } = &self.writer;
         let leases = self.in_the_way.0.values().cloned().collect();
-        DetachJob::new(file, *key, range, self.need.clone(), leases)
+        DetachJob::new(file, *key, range, self.need.clone(), leases, self.deadline)
     }
 
     /// Notes what became of it.

@@ -12,6 +12,7 @@ use std::task::Waker;
 
 use super::exposed::Exposed;
 use super::intervals::Intervals;
+use super::ranges::folios;
 
 #[cfg(loom)]
 use loom::sync::{Mutex, MutexGuard};
@@ -116,13 +117,13 @@ impl<L: Clone> Table<L> {
         Wake(wake)
     }
 
-    /// Ends leases on the range of a writer, whose `pages` were detached, and their exposure. Nothing
-    /// for a writer that has gone, or is not the first.
+    /// Ends leases on what of the range of a writer is in `pages`, which were detached, and its exposure.
+    /// Nothing for a writer that has gone, or is not the first.
     pub(super) fn detached(&self, key: u64, pages: &Range<u64>) -> Wake {
         let mut state = self.lock();
         let mut wake = Vec::new();
         let Some(writer) = state.writers.get(&key) else { return Wake(wake) };
-        let range = writer.range.clone();
+        let range = writer.range.start.max(pages.start)..writer.range.end.min(pages.end);
         let alone = writer.detaching.as_ref().is_some_and(|around| !around.leased);
         if state.earlier(key, &range) > 0 {
             return Wake(wake);
@@ -184,6 +185,15 @@ impl<L: Clone> Table<L> {
     /// Whether a byte of `range` is exposed.
     pub(super) fn is_exposed(&self, range: &Range<u64>) -> bool {
         self.lock().exposed.overlaps(range)
+    }
+
+    /// The bytes, in whole folios, of what in `range` is exposed.
+    pub(super) fn exposed_folios(&self, range: &Range<u64>) -> u64 {
+        let mut kept = Exposed::default();
+        for part in self.lock().exposed.overlapping(range) {
+            kept.add(&folios(part.start.max(range.start)..part.end.min(range.end)));
+        }
+        kept.bytes()
     }
 
     /// All that is exposed.

@@ -98,7 +98,7 @@ impl GuardedFile {
             return blocked(leases);
         }
         let weak = leases.iter().map(Arc::downgrade).collect();
-        match DetachJob::new(self, writer.key, range, Need::All, weak).run() {
+        match DetachJob::new(self, writer.key, range, Need::All, weak, None).run() {
             Ok(Some(_)) => Ok(Ok(writer)),
             Ok(None) => blocked(leases),
             Err(why) if leases.is_empty() => Err(Error::NotDetached(why.into())),

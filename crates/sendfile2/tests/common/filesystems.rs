@@ -61,14 +61,20 @@ fn skip(name: &str, why: &str) -> Option<Filesystem> {
     None
 }
 
-/// One of [`DETACHING`], or another one that is known here, made anew in a file.
+/// One of [`DETACHING`], or another one that is known here, made anew in a file, or in memory.
 pub fn mounted(name: &'static str) -> Option<Filesystem> {
+    match name {
+        "tmpfs with huge pages" => return in_memory(name, "huge=always"),
+        "tmpfs of 8 MiB" => return in_memory(name, "size=8m,huge=never"),
+        _ => {}
+    }
     let (program, arguments, options): (_, &[&str], _) = match name {
         // Small ones have blocks of 1 KiB unless told otherwise.
         "ext4" => ("mkfs.ext4", &["-q", "-F", "-b", "4096"], "loop"),
         "ext4 with 1 KiB blocks" => ("mkfs.ext4", &["-q", "-F", "-b", "1024"], "loop"),
         "ext4 with data=journal" => ("mkfs.ext4", &["-q", "-F"], "loop,data=journal"),
         "ext4 with bigalloc" => ("mkfs.ext4", &["-q", "-F", "-O", "bigalloc"], "loop"),
+        "ext3" => ("mkfs.ext3", &["-q", "-F", "-b", "4096"], "loop"),
         "xfs" => ("mkfs.xfs", &["-q", "-f"], "loop"),
         "btrfs" => ("mkfs.btrfs", &["-q", "-f"], "loop"),
         "btrfs without checksums" => ("mkfs.btrfs", &["-q", "-f"], "loop,nodatasum"),
@@ -89,6 +95,52 @@ pub fn mounted(name: &'static str) -> Option<Filesystem> {
         return skip(name, &why);
     }
     Some(Filesystem { name, dir: dir.clone(), mounted: vec![dir], _image: image })
+}
+
+fn in_memory(name: &'static str, options: &str) -> Option<Filesystem> {
+    let image = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dir = image.path().join("mounted");
+    std::fs::create_dir(&dir).unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&dir);
+    if let Err(why) = run(&mut mount) {
+        return skip(name, &why);
+    }
+    Some(Filesystem { name, dir: dir.clone(), mounted: vec![dir], _image: image })
+}
+
+/// A block device of its own, whose path `dir` is, until this is dropped.
+pub struct Disk {
+    pub name: &'static str,
+    pub dir: PathBuf,
+    _image: TempDir,
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(why) = run(Command::new("losetup").env("PATH", path()).arg("-d").arg(&self.dir))
+        {
+            eprintln!("{} stays: {why}", self.dir.display());
+        }
+    }
+}
+
+pub fn loop_device(len: u64) -> Option<Disk> {
+    let image = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let disk = image.path().join("image");
+    std::fs::File::create(&disk).unwrap().set_len(len).unwrap();
+    let mut losetup = Command::new("losetup");
+    losetup.args(["-f", "--show"]).arg(&disk).env("PATH", path());
+    match losetup.output() {
+        Ok(output) if output.status.success() => {
+            let dir = String::from_utf8_lossy(&output.stdout).trim().into();
+            Some(Disk { name: "a loop device", dir, _image: image })
+        }
+        other => {
+            println!("SKIP: a loop device: {other:?}");
+            None
+        }
+    }
 }
 
 /// An overlay over two directories of the filesystem that the checkout is on.
