@@ -25,7 +25,16 @@ use sendfile2::guard::{GuardedFile, Lease};
 use sendfile2::{Engine, Options, Sender, Sent, Source, Ticket};
 
 const FILE: u64 = 8 << 20;
-const USAGE: &str = "usage: cost bare-copy|bare-zerocopy|[leased-](copy|zerocopy|auto) BYTES SENDS";
+const USAGE: &str = "usage: cost bare-copy|bare-zerocopy|bare-sendfile|\
+                     [leased-|leases-](copy|zerocopy|sendfile|auto) BYTES SENDS";
+
+/// The lease that sends are made under: none, one for all, or one for each, as for responses.
+#[derive(Clone, Copy, PartialEq)]
+enum Leases {
+    None,
+    One,
+    Each,
+}
 
 fn main() {
     let args: Vec<_> = std::env::args().skip(1).collect();
@@ -50,22 +59,35 @@ fn main() {
             let socket = socket.into();
             bare(&socket, SendFlags::from_bits_retain(0x400_0000), bytes, sends);
         }
+        "bare-sendfile" => {
+            bare_sendfile(&socket, bytes, sends);
+            drop(socket);
+        }
         way => library(socket, way, bytes, sends),
     }
     receiver.wait().unwrap();
 }
 
 fn library(socket: TcpStream, way: &str, bytes: u64, sends: u64) {
-    let (leased, engine) = way.strip_prefix("leased-").map_or((false, way), |way| (true, way));
+    let (leases, engine) = match way.split_once('-') {
+        Some(("leased", engine)) => (Leases::One, engine),
+        Some(("leases", engine)) => (Leases::Each, engine),
+        _ => (Leases::None, way),
+    };
     let engine: Engine = engine.parse().expect(USAGE);
+    // As `auto` needs it to take `sendfile`.
+    socket.set_nonblocking(true).unwrap();
     let mut sender = Sender::with(socket, Options::new().engine(engine)).unwrap();
     let file = file();
     let guarded = GuardedFile::new(file.try_clone().unwrap()).unwrap();
-    let (source, lease) = (Source::new(file).unwrap(), guarded.try_lease(0..FILE).unwrap());
+    let source = Source::new(file).unwrap();
+    let lease = |range| guarded.try_lease(range).unwrap();
+    let one = (leases == Leases::One).then(|| lease(0..FILE));
     let mut at = 0;
     for _ in 0..sends {
         at = if at + bytes > FILE { 0 } else { at };
-        while !once(&mut sender, &source, leased.then_some(&lease), at..at + bytes) {
+        let each = (leases == Leases::Each).then(|| lease(at..at + bytes));
+        while !once(&mut sender, &source, one.as_ref().or(each.as_ref()), at..at + bytes) {
             // The socket is full. The sender would wait itself; this waits as the bare loop does.
             poll(&mut [PollFd::new(&sender, PollFlags::OUT)], None).unwrap();
             sender.reap().unwrap();
@@ -117,6 +139,27 @@ fn bare(socket: &TcpStream, flags: SendFlags, bytes: u64, sends: u64) {
         }
         if !flags.is_empty() && n % 16 == 15 {
             completions(socket);
+        }
+        at += bytes;
+    }
+}
+
+/// The same by `sendfile(2)`.
+fn bare_sendfile(socket: &TcpStream, bytes: u64, sends: u64) {
+    socket.set_nonblocking(true).unwrap();
+    let file = file();
+    let mut at = 0;
+    for _ in 0..sends {
+        at = if at + bytes > FILE { 0 } else { at };
+        loop {
+            let mut from = at;
+            match rustix::fs::sendfile(socket, &file, Some(&mut from), bytes.try_into().unwrap()) {
+                Ok(_) => break,
+                Err(Errno::AGAIN) => {
+                    poll(&mut [PollFd::new(socket, PollFlags::OUT)], None).unwrap();
+                }
+                Err(e) => panic!("{e}"),
+            }
         }
         at += bytes;
     }

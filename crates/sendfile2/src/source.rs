@@ -282,28 +282,6 @@ impl Source {
         self.0.nature.unmappable
     }
 
-    /// Whether the page cache is all that there is of the file, so that nothing leaves it.
-    pub(crate) fn is_in_memory(&self) -> bool {
-        !self.0.nature.block_device && self.0.nature.filesystem == filesystem::TMPFS
-    }
-
-    /// Whether the file is a disk, or on a filesystem whose direct I/O is known to reach one.
-    pub(crate) fn is_on_disk(&self) -> bool {
-        let nature = &self.0.nature;
-        nature.block_device || [filesystem::EXT, filesystem::XFS].contains(&nature.filesystem)
-    }
-
-    /// Whether the unit of direct I/O on the file is known to stay as it is. On XFS a reflink raises it.
-    pub(crate) fn keeps_direct_unit(&self) -> bool {
-        self.0.nature.block_device || self.0.nature.filesystem == filesystem::EXT
-    }
-
-    /// Whether the file is on btrfs, whose direct writes go through the page cache where it keeps
-    /// checksums.
-    pub(crate) fn is_btrfs(&self) -> bool {
-        !self.0.nature.block_device && self.0.nature.filesystem == filesystem::BTRFS
-    }
-
     /// The name of the filesystem that the file is on, where it is known; `None` for a block
     /// device, which is its own.
     pub(crate) fn filesystem(&self) -> Option<String> {
@@ -500,5 +478,6 @@ impl Drop for Inner {
     }
 }
 
+mod disk;
 #[cfg(test)]
 mod tests;

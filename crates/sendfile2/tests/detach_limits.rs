@@ -11,7 +11,7 @@ use common::filesystems::{Filesystem, here, mounted, tmpfs};
 use common::{assert_same, deadline, pattern, read, sender};
 use sendfile2::detach::{Detacher, NotDetached};
 use sendfile2::guard::{GuardOptions, GuardedFile};
-use sendfile2::{Engine, Error, SendFlags};
+use sendfile2::{Engine, Error, SendFlags, Status};
 
 const LEN: u64 = 4 << 20;
 
@@ -133,6 +133,29 @@ fn what_a_reflink_keeps_from_being_detached_is_not_sent_so() {
             written.unwrap();
         }
     }
+}
+
+/// The file ends earlier than it did, and what is left of its last page cannot be detached.
+#[test]
+fn what_was_known_of_the_size_is_forgotten_when_it_shrinks() {
+    let file = made(&here(), LEN);
+    if !can_be_detached(&file) {
+        return;
+    }
+    let guard = fresh(&file);
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let mut sender = sender(tx, Engine::Sendfile);
+    let mut send = |range: std::ops::Range<u64>| {
+        let lease = guard.try_lease(range.clone()).unwrap();
+        sender.send_lease(&lease, range, SendFlags::NONE, deadline()).map_err(|e| e.error)
+    };
+    assert_eq!(send(0..8192).unwrap().ticket.status(), Status::Exposed);
+    guard.set_len(4196, deadline()).unwrap();
+    let refused = send(4096..8192).unwrap_err();
+    assert!(matches!(refused, Error::Refused { engine: Engine::Sendfile, .. }), "{refused}");
+    guard.set_len(8192, deadline()).unwrap();
+    send(4096..8192).unwrap();
+    assert_same(&read(&mut peer, 8192), &pattern(1, 0..8192));
 }
 
 /// Lets these system calls fail for this thread.

@@ -104,6 +104,7 @@ impl Exclusive {
         let _busy = self.file.0.shared.detaching.regions.enter(&changed, true);
         rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&self.file, len))
             .map_err(Error::file("ftruncate", len))?;
+        self.file.0.shared.reach.fetch_min(len, Ordering::Relaxed);
         self.dropped();
         self.count();
         Ok(())

@@ -12,6 +12,11 @@ impl Exposed {
         if range.is_empty() {
             return;
         }
+        // Mostly it is in it already.
+        let first = self.0.range(..=range.start).next_back();
+        if first.is_some_and(|(_, end)| range.end <= *end) {
+            return;
+        }
         let (mut start, mut end) = (range.start, range.end);
         // Those that touch it become one with it.
         while let Some((&s, &e)) = self.0.range(..=end).next_back() {

@@ -161,6 +161,7 @@ impl GuardedFile {
                 aborts: AtomicU64::new(0),
                 detaching: Detaching::default(),
                 may_be_exposed: !options.nothing_exposed,
+                reach: AtomicU64::new(0),
             });
             tables.insert((process, identity), Arc::downgrade(&shared));
             shared

@@ -1,6 +1,7 @@
 //! Ranges of bytes that may overlap, each with a value; asked which of them overlap another.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use smallvec::SmallVec;
@@ -29,16 +30,18 @@ impl<T> Intervals<T> {
 
     /// Removes what there is of `range` under `key`: all of it, or the pieces that are left.
     pub(super) fn remove(&mut self, range: &Range<u64>, key: u64) -> SmallVec<[Range<u64>; 1]> {
-        let whole = (range.start, key);
         let mut pieces = SmallVec::<[Range<u64>; 1]>::new();
-        if self.by_start.get(&whole).is_some_and(|(end, _)| *end == range.end) {
-            pieces.push(range.clone());
-        } else {
+        // Mostly it is whole.
+        if let Entry::Occupied(first) = self.by_start.entry((range.start, key)) {
+            pieces.push(range.start..first.remove().0);
+        }
+        if pieces.first().is_none_or(|first| first.end < range.end) {
+            let rest = pieces.len();
             let ours = self.overlapping(range).filter(|(_, of, _)| *of == key);
             pieces.extend(ours.map(|(piece, ..)| piece));
-        }
-        for piece in &pieces {
-            self.by_start.remove(&(piece.start, key));
+            for piece in &pieces[rest..] {
+                self.by_start.remove(&(piece.start, key));
+            }
         }
         if self.by_start.is_empty() {
             self.longest = 0;

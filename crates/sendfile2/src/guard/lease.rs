@@ -40,6 +40,9 @@ pub(super) struct Shared {
     pub(super) detaching: Detaching,
     /// Whether the content of the file may be in flight from before.
     pub(super) may_be_exposed: bool,
+    /// The file reaches at least to here where it is leased up to here: whoever shortens it waits
+    /// for leases.
+    pub(super) reach: AtomicU64,
 }
 
 /// The tables of the files that are guarded, a fork's beside those of its parent.
@@ -70,7 +73,7 @@ pub(crate) struct Inner {
     pub(super) handles: AtomicUsize,
     /// The thread that took it, by its counter.
     pub(super) taken: Arc<AtomicUsize>,
-    pub(super) holders: Mutex<Vec<Weak<dyn CompletionSource>>>,
+    pub(super) holders: Mutex<SmallVec<[Weak<dyn CompletionSource>; 1]>>,
     /// The file has at least this size and no holes that matter, once somebody looked: nobody
     /// resizes or punches it where it is leased.
     pub(super) size: AtomicU64,
@@ -228,7 +231,8 @@ impl Lease {
             return false;
         }
         let Ok(Some(detacher)) = inner.shared.detacher(&inner.source) else { return false };
-        let size = inner.size.load(Ordering::Relaxed);
+        let size =
+            inner.size.load(Ordering::Relaxed).max(inner.shared.reach.load(Ordering::Relaxed));
         detacher.always_allows_before(range.end, size) || detacher.always_allows(range)
     }
 
@@ -253,6 +257,22 @@ impl Lease {
             self.inner.size.store(extent.size, Ordering::Relaxed);
         }
         Ok(extent)
+    }
+
+    /// The end of `range`, which is leased, or of the file, if that comes first: for a send that
+    /// ends there by itself. Where the file was shortened past the guard, the former.
+    pub(crate) fn end_of(&self, range: &Range<u64>) -> Result<u64, Error> {
+        let reach = &self.inner.shared.reach;
+        if range.end <= reach.load(Ordering::Relaxed) {
+            return Ok(range.end);
+        }
+        // Meanwhile no byte of it is kept aside, so that the file could be shortened.
+        let pages = self.inner.aside.pages(range);
+        let end = range.end.min(self.extent(range)?.size);
+        if pages.is_some() {
+            reach.fetch_max(end, Ordering::Relaxed);
+        }
+        Ok(end)
     }
 
     /// The hold of a send, so that the lease ends no earlier than its release. The holder is known

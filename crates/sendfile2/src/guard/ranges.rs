@@ -38,7 +38,7 @@ impl FromIterator<Range<u64>> for Ranges {
 
 impl From<Range<u64>> for Ranges {
     fn from(range: Range<u64>) -> Self {
-        std::iter::once(range).collect()
+        Ranges(if range.is_empty() { SmallVec::new() } else { SmallVec::from_buf([range]) })
     }
 }
 

@@ -256,6 +256,9 @@ impl<L: Clone> Table<L> {
     /// The writers that wait for a lease of these ranges, to be told of a new holder.
     pub(super) fn waiting_writers(&self, ranges: &[Range<u64>]) -> Wake {
         let state = self.lock();
+        if state.writers.is_empty() {
+            return Wake(Vec::new());
+        }
         let waiting = state
             .writers
             .values()

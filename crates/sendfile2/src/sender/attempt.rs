@@ -2,10 +2,7 @@
 
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-
-use rustix::fs::OFlags;
 
 use super::origin::Origin;
 use super::outcome::Sent;
@@ -22,15 +19,11 @@ use crate::send::zerocopy::ByReference;
 use crate::send::{copy, zerocopy};
 use crate::send_buffer::Slot;
 use crate::source::View;
-use crate::streams;
 use crate::sys::mapping::Region;
 use crate::ticket::Ticket;
 use crate::trace;
 use crate::transfer::{IncompleteSend, Transfer};
 use crate::wait;
-
-/// Bytes sent by one `sendfile(2)`: the connection is locked meanwhile.
-const SENDFILE_CALL: usize = 1 << 20;
 
 impl Sender {
     /// Runs one attempt with a ticket of its own.
@@ -194,6 +187,9 @@ impl Sender {
         if origin.is_overwritten(&wanted) {
             return self.read_instead(origin, wanted, more, Reason::KeptAside, progress);
         }
+        if let Some(choice) = self.auto_takes_sendfile(origin, &wanted, more)? {
+            return self.attempt_sendfile(origin, wanted, more, choice, progress);
+        }
         let extent = origin.extent(&wanted)?;
         let (file, held) = origin.parts();
         let records = self.conn.endpoint().kind().records();
@@ -293,60 +289,6 @@ impl Sender {
         }
     }
 
-    /// Sends by `sendfile(2)` what is leased of a file that detaches.
-    pub(super) fn attempt_sendfile(
-        &self,
-        origin: Origin<'_>,
-        wanted: Range<u64>,
-        more: bool,
-        choice: Choice,
-        progress: &mut SendProgress,
-    ) -> Result<Outcome, Error> {
-        let refuse = |reason| Err(self.conn.refuse(Engine::Sendfile, reason));
-        if self.conn.endpoint().kind().records() {
-            return refuse(Refusal::Socket("sendfile(2) splits records: it serves streams only"));
-        }
-        let Origin::Lease(lease, _) = origin else { return refuse(Refusal::NotDetaching) };
-        if lease.aside().has(&wanted) {
-            return self.read_instead(origin, wanted, more, Reason::KeptAside, progress);
-        }
-        let extent = lease.extent(&wanted)?;
-        if wanted.start >= extent.size {
-            return Err(Error::Truncated { at: extent.size, wanted: wanted.start });
-        }
-        // The kernel sends nothing from behind the end of the file.
-        let end = wanted.end.min(extent.size);
-        if !lease.detaches(&(wanted.start..end)) {
-            return refuse(Refusal::NotDetaching);
-        }
-        self.make_nonblocking()?;
-        let len = usize::try_from(end - wanted.start).unwrap_or(usize::MAX).min(SENDFILE_CALL);
-        // Before the first byte of it is anywhere. And no more: the last page may be one that cannot
-        // be detached, and is not sent so.
-        lease.expose(&(wanted.start..wanted.start + len as u64));
-        let more = more && wanted.start + len as u64 == wanted.end;
-        let payload = Payload::File(lease.source().as_fd(), wanted.start, len);
-        let aside = origin.aside(wanted.start);
-        let op = SendOp { choice, more, guarded: false, aside };
-        match self.locked()?.transmit(payload, op, progress, None)? {
-            Outcome::Fault => self.read_instead(origin, wanted, more, Reason::Fault, progress),
-            Outcome::Aside => self.read_instead(origin, wanted, more, Reason::KeptAside, progress),
-            outcome => Ok(outcome),
-        }
-    }
-
-    /// Sets the socket to non-blocking mode, since `sendfile(2)` has no flag for it.
-    fn make_nonblocking(&self) -> Result<(), Error> {
-        let socket = self.conn.endpoint().socket();
-        let flags = rustix::fs::fcntl_getfl(socket).map_err(Error::socket("fcntl"))?;
-        if !flags.contains(OFlags::NONBLOCK) {
-            rustix::fs::fcntl_setfl(socket, flags | OFlags::NONBLOCK)
-                .map_err(Error::socket("fcntl"))?;
-            self.made_nonblocking.store(true, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
     /// Locks the connection, when what was completed is read, if that is due.
     pub(super) fn locked(&self) -> Result<LockedConn<'_>, Error> {
         let locked = self.conn.locked()?;
@@ -369,10 +311,7 @@ impl Sender {
     ) -> Result<Outcome, Error> {
         let conn = &self.conn;
         let range = |at: u64| at..at + region.len() as u64;
-        let contents = match file {
-            None => Contents::Memory,
-            Some((origin, at)) => self.contents(origin, &range(at)),
-        };
+        let contents = if file.is_some() { Contents::File } else { Contents::Memory };
         let aside = file.and_then(|(origin, at)| origin.aside(at));
         let mut locked = self.locked()?;
         let mut choice = match self.choose(&mut locked, region.len() as u64, contents, more) {
@@ -381,10 +320,6 @@ impl Sender {
         };
         while choice.engine != Engine::Copy {
             let payload = match (choice.engine, file) {
-                (Engine::Sendfile, Some((origin, at))) => {
-                    drop(locked);
-                    return self.attempt_sendfile(origin, range(at), more, choice, progress);
-                }
                 (Engine::Native, Some((origin, at))) => {
                     Payload::File(origin.parts().0.as_fd(), at, region.len())
                 }
@@ -464,22 +399,6 @@ impl Sender {
             since_zerocopy,
             sendfile: contents == Contents::Detachable,
         })
-    }
-
-    /// Returns the kind of bytes that `range` of the file has, for the choice of an engine.
-    fn contents(&self, origin: Origin<'_>, range: &Range<u64>) -> Contents {
-        let Origin::Lease(lease, _) = origin else { return Contents::File };
-        let streams = self.engine == Engine::Auto && streams::are_many();
-        if !streams || self.conn.endpoint().kind().records() || !lease.detaches(range) {
-            return Contents::File;
-        }
-        // A mode that is the application's is not changed unasked.
-        let flags = rustix::fs::fcntl_getfl(self.conn.endpoint().socket());
-        if flags.is_ok_and(|flags| flags.contains(OFlags::NONBLOCK)) {
-            Contents::Detachable
-        } else {
-            Contents::File
-        }
     }
 
     pub(crate) fn conn(&self) -> &Arc<Conn> {

@@ -4,6 +4,7 @@
 //! blocking forms are a thin layer over them, each with a deadline.
 
 mod attempt;
+mod by_sendfile;
 mod io;
 mod options;
 mod origin;

@@ -53,6 +53,8 @@ pub struct Sender {
     pub(super) reaper: &'static Reaper,
     /// The socket was in blocking mode, and is not any more.
     pub(super) made_nonblocking: AtomicBool,
+    /// It was seen to be in non-blocking mode.
+    pub(super) nonblocking: AtomicBool,
     /// Counts this sender among those that have sent under a lease.
     stream: OnceLock<Stream>,
 }
@@ -72,7 +74,8 @@ impl Sender {
     /// Takes `socket`: connected TCP, connected UDP, or any other stream or datagram socket
     /// (which is then served by `copy`, or by `sendfile`). Whether it is in non-blocking mode matters
     /// only for `sendfile`, which needs that: `auto` takes it on such sockets, and
-    /// [`Engine::Sendfile`] sets it.
+    /// [`Engine::Sendfile`] sets it. Leave it so from then on: on a socket that is put back into
+    /// blocking mode, sends may wait for the peer.
     ///
     /// # Errors
     /// [`Error::Socket`] if it is no socket; [`Error::AlreadyOwned`] if a sender has it already;
@@ -96,6 +99,7 @@ impl Sender {
             linger,
             reaper,
             made_nonblocking: AtomicBool::new(false),
+            nonblocking: AtomicBool::new(false),
             stream: OnceLock::new(),
         })
     }
