@@ -3,8 +3,8 @@
 use std::io::IoSlice;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::options::Options;
@@ -55,8 +55,8 @@ pub struct Sender {
     pub(super) made_nonblocking: AtomicBool,
     /// It was seen to be in non-blocking mode.
     pub(super) nonblocking: AtomicBool,
-    /// Counts this sender among those that have sent under a lease.
-    stream: OnceLock<Stream>,
+    /// Counts this sender among those that send what is leased.
+    stream: Stream,
 }
 
 impl Sender {
@@ -100,7 +100,7 @@ impl Sender {
             reaper,
             made_nonblocking: AtomicBool::new(false),
             nonblocking: AtomicBool::new(false),
-            stream: OnceLock::new(),
+            stream: Stream::default(),
         })
     }
 
@@ -195,7 +195,7 @@ impl Sender {
     pub(crate) fn hold(&self, lease: &Lease, range: &Range<u64>) -> Result<Held, Error> {
         lease.ours()?;
         if lease.covers(range) {
-            self.stream.get_or_init(Stream::new);
+            self.stream.sends();
             Ok(lease.hold(&self.conn))
         } else {
             Err(Error::NotLeased { range: range.clone() })
