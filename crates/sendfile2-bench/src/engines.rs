@@ -35,10 +35,11 @@ fn settings(args: &args::Engines, paths: &[Path]) -> Vec<Setting> {
 }
 
 fn methods(args: &args::Engines) -> Vec<Method> {
-    let chosen = |method: &Method| {
-        args.engine.is_empty() || *method == Method::Sendfile || args.engine.contains(method)
-    };
-    Method::all().filter(chosen).collect()
+    if args.engine.is_empty() {
+        return Method::all().collect();
+    }
+    let chosen = |method: &Method| *method == Method::Sendfile || args.engine.contains(method);
+    Method::named().filter(chosen).collect()
 }
 pub(super) fn run(args: &args::Engines) -> anyhow::Result<()> {
     let place = args.place.net()?;

@@ -143,6 +143,13 @@ fn engines_are_measured_in_every_setting() {
 }
 
 #[test]
+fn what_the_library_chooses_under_a_lease_is_measured_where_it_is_named() {
+    let result = json(&[&ONE[..], &["--engine", "auto+lease"]].concat());
+    let measured: Vec<_> = rows(&result).iter().map(|row| row["engine"].clone()).collect();
+    assert_eq!(measured, ["sendfile", "auto+lease"]);
+}
+
+#[test]
 fn a_file_that_was_dropped_from_the_cache_is_measured_or_refused() {
     let more = ["--cold", "--json", "--dir", env!("CARGO_TARGET_TMPDIR")];
     let output = run(&[&ONE[..], &more].concat());

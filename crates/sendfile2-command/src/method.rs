@@ -30,6 +30,9 @@ impl Method {
     /// The library's engine `sendfile`, which serves nothing without a lease.
     pub const SENDFILE_LEASED: Method = Method::Leased(Engine::Sendfile);
 
+    /// The library's choice under a lease, where it may be `sendfile(2)`.
+    pub const AUTO_LEASED: Method = Method::Leased(Engine::Auto);
+
     /// Returns all methods, and under a lease only that which there is in no other way: first those
     /// that there were before this library.
     pub fn all() -> impl Iterator<Item = Method> {
@@ -37,6 +40,11 @@ impl Method {
         let without_lease = |engine: &Engine| *engine != Engine::Sendfile;
         let engines = Engine::ALL.iter().copied().filter(without_lease).map(Method::Library);
         before.into_iter().chain(engines)
+    }
+
+    /// Returns all methods that can be asked for: [`all`](Self::all), and `auto` under a lease.
+    pub fn named() -> impl Iterator<Item = Method> {
+        Method::all().chain([Method::AUTO_LEASED])
     }
 
     /// Returns all methods but that whose release is never told, and need not be.

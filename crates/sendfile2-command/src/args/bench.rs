@@ -98,8 +98,8 @@ Examples:
                                   over what leads to a namespace of yours
   sendfile2 bench engines --quick --json | jq '.rows[] | {path, streams, engine, chunk, total_cpu_ratio}'")]
 pub struct Engines {
-    /// Ways to compare; sendfile is always among them [default: all]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Method::parser(Method::all()))]
+    /// Ways to compare; sendfile is always among them [default: all but auto+lease]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = Method::parser(Method::named()))]
     pub engine: Vec<Method>,
     /// Place of the receiver: "lo", at the other end of loopback, or "veth", of a veth pair made
     /// for it
