@@ -109,7 +109,7 @@ impl ServeDir {
         } else {
             range::asked(&ranges, open.len())
         };
-        Ok(part(response, &open, asked))
+        Ok(part(response, &open, &asked))
     }
 
     /// The answer that was given before to a request that differs in nothing that matters.
@@ -149,9 +149,9 @@ fn changed<B>(response: &Response<B>, known: &HeaderMap) -> bool {
 }
 
 /// Makes of the answer that gives a whole file the one that gives what is asked for.
-fn part<B>(mut response: Response<B>, open: &Open, asked: Asked) -> Response<ServeBody> {
+fn part<B>(mut response: Response<B>, open: &Open, asked: &Asked) -> Response<ServeBody> {
     let len = open.len();
-    let range = match &asked {
+    let range = match asked {
         Asked::Whole => 0..len,
         Asked::Part(range) => range.clone(),
         Asked::Unsatisfiable => 0..0,

@@ -192,3 +192,21 @@ fn the_admin_listener_waits_for_nobody_for_ever() {
         let _ = client.read_to_end(&mut Vec::new());
     }
 }
+
+/// The characters that a browser leaves as they are in a query, by the URL standard, and raw UTF-8.
+/// (It encodes these: `"`, `#`, `<`, `>`.)
+#[test]
+fn what_browsers_send_in_queries_is_taken() {
+    let dir = files();
+    let server = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let raw: String = ('!'..='~').filter(|c| !"\"#<>".contains(*c)).chain(['\u{e9}']).collect();
+    for query in raw.chars().map(String::from).chain([raw.clone()]) {
+        let answer = common::get(&server.addresses[0], &format!("/small?a{query}b"));
+        assert_eq!(status(&answer), Some(200), "{query}");
+    }
+    if have("curl") {
+        let url = format!("http://{}/small?a{raw}b", server.addresses[0]);
+        let got = curl(&["--http2-prior-knowledge", "--globoff", &url]);
+        assert_eq!(got.stdout, b"0123456789", "{:?}", got.stderr);
+    }
+}

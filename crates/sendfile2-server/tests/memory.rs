@@ -70,7 +70,7 @@ fn http1() {
     let cost = |answers| Cost { dir: dir.path(), more: &[], connections: 200, answers };
     cost(0).is("connected", 16, |address| send(address, b""));
     let request = b"GET /small HTTP/1.1\r\nhost: x\r\n\r\n";
-    cost(1).is("answered", 32, |address| {
+    cost(1).is("answered", 48, |address| {
         let mut stream = send(address, request);
         stream.read_exact(&mut [0; 100]).expect("it answers");
         stream
@@ -78,7 +78,7 @@ fn http1() {
     let unfinished = format!("GET /small HTTP/1.1\r\nhost: x\r\nx: {}", "x".repeat(31 << 10));
     cost(0).is("unfinished headers", 80, |address| send(address, unfinished.as_bytes()));
     let request = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n";
-    cost(1).is("does not read", 40, |address| send(address, request));
+    cost(1).is("does not read", 80, |address| send(address, request));
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn tls() {
         stream.read_exact(&mut [0; 100]).expect("it answers");
         stream
     };
-    cost(0).is("TLS, no handshake", 24, |address| send(address, b"\x16\x03\x01"));
+    cost(0).is("TLS, no handshake", 48, |address| send(address, b"\x16\x03\x01"));
     cost(1).is("TLS, answered", 80, |address| secure(address, "/small"));
     cost(1).is("TLS, does not read", 160, |address| secure(address, "/large"));
 }
