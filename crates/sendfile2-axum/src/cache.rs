@@ -24,6 +24,9 @@ use tower_http::services::fs::{Backend, File, Metadata};
 /// Files kept open, for each directory served.
 pub(crate) const KEPT: usize = 1024;
 
+/// The first second of the year 10000, which a date of HTTP has no digits for: httpdate panics.
+const YEAR_10000: u64 = 253_402_300_800;
+
 /// A directory to serve from.
 #[derive(Debug)]
 pub(crate) struct Root {
@@ -233,8 +236,8 @@ impl Metadata for About {
 
     fn modified(&self) -> io::Result<SystemTime> {
         let (seconds, nanos) = self.modified;
-        let before = |_| io::Error::other("modified before 1970");
-        let seconds = u64::try_from(seconds).map_err(before)?;
+        let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds < YEAR_10000);
+        let seconds = seconds.ok_or_else(|| io::Error::other("a time that HTTP cannot tell"))?;
         Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_nanos(nanos))
     }
 

@@ -203,6 +203,37 @@ fn a_range_of_an_empty_file() {
     assert_same(&client.get("/1").body, &pattern(1, 0..1), "what follows");
 }
 
+/// tmpfs and btrfs keep dates that HTTP cannot tell.
+#[test]
+fn a_file_of_a_year_without_a_date() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let epoch = std::time::SystemTime::UNIX_EPOCH;
+    let day = std::time::Duration::from_secs(86_400);
+    // The last one of the year 9999, and the next; 1970 is the first.
+    for (name, date, told) in [
+        ("last", epoch + day * 2_932_896, "Fri, 31 Dec 9999 00:00:00 GMT"),
+        ("next", epoch + day * 2_932_897, ""),
+        ("later", epoch + day * 1_000_000_000, ""),
+        ("before", epoch - day, ""),
+    ] {
+        let file = std::fs::File::create_new(dir.path().join(name)).unwrap();
+        file.set_modified(date).unwrap();
+        if file.metadata().unwrap().modified().unwrap() != date {
+            println!("SKIP: the filesystem of /dev/shm does not keep the date of {name}");
+            continue;
+        }
+        for method in ["GET", "HEAD"] {
+            let since = "if-modified-since: Fri, 31 Dec 1999 00:00:00 GMT\r\nrange: bytes=0-5\r\n";
+            for headers in ["", since] {
+                let got = client.with(method, &format!("/{name}"), headers);
+                assert!(got.status < 500, "{method} {name}: {}", got.status);
+                assert_eq!(got.header("last-modified"), told, "{method} {name}");
+            }
+        }
+    }
+}
+
 #[test]
 fn one_file() {
     let dir = files();
