@@ -88,6 +88,7 @@ fn describe() {
     describe_counter!("sendfile2_http_bodies_total", "File bodies: mapped, or why they were read");
     describe_counter!("sendfile2_http_requests_total", "Requests answered, by status");
     describe_counter!("sendfile2_http_broken_total", "Answers that broke off, not by the client");
+    describe_counter!("sendfile2_http_panics_total", "Requests whose handler or body panicked");
     describe_counter!("sendfile2_log_lines_dropped_total", "Lines of the access log: no room");
     describe_gauge!("sendfile2_http_connections", "Connections");
     describe_gauge!("sendfile2_in_flight_sends", "Zerocopy sends that are not released");

@@ -1,5 +1,6 @@
 //! Connections: accepted within a limit, served, and ended.
 
+use std::any::Any;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -23,6 +24,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConnection;
+use tower_http::catch_panic::CatchPanicLayer;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -147,6 +149,26 @@ impl Accepted {
     }
 }
 
+/// A connection, as the gauge counts it, however it ends.
+struct Open;
+
+impl Open {
+    fn new() -> Self {
+        gauge!("sendfile2_http_connections").increment(1);
+        Open
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        gauge!("sendfile2_http_connections").decrement(1);
+        // Of a body, in the midst of its answer: the client sees that it is cut short.
+        if std::thread::panicking() {
+            counter!("sendfile2_http_panics_total").increment(1);
+        }
+    }
+}
+
 /// Looks at the first bytes; would-block until it is clear: tokio then waits for more.
 fn look(socket: impl AsFd) -> io::Result<Http> {
     let mut first = [0; HTTP2.len()];
@@ -226,7 +248,7 @@ impl Server {
         peer: String,
         permit: OwnedSemaphorePermit,
     ) {
-        gauge!("sendfile2_http_connections").increment(1);
+        let _open = Open::new();
         // TLS has no use for an engine.
         let engine = if self.tls.is_some() { Engine::Copy } else { self.engine };
         let options = Options::new().engine(engine);
@@ -248,7 +270,6 @@ impl Server {
                 }
             }
         }
-        gauge!("sendfile2_http_connections").decrement(1);
         drop(permit);
     }
 
@@ -300,6 +321,9 @@ impl Server {
         R::Error: Into<axum::BoxError>,
     {
         let io = TokioIo::new(io);
+        let server = Arc::clone(self);
+        let panicked = move |panic: Box<dyn Any + Send>| server.panicked(&*panic);
+        let files = CatchPanicLayer::custom(panicked).layer(files);
         let peer: Arc<str> = peer.into();
         let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
             let asked = self.log.as_ref().map(|_| Asked {
@@ -330,8 +354,7 @@ impl Server {
                     // With HTTP/2 an error ends a stream, and not the connection.
                     Some(answer) => answer.await?.map(|body| {
                         let server = Arc::clone(&server);
-                        Body::new(Telling::new(body.map_err(move |error| {
-                            let error = error.into();
+                        Body::new(Telling::new(body.map_err(move |error: axum::BoxError| {
                             server.broke_off(&*error);
                             error
                         })))
@@ -374,6 +397,17 @@ impl Server {
         }
     }
 
+    /// Answers a request whose handler panicked.
+    fn panicked(&self, panic: &(dyn Any + Send)) -> Response<Body> {
+        counter!("sendfile2_http_panics_total").increment(1);
+        let why = panic.downcast_ref::<String>().map(String::as_str);
+        let why = why.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        self.trouble.note(&format!("sendfile2: a request's handler panicked: {why}"));
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        response
+    }
+
     fn broke_off(&self, why: &dyn std::error::Error) {
         counter!("sendfile2_http_broken_total").increment(1);
         self.trouble.note(&format!("sendfile2: an answer broke off: {why}"));
@@ -411,3 +445,6 @@ impl Server {
         usize::try_from(self.connections).unwrap_or(usize::MAX) - self.limit.available_permits()
     }
 }
+
+#[cfg(test)]
+mod tests;

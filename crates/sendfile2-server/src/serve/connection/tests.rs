@@ -1,0 +1,67 @@
+//! What becomes of a panic.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use clap::Parser;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// A body that panics when it is asked for its first byte.
+struct Panics;
+
+impl HttpBody for Panics {
+    type Data = axum::body::Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<io::Result<hyper::body::Frame<axum::body::Bytes>>>> {
+        panic!("a body, on purpose")
+    }
+}
+
+#[test]
+fn a_panic_is_a_500_and_counted_and_the_gauge_goes_down() {
+    let Cli { args } = Cli::parse_from(["serve", "/"]);
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let served = async {
+        let server = Server::new(&args, 1, ServeDir::new("/").unwrap(), None, None);
+        let (mut client, stream) = tokio::io::duplex(4096);
+        let served = tokio::spawn(async move {
+            let _open = Open::new();
+            let handler = |request: Request<()>| async move {
+                match request.uri().path() {
+                    "/handler" => panic!("a handler, on purpose"),
+                    "/body" => Ok::<_, Infallible>(Response::new(Body::new(Panics))),
+                    _ => Ok(Response::new(Body::from("well"))),
+                }
+            };
+            server.http(None, stream, "x", tower::service_fn(handler)).await;
+        });
+        for path in ["/handler", "/well", "/body"] {
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+        }
+        let mut answers = Vec::new();
+        client.read_to_end(&mut answers).await.unwrap();
+        assert!(served.await.unwrap_err().is_panic());
+        String::from_utf8(answers).unwrap()
+    };
+    let answers = metrics::with_local_recorder(&recorder, || runtime.block_on(served));
+    let statuses: Vec<_> = answers.matches("HTTP/1.1 ").collect();
+    assert!(answers.starts_with("HTTP/1.1 500 ") && answers.contains("well"), "{answers}");
+    assert!(statuses.len() >= 2, "the connection went on after the first: {answers}");
+    let metrics = metrics.render();
+    for line in ["sendfile2_http_panics_total 2", "sendfile2_http_connections 0"] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
