@@ -35,7 +35,11 @@ const BACKLOG: i32 = 4096;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     usable(args.engine, &args.listen)?;
-    let allowed = allowed(descriptors());
+    let descriptors = descriptors();
+    let dir = if args.follow_links_out { ServeDir::follow_links_out } else { ServeDir::new };
+    // It keeps files open by the limit of descriptors.
+    let dir = dir(&args.dir).with_context(|| format!("cannot open {}", args.dir.display()))?;
+    let allowed = allowed(descriptors, dir.kept_files());
     let connections = args.max_connections.get().min(allowed);
     let listeners = args.listen.len();
     let room = |connections| usize::try_from(connections).unwrap_or(usize::MAX) >= listeners;
@@ -49,8 +53,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         "each of {listeners} listeners needs a connection to accept, and the limit of descriptors \
          (ulimit -Hn) allows {allowed}"
     );
-    let dir = if args.follow_links_out { ServeDir::follow_links_out } else { ServeDir::new };
-    let dir = dir(&args.dir).with_context(|| format!("cannot open {}", args.dir.display()))?;
     let mut runtime = match args.workers {
         Some(NonZeroUsize::MIN) => tokio::runtime::Builder::new_current_thread(),
         workers => {
@@ -126,13 +128,12 @@ fn descriptors() -> Option<u64> {
     }
 }
 
-/// Returns the number of connections that so many descriptors allow: each connection takes one, and
-/// so does each file that is kept open, and what else the process has.
-fn allowed(descriptors: Option<u64>) -> u32 {
-    const FILES: u64 = 1024;
+/// Returns the number of connections that so many descriptors allow, beside the files that are kept
+/// open, as many again that are sent and not kept any more, and what else the process has.
+fn allowed(descriptors: Option<u64>, kept: usize) -> u32 {
     const OTHERS: u64 = 64;
     let Some(descriptors) = descriptors else { return u32::MAX };
-    let connections = descriptors.saturating_sub(FILES + OTHERS).max(descriptors / 2);
+    let connections = descriptors.saturating_sub(2 * kept as u64 + OTHERS).max(descriptors / 3);
     u32::try_from(connections).unwrap_or(u32::MAX)
 }
 
@@ -259,8 +260,9 @@ mod tests {
 
     #[test]
     fn connections_leave_descriptors_for_files() {
-        assert_eq!(allowed(None), u32::MAX);
-        assert_eq!(allowed(Some(20_000)), 18_912);
-        assert_eq!(allowed(Some(1024)), 512);
+        assert_eq!(allowed(None, 1024), u32::MAX);
+        assert_eq!(allowed(Some(20_000), 1024), 17_888);
+        assert_eq!(allowed(Some(1024), 256), 448);
+        assert_eq!(allowed(Some(100), 25), 33);
     }
 }

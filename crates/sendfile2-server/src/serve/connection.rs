@@ -257,14 +257,15 @@ impl Server {
             Some(_) => Some(Http::One),
         };
         if let Some(http) = spoken {
-            match (stream.io(options).map(|io| self.timed(io)), &self.tls) {
-                (Ok(mut io), None) => {
+            match (stream.io(options), &self.tls) {
+                (Ok(io), None) => {
+                    let files = ZeroCopyLayer::of(&io).layer(self.dir.clone());
+                    let mut io = self.timed(io);
                     let streams = self.streams(http, &mut io);
-                    let files = ZeroCopyLayer::new().layer(self.dir.clone());
                     self.http(streams, io, &peer, files).await;
                 }
                 // In a box, so that connections without TLS are smaller.
-                (Ok(io), Some(tls)) => Box::pin(self.https(tls, io, &peer)).await,
+                (Ok(io), Some(tls)) => Box::pin(self.https(tls, self.timed(io), &peer)).await,
                 (Err(e), _) => {
                     self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
                 }

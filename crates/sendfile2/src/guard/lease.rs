@@ -210,6 +210,14 @@ impl Lease {
         Ok(mapped.filter(|mapped| self.inner.aside.map(&mapped.range())))
     }
 
+    /// The size of the file now, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn file_size(&self) -> Result<u64, Error> {
+        self.inner.source.size()
+    }
+
     pub(crate) fn source(&self) -> &Source {
         &self.inner.source
     }
