@@ -52,6 +52,7 @@ mod answer;
 mod body;
 mod cache;
 mod conditions;
+mod fallback;
 mod heads;
 mod io;
 mod layer;
@@ -65,10 +66,11 @@ mod window;
 
 pub use body::FileBody;
 pub use conditions::Validators;
+pub use fallback::NoFallback;
 pub use io::Io;
 pub use layer::{MappedBody, ZeroCopy, ZeroCopyFuture, ZeroCopyLayer};
 pub use listener::{Connection, ConnectionFuture, Listener, ZeroCopyConnections, serve};
-pub use serve::{NoFallback, ServeBody, ServeDir, ServeFile, ServeFuture};
+pub use serve::{ServeBody, ServeDir, ServeFile, ServeFuture};
 pub use stats::{in_flight, outstanding};
 
 /// Compiles the README's example.

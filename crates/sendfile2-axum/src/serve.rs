@@ -1,7 +1,7 @@
 //! Directories and single files as services: tower-http's, on our files and bodies.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,6 +20,7 @@ use crate::answer::decide;
 use crate::body::FileBody;
 use crate::cache::{Files, Root, is_exhausted, watching};
 use crate::conditions::decides;
+use crate::fallback::{NoFallback, fall_back};
 use crate::heads::Heads;
 use crate::names::{encoded, escaped, redirected};
 
@@ -213,10 +214,10 @@ impl<F> ServeDir<F> {
             }
         }
         let Some((path, open)) = found else {
-            return response.map(|body| ServeBody(Inner::Other(body)));
+            return response.map(ServeBody::other);
         };
         if response.status() != StatusCode::OK {
-            return response.map(|body| ServeBody(Inner::Other(body)));
+            return response.map(ServeBody::other);
         }
         let headers = std::mem::take(response.headers_mut());
         let (status, headers, part) =
@@ -227,45 +228,13 @@ impl<F> ServeDir<F> {
             self.heads.keep(asked, path, &open, &response);
         }
         if method == Method::HEAD {
-            return response.map(|body| ServeBody(Inner::Other(body)));
+            return response.map(ServeBody::other);
         }
         with(response, FileBody::of_file(open.source.clone(), part))
     }
 }
 
 type Inside = tower_http::services::ServeDir<DefaultServeDirFallback, Files>;
-
-/// Answers by the fallback.
-async fn fall_back<F, B, R>(
-    mut fallback: F,
-    status: Option<StatusCode>,
-    mut request: Request<B>,
-) -> Response<ServeBody>
-where
-    F: Service<Request<B>, Response = Response<R>, Error = Infallible>,
-    R: Body<Data = Bytes> + Send + 'static,
-    R::Error: Into<axum::BoxError>,
-{
-    if status.is_some() {
-        let headers = std::mem::take(request.headers_mut());
-        let mut last = None;
-        // A name stands before the first of its values.
-        let named = headers.into_iter().filter_map(|(name, value)| {
-            last = name.or(last.take());
-            last.clone().map(|name| (name, value))
-        });
-        request
-            .headers_mut()
-            .extend(named.filter(|(name, _)| !decides(name)).map(|(n, v)| (Some(n), v)));
-    }
-    let Ok(()) = poll_fn(|cx| fallback.poll_ready(cx)).await;
-    let Ok(response) = fallback.call(request).await;
-    let mut response = response.map(|body| ServeBody(Inner::Other(axum::body::Body::new(body))));
-    if let Some(status) = status {
-        *response.status_mut() = status;
-    }
-    response
-}
 
 /// The answer where a file could not be looked at.
 fn failed(error: &io::Error) -> Response<axum::body::Body> {
@@ -430,26 +399,15 @@ impl<B: Send + 'static> Service<Request<B>> for ServeFile {
     }
 }
 
-/// In place of a fallback: there is none.
-#[derive(Debug, Clone, Copy)]
-pub enum NoFallback {}
-
-impl<B> Service<Request<B>> for NoFallback {
-    type Response = Response<axum::body::Body>;
-    type Error = Infallible;
-    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        match *self {}
-    }
-
-    fn call(&mut self, _: Request<B>) -> Self::Future {
-        match *self {}
-    }
-}
-
 /// The body of a response of [`ServeDir`].
 pub struct ServeBody(Inner);
+
+impl ServeBody {
+    /// One that is no file's.
+    pub(crate) fn other(body: axum::body::Body) -> Self {
+        ServeBody(Inner::Other(body))
+    }
+}
 
 enum Inner {
     File(FileBody),

@@ -182,7 +182,7 @@ fn names_that_are_not_utf8() {
 fn a_redirect_stays_on_this_host() {
     let dir = files();
     std::fs::create_dir_all(dir.path().join("example.com/sub")).unwrap();
-    std::fs::create_dir(dir.path().join("\\example.com")).unwrap();
+    std::fs::create_dir(dir.path().join(OsStr::new("\\example.com"))).unwrap();
     let nested = ServeDir::new(dir.path()).unwrap().redirect_path_prefix("/x");
     let app = directory(dir.path()).nest_service("/x", nested);
     let mut client = Client::new(serve(OURS, app));
