@@ -349,12 +349,12 @@ fn unix_sockets() {
     };
     let app = directory(dir.path()).route("/peer", get(handler));
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let serving = runtime().block_on(async {
-        let listener = Listener::bind_unix(&path).unwrap().engine(Engine::Copy);
-        let served = sendfile2_axum::serve(listener, app);
-        let served = served.with_graceful_shutdown(async { drop(ended.await) });
-        tokio::spawn(async { served.await.unwrap() })
-    });
+    let entered = runtime().enter();
+    let listener = Listener::bind_unix(&path).unwrap().engine(Engine::Copy);
+    let served = sendfile2_axum::serve(listener, app);
+    let served = served.with_graceful_shutdown(async { drop(ended.await) });
+    let serving = tokio::spawn(async { served.await.unwrap() });
+    drop(entered);
     let mut stream = UnixStream::connect(&path).unwrap();
     let mut ask = |path: &str, close: &str, len: usize| {
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n{close}\r\n");
