@@ -534,7 +534,7 @@ fn what_is_no_file_is_not_found() {
             Err(e) => println!("SKIP: no device nodes: {e}"),
         }
     }
-    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let mut client = Client::new(serve(OURS, directory(dir.path())));
     for name in &names {
         for method in ["GET", "HEAD"] {
             assert_eq!(client.with(method, &format!("/{name}"), "").status, 404, "{method} {name}");
