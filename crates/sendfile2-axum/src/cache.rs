@@ -90,7 +90,8 @@ impl Dir {
     fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
-        let id = About::of(&rustix::fs::fstat(&fd)?).id;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| forbidden("fstat", e))?;
+        let id = About::of(&stat).id;
         Ok(Dir { fd: Arc::new(fd), id, looked: Instant::now() })
     }
 }
@@ -153,7 +154,6 @@ impl Root {
         // Each file needs these. What is forbidden shows now, and not as a file that is not there.
         rustix::fs::openat2(&*dir.fd, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
             .map_err(|e| forbidden("openat2", e))?;
-        rustix::fs::fstat(&*dir.fd).map_err(|e| forbidden("fstat", e))?;
         rustix::fs::fstatfs(&*dir.fd).map_err(|e| forbidden("fstatfs", e))?;
         let cache = Arc::new(Cache::new(kept()));
         let mut caches = CACHES.lock().unwrap_or_else(PoisonError::into_inner);
