@@ -7,7 +7,7 @@ use std::error::Error;
 
 use axum::Router;
 use axum::routing::get;
-use sendfile2_axum::{Listener, ServeDir, ZeroCopyLayer};
+use sendfile2_axum::{Listener, ServeDir};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -19,14 +19,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let app = Router::new()
         // Whatever else the server does, as ever.
         .route("/health", get(|| async { "well\n" }))
-        .fallback_service(files)
-        // The last one, and so the outermost: nothing may read the mapped bodies that it makes.
-        // Where compression or the like has touched a body, it leaves it alone.
-        .layer(ZeroCopyLayer::new());
+        .fallback_service(files);
     // In place of tokio's listener: its connections send mapped bodies from their files.
     let listener = Listener::bind(address.parse()?).await;
     let listener = listener.map_err(|e| format!("cannot listen at {address}: {e}"))?;
     println!("listening on {}", axum::serve::Listener::local_addr(&listener)?);
-    axum::serve(listener, app).await?;
+    // In place of axum's: it makes mapped bodies of those that nothing has touched, for HTTP/1.
+    sendfile2_axum::serve(listener, app).await?;
     Ok(())
 }

@@ -14,7 +14,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use bytes::Bytes;
 use sendfile2::guard::GuardedFile;
-use sendfile2_axum::{FileBody, Listener, ZeroCopyLayer};
+use sendfile2_axum::{FileBody, Listener};
 use tokio::time::timeout;
 
 const SLOT: u64 = 65_536;
@@ -32,14 +32,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     // Nobody but this program may write to it: the guard knows only who goes through it.
     let cache = GuardedFile::open(path)?;
-    let app = Router::new()
-        .route("/{slot}", get(send).put(overwrite))
-        .with_state(cache)
-        .layer(ZeroCopyLayer::new()); // The last one: outermost.
+    let app = Router::new().route("/{slot}", get(send).put(overwrite)).with_state(cache);
     let listener = Listener::bind(address.parse()?).await;
     let listener = listener.map_err(|e| format!("cannot listen at {address}: {e}"))?;
     println!("listening on {}", axum::serve::Listener::local_addr(&listener)?);
-    axum::serve(listener, app).await?;
+    sendfile2_axum::serve(listener, app).await?;
     Ok(())
 }
 

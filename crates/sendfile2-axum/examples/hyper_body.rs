@@ -35,21 +35,24 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let file = file.clone();
         async move { answer(&request, &file) }
     });
-    // Around everything that might look at a body: it makes mapped ones, which only the kernel may
-    // read. Without it they are read, which is right, too, and must be so beneath TLS.
-    let service = TowerToHyperService::new(ZeroCopyLayer::new().layer(handler));
     loop {
         let (stream, peer) = listener.accept().await?;
-        let service = service.clone();
+        let handler = handler.clone();
         tokio::spawn(async move {
             // In place of the stream: it finds the mapped bytes among what hyper writes.
             let io = match Io::new(stream, Options::new()) {
-                Ok(io) => TokioIo::new(io),
+                Ok(io) => io,
                 Err(e) => return eprintln!("{peer}: {e}"),
             };
+            // Around everything that might look at a body: it makes mapped ones for this very
+            // connection, which only the kernel may read. Without it they are read, which is right,
+            // too, and must be so beneath TLS.
+            let service = TowerToHyperService::new(ZeroCopyLayer::of(&io).layer(handler));
             // With a timer, it waits for the headers of a request no longer than 30 seconds.
             let mut http = http1::Builder::new();
-            if let Err(e) = http.timer(TokioTimer::new()).serve_connection(io, service).await {
+            if let Err(e) =
+                http.timer(TokioTimer::new()).serve_connection(TokioIo::new(io), service).await
+            {
                 eprintln!("{peer}: {e}");
             }
         });
@@ -61,7 +64,7 @@ fn answer(request: &Request<Incoming>, file: &Source) -> Result<Response<Body>, 
     Ok(match (request.method(), range(request.uri().path(), size)) {
         // By into_response the layer knows it.
         (&Method::GET | &Method::HEAD, Some(range)) => {
-            FileBody::new(file.clone(), range).into_response().map(Either::Left)
+            FileBody::new(file.clone(), range)?.into_response().map(Either::Left)
         }
         (&Method::GET | &Method::HEAD, None) => {
             refuse(StatusCode::NOT_FOUND, format!("ask for /START-END, up to /0-{size}\n"))

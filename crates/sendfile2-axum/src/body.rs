@@ -68,8 +68,17 @@ enum Done {
 
 impl FileBody {
     /// Bytes `range` of the file.
-    #[must_use]
-    pub fn new(file: Source, range: Range<u64>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Truncated`] if the file does not have them, now: an answer that has begun could
+    /// only be broken off. [`Error::File`].
+    pub fn new(file: Source, range: Range<u64>) -> Result<Self, Error> {
+        whole(file.size()?, &range)?;
+        Ok(FileBody::of_file(file, range))
+    }
+
+    /// Bytes `range` of a file that was seen to have them.
+    pub(crate) fn of_file(file: Source, range: Range<u64>) -> Self {
         FileBody::of(Origin::File(file), range, false)
     }
 
@@ -77,13 +86,13 @@ impl FileBody {
     /// the kernel.
     ///
     /// # Errors
-    /// [`Error::NotLeased`].
+    /// [`Error::NotLeased`]; as [`new`](Self::new).
     pub fn leased(lease: Lease, range: Range<u64>) -> Result<Self, Error> {
-        if lease.covers(&range) {
-            Ok(FileBody::of(Origin::Lease(lease), range, false))
-        } else {
-            Err(Error::NotLeased { range })
+        if !lease.covers(&range) {
+            return Err(Error::NotLeased { range });
         }
+        whole(lease.file_size()?, &range)?;
+        Ok(FileBody::of(Origin::Lease(lease), range, false))
     }
 
     fn of(origin: Origin, range: Range<u64>, mapped: bool) -> Self {
@@ -98,6 +107,17 @@ impl FileBody {
             last: None,
             error: None,
         }
+    }
+
+    /// The bytes of it that are left.
+    pub(crate) fn len(&self) -> u64 {
+        self.left.end - self.left.start
+    }
+
+    /// A part of it, counted from its beginning, in its place.
+    pub(crate) fn part(self, part: &Range<u64>) -> Self {
+        let start = self.left.start;
+        FileBody::of(self.shared.origin.clone(), start + part.start..start + part.end, false)
     }
 
     /// A response of it, which [`ZeroCopyLayer`](crate::ZeroCopyLayer) knows it by.
@@ -173,6 +193,12 @@ impl FileBody {
     }
 }
 
+/// Fails where a file of `at` bytes does not have all of `range`.
+fn whole(at: u64, range: &Range<u64>) -> Result<(), Error> {
+    let wanted = range.start.max(at);
+    if range.end > wanted { Err(Error::Truncated { at, wanted }) } else { Ok(()) }
+}
+
 impl Body for FileBody {
     type Data = Bytes;
     type Error = io::Error;
@@ -217,7 +243,7 @@ impl Body for FileBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left.end - self.left.start)
+        SizeHint::with_exact(self.len())
     }
 }
 

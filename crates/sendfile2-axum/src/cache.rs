@@ -10,32 +10,97 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use quick_cache::sync::Cache;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use sendfile2::Source;
 use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 use tower_http::services::fs::{Backend, File, Metadata};
 
-/// Files kept open, for each directory served.
-pub(crate) const KEPT: usize = 1024;
+use crate::conditions::{self, Validators};
+use crate::names::unescaped;
+
+/// Files kept open, for each directory served, at most.
+const KEPT: u64 = 1024;
+
+/// The part of the descriptors that may be those of files that are kept open.
+const SHARE: u64 = 4;
+
+/// The files of a directory that are kept open.
+type Kept = Cache<PathBuf, Arc<Open>>;
+
+/// All of them, to make room in.
+static CACHES: Mutex<Vec<Weak<Kept>>> = Mutex::new(Vec::new());
+
+/// The number of files that a directory keeps open: in proportion to the limit of descriptors, so
+/// that connections have the most.
+fn kept() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    let kept = limit.map_or(KEPT, |limit| (limit / SHARE).clamp(1, KEPT));
+    // It is no more than that.
+    usize::try_from(kept).unwrap_or(usize::MAX)
+}
+
+/// Whether there are no descriptors left, of the process or of the machine.
+pub(crate) fn is_exhausted(errno: Errno) -> bool {
+    matches!(errno, Errno::MFILE | Errno::NFILE)
+}
+
+/// Closes the files that are only kept; whether there were any.
+pub(crate) fn make_room() -> bool {
+    let mut caches = CACHES.lock().unwrap_or_else(PoisonError::into_inner);
+    caches.retain(|cache| cache.strong_count() > 0);
+    let caches: Vec<_> = caches.iter().filter_map(Weak::upgrade).collect();
+    let mut room = false;
+    for cache in caches {
+        room |= !cache.is_empty();
+        cache.clear();
+    }
+    room
+}
 
 /// A directory to serve from.
 #[derive(Debug)]
 pub(crate) struct Root {
-    dir: OwnedFd,
+    /// The path that the directory has been opened by.
+    path: PathBuf,
+    dir: Mutex<Dir>,
     resolve: ResolveFlags,
-    cache: Cache<PathBuf, Arc<Open>>,
+    cache: Arc<Kept>,
+}
+
+/// The directory that the path leads to.
+#[derive(Debug)]
+struct Dir {
+    fd: Arc<OwnedFd>,
+    id: (u64, u64),
+    /// When it was looked whether the path still leads there.
+    looked: Instant,
+}
+
+/// How long a path may lead to another directory before that is seen.
+const FOLLOWED: Duration = Duration::from_secs(1);
+
+impl Dir {
+    fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| forbidden("fstat", e))?;
+        let id = About::of(&stat).id;
+        Ok(Dir { fd: Arc::new(fd), id, looked: Instant::now() })
+    }
 }
 
 /// An open file, as it was when it was looked at.
 #[derive(Debug)]
 pub(crate) struct Open {
     pub(crate) source: Source,
+    pub(crate) validators: Validators,
     about: About,
 }
 
@@ -79,25 +144,44 @@ impl Found {
 
 impl Root {
     pub(crate) fn new(path: &Path, beneath: bool) -> io::Result<Self> {
-        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(path, flags, Mode::empty())?;
+        let path = std::path::absolute(path)?;
+        let dir = Dir::open(&path)?;
         let resolve = if beneath {
             ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS
         } else {
             ResolveFlags::NO_MAGICLINKS
         };
         // Each file needs these. What is forbidden shows now, and not as a file that is not there.
-        rustix::fs::openat2(&dir, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+        rustix::fs::openat2(&*dir.fd, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
             .map_err(|e| forbidden("openat2", e))?;
-        rustix::fs::fstat(&dir).map_err(|e| forbidden("fstat", e))?;
-        rustix::fs::fstatfs(&dir).map_err(|e| forbidden("fstatfs", e))?;
-        Ok(Root { dir, resolve, cache: Cache::new(KEPT) })
+        rustix::fs::fstatfs(&*dir.fd).map_err(|e| forbidden("fstatfs", e))?;
+        let cache = Arc::new(Cache::new(kept()));
+        let mut caches = CACHES.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.push(Arc::downgrade(&cache));
+        Ok(Root { path, dir: Mutex::new(dir), resolve, cache })
+    }
+
+    /// The directory: a link to it may have been set to another one.
+    fn dir(&self) -> Arc<OwnedFd> {
+        let mut dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
+        if dir.looked.elapsed() >= FOLLOWED {
+            dir.looked = Instant::now();
+            let now = rustix::fs::stat(&self.path).map(|stat| About::of(&stat).id);
+            if now.is_ok_and(|now| now != dir.id) {
+                // One that cannot be opened takes no other one's place.
+                match Dir::open(&self.path) {
+                    Ok(now) => *dir = now,
+                    Err(e) => tracing::warn!(path = %self.path.display(), "not followed: {e}"),
+                }
+            }
+        }
+        Arc::clone(&dir.fd)
     }
 
     /// Finds what is at `path` now, where that can be said without waiting for a disk.
     pub(crate) fn look(&self, path: &Path) -> Result<Found, Errno> {
         if let Some(open) = self.cache.get(path) {
-            match rustix::fs::statat(&self.dir, path, AtFlags::empty()) {
+            match rustix::fs::statat(&*self.dir(), path, AtFlags::empty()) {
                 Ok(stat) if About::of(&stat) == open.about => return Ok(Found::File(open)),
                 _ => drop(self.cache.remove(path)),
             }
@@ -109,19 +193,36 @@ impl Root {
     /// device, or to whoever waits at a FIFO, and fails in as many ways as there are drivers.
     fn examine(&self, path: &Path, more: ResolveFlags) -> Result<(), Errno> {
         let (flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        let there = rustix::fs::openat2(&self.dir, path, flags, mode, self.resolve | more)?;
+        let there = rustix::fs::openat2(&*self.dir(), path, flags, mode, self.resolve | more)?;
         match FileType::from_raw_mode(rustix::fs::fstat(&there)?.st_mode) {
             FileType::RegularFile | FileType::Directory => Ok(()),
             _ => Err(Errno::NXIO),
         }
     }
 
+    /// The number of files that are kept open at most.
+    pub(crate) fn capacity(&self) -> usize {
+        usize::try_from(self.cache.capacity()).unwrap_or(usize::MAX)
+    }
+
+    /// Opens it, if need be by closing what is only kept.
     fn open(&self, path: &Path, more: ResolveFlags) -> Result<Found, Errno> {
+        loop {
+            match self.try_open(path, more) {
+                Err(errno) if is_exhausted(errno) && make_room() => {}
+                opened => return opened,
+            }
+        }
+    }
+
+    fn try_open(&self, path: &Path, more: ResolveFlags) -> Result<Found, Errno> {
         self.examine(path, more)?;
         // O_NONBLOCK: the open of a FIFO, which may be there by now, must not wait for a writer.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), self.resolve | more)?;
-        let about = About::of(&rustix::fs::fstat(&file)?);
+        let file =
+            rustix::fs::openat2(&*self.dir(), path, flags, Mode::empty(), self.resolve | more)?;
+        let stat = rustix::fs::fstat(&file)?;
+        let about = About::of(&stat);
         if about.directory {
             return Ok(Found::Directory(about));
         }
@@ -129,7 +230,8 @@ impl Root {
             tracing::debug!(path = %path.display(), "{e}");
             Errno::ACCESS
         })?;
-        let open = Arc::new(Open { source, about });
+        let validators = Validators::of_stat(&stat);
+        let open = Arc::new(Open { source, validators, about });
         self.cache.insert(path.to_owned(), Arc::clone(&open));
         Ok(Found::File(open))
     }
@@ -213,7 +315,7 @@ impl Backend for Files {
     fn open(&self, path: PathBuf) -> Self::OpenFuture {
         let root = Arc::clone(&self.0);
         Box::pin(async move {
-            match root.find(path).await? {
+            match root.find(unescaped(path)).await? {
                 Found::File(open) => Ok(Opened(open.about)),
                 Found::Directory(_) => Err(io::ErrorKind::NotFound.into()),
             }
@@ -222,7 +324,7 @@ impl Backend for Files {
 
     fn metadata(&self, path: PathBuf) -> Self::MetadataFuture {
         let root = Arc::clone(&self.0);
-        Box::pin(async move { root.find(path).await.map(|found| found.about()) })
+        Box::pin(async move { root.find(unescaped(path)).await.map(|found| found.about()) })
     }
 }
 
@@ -232,10 +334,8 @@ impl Metadata for About {
     }
 
     fn modified(&self) -> io::Result<SystemTime> {
-        let (seconds, nanos) = self.modified;
-        let before = |_| io::Error::other("modified before 1970");
-        let seconds = u64::try_from(seconds).map_err(before)?;
-        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_nanos(nanos))
+        let time = conditions::time(self.modified);
+        time.ok_or_else(|| io::Error::other("a time that HTTP has no date for"))
     }
 
     fn len(&self) -> u64 {

@@ -9,7 +9,8 @@ use std::sync::{Arc, Weak};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use quick_cache::sync::Cache;
 
-use crate::cache::{Found, KEPT, Open, Root};
+use crate::cache::{Found, Open, Root};
+use crate::conditions::decides;
 
 /// A path has any number of spellings of any length: no file has a longer one (`PATH_MAX`).
 const LONGEST: usize = 4096;
@@ -33,12 +34,17 @@ struct Head {
 
 impl Heads {
     pub(crate) fn new(root: Arc<Root>, encodings: bool) -> Arc<Self> {
-        Arc::new(Heads { root, encodings, kept: Cache::new(KEPT) })
+        let kept = Cache::new(root.capacity());
+        Arc::new(Heads { root, encodings, kept })
     }
 
     /// Whether what a client accepts decides.
     pub(crate) fn encodings(&self) -> bool {
         self.encodings
+    }
+
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
     }
 
     /// None yet, of the same directory, for a service that answers differently.
@@ -49,9 +55,7 @@ impl Heads {
     /// Whether nothing but the path and the file decides on the answer, which may then be kept.
     pub(crate) fn plain<B>(&self, request: &Request<B>) -> bool {
         let decides = |name: &header::HeaderName| {
-            *name == header::RANGE
-                || name.as_str().starts_with("if-")
-                || (self.encodings && *name == header::ACCEPT_ENCODING)
+            decides(name) || (self.encodings && *name == header::ACCEPT_ENCODING)
         };
         request.method() == Method::GET
             && request.uri().path().len() <= LONGEST

@@ -152,6 +152,12 @@ impl AsyncWrite for Io {
         let Io { sender, windows, sends, .. } = &mut *self;
         windows.collect();
         let found = slices.iter().enumerate().find_map(|(i, s)| Some((i, windows.find(s)?)));
+        if let Some((_, (window, _))) = &found {
+            if let Origin::Lease(lease) = &window.origin {
+                // Its mapping is in hyper's hands: a writer must be able to end that.
+                sender.sender().announce(lease);
+            }
+        }
         let sent = match found {
             Some((0, (window, range))) => {
                 let flags = SendFlags::NONE.with_more(slices.len() > 1);

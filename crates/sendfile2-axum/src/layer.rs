@@ -12,19 +12,19 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::body::Offer;
+use crate::io::Io;
 
 /// A layer that puts a mapped body in the place of each [file body](crate::FileBody) that nothing has
-/// changed, for HTTP/1.
+/// changed, for HTTP/1. [`serve`](crate::serve()) adds it by itself.
 ///
-/// **It must be the outermost layer, and the connection must be plain TCP (or a unix socket)**:
-/// only the kernel may read a mapped body. The [crate](crate#mapped-bytes) says why. In a router
-/// add it last. Do not use it beneath TLS, which it cannot see.
+/// It is made for one connection, and must be outermost there: only the kernel may read a mapped
+/// body. The [crate](crate#mapped-bytes) says why.
 ///
 /// A body stays as it is, and is read from the file, where the request is not HTTP/1, and where the
 /// body was encoded, resized, polled or replaced since it was made. The extensions of each response
 /// that had a file body hold the outcome ([`MappedBody`]), and the counter
 /// `sendfile2_http_bodies_total` counts the outcomes.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct ZeroCopyLayer(());
 
 /// Whether a file body that passed the layer became a mapped one; in the response's extensions.
@@ -35,10 +35,12 @@ pub struct MappedBody(
 );
 
 impl ZeroCopyLayer {
-    /// Returns the layer, which has no options.
+    /// Returns the layer for the answers on this very connection, which hyper must write to it: not
+    /// TLS, or anything else that reads what it passes on. And with hyper's defaults:
+    /// `writev(false)` and `pipeline_flush(true)` copy bodies.
     #[must_use]
-    pub fn new() -> Self {
-        ZeroCopyLayer::default()
+    pub fn of(_: &Io) -> Self {
+        ZeroCopyLayer(())
     }
 }
 

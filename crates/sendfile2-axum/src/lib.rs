@@ -7,14 +7,13 @@
 //! a copy. This crate does, without a fork of anything:
 //!
 //! ```no_run
-//! use sendfile2_axum::{Listener, ServeDir, ZeroCopyLayer};
+//! use sendfile2_axum::{Listener, ServeDir};
 //!
 //! # async fn serve() -> Result<(), Box<dyn std::error::Error>> {
 //! let app = axum::Router::new()
-//!     .fallback_service(ServeDir::new("public")?)
-//!     .layer(ZeroCopyLayer::new()); // the last one: outermost
+//!     .fallback_service(ServeDir::new("public")?);
 //! let listener = Listener::bind("0.0.0.0:8080".parse()?).await?; // in place of tokio's
-//! axum::serve(listener, app).await?;
+//! sendfile2_axum::serve(listener, app).await?; // in place of axum's
 //! # Ok(())
 //! # }
 //! ```
@@ -23,20 +22,20 @@
 //! * [`FileBody`] is such a body, for handlers of your own: a range of a file, or of a lease of a
 //!   [`GuardedFile`](sendfile2::guard::GuardedFile), which stays leased until the kernel has
 //!   released it. It *reads* the file, and so is fit for HTTP/2, TLS and compression.
-//! * [`ZeroCopyLayer`] makes mapped bodies of those that nothing has touched. With axum's own
-//!   listener they go by plain sends from the mapping: one copy less.
-//! * [`Listener`] (and [`Io`], for hyper-util's builders) finds mapped bytes, sends them by the
-//!   engine that pays, and drops them when the kernel has released them.
+//! * [`serve()`] is [`axum::serve()`] on a [`Listener`], of TCP or of unix sockets. Its connections
+//!   find mapped bytes, send them by the engine that pays, and drop them when the kernel has
+//!   released them. Around the app on each is a [`ZeroCopyLayer`], which makes mapped bodies of
+//!   those that nothing has touched.
+//! * [`Io`] and [`ZeroCopyLayer::of`] are the same for hyper-util's builders.
 //!
 //! # Mapped bytes
 //! A mapping shows what others write to the file, and what is cut off it is gone from the mapping:
 //! the kernel answers EFAULT, but a program that reads such a byte is killed by SIGBUS. So mapped
-//! bytes must be read by nobody but the kernel, and the layer must be outermost, on HTTP/1, on
-//! plain TCP, with hyper's defaults (`writev(false)` and `pipeline_flush(true)` copy bodies).
-//! Nothing can be asked whether that is so, which is why the layer is not in place by default, and
-//! why it does not turn a body in place but puts a new one where the old one was: whatever was
-//! around that is gone, and is not handed mapped bytes. It leaves alone what shows traces of having
-//! been touched.
+//! bytes must be read by nobody but the kernel: bodies are mapped by a layer that is made for one
+//! of our connections, and outermost there, on HTTP/1. An app knows nothing of it: where it is
+//! served beneath TLS, by HTTP/2 or on another listener, its bodies are read. The layer does not
+//! turn a body in place but puts a new one where the old one was: whatever was around that is gone,
+//! and is not handed mapped bytes. It leaves alone what shows traces of having been touched.
 //!
 //! ## A `&[u8]` over memory that changes
 //! is at odds with the rules of Rust's references: the compiler may assume that the bytes stay the
@@ -49,12 +48,16 @@
 #![cfg(target_os = "linux")]
 #![deny(unsafe_code)]
 
+mod answer;
 mod body;
 mod cache;
+mod conditions;
+mod fallback;
 mod heads;
 mod io;
 mod layer;
 mod listener;
+mod names;
 mod range;
 mod serve;
 mod stats;
@@ -62,9 +65,11 @@ mod sys;
 mod window;
 
 pub use body::FileBody;
+pub use conditions::Validators;
+pub use fallback::NoFallback;
 pub use io::Io;
 pub use layer::{MappedBody, ZeroCopy, ZeroCopyFuture, ZeroCopyLayer};
-pub use listener::{Listener, PeerAddr};
+pub use listener::{Connection, ConnectionFuture, Listener, ZeroCopyConnections, serve};
 pub use serve::{ServeBody, ServeDir, ServeFile, ServeFuture};
 pub use stats::{in_flight, outstanding};
 

@@ -1,36 +1,42 @@
-//! A listener for `axum::serve`.
+//! A listener, and the call that serves an app on it.
 
+use std::convert::Infallible;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
+use axum::Extension;
+use axum::extract::{ConnectInfo, Request};
+use axum::middleware::AddExtension;
+use axum::response::Response;
+use axum::serve::{IncomingStream, Serve};
+use pin_project_lite::pin_project;
+use rustix::io::Errno;
 use sendfile2::{Engine, Options};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener, unix};
+use tower_layer::Layer;
+use tower_service::Service;
 
+use crate::cache;
 use crate::io::Io;
+use crate::layer::{ZeroCopy, ZeroCopyLayer};
 
-/// In place of tokio's `TcpListener` in `axum::serve`.
+/// In place of tokio's `TcpListener` or `UnixListener`, for [`serve`].
 #[derive(Debug)]
-pub struct Listener {
-    tcp: TcpListener,
+pub struct Listener<L = TcpListener> {
+    inner: L,
     engine: Engine,
 }
 
-impl Listener {
-    /// Accepts from `tcp`.
+impl<L> Listener<L> {
+    /// Accepts from `listener`.
     #[must_use]
-    pub fn new(tcp: TcpListener) -> Self {
-        Listener { tcp, engine: Engine::Auto }
-    }
-
-    /// Listens at `address`.
-    ///
-    /// # Errors
-    /// What `bind(2)` and `listen(2)` fail with.
-    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        TcpListener::bind(address).await.map(Listener::new)
+    pub fn new(listener: L) -> Self {
+        Listener { inner: listener, engine: Engine::Auto }
     }
 
     /// Sends file bodies by `engine`; by [`Engine::Auto`] if not said.
@@ -38,6 +44,33 @@ impl Listener {
     pub fn engine(mut self, engine: Engine) -> Self {
         self.engine = engine;
         self
+    }
+
+    fn options(&self) -> Options {
+        Options::new().engine(self.engine)
+    }
+}
+
+impl Listener {
+    /// Listens at `address`.
+    ///
+    /// # Errors
+    /// What `bind(2)` and `listen(2)` fail with.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        TcpListener::bind(address).await.map(Listener::new)
+    }
+}
+
+impl Listener<UnixListener> {
+    /// Listens at `path`, where nothing must be yet, and which stays when it is dropped.
+    ///
+    /// # Errors
+    /// What `bind(2)` and `listen(2)` fail with.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O enabled.
+    pub fn bind_unix(path: impl AsRef<Path>) -> io::Result<Self> {
+        UnixListener::bind(path).map(Listener::new)
     }
 }
 
@@ -47,33 +80,128 @@ impl axum::serve::Listener for Listener {
 
     async fn accept(&mut self) -> (Io, SocketAddr) {
         loop {
-            let (stream, address) = axum::serve::Listener::accept(&mut self.tcp).await;
-            match Io::new(stream, Options::new().engine(self.engine)) {
-                Ok(io) => return (io, address),
-                // No descriptors, as for accept itself: somebody has to give some back first.
-                Err(e) => {
-                    tracing::error!(%address, "a connection is refused: {e}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+            let accepted = self
+                .inner
+                .accept()
+                .await
+                .and_then(|(stream, address)| Ok((Io::new(stream, self.options())?, address)));
+            match accepted {
+                Ok(accepted) => return accepted,
+                Err(e) => refused(e).await,
             }
         }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
+        self.inner.local_addr()
     }
 }
 
-/// The peer's address, for `into_make_service_with_connect_info::<PeerAddr>()`: with a listener
-/// that is not axum's own, Rust does not allow the implementation for [`SocketAddr`] itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PeerAddr(
-    /// The address.
-    pub SocketAddr,
-);
+impl axum::serve::Listener for Listener<UnixListener> {
+    type Io = Io;
+    type Addr = unix::SocketAddr;
 
-impl Connected<IncomingStream<'_, Listener>> for PeerAddr {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        PeerAddr(*stream.remote_addr())
+    async fn accept(&mut self) -> (Io, unix::SocketAddr) {
+        loop {
+            let accepted = self.inner.accept().await.and_then(|(stream, address)| {
+                Ok((Io::from_unix(stream, self.options())?, address))
+            });
+            match accepted {
+                Ok(accepted) => return accepted,
+                Err(e) => refused(e).await,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<unix::SocketAddr> {
+        self.inner.local_addr()
+    }
+}
+
+/// A connection could not be accepted.
+async fn refused(error: io::Error) {
+    // The client was faster.
+    if error.kind() == io::ErrorKind::ConnectionAborted {
+        return;
+    }
+    tracing::error!("a connection cannot be accepted: {error}");
+    // Descriptors: of files that are only kept, or somebody else has to give some back first.
+    if !(Errno::from_io_error(&error).is_some_and(cache::is_exhausted) && cache::make_room()) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Serves `app` on `listener`, as [`axum::serve()`] does, with file bodies that are mapped where
+/// they may be: a [`ZeroCopyLayer`] is around the app on each connection. The same app may be
+/// served by others, too, also beneath TLS, and may compress: there, bodies are read.
+///
+/// Handlers can extract the peer's address: `ConnectInfo<SocketAddr>`, on unix sockets
+/// `ConnectInfo<tokio::net::unix::SocketAddr>`.
+pub fn serve<L, M, S>(
+    listener: Listener<L>,
+    app: M,
+) -> Serve<Listener<L>, ZeroCopyConnections<M>, Connection<S, Addr<L>>>
+where
+    Listener<L>: axum::serve::Listener<Io = Io, Addr: Clone + Sync + 'static>,
+    M: for<'a> Service<IncomingStream<'a, Listener<L>>, Error = Infallible, Response = S>,
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    axum::serve(listener, ZeroCopyConnections(app))
+}
+
+/// The address of a peer of a listener.
+type Addr<L> = <Listener<L> as axum::serve::Listener>::Addr;
+
+/// An app on one connection, by [`serve`].
+pub type Connection<S, A> = ZeroCopy<AddExtension<S, ConnectInfo<A>>>;
+
+/// An app that [`serve`] makes a service of for each connection.
+#[derive(Debug, Clone)]
+pub struct ZeroCopyConnections<M>(M);
+
+impl<'a, L, M, S> Service<IncomingStream<'a, Listener<L>>> for ZeroCopyConnections<M>
+where
+    Listener<L>: axum::serve::Listener<Io = Io, Addr: Clone + Sync + 'static>,
+    M: Service<IncomingStream<'a, Listener<L>>, Error = Infallible, Response = S>,
+{
+    type Response = Connection<S, Addr<L>>;
+    type Error = Infallible;
+    type Future = ConnectionFuture<M::Future, Addr<L>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, stream: IncomingStream<'a, Listener<L>>) -> Self::Future {
+        let layer = ZeroCopyLayer::of(stream.io());
+        let peer = stream.remote_addr().clone();
+        ConnectionFuture { inner: self.0.call(stream), layer, peer }
+    }
+}
+
+pin_project! {
+    /// The future of [`ZeroCopyConnections`].
+    #[derive(Debug)]
+    pub struct ConnectionFuture<F, A> {
+        #[pin]
+        inner: F,
+        layer: ZeroCopyLayer,
+        peer: A,
+    }
+}
+
+impl<F, S, A> Future for ConnectionFuture<F, A>
+where
+    F: Future<Output = Result<S, Infallible>>,
+    A: Clone + Send + Sync + 'static,
+{
+    type Output = Result<Connection<S, A>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let app = ready!(this.inner.poll(cx))?;
+        let app = Extension(ConnectInfo(this.peer.clone())).layer(app);
+        Poll::Ready(Ok(this.layer.layer(app)))
     }
 }

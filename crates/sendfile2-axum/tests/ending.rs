@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Client, assert_same, connect, files, pattern, until, zero_copy};
+use common::{Client, assert_same, connect, directory, files, pattern, told, until};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use sendfile2::{Engine, Options};
@@ -31,7 +31,7 @@ fn an_ended_connection_waits_for_its_releases_and_not_for_ever() {
     let waited = runtime.enable_all().start_paused(true).build().unwrap().block_on(async {
         let stream = tokio::net::TcpStream::from_std(server).unwrap();
         let io = Io::new(stream, Options::new().engine(Engine::Zerocopy)).unwrap();
-        let service = TowerToHyperService::new(zero_copy(dir.path()));
+        let service = TowerToHyperService::new(told(&io, directory(dir.path())));
         let from = tokio::time::Instant::now();
         let http = hyper::server::conn::http1::Builder::new();
         http.serve_connection(TokioIo::new(io), service).await.unwrap();

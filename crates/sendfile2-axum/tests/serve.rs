@@ -3,10 +3,15 @@
 
 mod common;
 
-use std::os::unix::fs::symlink;
+use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
-use common::{By, Client, assert_same, files, pattern, serve, zero_copy};
+use common::{By, Client, assert_same, directory, files, pattern, serve, until};
 use http_body_util::BodyExt;
 use sendfile2::Engine;
 use sendfile2_axum::{ServeDir, ServeFile};
@@ -16,8 +21,9 @@ const OURS: By = By::Ours(Engine::Zerocopy);
 #[test]
 fn ranges_and_conditions() {
     let dir = files();
-    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let mut client = Client::new(serve(OURS, directory(dir.path())));
     let path = "/1048577";
+    set_modified(&dir.path().join("1048577"), SystemTime::now() - Duration::from_secs(3600));
     let whole = client.get(path);
     assert_eq!(whole.header("accept-ranges"), "bytes");
     let (tag, date) = (whole.header("etag").to_owned(), whole.header("last-modified").to_owned());
@@ -55,10 +61,196 @@ fn ranges_and_conditions() {
     assert_same(&client.get("/1").body, &pattern(1, 0..1), "the last");
 }
 
+fn set_modified(path: &Path, time: SystemTime) {
+    OpenOptions::new().write(true).open(path).unwrap().set_modified(time).unwrap();
+}
+
+/// Both were written within a second, and for the rest of that second there may be a third.
+#[test]
+fn a_date_that_is_not_a_second_old_is_no_strong_validator() {
+    let dir = files();
+    let path = dir.path().join("65536");
+    let mut client = Client::new(serve(OURS, directory(dir.path())));
+    let now = SystemTime::now();
+    let second = Duration::from_secs(1);
+    for (time, status) in [(now - second * 10, 206), (now + second * 60, 200)] {
+        set_modified(&path, time);
+        let date = client.get("/65536").header("last-modified").to_owned();
+        let known = format!("range: bytes=0-9\r\nif-range: {date}\r\n");
+        assert_eq!(client.with("GET", "/65536", &known).status, status, "{date}");
+    }
+}
+
+#[test]
+fn another_file_of_the_same_size_and_time_has_another_tag() {
+    let dir = files();
+    let mut client = Client::new(serve(OURS, directory(dir.path())));
+    let path = dir.path().join("same");
+    let time = SystemTime::now() - Duration::from_secs(3600);
+    let mut known = String::new();
+    for seed in 1..4 {
+        // In the place of the last one, or written over it.
+        let new = if seed == 2 { path.with_extension("new") } else { path.clone() };
+        let changed = || std::fs::metadata(&path).map(|m| (m.ctime(), m.ctime_nsec())).ok();
+        let before = changed();
+        // The kernel's clock may tell two changes of one file by the same time.
+        while {
+            std::fs::write(&new, pattern(seed, 0..1000)).unwrap();
+            set_modified(&new, time);
+            seed == 3 && changed() == before
+        } {}
+        std::fs::rename(&new, &path).unwrap();
+        let got = client.with("GET", "/same", &format!("if-none-match: {known}\r\n"));
+        assert_eq!((got.status, got.body.len()), (200, 1000), "{known}");
+        known = got.header("etag").to_owned();
+        let got = client.with("GET", "/same", &format!("if-none-match: W/\"x\", {known}\r\n"));
+        assert_eq!((got.status, got.header("etag")), (304, &*known));
+        for (condition, status) in [
+            (format!("if-match: {known}"), 200),
+            (format!("if-match: W/{known}"), 412),
+            ("if-match: *".into(), 200),
+            ("if-none-match: *".into(), 304),
+            // The tag alone decides, where there is one.
+            (
+                format!(
+                    "if-none-match: \"x\"\r\nif-modified-since: {}",
+                    got.header("last-modified")
+                ),
+                200,
+            ),
+            ("if-unmodified-since: Sat, 01 Jan 2000 00:00:00 GMT".into(), 412),
+            ("if-modified-since: yesterday".into(), 200),
+        ] {
+            let got = client.with("GET", "/same", &format!("{condition}\r\n"));
+            assert_eq!(got.status, status, "{condition}");
+        }
+    }
+}
+
+/// A release is put in place by setting a link anew.
+#[test]
+fn a_directory_whose_link_is_set_to_another_one_is_followed() {
+    let dir = files();
+    for release in ["one", "two"] {
+        std::fs::create_dir(dir.path().join(release)).unwrap();
+        std::fs::write(dir.path().join(release).join("release"), release).unwrap();
+    }
+    std::fs::write(dir.path().join("two/only"), "two").unwrap();
+    let current = dir.path().join("current");
+    symlink("one", &current).unwrap();
+    let mut client = Client::new(serve(OURS, directory(&current)));
+    assert_eq!(client.get("/release").body, b"one");
+    symlink("two", dir.path().join("next")).unwrap();
+    std::fs::rename(dir.path().join("next"), &current).unwrap();
+    until("the other one is served", || client.get("/release").body == b"two");
+    assert_eq!(client.get("/only").body, b"two");
+    // One that is not there takes no other one's place.
+    std::fs::remove_file(&current).unwrap();
+    assert_eq!(client.get("/only").body, b"two");
+}
+
+#[test]
+fn names_that_are_not_utf8() {
+    let dir = files();
+    let name = |bytes: &[u8]| dir.path().join(OsStr::from_bytes(bytes));
+    std::fs::write(name(b"caf\xe9.css"), "latin").unwrap();
+    std::fs::write(name(b"caf\xe9.css.gz"), "zipped").unwrap();
+    std::fs::write(name("\u{10FF61}".as_bytes()), "private").unwrap();
+    std::fs::create_dir(name(b"\xff")).unwrap();
+    std::fs::write(name(b"\xff/index.html"), "the index").unwrap();
+    let app = Router::new()
+        .route_service("/one", ServeFile::new(name(b"caf\xe9.css")).unwrap())
+        .fallback_service(ServeDir::new(dir.path()).unwrap().precompressed());
+    let mut client = Client::new(serve(OURS, app));
+    for _ in 0..2 {
+        let got = client.get("/caf%E9.css");
+        assert_eq!((&*got.body, got.header("content-type")), (&b"latin"[..], "text/css"));
+        let got = client.with("GET", "/caf%E9.css", "accept-encoding: gzip\r\n");
+        assert_eq!((&*got.body, got.header("content-encoding")), (&b"zipped"[..], "gzip"));
+        assert_eq!(client.get("/one").body, b"latin");
+        assert_eq!(client.get("/%F4%8F%BD%A1").body, b"private");
+        assert_eq!(client.get("/a").status, 404, "what stands for it on the way");
+        let got = client.get("/%FF?q");
+        assert_eq!((got.status, got.header("location")), (307, "/%FF/?q"));
+        assert_eq!(client.get("/%FF/").body, b"the index");
+        assert_eq!(client.get("/caf%C3%A9.css").status, 404);
+    }
+}
+
+/// To a browser `//name` is another host.
+#[test]
+fn a_redirect_stays_on_this_host() {
+    let dir = files();
+    std::fs::create_dir_all(dir.path().join("example.com/sub")).unwrap();
+    std::fs::create_dir(dir.path().join(OsStr::new("\\example.com"))).unwrap();
+    let nested = ServeDir::new(dir.path()).unwrap().redirect_path_prefix("/x");
+    let app = directory(dir.path()).nest_service("/x", nested);
+    let mut client = Client::new(serve(OURS, app));
+    for (path, to) in [
+        ("/example.com", "/example.com/"),
+        ("//example.com", "/example.com/"),
+        ("///example.com?a=//b", "/example.com/?a=//b"),
+        ("//example.com//sub", "/example.com/sub/"),
+        ("/.//example.com", "/example.com/"),
+        ("/%2e//example.com", "/example.com/"),
+        ("http://other//example.com", "/example.com/"),
+        ("/\\example.com", "/%5Cexample.com/"),
+        ("/x//example.com", "/x/example.com/"),
+    ] {
+        let got = client.get(path);
+        assert_eq!((got.status, got.header("location")), (307, to), "{path}");
+    }
+}
+
+#[test]
+fn fallbacks_as_those_of_tower_http() {
+    use axum::http::Method;
+    let dir = files();
+    std::fs::write(dir.path().join("page.html"), "a page").unwrap();
+    std::fs::write(dir.path().join("404.html"), "not here").unwrap();
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let service = || ServeDir::new(dir.path()).unwrap();
+    let echo = |method: Method, uri: axum::http::Uri, body: String| async move {
+        format!("{method} {uri} {body}")
+    };
+    let echo = Router::new().fallback(echo);
+    let app = Router::new()
+        .nest_service("/falls", service().fallback(echo.clone()))
+        .nest_service("/all", service().fallback(echo).call_fallback_on_method_not_allowed(true))
+        .nest_service("/html", service().html_as_default_extension(true))
+        .nest_service("/bare", service().append_index_html_on_directories(false))
+        .fallback_service(
+            service().not_found_service(ServeFile::new(dir.path().join("404.html")).unwrap()),
+        );
+    let mut client = Client::new(serve(OURS, app));
+    for path in ["/falls/1", "/all/1"] {
+        assert_same(&client.get(path).body, &pattern(1, 0..1), "what is there");
+    }
+    // Also what is no path, or no file.
+    for path in ["/falls/none?q=1", "/falls/../etc", "/falls/empty/", "/falls/1/"] {
+        let got = client.get(path);
+        let to = path.strip_prefix("/falls").unwrap();
+        assert_eq!((got.status, &*got.body), (200, format!("GET {to} ").as_bytes()));
+    }
+    let post = "content-length: 0\r\n";
+    assert_eq!(client.with("POST", "/falls/1", post).status, 405);
+    client.ask("POST", "/all/1", "content-length: 4\r\n");
+    std::io::Write::write_all(client.0.get_mut(), b"body").unwrap();
+    assert_eq!(client.answer("POST").body, b"POST /1 body");
+    assert_eq!(client.get("/html/page").body, b"a page");
+    assert_eq!(client.get("/bare/empty").status, 404);
+    // Whatever it is asked for, it is what it is.
+    let tag = client.get("/404.html").header("etag").to_owned();
+    for headers in ["", "range: bytes=0-2\r\n", &format!("if-none-match: {tag}\r\n")] {
+        let got = client.with("GET", "/none", headers);
+        assert_eq!((got.status, &*got.body), (404, &b"not here"[..]), "{headers}");
+    }
+}
+
 #[test]
 fn a_changed_file_is_seen_by_the_next_request() {
     let dir = files();
-    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let mut client = Client::new(serve(OURS, directory(dir.path())));
     let path = dir.path().join("changes");
     for (seed, len) in [(2, 100_000), (3, 100_000), (4, 50_000), (5, 200_000)] {
         // A new file in its place, and the same one written anew.
@@ -86,7 +278,7 @@ fn a_plain_answer_is_the_same_when_it_is_given_again() {
     let app = Router::new()
         .nest_service("/zip", service.clone().precompressed())
         .fallback_service(service.clone());
-    let mut client = Client::new(serve(OURS, common::told(app)));
+    let mut client = Client::new(serve(OURS, app));
     for path in ["/1048577", "/page.css", "/page%2ecss", "/zip/page.css"] {
         let [first, again] = [(); 2].map(|()| client.get(path));
         let told = |name| (first.header(name).to_owned(), again.header(name).to_owned());
@@ -125,7 +317,7 @@ fn index_files_directories_and_precompressed_siblings() {
     std::fs::write(dir.path().join("page.css.gz"), "zipped").unwrap();
     std::fs::create_dir(dir.path().join("empty")).unwrap();
     let dir_service = ServeDir::new(dir.path()).unwrap().precompressed();
-    let app = common::told(Router::new().fallback_service(dir_service));
+    let app = Router::new().fallback_service(dir_service);
     let mut client = Client::new(serve(OURS, app));
     let got = client.get("/sub/");
     assert_eq!((&*got.body, got.header("content-type")), (&b"the index"[..], "text/html"));
@@ -161,7 +353,7 @@ const RANGES: [(&str, u16, std::ops::Range<u64>); 16] = [
 #[test]
 fn ranges_by_the_grammar() {
     let dir = files();
-    let address = serve(OURS, zero_copy(dir.path()));
+    let address = serve(OURS, directory(dir.path()));
     let mut client = Client::new(address);
     for (range, status, part) in RANGES {
         let got = client.with("GET", "/4096", &format!("range: {range}\r\n"));
@@ -193,7 +385,7 @@ fn ranges_by_the_grammar() {
 #[test]
 fn a_range_of_an_empty_file() {
     let dir = files();
-    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let mut client = Client::new(serve(OURS, directory(dir.path())));
     for range in ["bytes=0-0", "bytes=0-", "bytes=-5", "bytes=7-9"] {
         let got = client.with("GET", "/0", &format!("range: {range}\r\n"));
         assert_eq!((got.status, got.header("content-range")), (200, ""), "{range}");
@@ -203,13 +395,44 @@ fn a_range_of_an_empty_file() {
     assert_same(&client.get("/1").body, &pattern(1, 0..1), "what follows");
 }
 
+/// tmpfs and btrfs keep dates that HTTP cannot tell.
+#[test]
+fn a_file_of_a_year_without_a_date() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut client = Client::new(serve(OURS, directory(dir.path())));
+    let epoch = std::time::SystemTime::UNIX_EPOCH;
+    let day = std::time::Duration::from_secs(86_400);
+    // The last one of the year 9999, and the next; 1970 is the first.
+    for (name, date, told) in [
+        ("last", epoch + day * 2_932_896, "Fri, 31 Dec 9999 00:00:00 GMT"),
+        ("next", epoch + day * 2_932_897, ""),
+        ("later", epoch + day * 1_000_000_000, ""),
+        ("before", epoch - day, ""),
+    ] {
+        let file = std::fs::File::create_new(dir.path().join(name)).unwrap();
+        file.set_modified(date).unwrap();
+        if file.metadata().unwrap().modified().unwrap() != date {
+            println!("SKIP: the filesystem of /dev/shm does not keep the date of {name}");
+            continue;
+        }
+        for method in ["GET", "HEAD"] {
+            let since = "if-modified-since: Fri, 31 Dec 1999 00:00:00 GMT\r\nrange: bytes=0-5\r\n";
+            for headers in ["", since] {
+                let got = client.with(method, &format!("/{name}"), headers);
+                assert!(got.status < 500, "{method} {name}: {}", got.status);
+                assert_eq!(got.header("last-modified"), told, "{method} {name}");
+            }
+        }
+    }
+}
+
 #[test]
 fn one_file() {
     let dir = files();
     let name = dir.path().join("odd name%2e?#ü");
     std::fs::write(&name, pattern(7, 0..100_000)).unwrap();
     let app = Router::new().route_service("/one", ServeFile::new(&name).unwrap());
-    let mut client = Client::new(serve(OURS, common::told(app)));
+    let mut client = Client::new(serve(OURS, app));
     let got = client.get("/one");
     assert_eq!(got.header("x-became"), "mapped");
     assert_same(&got.body, &pattern(7, 0..100_000), "one file");
@@ -240,7 +463,7 @@ fn nothing_leaves_the_directory() {
     )
     .unwrap();
     let _listening = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
-    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let mut client = Client::new(serve(OURS, directory(dir.path())));
     let paths = [
         format!("/../{name}/secret"),
         format!("/%2e%2e/{name}/secret"),
@@ -311,7 +534,7 @@ fn what_is_no_file_is_not_found() {
             Err(e) => println!("SKIP: no device nodes: {e}"),
         }
     }
-    let mut client = Client::new(serve(OURS, zero_copy(dir.path())));
+    let mut client = Client::new(serve(OURS, directory(dir.path())));
     for name in &names {
         for method in ["GET", "HEAD"] {
             assert_eq!(client.with(method, &format!("/{name}"), "").status, 404, "{method} {name}");

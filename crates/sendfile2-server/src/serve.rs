@@ -45,7 +45,7 @@ pub(crate) fn run(config: Config, line: Vec<OsString>) -> anyhow::Result<()> {
     let given = Given::all()?;
     let site = Site::new(&config)?;
     let args = &config.args;
-    let allowed = allowed(descriptors());
+    let allowed = allowed(descriptors(), site.kept_files());
     let connections = args.max_connections.get().min(allowed);
     let listeners = sockets::addresses(args, sockets::serve(&given)).len() + given.len();
     let room = |connections| usize::try_from(connections).unwrap_or(usize::MAX) >= listeners;
@@ -138,13 +138,12 @@ fn descriptors() -> Option<u64> {
     }
 }
 
-/// Returns the number of connections that so many descriptors allow: each connection takes one, and
-/// so does each file that is kept open, and what else the process has.
-fn allowed(descriptors: Option<u64>) -> u32 {
-    const FILES: u64 = 1024;
+/// Returns the number of connections that so many descriptors allow, beside the files that are kept
+/// open, as many again that are sent and not kept any more, and what else the process has.
+fn allowed(descriptors: Option<u64>, kept: usize) -> u32 {
     const OTHERS: u64 = 64;
     let Some(descriptors) = descriptors else { return u32::MAX };
-    let connections = descriptors.saturating_sub(FILES + OTHERS).max(descriptors / 2);
+    let connections = descriptors.saturating_sub(2 * kept as u64 + OTHERS).max(descriptors / 3);
     u32::try_from(connections).unwrap_or(u32::MAX)
 }
 
@@ -254,8 +253,9 @@ mod tests {
 
     #[test]
     fn connections_leave_descriptors_for_files() {
-        assert_eq!(allowed(None), u32::MAX);
-        assert_eq!(allowed(Some(20_000)), 18_912);
-        assert_eq!(allowed(Some(1024)), 512);
+        assert_eq!(allowed(None, 1024), u32::MAX);
+        assert_eq!(allowed(Some(20_000), 1024), 17_888);
+        assert_eq!(allowed(Some(1024), 256), 448);
+        assert_eq!(allowed(Some(100), 25), 33);
     }
 }

@@ -11,8 +11,10 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 #[derive(Debug, Default)]
 pub(crate) struct Aside {
     kept: RwLock<Kept>,
-    /// Whether there is any: most sends ask no more.
+    /// Whether there is any, or it was revoked: most sends ask no more.
     some: AtomicBool,
+    /// Nothing is sent or read any more. It is set under the lock.
+    revoked: AtomicBool,
     /// Operations that a ring was given and has not answered: it takes their pages when it pleases.
     submitted: AtomicUsize,
 }
@@ -47,23 +49,44 @@ impl Aside {
     /// of it is kept aside.
     pub(crate) fn pages(&self, range: &Range<u64>) -> Option<Pages<'_>> {
         let kept = self.look();
-        (!kept.pieces.overlaps(range)).then_some(Pages(kept))
+        (!self.is_revoked() && !kept.pieces.overlaps(range)).then_some(Pages(kept))
     }
 
-    /// Whether a byte of `range` is kept aside now.
+    /// Whether a byte of `range` is not to come from the file's pages now.
     pub(crate) fn has(&self, range: &Range<u64>) -> bool {
-        self.some.load(Ordering::Acquire) && self.look().pieces.overlaps(range)
+        self.some.load(Ordering::Acquire)
+            && (self.is_revoked() || self.look().pieces.overlaps(range))
     }
 
-    /// Reads at `offset`, from here or by `file`; 0 where the file ended when it was kept.
+    /// Ends all sends and reads, once those that have begun are done; `false`, and nothing, where
+    /// they are not in our hands: addresses were given out, or a ring has not answered.
+    pub(crate) fn revoke(&self) -> bool {
+        let kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        let possible = !kept.mapped && self.submitted.load(Ordering::Acquire) == 0;
+        if possible {
+            self.revoked.store(true, Ordering::SeqCst);
+            self.some.store(true, Ordering::Release);
+        }
+        possible
+    }
+
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::SeqCst)
+    }
+
+    /// Reads at `offset`, from here or by `file`; 0 where the file ended when it was kept. `None`
+    /// if it was revoked.
     pub(crate) fn read<E>(
         &self,
         buffer: &mut [u8],
         offset: u64,
         file: impl FnOnce(&mut [u8]) -> Result<usize, E>,
-    ) -> Result<usize, E> {
+    ) -> Option<Result<usize, E>> {
         let kept = self.look();
-        match kept.pieces.at(offset) {
+        if self.is_revoked() {
+            return None;
+        }
+        Some(match kept.pieces.at(offset) {
             Ok(bytes) => {
                 let len = bytes.len().min(buffer.len());
                 buffer[..len].copy_from_slice(&bytes[..len]);
@@ -74,14 +97,14 @@ impl Aside {
                 let len = most.map_or(buffer.len(), |most| most.min(buffer.len()));
                 file(&mut buffer[..len])
             }
-        }
+        })
     }
 
     /// Notes that addresses of the mapping of `range` are given out, unless bytes of it are kept
     /// aside.
     pub(crate) fn map(&self, range: &Range<u64>) -> bool {
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        let whole = !kept.pieces.overlaps(range);
+        let whole = !self.is_revoked() && !kept.pieces.overlaps(range);
         kept.mapped |= whole;
         whole
     }
@@ -237,12 +260,12 @@ mod tests {
                 let model = |at: u64| usize::try_from(at).ok().and_then(|at| model[at]);
                 let mut buffer = vec![0; len];
                 let mut from_file = 0;
-                let read: Result<usize, ()> = aside.read(&mut buffer, offset, |buffer| {
+                let read: Option<Result<usize, ()>> = aside.read(&mut buffer, offset, |buffer| {
                     buffer.fill(255);
                     from_file = buffer.len();
                     Ok(buffer.len())
                 });
-                let read = read.unwrap_or(0);
+                let read = read.and_then(Result::ok).unwrap_or(0);
                 prop_assert!(read > 0 || model(offset).is_some() && offset >= size);
                 for (at, byte) in (offset..).zip(&buffer[..read]) {
                     prop_assert_eq!(*byte, model(at).unwrap_or(255));
@@ -260,6 +283,22 @@ mod tests {
             prop_assert_eq!(aside.clear(), all);
             prop_assert!(!aside.has(&(0..130)));
         }
+    }
+
+    #[test]
+    fn what_is_revoked_is_neither_sent_nor_read_nor_kept() {
+        let aside = Aside::default();
+        assert_eq!(aside.keep(vec![(0..1, vec![1])], || true), Keeping::Done);
+        let range = 5..6;
+        assert!(!aside.has(&range) && aside.pages(&range).is_some());
+        assert!(aside.revoke());
+        assert!(aside.has(&range) && aside.pages(&range).is_none() && !aside.map(&range));
+        for offset in [0, 5] {
+            assert_eq!(aside.read(&mut [0], offset, |_| Ok::<_, ()>(1)), None);
+        }
+        // Addresses are in others' hands.
+        let aside = Aside::default();
+        assert!(aside.map(&range) && !aside.revoke() && !aside.is_revoked());
     }
 
     #[test]

@@ -72,6 +72,10 @@ pub enum Error {
          longer, or at a time limit): connect anew"
     )]
     Aborted,
+    /// The lease was revoked: a writer has waited for it until its deadline. What it covered is being
+    /// overwritten.
+    #[error("the lease was revoked: a writer waited for it no longer")]
+    Revoked,
     /// The deadline passed first. What was in flight is still in flight, and still held.
     #[error("the deadline passed: {0}")]
     Deadline(&'static str),

@@ -6,19 +6,25 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::OnceLock;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::response::Response;
+use axum::serve::IncomingStream;
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sendfile2::Engine;
-use sendfile2_axum::{Listener, MappedBody, ServeDir, ZeroCopyLayer};
+use sendfile2_axum::{Io, Listener, MappedBody, ServeDir, ZeroCopy, ZeroCopyLayer};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tower_layer::Layer;
+use tower_service::Service;
 
 /// Bytes that differ at each position of a page, and from page to page.
 pub fn pattern(seed: u8, range: std::ops::Range<u64>) -> Vec<u8> {
@@ -52,9 +58,18 @@ pub fn runtime() -> &'static Runtime {
 /// What listens.
 #[derive(Debug, Clone, Copy)]
 pub enum By {
-    /// axum's own listener.
+    /// axum's own listener, where nothing is mapped.
     Stock,
+    /// Ours, without what [`sendfile2_axum::serve`] adds.
+    Read(Engine),
     Ours(Engine),
+}
+
+impl By {
+    /// What is told of a body that nothing has changed.
+    pub fn became(self) -> &'static str {
+        if matches!(self, By::Ours(_)) { "mapped" } else { "" }
+    }
 }
 
 /// Every listener and engine; `native` where the kernel has it.
@@ -67,7 +82,8 @@ pub fn all() -> Vec<By> {
         Available(_) => engines.push(Engine::Native),
         why => println!("SKIP: the engine native: {why}"),
     }
-    std::iter::once(By::Stock).chain(engines.into_iter().map(By::Ours)).collect()
+    let read = [By::Stock, By::Read(Engine::Auto)];
+    read.into_iter().chain(engines.into_iter().map(By::Ours)).collect()
 }
 
 /// Where `cargo xtask guest nic` lets the clients be: behind a network device that sends from the
@@ -109,30 +125,59 @@ pub fn serve(by: By, app: Router) -> SocketAddr {
     let tcp = tokio::net::TcpListener::from_std(tcp).unwrap();
     match by {
         By::Stock => drop(tokio::spawn(async { axum::serve(tcp, app).await.unwrap() })),
+        By::Read(engine) => {
+            let listener = Listener::new(tcp).engine(engine);
+            drop(tokio::spawn(async { axum::serve(listener, app).await.unwrap() }));
+        }
         By::Ours(engine) => {
             let listener = Listener::new(tcp).engine(engine);
+            // As `sendfile2_axum::serve` does, but for what it tells.
+            let app = tower::service_fn(move |stream: IncomingStream<'_, Listener>| {
+                std::future::ready(Ok(told(stream.io(), app.clone())))
+            });
             drop(tokio::spawn(async { axum::serve(listener, app).await.unwrap() }));
         }
     }
     address
 }
 
-/// A directory, mapped.
-pub fn zero_copy(dir: &Path) -> Router {
-    told(Router::new().fallback_service(ServeDir::new(dir).unwrap()))
+/// A directory.
+pub fn directory(dir: &Path) -> Router {
+    Router::new().fallback_service(ServeDir::new(dir).unwrap())
 }
 
-/// With the layer, and a header that says what it did.
-pub fn told(router: Router) -> Router {
-    router.layer(ZeroCopyLayer::new()).layer(axum::middleware::map_response(tell))
+/// With the layer for this connection, and a header that says what it did.
+pub fn told(io: &Io, app: Router) -> Told {
+    Told(ZeroCopyLayer::of(io).layer(app))
 }
 
-async fn tell(mut response: Response) -> Response {
-    if let Some(MappedBody(became)) = response.extensions().get().copied() {
-        let became = became.map_or_else(|why| why, |()| "mapped");
-        response.headers_mut().insert("x-became", became.parse().unwrap());
+#[derive(Clone)]
+pub struct Told(ZeroCopy<Router>);
+
+impl<B> Service<http::Request<B>> for Told
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    type Response = Response;
+    type Error = std::convert::Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
     }
-    response
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let answer = self.0.call(request.map(Body::new));
+        Box::pin(async {
+            let mut response = answer.await?;
+            if let Some(MappedBody(became)) = response.extensions().get().copied() {
+                let became = became.map_or_else(|why| why, |()| "mapped");
+                response.headers_mut().insert("x-became", became.parse().unwrap());
+            }
+            Ok(response)
+        })
+    }
 }
 
 /// One connection.

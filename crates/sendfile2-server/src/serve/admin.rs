@@ -113,6 +113,7 @@ fn describe() {
     describe_gauge!("sendfile2_build_info", "1, with the version");
     describe_histogram!("sendfile2_http_first_byte_seconds", "From a request to its answer's head");
     describe_histogram!("sendfile2_http_request_seconds", "From a request to its answer's end");
+    describe_counter!("sendfile2_http_panics_total", "Requests whose handler or body panicked");
     describe_gauge!("sendfile2_http_connections", "Connections");
     describe_gauge!("sendfile2_in_flight_sends", "Zerocopy sends that are not released");
     describe_gauge!("sendfile2_unknown_sends", "Of connections that are gone: not known released");

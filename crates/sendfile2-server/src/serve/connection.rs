@@ -1,5 +1,6 @@
 //! Connections: accepted within a limit, served, and ended.
 
+use std::any::Any;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -24,6 +25,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConnection;
+use tower_http::catch_panic::{CatchPanic, CatchPanicLayer};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -68,8 +70,8 @@ struct Peer {
     address: Option<IpAddr>,
     /// The port of HTTPS that requests are redirected to.
     redirect: bool,
-    /// Plain TCP, or a unix socket.
-    mapped: bool,
+    /// Makes mapped bodies, on plain TCP or a unix socket.
+    mapped: Option<ZeroCopyLayer>,
 }
 
 /// The longest headers of a request with HTTP/1, and about what hyper keeps of an answer that is not
@@ -162,6 +164,26 @@ impl Accepted {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock && !ready.is_read_closed() => {}
                 spoken => return spoken,
             }
+        }
+    }
+}
+
+/// A connection, as the gauge counts it, however it ends.
+struct Open;
+
+impl Open {
+    fn new() -> Self {
+        gauge!("sendfile2_http_connections").increment(1);
+        Open
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        gauge!("sendfile2_http_connections").decrement(1);
+        // Of a body, in the midst of its answer: the client sees that it is cut short.
+        if std::thread::panicking() {
+            counter!("sendfile2_http_panics_total").increment(1);
         }
     }
 }
@@ -292,9 +314,8 @@ impl Server {
         speaks: Speaks,
         address: Option<IpAddr>,
     ) {
-        gauge!("sendfile2_http_connections").increment(1);
+        let _open = Open::new();
         let tls = terms.tls.as_ref().filter(|_| speaks == Speaks::Tls);
-        let peer = Peer { address, redirect: speaks == Speaks::Plain, mapped: tls.is_none() };
         // TLS has no use for an engine.
         let options =
             Options::new().engine(if tls.is_some() { Engine::Copy } else { terms.engine });
@@ -303,19 +324,24 @@ impl Server {
             Some(_) => Some(Http::One),
         };
         if let Some(http) = spoken {
-            match (stream.io(options).map(|io| timed(&terms, io)), tls) {
-                (Ok(mut io), None) => {
+            let redirect = speaks == Speaks::Plain;
+            match (stream.io(options), tls) {
+                (Ok(io), None) => {
+                    let peer = Peer { address, redirect, mapped: Some(ZeroCopyLayer::of(&io)) };
+                    let mut io = timed(&terms, io);
                     let streams = streams(&terms, http, &mut io);
                     self.http(&terms, streams, io, peer).await;
                 }
                 // In a box, so that connections without TLS are smaller.
-                (Ok(io), Some(tls)) => Box::pin(self.https(&terms, tls, io, peer)).await,
+                (Ok(io), Some(tls)) => {
+                    let peer = Peer { address, redirect, mapped: None };
+                    Box::pin(self.https(&terms, tls, timed(&terms, io), peer)).await;
+                }
                 (Err(e), _) => {
                     self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
                 }
             }
         }
-        gauge!("sendfile2_http_connections").decrement(1);
     }
 
     /// Does the work before the first request, which has as long as a request's headers, and is not
@@ -402,15 +428,8 @@ impl Server {
             refused(StatusCode::BAD_REQUEST)
         } else if let Some(response) = peer.redirect.then(|| site.redirected(&request)).flatten() {
             response.map(Body::new)
-        } else if peer.mapped {
-            let files = tower::service_fn(|request| {
-                let site = Arc::clone(&site);
-                async move { Ok::<_, Infallible>(site.answer(request).await) }
-            });
-            let Ok(response) = ZeroCopyLayer::new().layer(files).call(request).await;
-            response
         } else {
-            site.answer(request).await.map(Body::new)
+            self.files(&site, peer, request).await
         };
         if closes {
             let close = HeaderValue::from_static("close");
@@ -421,6 +440,50 @@ impl Server {
         counter!("sendfile2_http_requests_total", "status" => code).increment(1);
         self.meters.began.record(began.elapsed());
         response.map(|body| Answer { body, server: self, began, status, bytes: 0, line })
+    }
+
+    /// Answers a request for a file; with a mapped body, where the connection sends those.
+    async fn files(
+        self: &Arc<Self>,
+        site: &Arc<Site>,
+        peer: &Peer,
+        request: Request<()>,
+    ) -> Response<Body> {
+        let files = tower::service_fn(|request| {
+            let site = Arc::clone(site);
+            async move { Ok::<_, Infallible>(site.answer(request).await) }
+        });
+        match &peer.mapped {
+            Some(layer) => {
+                let Ok(response) = self.caught(layer.layer(files)).call(request).await;
+                response.map(Body::new)
+            }
+            None => {
+                let Ok(response) = self.caught(files).call(request).await;
+                response.map(Body::new)
+            }
+        }
+    }
+
+    /// The service, whose panics are answered.
+    fn caught<S>(
+        self: &Arc<Self>,
+        service: S,
+    ) -> CatchPanic<S, impl FnMut(Box<dyn Any + Send>) -> Response<Body> + Clone + use<S>> {
+        let server = Arc::clone(self);
+        CatchPanicLayer::custom(move |panic: Box<dyn Any + Send>| server.panicked(&*panic))
+            .layer(service)
+    }
+
+    /// Answers a request whose handler panicked.
+    fn panicked(&self, panic: &(dyn Any + Send)) -> Response<Body> {
+        counter!("sendfile2_http_panics_total").increment(1);
+        let why = panic.downcast_ref::<String>().map(String::as_str);
+        let why = why.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        self.trouble.note(&format!("sendfile2: a request's handler panicked: {why}"));
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        response
     }
 
     pub(super) fn broke_off(&self, why: &dyn std::error::Error) {
@@ -457,3 +520,6 @@ impl Server {
         usize::try_from(self.connections).unwrap_or(usize::MAX) - self.limit.available_permits()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -134,6 +134,11 @@ impl Site {
         })
     }
 
+    /// The files that it keeps open at most.
+    pub(super) fn kept_files(&self) -> usize {
+        self.dir.kept_files()
+    }
+
     /// Answers a request that has passed all limits.
     pub(super) async fn answer<B: Send + 'static>(
         self: Arc<Self>,

@@ -226,6 +226,7 @@ impl GuardedFile {
             ranges: ranges.0.clone(),
             since: Instant::now(),
             handles: AtomicUsize::new(1),
+            sends: AtomicUsize::new(0),
             taken: Arc::clone(&taken),
             holders: Mutex::default(),
             size: AtomicU64::new(0),

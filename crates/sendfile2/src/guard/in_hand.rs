@@ -78,15 +78,40 @@ impl Drop for Answered {
 impl Inner {
     /// Whether all that will ever be sent under it has been handed over to the kernel.
     pub(super) fn is_handed_over(&self) -> bool {
+        self.aside.is_revoked() || self.is_let_go()
+    }
+
+    /// Whether neither a hand nor a queue has it.
+    fn is_let_go(&self) -> bool {
         self.handles.load(Ordering::Acquire) == 0 && self.queued.load(Ordering::Acquire) == 0
     }
 
     /// What follows when a hand, or a queue, has let go of it: from the last on it can be detached,
     /// and needs nothing that was overwritten.
     pub(super) fn left(&self) {
-        if self.is_handed_over() {
+        if self.is_let_go() {
             self.forget_aside();
             self.shared.table.waiting_writers(&self.ranges).wake();
+        }
+    }
+
+    /// Ends it for all who have it in hand: what they would still send or read under it fails. What
+    /// is in flight stays leased until it is released. It does nothing where the addresses of its
+    /// mapping were given out, or a ring is yet to answer: then it is waited for.
+    pub(super) fn revoke(&self) {
+        if self.aside.revoke() {
+            trace::debug!(ranges = ?self.ranges, "a lease is revoked for a writer");
+            self.forget_aside();
+            self.end_revoked();
+        }
+    }
+
+    /// Ends a revoked lease of which nothing is in flight. From there on nothing comes to be: sends
+    /// begin under the lock of what is revoked.
+    pub(super) fn end_revoked(&self) {
+        // Whoever comes last sees both: the other one's store is before the load.
+        if self.sends.load(Ordering::SeqCst) == 0 && self.aside.is_revoked() {
+            self.shared.table.end_lease(&self.ranges, self.key).wake();
         }
     }
 
@@ -152,6 +177,7 @@ impl Inner {
         offset: u64,
         read: impl FnOnce(&Source, &mut [u8], u64) -> Result<usize, Error>,
     ) -> Result<usize, Error> {
-        self.aside.read(buffer, offset, |buffer| read(&self.source, buffer, offset))
+        let read = self.aside.read(buffer, offset, |buffer| read(&self.source, buffer, offset));
+        read.unwrap_or(Err(Error::Revoked))
     }
 }

@@ -54,7 +54,10 @@ pub(super) type Known = Weak<Shared>;
 /// overwrites them.
 ///
 /// It ends when all handles to it are dropped **and** each send made under it was released by the
-/// kernel, or detached by a writer ([`Overwrite`](crate::guard::Overwrite)). A send by the engine
+/// kernel, or detached by a writer ([`Overwrite`](crate::guard::Overwrite)). A writer that waits no
+/// longer ([`write_at_abort`](crate::guard::GuardedFile::write_at_abort)) revokes it, unless
+/// [`mapped`](Self::mapped) was asked for: then what is sent or read under it from there on fails
+/// ([`Error::Revoked`]). A send by the engine
 /// `sendfile` holds nothing. Clones are handles to the same lease.
 pub struct Lease {
     pub(super) inner: Arc<Inner>,
@@ -63,14 +66,33 @@ pub struct Lease {
 }
 
 /// The hold that a send under a lease has.
+struct Hold(Arc<Inner>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // In a fork nothing ends: it is the parent's.
+        if self.0.sends.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.shared.is_ours() {
+            self.0.end_revoked();
+        }
+    }
+}
+
+/// The lease that a send holds, by its address; `None` if it holds something else.
+pub(super) fn held_lease(held: &Held) -> Option<usize> {
+    held.downcast_ref::<Hold>().map(|hold| Arc::as_ptr(&hold.0).addr())
+}
+
+/// The lease, as its handles and the sends under it share it.
 pub(crate) struct Inner {
     pub(super) shared: Arc<Shared>,
     pub(super) source: Source,
     pub(super) key: u64,
     pub(super) ranges: SmallVec<[Range<u64>; 1]>,
     pub(super) since: Instant,
-    /// Handles in users' hands; the sends in flight hold the `Arc`.
+    /// Handles in users' hands; the sends in flight hold the `Arc`, too.
     pub(super) handles: AtomicUsize,
+    /// Sends that have a hold.
+    pub(super) sends: AtomicUsize,
     /// The thread that took it, by its counter.
     pub(super) taken: Arc<AtomicUsize>,
     pub(super) holders: Mutex<SmallVec<[Weak<dyn CompletionSource>; 1]>>,
@@ -165,7 +187,7 @@ impl Lease {
     /// of it maybe, and 0 bytes at the end of the file.
     ///
     /// # Errors
-    /// [`Error::NotLeased`]; [`Error::File`]; [`Error::Forked`].
+    /// [`Error::NotLeased`]; [`Error::Revoked`]; [`Error::File`]; [`Error::Forked`].
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
         self.read(buffer, offset, Source::read_at)
     }
@@ -212,6 +234,14 @@ impl Lease {
         }
         let mapped = self.inner.source.mapped(range)?;
         Ok(mapped.filter(|mapped| self.inner.aside.map(&mapped.range())))
+    }
+
+    /// The size of the file now, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn file_size(&self) -> Result<u64, Error> {
+        self.inner.source.size()
     }
 
     pub(crate) fn source(&self) -> &Source {
@@ -290,7 +320,8 @@ impl Lease {
         if !known {
             self.inner.shared.table.waiting_writers(&self.inner.ranges).wake();
         }
-        Arc::clone(&self.inner) as Held
+        self.inner.sends.fetch_add(1, Ordering::SeqCst);
+        Arc::new(Hold(Arc::clone(&self.inner)))
     }
 }
 
@@ -357,10 +388,8 @@ impl Inner {
     }
 
     pub(super) fn describe_one(&self, range: Range<u64>) -> Leased {
-        let this = std::ptr::from_ref(self);
-        let holds = |h: &Arc<dyn CompletionSource>| {
-            h.holds(&|held| std::ptr::eq(Arc::as_ptr(held).cast(), this))
-        };
+        let this = Some(std::ptr::from_ref(self).addr());
+        let holds = |h: &Arc<dyn CompletionSource>| h.holds(&|held| held_lease(held) == this);
         let peers = self.holders().into_iter().filter(holds).filter_map(|h| h.peer()).collect();
         let held_by_app = self.is_in_hand();
         Leased { range, age: self.since.elapsed(), peers, held_by_app }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::clear::{DetachJob, Detaches, Need};
 use super::exclusive::Exclusive;
 use super::file::GuardedFile;
-use super::lease::Inner;
+use super::lease::{Inner, held_lease};
 use crate::error::Error;
 use crate::holder::CompletionSource;
 use crate::not_detached::NotDetached;
@@ -35,6 +35,8 @@ pub(super) struct Queued<P: Borrow<Parker>> {
     in_the_way: InTheWay,
     /// There may be another connection to watch.
     changed: bool,
+    /// It is time to revoke leases.
+    revokes: bool,
     /// All that is in the way was handed over or can be kept aside, and can be detached.
     detachable: bool,
     /// A lease in the way is in its own thread's hands.
@@ -86,6 +88,7 @@ impl<P: Borrow<Parker>> Queued<P> {
             watched: Watched::new(parker),
             in_the_way: InTheWay::of(&[]),
             changed: true,
+            revokes: false,
             detachable: false,
             own: false,
             limited: false,
@@ -127,6 +130,10 @@ impl<P: Borrow<Parker>> Queued<P> {
             let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
             self.own = thread && leases.iter().any(|l| l.is_in_hand_of_this_thread());
             self.in_the_way = InTheWay::of(&leases);
+            if self.revokes {
+                // A ring has answered meanwhile.
+                self.in_the_way.revoke();
+            }
             let detaches = file.detaches(range, &leases);
             self.detachable = !earlier && detaches == Detaches::Now;
             self.limited = !earlier && detaches == Detaches::WithRoom;
@@ -159,6 +166,7 @@ impl<P: Borrow<Parker>> Queued<P> {
             }
             self.deadline = Some(Instant::now() + AFTER_ABORT);
             self.abort_blockers();
+            return self.look(thread);
         }
         if self.is_active() {
             return self.look_at_exposure();
@@ -235,9 +243,10 @@ impl<P: Borrow<Parker>> Queued<P> {
         self.pause = (self.pause * 2).min(RETRY_AT_MOST);
     }
 
-    /// Aborts the connections that keep the range, and says how many they were. Who that is has
-    /// been looked at before; since the writer is in the queue, no lease was added.
-    pub(super) fn abort_blockers(&self) -> usize {
+    /// Aborts the connections that keep the range, and says how many they were; revokes the leases
+    /// that are in hand. Who that is has been looked at before; since the writer is in the queue,
+    /// no lease was added.
+    pub(super) fn abort_blockers(&mut self) -> usize {
         let holders = self.in_the_way.holders();
         for holder in &holders {
             trace::debug!(range = ?self.writer.range, peer = ?holder.peer(), "aborted for a writer");
@@ -247,6 +256,9 @@ impl<P: Borrow<Parker>> Queued<P> {
             }
             reap(holder);
         }
+        self.revokes = true;
+        self.changed = true;
+        self.in_the_way.revoke();
         holders.len()
     }
 
@@ -277,6 +289,11 @@ impl InTheWay {
         all.into_values().collect()
     }
 
+    /// Revokes those that can be.
+    fn revoke(&self) {
+        self.0.values().filter_map(Weak::upgrade).for_each(|lease| lease.revoke());
+    }
+
     /// Those of them that keep a lease: on which it is in flight, or, while somebody has it in
     /// hand, that may be about to send more of it (a copied send is nowhere in flight).
     fn holders(&self) -> Vec<Arc<dyn CompletionSource>> {
@@ -288,7 +305,8 @@ impl InTheWay {
             .flat_map(|lease| lease.holders())
             .map(|holder| Arc::as_ptr(&holder).cast())
             .collect();
-        let ours = |held: &crate::holder::Held| self.0.contains_key(&Arc::as_ptr(held).addr());
+        let ours =
+            |held: &crate::holder::Held| held_lease(held).is_some_and(|l| self.0.contains_key(&l));
         let keeps = |h: &Arc<dyn CompletionSource>| {
             in_hand.contains(&Arc::as_ptr(h).cast()) || h.holds(&ours)
         };

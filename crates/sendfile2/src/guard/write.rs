@@ -108,8 +108,8 @@ impl GuardedFile {
 
     /// As [`write_at`](Self::write_at), but at `deadline` it aborts the connections on which the
     /// range is still in flight (and those that have sent under a lease that is still in hand, of
-    /// which more may follow), waits for their notifications, and then writes: for a cache that
-    /// must not wait for one stalled peer.
+    /// which more may follow), revokes the leases that are in hand, waits for the notifications, and
+    /// then writes: for a cache that must not wait for one stalled peer.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at); [`Error::Deadline`] if the notifications do not come

@@ -119,7 +119,8 @@ impl QueuedWriter {
 
     /// Aborts the connections that keep the range: those on which it is in flight, and those that
     /// have sent under a lease that is still in hand, of which more may follow. Returns how many
-    /// they were. It frees nothing by itself: their completions do, which are to be waited for.
+    /// they were. Revokes the leases in hand. What is in flight is freed by its completions alone,
+    /// which are to be waited for.
     ///
     /// # Errors
     /// As [`try_acquire`](Self::try_acquire).

@@ -365,6 +365,13 @@ impl Sender {
         CompletionSource::in_flight(&*self.conn)
     }
 
+    /// Tells writers that this connection is about to send under the lease: one that waits no longer
+    /// aborts it ([`GuardedFile::write_at_abort`](crate::guard::GuardedFile::write_at_abort)), also
+    /// before the first send.
+    pub fn announce(&self, lease: &Lease) {
+        drop(lease.hold(&self.conn));
+    }
+
     /// The engine that a send of `bytes` from a mapped file would take now, and the reason.
     ///
     /// # Errors
