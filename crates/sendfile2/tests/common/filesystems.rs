@@ -11,6 +11,7 @@ pub struct Filesystem {
     pub name: &'static str,
     pub dir: PathBuf,
     mounted: Vec<PathBuf>,
+    device: Option<String>,
     /// Dropped after the mounts are gone.
     _image: TempDir,
 }
@@ -22,6 +23,14 @@ impl Drop for Filesystem {
             let unmounted = Command::new("umount").arg("-l").arg(mount).status();
             if !unmounted.is_ok_and(|status| status.success()) {
                 eprintln!("{} stays mounted", mount.display());
+            }
+        }
+        if let Some(device) = &self.device {
+            // It goes with the last descriptor.
+            let detached =
+                Command::new("losetup").args(["-d", device]).env("PATH", path()).status();
+            if !detached.is_ok_and(|status| status.success()) {
+                eprintln!("{device} stays");
             }
         }
     }
@@ -48,12 +57,42 @@ pub fn filesystems() -> Vec<Filesystem> {
 /// The one that the checkout is on.
 pub fn here() -> Filesystem {
     let image = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    Filesystem { name: "here", dir: image.path().into(), mounted: Vec::new(), _image: image }
+    unmounted("here", image)
 }
 
 pub fn tmpfs() -> Filesystem {
     let image = TempDir::new_in("/dev/shm").unwrap();
-    Filesystem { name: "tmpfs", dir: image.path().into(), mounted: Vec::new(), _image: image }
+    unmounted("tmpfs", image)
+}
+
+fn unmounted(name: &'static str, image: TempDir) -> Filesystem {
+    let dir = image.path().into();
+    Filesystem { name, dir, mounted: Vec::new(), device: None, _image: image }
+}
+
+fn at(mounted: PathBuf, mut filesystem: Filesystem) -> Filesystem {
+    filesystem.dir.clone_from(&mounted);
+    filesystem.mounted.push(mounted);
+    filesystem
+}
+
+/// A directory with a block device of `size` bytes, by the name of `file`.
+pub fn block_device(size: u64) -> Option<Filesystem> {
+    let image = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let disk = image.path().join("image");
+    std::fs::File::create(&disk).unwrap().set_len(size).unwrap();
+    let mut losetup = Command::new("losetup");
+    losetup.args(["--find", "--show"]).arg(&disk).env("PATH", path());
+    match run(&mut losetup) {
+        Err(why) => skip("a block device", &why),
+        Ok(device) => {
+            let device = device.trim().to_owned();
+            std::os::unix::fs::symlink(&device, image.path().join("file")).unwrap();
+            let mut filesystem = unmounted("a block device", image);
+            filesystem.device = Some(device);
+            Some(filesystem)
+        }
+    }
 }
 
 fn skip(name: &str, why: &str) -> Option<Filesystem> {
@@ -94,7 +133,7 @@ pub fn mounted(name: &'static str) -> Option<Filesystem> {
     if let Err(why) = run(&mut mount) {
         return skip(name, &why);
     }
-    Some(Filesystem { name, dir: dir.clone(), mounted: vec![dir], _image: image })
+    Some(at(dir, unmounted(name, image)))
 }
 
 fn in_memory(name: &'static str, options: &str) -> Option<Filesystem> {
@@ -163,25 +202,21 @@ pub fn overlay() -> Option<Filesystem> {
     if let Err(why) = run(&mut mount) {
         return skip("overlayfs", &why);
     }
-    Some(Filesystem {
-        name: "overlayfs",
-        dir: merged.clone(),
-        mounted: vec![merged],
-        _image: image,
-    })
+    Some(at(merged, unmounted("overlayfs", image)))
 }
 
 fn path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+/// Runs it, and returns what it printed.
+fn run(command: &mut Command) -> Result<String, String> {
     let output = command
         .stdin(Stdio::null())
         .output()
         .map_err(|e| format!("{}: {e}", Path::new(command.get_program()).display()))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     Err(text.lines().next().unwrap_or("it failed").to_owned())

@@ -16,6 +16,7 @@ use sendfile2::{Engine, Options, SendFlags, Sender, Source};
 
 pub mod detachable;
 pub mod filesystems;
+pub mod peek;
 
 /// Long enough that only a hang passes it.
 pub fn deadline() -> Instant {
