@@ -15,6 +15,7 @@ use sendfile2::guard::{GuardOptions, GuardedFile, Overwrite};
 use sendfile2::{Engine, Options, SendFlags, Sender, Source};
 
 pub mod detachable;
+pub mod faults;
 pub mod filesystems;
 pub mod peek;
 
