@@ -65,6 +65,19 @@ pub fn tmpfs() -> Filesystem {
     unmounted("tmpfs", image)
 }
 
+/// A tmpfs that has large folios wherever they fit.
+pub fn huge_tmpfs() -> Option<Filesystem> {
+    let image = TempDir::new().unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "huge=always", "tmpfs"]).arg(image.path());
+    if let Err(why) = run(&mut mount) {
+        return skip("tmpfs with huge pages", &why);
+    }
+    let mut filesystem = unmounted("tmpfs with huge pages", image);
+    filesystem.mounted.push(filesystem.dir.clone());
+    Some(filesystem)
+}
+
 fn unmounted(name: &'static str, image: TempDir) -> Filesystem {
     let dir = image.path().into();
     Filesystem { name, dir, mounted: Vec::new(), device: None, _image: image }
