@@ -106,10 +106,10 @@ fn steps(args: &Args, scratch: &str) -> Vec<Step> {
             "disk",
             format!(
                 "mkdir -p /work\nmount -t ext4 /dev/vda /work\nmkdir -p {scratch}\n\
-                 mount --bind /work {scratch}"
+                 mount --bind /work {scratch}\nhead -c 1M /dev/zero > /work/probed"
             ),
         ),
-        Step::new("probe", ["/usr/bin/sendfile2", "probe", "--file", "/work"]),
+        Step::new("probe", ["/usr/bin/sendfile2", "probe", "--file", "/work/probed"]),
     ];
     for test in TESTS {
         let program = format!("/tests/{test}");

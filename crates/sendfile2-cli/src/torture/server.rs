@@ -310,7 +310,8 @@ impl Shared {
     }
 
     fn exhaust(&self) {
-        *lock(&self.exhausted) = Some(Instant::now() + EXHAUSTED * 2);
+        // Until they are given back, however long that takes on a busy machine.
+        *lock(&self.exhausted) = Some(Instant::now() + DRAIN);
         let mut held = Vec::new();
         let error = loop {
             match File::open("/dev/null") {
@@ -332,6 +333,9 @@ impl Shared {
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
         }
+        drop(held);
+        // Who was told meanwhile has yet to say so.
+        *lock(&self.exhausted) = Some(Instant::now() + EXHAUSTED);
     }
 
     /// Returns the number of sends and leases that are still in flight at `deadline`, after all
