@@ -133,7 +133,7 @@ fn send(file: &File) -> std::net::TcpStream {
 
 /// Whether the collision was seen: pages came back, or the kernel took it for an error of the disk.
 fn is_seen(why: &NotDetached) -> bool {
-    let io = why.io_error().and_then(|e| e.raw_os_error());
+    let io = why.io_error().and_then(std::io::Error::raw_os_error);
     matches!(why, NotDetached::Cached { .. }) || io == Some(libc::EIO)
 }
 

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::ValueEnum;
 use fastrand::Rng;
-use rustix::fs::{Advice, FallocateFlags, OFlags};
+use rustix::fs::{Advice, FallocateFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::block::mix;
@@ -91,13 +91,13 @@ struct Work<'a> {
 pub(super) fn run(role: &DisturberRole) -> anyhow::Result<()> {
     let path = format!("/proc/self/fd/{}", role.file);
     let file = File::options().read(true).write(true).open(&path)?;
-    let flags = OFlags::DIRECT.bits().cast_signed();
-    let direct = File::options().read(true).custom_flags(flags).open(&path);
+    let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+    let direct = rustix::fs::open(&*path, flags, Mode::empty()).map(File::from);
     let mut all = Vec::new();
     for how in &role.disturb {
         let file = match (how, &direct) {
             (Disturb::DirectReads, Err(e)) => {
-                skip(*how, e);
+                skip(*how, &io::Error::from(*e));
                 continue;
             }
             (Disturb::DirectReads, Ok(direct)) => direct,
