@@ -158,7 +158,7 @@ fn every_fault_that_the_kernel_tells_is_seen() {
 
 #[test]
 fn on_a_tmpfs_with_huge_pages_writers_wait() {
-    let Some(tmpfs) = filesystems::huge_tmpfs() else { return };
+    let Some(tmpfs) = filesystems::mounted("tmpfs with huge pages") else { return };
     let directory = tmpfs.dir.to_str().expect("UTF-8");
     let args = ["--engine", "zerocopy", "--disturb", "reads,writes,evict", "--sparse"];
     let (report, status) = torture_in(directory, &args);

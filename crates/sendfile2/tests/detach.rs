@@ -8,9 +8,7 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 
-use common::filesystems::{
-    DETACHING, Filesystem, filesystems, here, huge_tmpfs, mounted, overlay, tmpfs,
-};
+use common::filesystems::{DETACHING, Filesystem, filesystems, here, mounted, overlay, tmpfs};
 use common::pattern;
 use sendfile2::Source;
 use sendfile2::detach::{Detacher, Eraser, NotDetached, REGION};
@@ -305,7 +303,7 @@ fn an_empty_file_is_detached_when_it_has_grown() {
 
 #[test]
 fn where_pages_cannot_leave_the_cache_it_is_refused_with_the_reason() {
-    let all = [Some(tmpfs()), huge_tmpfs(), mounted("ext4 with data=journal")];
+    let all = [Some(tmpfs()), mounted("tmpfs with huge pages"), mounted("ext4 with data=journal")];
     for filesystem in all.into_iter().flatten() {
         let file = made(&filesystem, 5, SLOT);
         let why = detacher(&file).unwrap_err();

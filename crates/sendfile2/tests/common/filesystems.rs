@@ -11,7 +11,7 @@ pub struct Filesystem {
     pub name: &'static str,
     pub dir: PathBuf,
     mounted: Vec<PathBuf>,
-    device: Option<String>,
+    device: Option<Disk>,
     /// Dropped after the mounts are gone.
     _image: TempDir,
 }
@@ -23,14 +23,6 @@ impl Drop for Filesystem {
             let unmounted = Command::new("umount").arg("-l").arg(mount).status();
             if !unmounted.is_ok_and(|status| status.success()) {
                 eprintln!("{} stays mounted", mount.display());
-            }
-        }
-        if let Some(device) = &self.device {
-            // It goes with the last descriptor.
-            let detached =
-                Command::new("losetup").args(["-d", device]).env("PATH", path()).status();
-            if !detached.is_ok_and(|status| status.success()) {
-                eprintln!("{device} stays");
             }
         }
     }
@@ -65,19 +57,6 @@ pub fn tmpfs() -> Filesystem {
     unmounted("tmpfs", image)
 }
 
-/// A tmpfs that has large folios wherever they fit.
-pub fn huge_tmpfs() -> Option<Filesystem> {
-    let image = TempDir::new().unwrap();
-    let mut mount = Command::new("mount");
-    mount.args(["-t", "tmpfs", "-o", "huge=always", "tmpfs"]).arg(image.path());
-    if let Err(why) = run(&mut mount) {
-        return skip("tmpfs with huge pages", &why);
-    }
-    let mut filesystem = unmounted("tmpfs with huge pages", image);
-    filesystem.mounted.push(filesystem.dir.clone());
-    Some(filesystem)
-}
-
 fn unmounted(name: &'static str, image: TempDir) -> Filesystem {
     let dir = image.path().into();
     Filesystem { name, dir, mounted: Vec::new(), device: None, _image: image }
@@ -91,21 +70,12 @@ fn at(mounted: PathBuf, mut filesystem: Filesystem) -> Filesystem {
 
 /// A directory with a block device of `size` bytes, by the name of `file`.
 pub fn block_device(size: u64) -> Option<Filesystem> {
+    let device = loop_device(size)?;
     let image = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let disk = image.path().join("image");
-    std::fs::File::create(&disk).unwrap().set_len(size).unwrap();
-    let mut losetup = Command::new("losetup");
-    losetup.args(["--find", "--show"]).arg(&disk).env("PATH", path());
-    match run(&mut losetup) {
-        Err(why) => skip("a block device", &why),
-        Ok(device) => {
-            let device = device.trim().to_owned();
-            std::os::unix::fs::symlink(&device, image.path().join("file")).unwrap();
-            let mut filesystem = unmounted("a block device", image);
-            filesystem.device = Some(device);
-            Some(filesystem)
-        }
-    }
+    std::os::unix::fs::symlink(&device.dir, image.path().join("file")).unwrap();
+    let mut filesystem = unmounted("a block device", image);
+    filesystem.device = Some(device);
+    Some(filesystem)
 }
 
 fn skip(name: &str, why: &str) -> Option<Filesystem> {
@@ -158,7 +128,7 @@ fn in_memory(name: &'static str, options: &str) -> Option<Filesystem> {
     if let Err(why) = run(&mut mount) {
         return skip(name, &why);
     }
-    Some(Filesystem { name, dir: dir.clone(), mounted: vec![dir], _image: image })
+    Some(at(dir, unmounted(name, image)))
 }
 
 /// A block device of its own, whose path `dir` is, until this is dropped.
@@ -222,14 +192,13 @@ fn path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
-/// Runs it, and returns what it printed.
-fn run(command: &mut Command) -> Result<String, String> {
+fn run(command: &mut Command) -> Result<(), String> {
     let output = command
         .stdin(Stdio::null())
         .output()
         .map_err(|e| format!("{}: {e}", Path::new(command.get_program()).display()))?;
     if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     Err(text.lines().next().unwrap_or("it failed").to_owned())
