@@ -3,6 +3,7 @@
 
 mod block;
 mod client;
+mod disturb;
 mod fault;
 mod message;
 mod parent;
@@ -27,6 +28,7 @@ use crate::child;
 use crate::netns::{Net, Place};
 use crate::{output, scratch, send, units};
 use block::BLOCK;
+use disturb::Disturb;
 use fault::{Fault, Faults};
 use message::{Layout, Line, Overwrite, Role};
 use parent::Parent;
@@ -51,6 +53,7 @@ Examples:
   sendfile2 torture --engine sendfile --overwrite in-place --duration 10s
                                                      the control: must find wrong blocks
   sendfile2 torture --duration 10m --faults all      with kill -9, EMFILE and small limits
+  sendfile2 torture --engine sendfile --disturb all  beside readers, syncs, and other writers
   sendfile2 torture --peer-netns new                 over a veth pair, made for it
   sendfile2 torture --peer-netns /run/netns/peer --connect 10.0.0.1
                                                      with the clients in a namespace of yours
@@ -65,6 +68,9 @@ pub(crate) struct Args {
     /// Punch holes into the file all the time, so that writers find blocks that are not allocated
     #[arg(long)]
     sparse: bool,
+    /// What a process beside the server does to the file meanwhile: a list, or all
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
+    disturb: Vec<Disturb>,
     /// Clients at a time
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=5000))]
     clients: u32,
@@ -129,6 +135,12 @@ impl Args {
         Layout { slots: self.slots, slot_size: self.slot_size }
     }
 
+    /// Returns each way to disturb that was asked for, once.
+    fn disturb(&self) -> Vec<Disturb> {
+        let asked = |one: &Disturb| self.disturb.iter().any(|it| it == one || *it == Disturb::All);
+        Disturb::EACH.into_iter().filter(asked).collect()
+    }
+
     /// Ends the program with an error of the command line where the engine and the way to overwrite
     /// prove nothing together.
     fn check(&self) {
@@ -167,7 +179,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..=u64::from(u32::MAX)));
     let (file, _) = scratch::place(args.dir.as_deref()).context("torture")?;
     let filesystem = scratch::filesystem(&file)?;
-    file.set_len(args.layout().size()).context("torture: cannot set the size of the file")?;
+    let tail = disturb::tail(&args.disturb());
+    file.set_len(args.layout().size() + tail)
+        .context("torture: cannot set the size of the file")?;
     let not_detached = match args.overwrite {
         Overwrite::Detach => detach(&file).err().map(|why| output::whole(&why)),
         Overwrite::Wait | Overwrite::InPlace => None,
@@ -214,5 +228,6 @@ fn run_role() -> anyhow::Result<()> {
     match child::recv().context("torture: --role is for the torture's own use")? {
         Role::Server(role) => server::run(&role),
         Role::Clients(role) => client::run(role),
+        Role::Disturber(role) => disturb::run(&role),
     }
 }

@@ -2,6 +2,17 @@
 
 mod engines;
 
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#[path = "../../sendfile2/tests/common/faults.rs"]
+mod faults;
+
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#[path = "../../sendfile2/tests/common/filesystems.rs"]
+mod filesystems;
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use sendfile2::Engine;
@@ -9,7 +20,10 @@ use sendfile2::detach::Detacher;
 use serde_json::Value;
 
 fn run(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sendfile2"));
+    run_by(Command::new(env!("CARGO_BIN_EXE_sendfile2")), args)
+}
+
+fn run_by(mut command: Command, args: &[&str]) -> Output {
     command.arg("torture").args(args).output().expect("the command starts")
 }
 
@@ -25,7 +39,10 @@ fn torture_in(directory: &str, args: &[&str]) -> (Value, Option<i32>) {
     }
     all.extend(["--json", "--dir", directory]);
     all.extend(args);
-    let output = run(&all);
+    reported(&run(&all))
+}
+
+fn reported(output: &Output) -> (Value, Option<i32>) {
     let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
     assert_eq!(text.lines().count(), 1, "one object: {output:?}");
     let report = serde_json::from_str(&text).expect("JSON");
@@ -87,6 +104,133 @@ fn by_sendfile_whatever_was_sent_is_detached_also_where_blocks_are_new() {
         assert_safe(&report, status);
         assert!(number(&report, "detached") > 0);
         assert!(report["choices"]["sendfile: asked for"].as_u64() > Some(0));
+    }
+}
+
+/// How the file is used by others meanwhile: each kind was done, or it is said why not.
+#[track_caller]
+fn assert_disturbed(report: &Value) {
+    for how in ["reads", "direct-reads", "writes", "fallocate", "syncs", "evict"] {
+        let done = report["disturbed"][how].as_u64() > Some(0);
+        assert!(done || report["skipped"][how].is_string(), "{how}: {report:#}");
+    }
+    for how in ["reads", "writes", "syncs", "evict"] {
+        assert!(report["disturbed"][how].as_u64() > Some(0), "{how}: nothing is in its way");
+    }
+}
+
+#[test]
+fn beside_readers_syncs_and_other_writers() {
+    for engine in ["sendfile", "zerocopy"] {
+        if engine == "sendfile" && !detaches() {
+            continue;
+        }
+        for more in [&["--disturb", "all"][..], &["--disturb", "all", "--sparse"]] {
+            let (report, status) = torture(&[&["--engine", engine], more].concat());
+            assert_safe(&report, status);
+            assert_disturbed(&report);
+        }
+    }
+    let (report, status) = torture(&["--engine", "zerocopy", "--disturb", "reads,syncs"]);
+    assert_safe(&report, status);
+    assert_eq!(report["disturbed"].as_object().map(serde_json::Map::len), Some(2));
+}
+
+/// Each time that the kernel could not take pages out, that was seen: it was tried again, or refused.
+#[test]
+fn every_fault_that_the_kernel_tells_is_seen() {
+    for name in ["ext4", "ext4 with 1 KiB blocks", "xfs"] {
+        let Some(filesystem) = filesystems::mounted(name) else { continue };
+        let Some(faults) = faults::Faults::begin() else { return };
+        let directory = filesystem.dir.to_str().expect("UTF-8");
+        // Of two slots one has a page in which others write.
+        let args = ["--engine", "sendfile", "--disturb", "all", "--sparse"];
+        let small = ["--slots", "2", "--slot-size", "64K"];
+        let (report, status) = torture_in(directory, &[&args[..], &small].concat());
+        assert_safe(&report, status);
+        let device = filesystem.dir.metadata().expect("a directory").dev();
+        let faults = faults.on(device).expect("a trace");
+        let seen = number(&report, "pages_stayed");
+        println!("{name}: {faults} faults, pages stayed or came back {seen} times");
+        assert!(faults <= seen, "{name}: {faults} faults, {seen} seen");
+    }
+}
+
+#[test]
+fn on_a_tmpfs_with_huge_pages_writers_wait() {
+    let Some(tmpfs) = filesystems::mounted("tmpfs with huge pages") else { return };
+    let directory = tmpfs.dir.to_str().expect("UTF-8");
+    let args = ["--engine", "zerocopy", "--disturb", "reads,writes,evict", "--sparse"];
+    let (report, status) = torture_in(directory, &args);
+    assert_safe(&report, status);
+    assert!(report["no_detaching"].is_string(), "{report:#}");
+}
+
+/// A control group with this much memory, which is gone when this is dropped.
+struct Group {
+    directory: std::path::PathBuf,
+    /// The file that counts how often the limit was met.
+    met: &'static str,
+}
+
+impl Group {
+    fn new(bytes: u64) -> Option<Self> {
+        let name = format!("sendfile2-torture-{}", std::process::id());
+        // Version 2, and 1.
+        for (root, limit, met) in [
+            ("/sys/fs/cgroup", "memory.high", "memory.events"),
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.failcnt"),
+        ] {
+            let directory = Path::new(root).join(&name);
+            if std::fs::create_dir(&directory).is_err() {
+                continue;
+            }
+            let group = Group { directory, met };
+            // In no hierarchy of groups it is a directory as any other.
+            let limit = std::fs::File::options().write(true).open(group.directory.join(limit));
+            if limit.and_then(|mut limit| write!(limit, "{bytes}")).is_ok() {
+                return Some(group);
+            }
+        }
+        println!("SKIP: no control group with a limit of memory can be made");
+        None
+    }
+
+    fn met(&self) -> u64 {
+        let text = std::fs::read_to_string(self.directory.join(self.met)).expect("a counter");
+        let line = text.lines().find(|line| line.starts_with("high ")).unwrap_or(&text);
+        line.trim_start_matches("high ").trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A process that has ended may be counted for a moment yet.
+        while std::fs::remove_dir(&self.directory)
+            .is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
+        {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// The file is larger than all of the memory, so that its pages come and go.
+#[test]
+fn under_a_lack_of_memory() {
+    if !detaches() {
+        return;
+    }
+    for engine in ["sendfile", "zerocopy"] {
+        let Some(group) = Group::new(96 << 20) else { return };
+        let mut command = Command::new("sh");
+        let script = "echo $$ > \"$1\"; shift; exec \"$@\"";
+        command.args(["-ec", script, "sh"]).arg(group.directory.join("cgroup.procs"));
+        command.arg(env!("CARGO_BIN_EXE_sendfile2"));
+        let args = ["--engine", engine, "--slots", "512", "--clients", "24", "--processes", "2"];
+        let more = ["--duration", "4s", "--json", "--dir", env!("CARGO_TARGET_TMPDIR")];
+        let (report, status) = reported(&run_by(command, &[&args[..], &more].concat()));
+        assert_safe(&report, status);
+        assert!(group.met() > 0, "the memory was enough");
     }
 }
 
@@ -185,6 +329,7 @@ fn wrong_arguments_are_usage_errors_that_say_what_is_right() {
         (&["--slot-size", "1000"], "multiple of 512"),
         (&["--faults", "fire"], "server-kill"),
         (&["--overwrite", "never"], "in-place"),
+        (&["--disturb", "noise"], "direct-reads"),
         (&["--engine", "sendfile", "--overwrite", "wait"], "--overwrite detach"),
         (&["--engine", "copy", "--overwrite", "in-place"], "--engine sendfile"),
         (&["--peer-netns", "elsewhere"], "/run/netns/"),

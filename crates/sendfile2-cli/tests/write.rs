@@ -5,6 +5,10 @@
 #[path = "../../sendfile2/tests/common/filesystems.rs"]
 mod filesystems;
 
+#[allow(unreachable_pub, missing_debug_implementations)]
+#[path = "../../sendfile2/tests/common/peek.rs"]
+mod peek;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -122,6 +126,25 @@ fn what_is_in_flight_keeps_its_bytes() {
         let now = std::fs::read(&path).unwrap();
         assert!(now[..FROM] == vec![b'A'; FROM] && now[FROM..] == new);
     }
+}
+
+/// Its control is in the library's `tests/uncontrolled.rs`.
+#[test]
+fn nothing_changes_for_senders_that_go_on_sending() {
+    let Some(filesystem) = detaching() else { return };
+    let path = letters(&filesystem.dir);
+    let file = File::open(&path).unwrap();
+    let enough = |seen: &peek::Seen| seen.overwrites >= 40 && seen.sends > 0;
+    let seen = peek::beside(&file, enough, |new, _| {
+        let output = write(&[name(&path), "--at", "0"], new);
+        // Their pages came back again and again.
+        let refused = |output| complaint(output).contains("page cache");
+        assert!(output.status.success() || refused(&output), "{output:?}");
+        output.status.success()
+    });
+    println!("{seen:?}");
+    assert!(enough(&seen), "{seen:?}");
+    assert_eq!(seen.changed, 0, "{seen:?}");
 }
 
 #[test]

@@ -118,8 +118,10 @@ fn an_overwrite_changes_nothing_in_flight_while_others_go_on_sending() {
         match detacher.overwrite(&pattern(!1, SLOT..2 * SLOT), SLOT) {
             Ok(()) => {}
             Err(why) => {
-                // Direct writes of overlayfs know no RWF_NOWAIT.
-                assert!(!must_detach(&filesystem), "{name}: {why}");
+                // Direct writes of overlayfs know no RWF_NOWAIT. On XFS it was refused on Linux 6.1
+                // though nothing was cached, where the clock had ticked since the last write.
+                let uncached = matches!(why.why, NotDetached::Cached { pages: 0, .. });
+                assert!(!must_detach(&filesystem) || name == "xfs" && uncached, "{name}: {why}");
                 assert_eq!(why.written, 0, "{name}");
                 println!("SKIP: {name}: {why}");
                 assert_eq!(wrong(&mut receiver, &pattern(1, 0..4 * SLOT)), 0, "{name}");
@@ -301,9 +303,9 @@ fn an_empty_file_is_detached_when_it_has_grown() {
 
 #[test]
 fn where_pages_cannot_leave_the_cache_it_is_refused_with_the_reason() {
-    let file = made(&tmpfs(), 5, SLOT);
-    let journal = mounted("ext4 with data=journal").map(|journal| made(&journal, 5, SLOT));
-    for file in [Some(file), journal].into_iter().flatten() {
+    let all = [Some(tmpfs()), mounted("tmpfs with huge pages"), mounted("ext4 with data=journal")];
+    for filesystem in all.into_iter().flatten() {
+        let file = made(&filesystem, 5, SLOT);
         let why = detacher(&file).unwrap_err();
         assert!(matches!(why, NotDetached::NoDirect { .. }), "{why}");
         assert!(why.to_string().contains("direct I/O"), "{why}");

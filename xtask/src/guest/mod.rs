@@ -9,6 +9,7 @@ mod cargo;
 mod console;
 mod count;
 mod debug;
+mod detach;
 mod initramfs;
 mod kernel;
 mod nic;
@@ -37,6 +38,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Guest {
     Nic(nic::Args),
+    Detach(detach::Args),
     Stock(stock::Args),
     Count(count::Args),
     Debug(debug::Args),
@@ -51,6 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     match &args.guest {
         Guest::Nic(args) => nic::run(args),
+        Guest::Detach(args) => detach::run(args),
         Guest::Stock(args) => stock::run(args),
         Guest::Count(args) => count::run(args),
         Guest::Debug(args) => debug::run(args),
@@ -69,7 +72,12 @@ struct Stock {
 
 impl Stock {
     fn new() -> anyhow::Result<Self> {
-        let package = cache::newest("linux-image-6.12.", "-cloud-amd64")?;
+        Self::of("6.12.")
+    }
+
+    /// Finds the newest whose version begins so.
+    fn of(version: &str) -> anyhow::Result<Self> {
+        let package = cache::newest(&format!("linux-image-{version}"), "-cloud-amd64")?;
         println!("kernel: {} {}", package.name, package.version);
         let release = package.name.trim_start_matches("linux-image-").to_owned();
         let image = package.root.join(format!("boot/vmlinuz-{release}"));

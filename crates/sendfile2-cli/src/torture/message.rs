@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::block::Wrong;
+use super::disturb::Disturb;
 use crate::method::Method;
 
 /// The interval at which children report.
@@ -22,6 +23,7 @@ pub(super) const EVERY: Duration = Duration::from_millis(250);
 pub(super) enum Role {
     Server(ServerRole),
     Clients(ClientsRole),
+    Disturber(DisturberRole),
 }
 
 /// The way in which writers deal with what is still in flight.
@@ -92,6 +94,15 @@ pub(super) struct ClientsRole {
     pub(super) seed: u64,
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct DisturberRole {
+    /// The number of the inherited descriptor of the file.
+    pub(super) file: i32,
+    pub(super) layout: Layout,
+    pub(super) disturb: Vec<Disturb>,
+    pub(super) seed: u64,
+}
+
 /// An order of the parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Order {
@@ -114,6 +125,8 @@ pub(super) enum Line {
     Wrong(Wrong),
     /// Something that must not happen.
     Unexpected(String),
+    /// What a disturber has done since its last line, by name.
+    Disturbed(BTreeMap<String, u64>),
     /// A fault was brought about.
     Fault(String),
     /// A fault could not be brought about.
@@ -145,6 +158,8 @@ pub(super) struct ServerTally {
     /// Ranges detached for a writer, tries that failed, and the time that both took.
     pub(super) detached: u64,
     pub(super) not_detached: u64,
+    /// Times that pages were found in the page cache after they had been taken out.
+    pub(super) pages_stayed: u64,
     pub(super) detaching: Duration,
     /// Writers that were refused a range that could not be detached.
     pub(super) refused: u64,

@@ -13,7 +13,7 @@ use indicatif::ProgressBar;
 use super::Args;
 use super::block::mix;
 use super::fault::{Action, Fault, schedule};
-use super::message::{ClientsRole, Layout, Line, Order, Role, ServerRole};
+use super::message::{ClientsRole, DisturberRole, Layout, Line, Order, Role, ServerRole};
 use super::process::{Event, Id, Process};
 use super::report::Totals;
 use crate::method::Method;
@@ -58,6 +58,7 @@ pub(super) struct Parent<'a> {
     server: Option<Process>,
     state: Server,
     clients: Vec<Process>,
+    disturber: Option<Process>,
     optmem: Option<u32>,
     rng: fastrand::Rng,
     pub(super) totals: Totals,
@@ -83,6 +84,7 @@ impl<'a> Parent<'a> {
             server: None,
             state: Server::Stopped,
             clients: Vec::new(),
+            disturber: None,
             optmem: None,
             rng: fastrand::Rng::with_seed(mix(seed)),
             totals: Totals::default(),
@@ -98,6 +100,7 @@ impl<'a> Parent<'a> {
             self.step(Instant::now() + SERVER)?;
         }
         self.start_clients()?;
+        self.start_disturber()?;
 
         self.totals.begin();
         let began = Instant::now();
@@ -132,17 +135,22 @@ impl<'a> Parent<'a> {
         while self.state != Server::Stopped {
             self.step(Instant::now() + Duration::from_millis(100))?;
         }
-        for process in &mut self.clients {
+        for process in self.clients.iter_mut().chain(&mut self.disturber) {
             process.order(Order::Stop);
         }
         let deadline = Instant::now() + CLIENTS;
-        while !self.clients.is_empty() && Instant::now() < deadline {
+        let some_left = |parent: &Self| !parent.clients.is_empty() || parent.disturber.is_some();
+        while some_left(self) && Instant::now() < deadline {
             self.step(Instant::now() + Duration::from_millis(50))?;
         }
-        if !self.clients.is_empty() {
-            self.totals.unexpected("client processes did not end when they were told to".into());
+        if some_left(self) {
+            self.totals.unexpected("child processes did not end when they were told to".into());
         }
         self.clients.clear();
+        self.disturber = None;
+        for disturb in self.args.disturb() {
+            self.totals.missed(disturb.name());
+        }
         Ok(())
     }
 
@@ -243,6 +251,23 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
+    /// Starts the process that disturbs the writers; it lives as long as the run.
+    fn start_disturber(&mut self) -> anyhow::Result<()> {
+        let disturb = self.args.disturb();
+        if disturb.is_empty() {
+            return Ok(());
+        }
+        let id = self.id();
+        let role = Role::Disturber(DisturberRole {
+            file: self.file.as_raw_fd(),
+            layout: self.layout,
+            disturb,
+            seed: mix(self.seed ^ u64::from(id) << 32),
+        });
+        self.disturber = Some(Process::start(id, &self.net.server, &role, self.sender.clone())?);
+        Ok(())
+    }
+
     /// Starts the process of that number, with its share of the clients.
     fn client_process(&mut self, number: u32) -> anyhow::Result<Process> {
         let (all, processes) = (self.args.clients, self.args.processes);
@@ -325,6 +350,7 @@ impl<'a> Parent<'a> {
             Line::Listening(_) => {}
             Line::Server(tally) => self.totals.server(&tally),
             Line::Clients(tally) => self.totals.clients(&tally),
+            Line::Disturbed(done) => self.totals.disturbed(&done),
             Line::Wrong(wrong) => self.totals.wrong(wrong),
             Line::Unexpected(what) => self.totals.unexpected(what),
             Line::Fault(name) => self.totals.fault(&name),
@@ -346,6 +372,11 @@ impl<'a> Parent<'a> {
                 Server::Stopping(_, None) => self.state = Server::Stopped,
                 _ => bail!("the server ended by itself"),
             }
+        } else if self.disturber.as_ref().is_some_and(|disturber| disturber.id == id) {
+            if self.state != Server::Stopped {
+                bail!("the process that disturbs ended by itself");
+            }
+            self.disturber = None;
         } else if let Some(at) = self.clients.iter().position(|process| process.id == id) {
             // They end after the order to, which comes when the server has ended.
             if self.state != Server::Stopped {

@@ -48,6 +48,7 @@ pub(super) struct Totals {
     aborts: u64,
     detached: u64,
     not_detached: u64,
+    pages_stayed: u64,
     detaching: Duration,
     refused_writers: u64,
     released: u64,
@@ -57,6 +58,7 @@ pub(super) struct Totals {
     writer_micros: Histogram<u64>,
     /// One list for each server: seconds since its start, and bytes.
     rss: Vec<(Instant, Vec<(f64, u64)>)>,
+    disturbed: BTreeMap<String, u64>,
     faults: BTreeMap<String, u64>,
     skipped: BTreeMap<String, String>,
     unexpected: Vec<String>,
@@ -86,6 +88,7 @@ impl Default for Totals {
             aborts: 0,
             detached: 0,
             not_detached: 0,
+            pages_stayed: 0,
             detaching: Duration::ZERO,
             refused_writers: 0,
             released: 0,
@@ -96,6 +99,7 @@ impl Default for Totals {
             #[expect(clippy::expect_used, reason = "2 digits are allowed")]
             writer_micros: Histogram::new(2).expect("2 digits"),
             rss: Vec::new(),
+            disturbed: BTreeMap::new(),
             faults: BTreeMap::new(),
             skipped: BTreeMap::new(),
             unexpected: Vec::new(),
@@ -123,6 +127,7 @@ impl Totals {
         self.aborts += tally.aborts;
         self.detached += tally.detached;
         self.not_detached += tally.not_detached;
+        self.pages_stayed += tally.pages_stayed;
         self.detaching += tally.detaching;
         self.refused_writers += tally.refused;
         self.released += tally.released;
@@ -168,6 +173,10 @@ impl Totals {
         }
     }
 
+    pub(super) fn disturbed(&mut self, done: &BTreeMap<String, u64>) {
+        add(&mut self.disturbed, done);
+    }
+
     pub(super) fn fault(&mut self, name: &str) {
         *self.faults.entry(name.into()).or_default() += 1;
     }
@@ -176,9 +185,10 @@ impl Totals {
         self.skipped.insert(name.into(), why.into());
     }
 
-    /// Notes a fault that should have come and did not.
+    /// Notes a fault, or who was to disturb, that should have come and did not.
     pub(super) fn missed(&mut self, name: &str) {
-        if !self.faults.contains_key(name) && !self.skipped.contains_key(name) {
+        let came = self.faults.contains_key(name) || self.disturbed.contains_key(name);
+        if !came && !self.skipped.contains_key(name) {
             self.skip(name, "the run was over before it came");
         }
     }
@@ -269,6 +279,7 @@ impl Totals {
             aborts: self.aborts,
             detached: self.detached,
             detaching_failed: self.not_detached,
+            pages_stayed: self.pages_stayed,
             detaching_mean_micros: self.detaching_mean(),
             writers_not_detached: self.refused_writers,
             writers_waited: self.waits,
@@ -287,6 +298,7 @@ impl Totals {
             rss_first_mb,
             rss_last_mb,
             servers: self.rss.len(),
+            disturbed: self.disturbed.clone(),
             faults: self.faults.clone(),
             skipped: self.skipped.clone(),
             unexpected: self.unexpected.clone(),
@@ -345,6 +357,9 @@ pub(super) struct Report {
     /// Ranges detached for a writer, tries that failed, and the mean time of both.
     detached: u64,
     detaching_failed: u64,
+    /// Times that pages were found in the page cache after they had been taken out: another try
+    /// followed, or a failure.
+    pages_stayed: u64,
     detaching_mean_micros: u64,
     /// Writers that were told so, and wrote nothing.
     writers_not_detached: u64,
@@ -359,6 +374,8 @@ pub(super) struct Report {
     rss_first_mb: Option<f64>,
     rss_last_mb: Option<f64>,
     servers: usize,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    disturbed: BTreeMap<String, u64>,
     faults: BTreeMap<String, u64>,
     skipped: BTreeMap<String, String>,
     unexpected: Vec<String>,
@@ -489,8 +506,12 @@ impl Report {
             rows.push((
                 "Detached",
                 format!(
-                    "{} ranges, {} tries failed, {each} each; {} writers were refused",
-                    self.detached, self.detaching_failed, self.writers_not_detached
+                    "{} ranges, {} tries failed, {each} each; {} times pages stayed or came back; \
+                     {} writers were refused",
+                    self.detached,
+                    self.detaching_failed,
+                    self.pages_stayed,
+                    self.writers_not_detached
                 ),
             ));
         }
@@ -515,6 +536,9 @@ impl Report {
                 optional(self.rss_last_mb, " MB")
             ),
         ));
+        if !self.disturbed.is_empty() {
+            rows.push(("Disturbed by", list(&self.disturbed)));
+        }
         if !self.faults.is_empty() {
             rows.push(("Faults", list(&self.faults)));
         }

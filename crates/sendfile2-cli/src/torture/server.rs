@@ -165,8 +165,14 @@ fn allow_descriptors(clients: u32) -> anyhow::Result<()> {
 /// Binds the port, with retries: that of a server that was killed a moment ago may not be free yet.
 fn bind(role: &ServerRole) -> anyhow::Result<TcpListener> {
     let deadline = Instant::now() + Duration::from_secs(10);
+    // All clients come at once after a kill, and one that finds no room waits for seconds.
+    let room = i32::try_from(role.clients).unwrap_or(i32::MAX).max(128);
     loop {
-        match TcpListener::bind(role.listen) {
+        let bound = TcpListener::bind(role.listen).and_then(|listener| {
+            rustix::net::listen(&listener, room)?;
+            Ok(listener)
+        });
+        match bound {
             Err(e) if e.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -297,13 +303,15 @@ impl Shared {
         tally.waits = counters.waits - last.waits;
         tally.detached = counters.detached - last.detached;
         tally.not_detached = counters.not_detached - last.not_detached;
+        tally.pages_stayed = counters.pages_stayed - last.pages_stayed;
         tally.detaching = counters.detaching.saturating_sub(last.detaching);
         tally.rss = rss();
         child::send(&Line::Server(tally));
     }
 
     fn exhaust(&self) {
-        *lock(&self.exhausted) = Some(Instant::now() + EXHAUSTED * 2);
+        // Until they are given back, however long that takes on a busy machine.
+        *lock(&self.exhausted) = Some(Instant::now() + DRAIN);
         let mut held = Vec::new();
         let error = loop {
             match File::open("/dev/null") {
@@ -325,6 +333,9 @@ impl Shared {
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
         }
+        drop(held);
+        // Who was told meanwhile has yet to say so.
+        *lock(&self.exhausted) = Some(Instant::now() + EXHAUSTED);
     }
 
     /// Returns the number of sends and leases that are still in flight at `deadline`, after all

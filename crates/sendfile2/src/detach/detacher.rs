@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -30,6 +30,8 @@ pub struct Detacher {
     later: u64,
     /// Multiples of this can be written by direct I/O whatever becomes of the file.
     whole: u64,
+    /// Times that pages were still cached after they had been taken out.
+    pub(crate) stayed: AtomicU64,
 }
 
 /// A range that was detached.
@@ -63,7 +65,8 @@ impl Detacher {
         })?;
         let proof = Found::of(&source)?;
         let no_clone = AtomicBool::new(!source.is_btrfs());
-        let mut detacher = Detacher { source, direct, proof, no_clone, later: 1, whole: page() };
+        let (later, whole, stayed) = (1, page(), AtomicU64::new(0));
+        let mut detacher = Detacher { source, direct, proof, no_clone, later, whole, stayed };
         if detacher.no_clone.load(Ordering::Relaxed) {
             let (_, block) = detacher.direct_units()?;
             if !detacher.source.keeps_direct_unit() {

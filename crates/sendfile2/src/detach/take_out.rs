@@ -29,6 +29,9 @@ impl Detacher {
             }
             self.take_out_once(chunk, size)?;
             pages = self.cached(chunk)?;
+            if pages > 0 {
+                self.stayed.fetch_add(1, Ordering::Relaxed);
+            }
         }
         if pages == 0 {
             return Ok(TRIES);
@@ -41,10 +44,12 @@ impl Detacher {
         self.write_old(chunk, size)
     }
 
-    /// Writes out what is dirty: the kernel writes in place what it cannot write out.
+    /// Writes out what is dirty: the kernel writes in place what it cannot write out. By the
+    /// descriptor of its own: an error of the disk is told once to each, and the program is to be
+    /// told, too.
     fn settle(&self, chunk: &Range<u64>) -> Result<(), NotDetached> {
         for _ in 0..WRITE_OUTS {
-            page_cache::write_out(self.source.as_fd(), chunk)
+            page_cache::write_out(self.direct.as_fd(), chunk)
                 .map_err(NotDetached::io("sync_file_range", chunk.start))?;
             if !Proof::is_unsettled(&self.source, chunk) {
                 break;

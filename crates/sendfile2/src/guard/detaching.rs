@@ -72,6 +72,12 @@ impl Detaching {
         bytes <= KEPT_ASIDE.saturating_sub(self.kept_aside.load(Ordering::Relaxed))
     }
 
+    /// Times that pages stayed in the page cache, or came back, and were seen there.
+    pub(super) fn stayed(&self) -> u64 {
+        let detacher = self.detacher.get().and_then(Option::as_ref);
+        detacher.map_or(0, |detacher| detacher.stayed.load(Ordering::Relaxed))
+    }
+
     /// The detacher, if there is one; made and tried when it is first asked for. `made` is told of
     /// it before anybody else has it.
     ///

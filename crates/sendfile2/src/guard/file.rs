@@ -104,6 +104,9 @@ pub struct GuardCounters {
     pub not_detached: u64,
     /// The time that both took.
     pub detaching: Duration,
+    /// Times that pages stayed in the page cache, or came back, while they were taken out: another
+    /// try followed, or a refusal.
+    pub pages_stayed: u64,
     /// Bytes that packets may keep in memory now, of leases that were detached and are not
     /// released, in whole folios.
     pub kept_by_packets: u64,
@@ -288,6 +291,7 @@ impl GuardedFile {
             aborts: shared.aborts.load(Ordering::Relaxed),
             detached: shared.detaching.done.load(Ordering::Relaxed),
             not_detached: shared.detaching.refused.load(Ordering::Relaxed),
+            pages_stayed: shared.detaching.stayed(),
             detaching: Duration::from_nanos(shared.detaching.nanoseconds.load(Ordering::Relaxed)),
             kept_by_packets: shared.detaching.kept.load(Ordering::Relaxed),
             kept_aside: shared.detaching.kept_aside.load(Ordering::Relaxed),

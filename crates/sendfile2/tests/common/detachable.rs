@@ -9,7 +9,7 @@ use sendfile2::Sender;
 use sendfile2::detach::Detacher;
 use sendfile2::guard::{GuardOptions, GuardedFile};
 
-use super::filesystems::{Filesystem, here, mounted};
+use super::filesystems::{Filesystem, block_device, here, mounted};
 use super::{deadline, pattern};
 
 /// The bytes of [`made`].
@@ -32,7 +32,8 @@ pub fn made(filesystem: &Filesystem) -> Option<File> {
 /// Files that can be detached.
 pub fn files() -> Vec<(Filesystem, File)> {
     let all = ["ext4", "xfs", "btrfs"].into_iter().filter_map(mounted);
-    all.chain([here()]).filter_map(|f| made(&f).map(|file| (f, file))).collect()
+    let all = all.chain(block_device(LEN)).chain([here()]);
+    all.filter_map(|f| made(&f).map(|file| (f, file))).collect()
 }
 
 pub fn fresh(file: &File) -> GuardedFile {

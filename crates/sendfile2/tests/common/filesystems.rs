@@ -11,6 +11,7 @@ pub struct Filesystem {
     pub name: &'static str,
     pub dir: PathBuf,
     mounted: Vec<PathBuf>,
+    device: Option<Disk>,
     /// Dropped after the mounts are gone.
     _image: TempDir,
 }
@@ -48,12 +49,33 @@ pub fn filesystems() -> Vec<Filesystem> {
 /// The one that the checkout is on.
 pub fn here() -> Filesystem {
     let image = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    Filesystem { name: "here", dir: image.path().into(), mounted: Vec::new(), _image: image }
+    unmounted("here", image)
 }
 
 pub fn tmpfs() -> Filesystem {
     let image = TempDir::new_in("/dev/shm").unwrap();
-    Filesystem { name: "tmpfs", dir: image.path().into(), mounted: Vec::new(), _image: image }
+    unmounted("tmpfs", image)
+}
+
+fn unmounted(name: &'static str, image: TempDir) -> Filesystem {
+    let dir = image.path().into();
+    Filesystem { name, dir, mounted: Vec::new(), device: None, _image: image }
+}
+
+fn at(mounted: PathBuf, mut filesystem: Filesystem) -> Filesystem {
+    filesystem.dir.clone_from(&mounted);
+    filesystem.mounted.push(mounted);
+    filesystem
+}
+
+/// A directory with a block device of `size` bytes, by the name of `file`.
+pub fn block_device(size: u64) -> Option<Filesystem> {
+    let device = loop_device(size)?;
+    let image = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    std::os::unix::fs::symlink(&device.dir, image.path().join("file")).unwrap();
+    let mut filesystem = unmounted("a block device", image);
+    filesystem.device = Some(device);
+    Some(filesystem)
 }
 
 fn skip(name: &str, why: &str) -> Option<Filesystem> {
@@ -94,7 +116,7 @@ pub fn mounted(name: &'static str) -> Option<Filesystem> {
     if let Err(why) = run(&mut mount) {
         return skip(name, &why);
     }
-    Some(Filesystem { name, dir: dir.clone(), mounted: vec![dir], _image: image })
+    Some(at(dir, unmounted(name, image)))
 }
 
 fn in_memory(name: &'static str, options: &str) -> Option<Filesystem> {
@@ -106,7 +128,7 @@ fn in_memory(name: &'static str, options: &str) -> Option<Filesystem> {
     if let Err(why) = run(&mut mount) {
         return skip(name, &why);
     }
-    Some(Filesystem { name, dir: dir.clone(), mounted: vec![dir], _image: image })
+    Some(at(dir, unmounted(name, image)))
 }
 
 /// A block device of its own, whose path `dir` is, until this is dropped.
@@ -163,12 +185,7 @@ pub fn overlay() -> Option<Filesystem> {
     if let Err(why) = run(&mut mount) {
         return skip("overlayfs", &why);
     }
-    Some(Filesystem {
-        name: "overlayfs",
-        dir: merged.clone(),
-        mounted: vec![merged],
-        _image: image,
-    })
+    Some(at(merged, unmounted("overlayfs", image)))
 }
 
 fn path() -> String {

@@ -15,7 +15,9 @@ use sendfile2::guard::{GuardOptions, GuardedFile, Overwrite};
 use sendfile2::{Engine, Options, SendFlags, Sender, Source};
 
 pub mod detachable;
+pub mod faults;
 pub mod filesystems;
+pub mod peek;
 
 /// Long enough that only a hang passes it.
 pub fn deadline() -> Instant {
