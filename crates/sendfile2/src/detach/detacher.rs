@@ -95,7 +95,7 @@ impl Detacher {
     ///
     /// Whoever sends from the range between this call and a write to it refers to the new pages.
     /// So keep senders out from before this call until after the write, and writers of the same
-    /// [`REGION`]s as well, whose bytes may be overwritten by older ones.
+    /// [`REGION`](super::REGION)s as well, whose bytes may be overwritten by older ones.
     ///
     /// Waits for the disk: a rewrite of 64 KiB takes some 300 µs.
     ///
