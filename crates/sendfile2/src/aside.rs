@@ -33,7 +33,8 @@ pub(crate) struct Pages<'a>(#[expect(dead_code, reason = "held")] RwLockReadGuar
 /// What became of keeping bytes aside.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Keeping {
-    Done,
+    /// So many bytes are kept; what had been kept before is as it was.
+    Done(u64),
     /// Nobody needs them any more.
     Needless,
     /// What is sent now, or shows already, would not come from here.
@@ -62,7 +63,7 @@ impl Aside {
     /// they are not in our hands: addresses were given out, or a ring has not answered.
     pub(crate) fn revoke(&self) -> bool {
         let kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        let possible = !kept.mapped && self.submitted.load(Ordering::Acquire) == 0;
+        let possible = !kept.mapped && !self.is_with_a_ring();
         if possible {
             self.revoked.store(true, Ordering::SeqCst);
             self.some.store(true, Ordering::Release);
@@ -111,7 +112,12 @@ impl Aside {
 
     /// Whether bytes can be kept aside for what follows under the lease.
     pub(crate) fn is_possible(&self) -> bool {
-        !self.look().mapped && self.submitted.load(Ordering::Acquire) == 0
+        !self.look().mapped && !self.is_with_a_ring()
+    }
+
+    /// Whether a ring has an answer to give, which it does without anybody's letting go.
+    pub(crate) fn is_with_a_ring(&self) -> bool {
+        self.submitted.load(Ordering::Acquire) > 0
     }
 
     /// The parts of `range` that are not kept yet.
@@ -119,7 +125,8 @@ impl Aside {
         self.look().pieces.missing(range)
     }
 
-    /// Keeps `pieces`, each what a range had; `needed` is asked last.
+    /// Keeps `pieces`, each what a range had, but for what is kept already: a writer that has gone
+    /// since may have read what the next one wrote. `needed` is asked last.
     pub(crate) fn keep(
         &self,
         pieces: Vec<(Range<u64>, Vec<u8>)>,
@@ -127,24 +134,23 @@ impl Aside {
     ) -> Keeping {
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         // A ring is given what comes from pages under the lock.
-        if kept.mapped || self.submitted.load(Ordering::Acquire) > 0 {
+        if kept.mapped || self.is_with_a_ring() {
             return Keeping::Impossible;
         }
         if !needed() {
             return Keeping::Needless;
         }
+        let before = kept.pieces.len();
         for (range, bytes) in pieces {
             kept.pieces.insert(range, bytes);
         }
         self.some.store(true, Ordering::Release);
-        Keeping::Done
+        Keeping::Done(kept.pieces.len() - before)
     }
 
-    /// Drops all of it, and returns how many bytes of the file that was.
+    /// Drops all of it, and returns how many bytes that was. From here on none is kept for whom the
+    /// caller knows to have gone: a writer asks for that under the same lock.
     pub(crate) fn clear(&self) -> u64 {
-        if !self.some.load(Ordering::Acquire) {
-            return 0;
-        }
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         let pieces = std::mem::take(&mut kept.pieces);
         drop(kept);
@@ -213,15 +219,25 @@ impl Pieces {
         missing
     }
 
-    /// Keeps the bytes of a range, none of which is there.
+    /// Keeps the bytes of a range, but for what is there.
     fn insert(&mut self, range: Range<u64>, bytes: Vec<u8>) {
-        if !range.is_empty() {
+        let missing = self.missing(&range);
+        if missing == [range.clone()] {
             self.0.insert(range.start, Piece { end: range.end, bytes });
+            return;
+        }
+        let index = |at: u64| {
+            usize::try_from(at - range.start).map_or(bytes.len(), |at| at.min(bytes.len()))
+        };
+        for Range { start, end } in missing {
+            let bytes = bytes[index(start)..index(end)].to_vec();
+            self.0.insert(start, Piece { end, bytes });
         }
     }
 
+    /// The bytes in memory.
     fn len(&self) -> u64 {
-        self.0.iter().map(|(start, piece)| piece.end - start).sum()
+        self.0.values().map(|piece| piece.bytes.len() as u64).sum()
     }
 }
 
@@ -254,7 +270,12 @@ mod tests {
                     let bytes = vec![number; usize::try_from(there).unwrap_or(0)];
                     (piece, bytes)
                 });
-                prop_assert_eq!(aside.keep(pieces.collect(), || true), Keeping::Done);
+                let pieces: Vec<_> = pieces.collect();
+                let bytes = pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+                prop_assert_eq!(aside.keep(pieces, || true), Keeping::Done(bytes));
+                // One that came too late, and has read what was written since.
+                let late = vec![(start..start + len, vec![254; 20])];
+                prop_assert_eq!(aside.keep(late, || true), Keeping::Done(0));
             }
             for (offset, len) in asked {
                 let model = |at: u64| usize::try_from(at).ok().and_then(|at| model[at]);
@@ -279,8 +300,8 @@ mod tests {
                 let expected: Vec<u64> = range.filter(|at| model(*at).is_none()).collect();
                 prop_assert_eq!(missing, expected);
             }
-            let all = model.iter().flatten().count() as u64;
-            prop_assert_eq!(aside.clear(), all);
+            let all = (0..size).filter(|at| model[usize::try_from(*at).unwrap_or(0)].is_some());
+            prop_assert_eq!(aside.clear(), all.count() as u64);
             prop_assert!(!aside.has(&(0..130)));
         }
     }
@@ -288,7 +309,7 @@ mod tests {
     #[test]
     fn what_is_revoked_is_neither_sent_nor_read_nor_kept() {
         let aside = Aside::default();
-        assert_eq!(aside.keep(vec![(0..1, vec![1])], || true), Keeping::Done);
+        assert_eq!(aside.keep(vec![(0..1, vec![1])], || true), Keeping::Done(1));
         let range = 5..6;
         assert!(!aside.has(&range) && aside.pages(&range).is_some());
         assert!(aside.revoke());
@@ -301,6 +322,31 @@ mod tests {
         assert!(aside.map(&range) && !aside.revoke() && !aside.is_revoked());
     }
 
+    /// The last hand lets go while a writer keeps bytes aside: whoever comes later sees the other.
+    #[test]
+    fn nothing_stays_that_was_kept_while_the_last_hand_let_go() {
+        for round in 0..20_000 {
+            let (aside, gone, ready) =
+                (Aside::default(), AtomicBool::new(false), AtomicUsize::new(0));
+            let meet = || {
+                ready.fetch_add(1, Ordering::AcqRel);
+                while ready.load(Ordering::Acquire) < 2 {
+                    std::thread::yield_now();
+                }
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    meet();
+                    aside.keep(vec![(0..1, vec![1])], || !gone.load(Ordering::Acquire))
+                });
+                meet();
+                gone.store(true, Ordering::Release);
+                aside.clear();
+            });
+            assert_eq!(aside.clear(), 0, "round {round}");
+        }
+    }
+
     #[test]
     fn nothing_is_kept_for_addresses_that_were_given_out_nor_for_what_a_ring_was_given() {
         let aside = Aside::default();
@@ -309,7 +355,7 @@ mod tests {
         assert_eq!(aside.keep(vec![(0..1, vec![1])], || true), Keeping::Impossible);
         let aside = Aside::default();
         assert_eq!(aside.keep(vec![(0..1, vec![1])], || false), Keeping::Needless);
-        assert_eq!(aside.keep(vec![(0..1, vec![1])], || true), Keeping::Done);
+        assert_eq!(aside.keep(vec![(0..1, vec![1])], || true), Keeping::Done(1));
         assert!(!aside.map(&(0..10)));
         assert!(aside.map(&(1..10)));
         #[cfg(feature = "uring")]
@@ -318,7 +364,7 @@ mod tests {
             aside.submit(&aside.pages(&(0..1)).unwrap());
             assert_eq!(aside.keep(vec![(5..6, vec![1])], || true), Keeping::Impossible);
             assert!(aside.answered());
-            assert_eq!(aside.keep(vec![(5..6, vec![1])], || true), Keeping::Done);
+            assert_eq!(aside.keep(vec![(5..6, vec![1])], || true), Keeping::Done(1));
         }
     }
 }

@@ -206,6 +206,49 @@ fn a_mapped_lease_is_waited_for_and_an_overwritten_one_is_not_mapped() {
     assert_eq!(guard.try_write_at(&[1; 10], 100_000).unwrap(), TryWrite::Written);
 }
 
+/// What cannot be read cannot be kept aside: its lease is waited for, up to the deadline.
+#[test]
+fn what_cannot_be_kept_aside_is_waited_for() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    let lease = guard.try_lease(0..100).unwrap();
+    guard.write_at(&[1; 10], 0, deadline()).unwrap();
+    let lease = (lease, guard.try_lease(1..100).unwrap());
+    // Reads of no whole block fail from here on.
+    let flags = rustix::fs::fcntl_getfl(&guard).unwrap();
+    rustix::fs::fcntl_setfl(&guard, flags | rustix::fs::OFlags::DIRECT).unwrap();
+    let blocked = guard.try_write_at(&[1; 10], 10).unwrap();
+    assert!(matches!(blocked, TryWrite::Blocked(_)), "{blocked:?}");
+    let mut queued = guard.queue_writer(10..20).unwrap();
+    assert!(queued.try_acquire().unwrap().is_none());
+    let write = || guard.write_at(&[1; 10], 30, Duration::from_millis(10)).unwrap_err();
+    let error = std::thread::scope(|scope| scope.spawn(write).join().unwrap());
+    assert!(matches!(error, Error::Deadline(_)), "{error}");
+    let own = guard.write_at(&[1; 10], 30, deadline()).unwrap_err();
+    assert!(matches!(own, Error::OwnLease), "{own}");
+    drop(lease);
+    assert_eq!(guard.counters().kept_aside, 0);
+    rustix::fs::fcntl_setfl(&guard, flags).unwrap();
+    queued.try_acquire().unwrap().unwrap().write_at(&[1; 10], 10).unwrap();
+}
+
+/// Nothing needs to be kept of what is behind the end of the file.
+#[test]
+fn leases_of_all_that_there_may_be_are_in_no_writers_way() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    let leases = [(); 3].map(|()| guard.try_lease(0..u64::MAX).unwrap());
+    guard.set_len(100_001, deadline()).unwrap();
+    assert_eq!(guard.counters().kept_aside, 3 * (LEN - 100_001));
+    guard.set_len(LEN + 1000, deadline()).unwrap();
+    for lease in &leases {
+        assert_same(&read_all(lease, 0, LEN), &pattern(1, 0..LEN));
+        assert_eq!(lease.read_at(&mut [0; 10], LEN).unwrap(), 0);
+    }
+    drop(leases);
+    assert_eq!(guard.counters().kept_aside, 0);
+}
+
 #[test]
 fn only_what_is_leased_is_read() {
     let Some(file) = made(&here()) else { return };
@@ -259,6 +302,25 @@ fn what_a_ring_has_queued_is_sent_as_it_was() {
         assert!(common::ends(&mut peer));
         assert_eq!(guard.counters().aborts, 0);
     }
+}
+
+/// A ring answers by itself, though the lease is in the hands of the very thread that waits.
+#[test]
+#[cfg(feature = "uring")]
+fn a_threads_own_lease_may_be_with_a_ring() {
+    if !common::has_uring() {
+        return;
+    }
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    let (tx, mut peer) = common::tcp_on_this_host();
+    let driver = sendfile2::uring::Driver::new().unwrap();
+    let mut socket = driver.add(tx).unwrap();
+    let lease = guard.try_lease(0..4096).unwrap();
+    socket.queue_lease(&lease, 0..4096, SendFlags::NONE).unwrap();
+    guard.write_at(&pattern(!1, 0..4096), 0, deadline()).unwrap();
+    assert_same(&common::read(&mut peer, 4096), &pattern(1, 0..4096));
+    assert_same(&read_all(&lease, 0, 4096), &pattern(1, 0..4096));
 }
 
 /// All that a ring was given is accepted: it is detached, though its peer reads nothing.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::detaching::Overwrite;
 use super::file::GuardedFile;
+use super::in_hand::bytes_in_file;
 use super::lease::Inner;
 use super::ranges::folios;
 use crate::detach::{Detached, Detacher};
@@ -57,8 +58,12 @@ impl GuardedFile {
             _ => return Detaches::No,
         }
         let detaching = &self.0.shared.detaching;
-        let aside: u64 = aside.iter().flatten().map(|part| part.end - part.start).sum();
-        let kept: u64 = leases.iter().map(|lease| lease.would_keep(range)).sum();
+        let Ok(size) = self.0.source.size() else { return Detaches::No };
+        let sum = |bytes: u64, more| bytes.saturating_add(more);
+        let aside = aside.iter().map(|parts| bytes_in_file(parts, size)).fold(0, sum);
+        // Behind the end of the file there are no folios.
+        let there = range.start..range.end.min(size);
+        let kept = leases.iter().map(|lease| lease.would_keep(&there)).fold(0, sum);
         let most = KEPT.saturating_sub(detaching.kept.load(Ordering::Relaxed));
         if detaching.may_keep_aside(aside) && kept <= most {
             return Detaches::Now;
@@ -110,9 +115,10 @@ impl DetachJob {
             return Err(NotDetached::NoProof);
         };
         // Before it is detached: from here on nothing under these leases brings pages back.
-        let mut leases = self.leases.iter().filter_map(Weak::upgrade);
-        if !leases.all(|lease| lease.keep_aside(&self.range)) {
-            return Ok(None);
+        for lease in self.leases.iter().filter_map(Weak::upgrade) {
+            if !lease.keep_aside(&self.range)? {
+                return Ok(None);
+            }
         }
         let parts = match &self.need {
             Need::All => shared.table.in_flight(self.key),

@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rustix::io::Errno;
+
 use super::lease::Inner;
 #[cfg(feature = "uring")]
 use super::lease::Lease;
@@ -12,6 +14,7 @@ use crate::aside::Keeping;
 #[cfg(feature = "uring")]
 use crate::aside::Pages;
 use crate::error::Error;
+use crate::not_detached::NotDetached;
 use crate::source::Source;
 use crate::trace;
 
@@ -75,6 +78,11 @@ impl Drop for Answered {
     }
 }
 
+/// The bytes of `parts` in a file of this size.
+pub(super) fn bytes_in_file(parts: &[Range<u64>], size: u64) -> u64 {
+    parts.iter().map(|part| part.end.min(size).saturating_sub(part.start)).sum()
+}
+
 impl Inner {
     /// Whether all that will ever be sent under it has been handed over to the kernel.
     pub(super) fn is_handed_over(&self) -> bool {
@@ -134,41 +142,41 @@ impl Inner {
 
     /// Keeps aside what it needs of `range`, which nobody writes meanwhile; `false` where that
     /// cannot be done now.
-    pub(super) fn keep_aside(&self, range: &Range<u64>) -> bool {
-        let Some(parts) = self.to_keep_aside(range) else { return false };
-        let bytes = parts.iter().map(|part| part.end - part.start).sum();
-        if !self.shared.detaching.reserve_aside(bytes) {
-            return false;
+    ///
+    /// # Errors
+    /// The bytes cannot be read, or there is no memory for them.
+    pub(super) fn keep_aside(&self, range: &Range<u64>) -> Result<bool, NotDetached> {
+        let Some(parts) = self.to_keep_aside(range) else { return Ok(false) };
+        let size = self.source.size()?;
+        let reserved = bytes_in_file(&parts, size);
+        if !self.shared.detaching.reserve_aside(reserved) {
+            return Ok(false);
         }
-        let pieces = parts.into_iter().map(|part| Some((part.clone(), self.copied(&part)?)));
-        let keeping = pieces.collect::<Option<Vec<_>>>().map_or(Keeping::Impossible, |pieces| {
-            self.aside.keep(pieces, || !self.is_handed_over())
-        });
-        if keeping != Keeping::Done {
-            self.shared.detaching.kept_aside.fetch_sub(bytes, Ordering::Relaxed);
-        }
-        keeping != Keeping::Impossible
+        let pieces = parts.into_iter().map(|part| Ok((part.clone(), self.copied(&part, size)?)));
+        let pieces = pieces.collect::<Result<Vec<_>, NotDetached>>();
+        let keeping = pieces.map(|pieces| self.aside.keep(pieces, || !self.is_handed_over()));
+        let kept = if let Ok(Keeping::Done(kept)) = keeping { kept } else { 0 };
+        self.shared.detaching.kept_aside.fetch_sub(reserved - kept, Ordering::Relaxed);
+        keeping.map(|keeping| keeping != Keeping::Impossible)
     }
 
-    /// The bytes of the file in `range`, or fewer where it ends.
-    fn copied(&self, range: &Range<u64>) -> Option<Vec<u8>> {
-        let len = usize::try_from(range.end - range.start).ok()?;
+    /// The bytes of the file in `range`, or fewer where it ends, at `size` at the latest.
+    fn copied(&self, range: &Range<u64>, size: u64) -> Result<Vec<u8>, NotDetached> {
+        let no_memory = || NotDetached::io("malloc", range.start)(Errno::NOMEM);
+        let len = usize::try_from(range.end.min(size).saturating_sub(range.start));
+        let len = len.map_err(|_| no_memory())?;
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len).ok()?;
+        bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
         bytes.resize(len, 0);
         let mut filled = 0;
         while filled < len {
-            match self.source.read_at(&mut bytes[filled..], range.start + filled as u64) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(why) => {
-                    trace::debug!(?range, %why, "not kept aside");
-                    return None;
-                }
+            match self.source.read_at(&mut bytes[filled..], range.start + filled as u64)? {
+                0 => break,
+                n => filled += n,
             }
         }
         bytes.truncate(filled);
-        Some(bytes)
+        Ok(bytes)
     }
 
     pub(super) fn read(
