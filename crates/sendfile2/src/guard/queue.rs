@@ -39,7 +39,7 @@ pub(super) struct Queued<P: Borrow<Parker>> {
     revokes: bool,
     /// All that is in the way was handed over or can be kept aside, and can be detached.
     detachable: bool,
-    /// A lease in the way is in its own thread's hands.
+    /// A lease in the way is in its own thread's hands, and waits for nobody else.
     own: bool,
     /// Only a limit forbids that, which others may make room in.
     limited: bool,
@@ -128,7 +128,8 @@ impl<P: Borrow<Parker>> Queued<P> {
             let Exclusive { file, range, key, .. } = &self.writer;
             let (leases, earlier) = file.0.shared.table.blockers(*key);
             let leases: Vec<_> = leases.iter().filter_map(Weak::upgrade).collect();
-            self.own = thread && leases.iter().any(|l| l.is_in_hand_of_this_thread());
+            let own = |l: &Arc<Inner>| l.is_in_hand_of_this_thread() && !l.aside.is_with_a_ring();
+            self.own = thread && leases.iter().any(own);
             self.in_the_way = InTheWay::of(&leases);
             if self.revokes {
                 // A ring has answered meanwhile.
