@@ -322,6 +322,18 @@ mod tests {
         assert!(aside.map(&range) && !aside.revoke() && !aside.is_revoked());
     }
 
+    /// Whoever keeps bytes aside waits until what comes from the file's pages has come.
+    #[test]
+    fn nothing_is_kept_while_something_is_sent_or_read() {
+        let aside = Aside::default();
+        let pages = aside.pages(&(0..1));
+        assert!(aside.kept.try_write().is_err());
+        drop(pages);
+        let read = |_: &mut [u8]| Ok::<_, ()>(usize::from(aside.kept.try_write().is_err()));
+        assert_eq!(aside.read(&mut [0], 0, read), Some(Ok(1)));
+        assert!(aside.kept.try_write().is_ok());
+    }
+
     /// The last hand lets go while a writer keeps bytes aside: whoever comes later sees the other.
     #[test]
     fn nothing_stays_that_was_kept_while_the_last_hand_let_go() {

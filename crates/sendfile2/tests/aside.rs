@@ -206,6 +206,24 @@ fn a_mapped_lease_is_waited_for_and_an_overwritten_one_is_not_mapped() {
     assert_eq!(guard.try_write_at(&[1; 10], 100_000).unwrap(), TryWrite::Written);
 }
 
+/// Nobody sends what was kept once the last hand has let go, though the peer reads nothing.
+#[test]
+fn what_was_kept_goes_with_the_last_hand() {
+    let Some(file) = made(&here()) else { return };
+    let guard = fresh(&file);
+    let (tx, _peer) = narrow();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let lease = guard.try_lease(0..LEN).unwrap();
+    assert!(fill(&mut sender, &lease, 0) < LEN);
+    guard.write_at(&[1; 4096], LEN - 4096, deadline()).unwrap();
+    let other = lease.clone();
+    drop(lease);
+    assert_eq!(guard.counters().kept_aside, 4096);
+    drop(other);
+    assert!(sender.in_flight().sends > 0 && !guard.in_flight().is_empty());
+    assert_eq!(guard.counters().kept_aside, 0);
+}
+
 /// What cannot be read cannot be kept aside: its lease is waited for, up to the deadline.
 #[test]
 fn what_cannot_be_kept_aside_is_waited_for() {
