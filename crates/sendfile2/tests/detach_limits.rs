@@ -105,6 +105,20 @@ fn a_long_detach_ends_at_the_deadline_with_what_is_proved() {
     assert_eq!(guard.exposed(), []);
 }
 
+/// At the deadline of a writer that aborts nobody else is waited for, but the disk is.
+#[test]
+fn a_writer_that_aborts_waits_for_a_long_detach() {
+    let len = (16 << 20) + 5000;
+    let file = made(&here(), len);
+    if !can_be_detached(&file) {
+        return;
+    }
+    let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let new = pattern(!1, 0..len);
+    guard.write_at_abort(&new, 0, Instant::now()).unwrap();
+    assert_eq!(guard.exposed(), []);
+}
+
 /// On XFS a reflink raises the unit of direct I/O, so that a last page cannot be detached any more
 /// that could when it was sent; and a program that is started anew knows nothing of it.
 #[test]

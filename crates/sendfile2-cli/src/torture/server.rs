@@ -480,6 +480,7 @@ impl Shared {
     fn end_of(&self, error: &Error) -> End {
         match error {
             Error::Aborted => End::Early("aborted for a writer".into()),
+            Error::Revoked => End::Early("revoked for a writer".into()),
             Error::Deadline(what) => End::Early((*what).into()),
             Error::Socket { cause, .. } => End::Early(cause.kind().to_string()),
             Error::Refused { reason, .. } => End::Early(format!("refused: {reason}")),

@@ -84,6 +84,9 @@ fn overwrite(
     match result {
         Ok(()) => Ok(Outcome::Written),
         Err(Error::Deadline(what)) if what != STUCK => Ok(Outcome::Deadline),
+        Err(Error::NotDetached(why)) if matches!(*why, NotDetached::Deadline { .. }) => {
+            Ok(Outcome::Deadline)
+        }
         Err(error) => Err(error),
     }
 }
@@ -95,6 +98,9 @@ const STUCK: &str = "an aborted connection did not let go of the slot";
 fn stuck(error: Error) -> Error {
     match error {
         Error::Deadline(_) => Error::Deadline(STUCK),
+        Error::NotDetached(why) if matches!(*why, NotDetached::Deadline { .. }) => {
+            Error::Deadline(STUCK)
+        }
         error => error,
     }
 }

@@ -183,10 +183,14 @@ impl<P: Borrow<Parker>> Queued<P> {
         if self.may_try() {
             return Ok(Looked::Detach);
         }
+        let late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if late && std::mem::take(&mut self.abort) {
+            // Nobody is left to be aborted: the disk has as long as the notifications would.
+            self.deadline = Some(Instant::now() + AFTER_ABORT);
+            return Ok(Looked::Wait(self.until()));
+        }
         match self.not_detached.take() {
-            Some(why) if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                Err(Error::NotDetached(why.into()))
-            }
+            Some(why) if late => Err(Error::NotDetached(why.into())),
             why => {
                 self.not_detached = why;
                 Ok(Looked::Wait(self.until()))
