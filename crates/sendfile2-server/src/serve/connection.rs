@@ -428,6 +428,12 @@ impl Server {
             refused(StatusCode::BAD_REQUEST)
         } else if let Some(response) = peer.redirect.then(|| site.redirected(&request)).flatten() {
             response.map(Body::new)
+        // With HTTP/2 a body waits until the client wants it, and would wait in memory.
+        } else if let Some(response) =
+            (request.version() < Version::HTTP_2).then(|| site.at_once(&request)).flatten()
+        {
+            self.meters.at_once.increment(1);
+            response.map(Body::new)
         } else {
             self.files(&site, peer, request).await
         };
