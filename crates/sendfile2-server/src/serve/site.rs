@@ -26,6 +26,7 @@ use super::connection::http1;
 use super::limits::Proxies;
 use super::listing::Listing;
 use super::rules::{Rules, cors};
+use super::timeouts::Limits;
 use super::tls;
 use crate::args::serve::LogFormat;
 use crate::config::{self, Config};
@@ -62,11 +63,9 @@ pub(super) struct Site {
 pub(super) struct Terms {
     pub(super) engine: Engine,
     pub(super) tls: Option<TlsAcceptor>,
-    pub(super) header_timeout: Duration,
-    pub(super) idle_timeout: Duration,
-    pub(super) stall_timeout: Duration,
+    pub(super) limits: Limits,
     /// The builder for HTTP/1, chosen beforehand: hyper-util would find out the version by itself,
-    /// but by reading, after which hyper's buffer is twice as large, and without a limit of time.
+    /// but by reading, after which hyper's buffer is twice as large.
     pub(super) http1: auto::Builder<TokioExecutor>,
 }
 
@@ -127,10 +126,8 @@ impl Site {
             terms: Arc::new(Terms {
                 engine: args.engine,
                 tls,
-                header_timeout: args.header_timeout,
-                idle_timeout: args.idle_timeout,
-                stall_timeout: args.stall_timeout,
-                http1: http1(args.header_timeout),
+                limits: Limits::of(args),
+                http1: http1(),
             }),
         })
     }
