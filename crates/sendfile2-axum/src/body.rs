@@ -199,6 +199,20 @@ fn whole(at: u64, range: &Range<u64>) -> Result<(), Error> {
     if range.end > wanted { Err(Error::Truncated { at, wanted }) } else { Ok(()) }
 }
 
+/// The contents of a small file of `len` bytes, if all of them, and no more, can be read without
+/// waiting for a disk. `None` for large files.
+pub(crate) fn read_whole(source: &Source, len: u64) -> Option<Bytes> {
+    if len >= WORTH_MAPPING {
+        return None;
+    }
+    // One byte more shows that the file has grown.
+    let wanted = usize::try_from(len).ok()? + 1;
+    let mut buffer = Vec::with_capacity(wanted);
+    let flags = rustix::io::ReadWriteFlags::NOWAIT;
+    let read = crate::sys::read(source, &mut buffer, wanted, 0, flags).ok()?;
+    (read as u64 == len).then(|| Bytes::from(buffer))
+}
+
 impl Body for FileBody {
     type Data = Bytes;
     type Error = io::Error;

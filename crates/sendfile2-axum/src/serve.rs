@@ -8,6 +8,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -17,7 +18,7 @@ use tower_http::services::fs::DefaultServeDirFallback;
 use tower_service::Service;
 
 use crate::answer::decide;
-use crate::body::FileBody;
+use crate::body::{self, FileBody};
 use crate::cache::{Files, Root, is_exhausted, watching};
 use crate::conditions::decides;
 use crate::fallback::{NoFallback, fall_back};
@@ -69,7 +70,7 @@ impl ServeDir {
 
     fn of(root: Root) -> Self {
         let root = Arc::new(root);
-        let heads = Heads::new(Arc::clone(&root), false);
+        let heads = Heads::new(Arc::clone(&root), false, Duration::ZERO);
         let inner = tower_http::services::ServeDir::with_backend("", Files(root));
         let prefix = "".into();
         ServeDir {
@@ -141,6 +142,16 @@ impl<F> ServeDir<F> {
         self
     }
 
+    /// The time for which a look at a small file is valid to [`at_once`](Self::at_once), in whole
+    /// milliseconds: one that was replaced may still be sent for so long. Zero, if not said: each
+    /// request looks. What is written to a file, or cut off, is seen at once in any case, though
+    /// its `ETag` and `Last-Modified` may be those of before.
+    #[must_use]
+    pub fn validity(mut self, time: Duration) -> Self {
+        self.heads = self.heads.anew(self.heads.encodings(), time);
+        self
+    }
+
     /// Answers by `fallback` what is not found, also what was not understood as a path. It gets the
     /// request as it came, with its body.
     #[must_use]
@@ -175,7 +186,8 @@ impl<F> ServeDir<F> {
     /// that a client accepts decide from now on.
     fn set(mut self, encodings: bool, set: impl FnOnce(Inside) -> Inside) -> Self {
         self.inner = set(self.inner);
-        self.heads = self.heads.anew(encodings || self.heads.encodings());
+        let encodings = encodings || self.heads.encodings();
+        self.heads = self.heads.anew(encodings, self.heads.validity());
         self
     }
 
@@ -256,6 +268,23 @@ fn failed(error: &io::Error) -> Response<axum::body::Body> {
 }
 
 impl<F> ServeDir<F> {
+    /// The service's answer, with its body in memory, where that costs less than the service: to a
+    /// plain GET of a small file (less than 16 KiB), as it was asked for before, which can be read
+    /// now without waiting. `None` if the service is to be called.
+    ///
+    /// It is for servers over HTTP/1 that are to be fast at small files. Whoever puts layers
+    /// around the service must do to this answer what they do.
+    #[must_use]
+    pub fn at_once<B>(&self, request: &Request<B>) -> Option<Response<Bytes>> {
+        if !self.heads.plain(request) {
+            return None;
+        }
+        let (headers, open) = self.heads.find_lately(request.uri().path())?;
+        let mut response = Response::new(body::read_whole(&open.source, open.len())?);
+        *response.headers_mut() = headers;
+        Some(response)
+    }
+
     /// The answer that was given before to a request that differs in nothing that matters.
     fn known<B>(&self, request: &Request<B>) -> Option<Response<ServeBody>> {
         if !self.heads.plain(request) {

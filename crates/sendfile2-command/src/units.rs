@@ -40,6 +40,17 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses a time, which may be nothing: `0`.
+///
+/// # Errors
+/// As [`duration`].
+pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Ok(Duration::ZERO),
+        _ => duration(text),
+    }
+}
+
 /// Formats a time as people read it: `30s`.
 pub fn time(time: Duration) -> String {
     humantime::format_duration(time).to_string()

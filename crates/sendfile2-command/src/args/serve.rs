@@ -97,6 +97,10 @@ pub struct Args {
     /// Time for which a client may read nothing of what is ready for it
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
     pub stall_timeout: Duration,
+    /// Time for which a small file that was looked at counts as unchanged: for so long one that was
+    /// replaced may still be sent. 0 looks at it for each request
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = units::duration_or_zero)]
+    pub file_validity: Duration,
     /// Time that requests in progress may take after SIGTERM
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
     pub grace: Duration,

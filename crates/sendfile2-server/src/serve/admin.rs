@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::connection::http1;
 use super::sockets::Listening;
-use super::timeouts::Timed;
+use super::timeouts::{Clock, Limits, Pulse, Timed};
 use crate::args::serve::Args;
 
 /// Seconds, from a release that comes with the send to one that comes with the peer's retreat.
@@ -65,8 +65,7 @@ pub(super) fn start(listener: Listening, handle: PrometheusHandle, args: &Args) 
     let app = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/metrics", get(move || async move { render(&process, &handle) }));
-    let http = http1(args.header_timeout);
-    let (idle, stall) = (args.idle_timeout, args.stall_timeout);
+    let (http, limits, clock) = (http1(), Limits::of(args), Clock::start());
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::spawn(async move {
         // The semaphore is never closed.
@@ -81,8 +80,12 @@ pub(super) fn start(listener: Listening, handle: PrometheusHandle, args: &Args) 
                 continue;
             };
             let (http, app) = (http.clone(), TowerToHyperService::new(app.clone()));
+            let clock = Arc::clone(&clock);
             tokio::spawn(async move {
-                let io = TokioIo::new(Timed::new(io, idle, stall));
+                let pulse = Pulse::begin(&clock, limits).await;
+                // Its answers are at hand: the next headers are awaited as soon as one is taken.
+                pulse.awaits_headers();
+                let io = TokioIo::new(Timed::new(io, pulse));
                 // A client that goes away, or is too slow, is its own affair.
                 let _ = http.serve_connection(io, app).await;
                 drop(permit);

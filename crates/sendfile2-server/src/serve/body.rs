@@ -12,6 +12,7 @@ use sendfile2_axum::ServeBody;
 
 use super::access::Line;
 use super::connection::Server;
+use super::timeouts::Answering;
 
 /// The body of an answer of the site.
 pub(super) enum FilesBody {
@@ -62,6 +63,8 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) bytes: u64,
     pub(super) line: Option<Line>,
+    /// With HTTP/1, until the answer ends.
+    pub(super) _answering: Option<Answering>,
 }
 
 impl HttpBody for Answer {

@@ -38,7 +38,7 @@ use super::request::{tells_its_host, throw_away};
 use super::site::{Site, Terms};
 use super::sockets::Listening;
 use super::streams::{Streams, Telling};
-use super::timeouts::Timed;
+use super::timeouts::{Clock, Pulse, Timed};
 use crate::output::Seldom;
 
 pub(super) struct Server {
@@ -47,6 +47,7 @@ pub(super) struct Server {
     pub(super) site: ArcSwap<Site>,
     pub(super) log: Log,
     pub(super) meters: Meters,
+    clock: Arc<Clock>,
     addresses: Arc<Addresses>,
     limit: Arc<Semaphore>,
     pub(super) connections: u32,
@@ -72,6 +73,7 @@ struct Peer {
     redirect: bool,
     /// Makes mapped bodies, on plain TCP or a unix socket.
     mapped: Option<ZeroCopyLayer>,
+    pulse: Arc<Pulse>,
 }
 
 /// The longest headers of a request with HTTP/1, and about what hyper keeps of an answer that is not
@@ -86,12 +88,10 @@ const OF_STREAM: usize = 32 << 10;
 /// What TLS keeps of an answer: a record.
 const OF_TLS: usize = 16 << 10;
 
-/// Returns how HTTP/1 is spoken.
-pub(super) fn http1(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
+/// Returns how HTTP/1 is spoken. The time for headers is the clock's affair.
+pub(super) fn http1() -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
         .max_buf_size(HEADERS)
         // A client may end its side when it has asked. And hyper then reads nothing while it
         // answers, for which it would keep 8 KiB more.
@@ -216,15 +216,14 @@ fn unsendable<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a se
     })
 }
 
-fn timed(terms: &Terms, io: Io) -> Timed {
-    Timed::new(io, terms.idle_timeout, terms.stall_timeout)
-}
-
 /// Returns what runs the streams of a connection of HTTP/2.
-fn streams(terms: &Terms, http: Http, io: &mut Timed) -> Option<Streams> {
-    let Http::Two = http else { return None };
-    let streams = Streams::new(terms.stall_timeout);
-    io.has_streams(streams.open());
+fn streams(terms: &Terms, http: Http, pulse: &Pulse) -> Option<Streams> {
+    let Http::Two = http else {
+        pulse.awaits_headers();
+        return None;
+    };
+    let streams = Streams::new(terms.limits.stall);
+    pulse.has_streams(streams.open());
     Some(streams)
 }
 
@@ -255,6 +254,7 @@ impl Server {
             site: ArcSwap::from_pointee(site),
             log,
             meters,
+            clock: Clock::start(),
             addresses: Arc::default(),
             // A u32 fits on every machine that this is for.
             limit: Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(usize::MAX))),
@@ -324,18 +324,21 @@ impl Server {
             Some(_) => Some(Http::One),
         };
         if let Some(http) = spoken {
+            let pulse = Pulse::begin(&self.clock, terms.limits).await;
             let redirect = speaks == Speaks::Plain;
             match (stream.io(options), tls) {
                 (Ok(io), None) => {
-                    let peer = Peer { address, redirect, mapped: Some(ZeroCopyLayer::of(&io)) };
-                    let mut io = timed(&terms, io);
-                    let streams = streams(&terms, http, &mut io);
+                    let mapped = Some(ZeroCopyLayer::of(&io));
+                    let streams = streams(&terms, http, &pulse);
+                    let io = Timed::new(io, Arc::clone(&pulse));
+                    let peer = Peer { address, redirect, mapped, pulse };
                     self.http(&terms, streams, io, peer).await;
                 }
                 // In a box, so that connections without TLS are smaller.
                 (Ok(io), Some(tls)) => {
-                    let peer = Peer { address, redirect, mapped: None };
-                    Box::pin(self.https(&terms, tls, timed(&terms, io), peer)).await;
+                    let io = Timed::new(io, Arc::clone(&pulse));
+                    let peer = Peer { address, redirect, mapped: None, pulse };
+                    Box::pin(self.https(&terms, tls, io, peer)).await;
                 }
                 (Err(e), _) => {
                     self.trouble.note(&format!("sendfile2: a connection is refused: {e}"));
@@ -353,7 +356,7 @@ impl Server {
     ) -> Option<T> {
         let mut ending = self.ending.subscribe();
         tokio::select! {
-            done = tokio::time::timeout(terms.header_timeout, work) => done.ok()?.ok(),
+            done = tokio::time::timeout(terms.limits.header, work) => done.ok()?.ok(),
             _ = ending.wait_for(|ending| *ending) => None,
         }
     }
@@ -362,12 +365,12 @@ impl Server {
     /// since it keeps what the peer does not take, and writes it when it is flushed.
     async fn https(self: &Arc<Self>, terms: &Terms, tls: &TlsAcceptor, stream: Timed, peer: Peer) {
         let small = |tls: &mut ServerConnection| tls.set_buffer_limit(Some(OF_TLS));
-        if let Some(mut stream) = self.early(terms, tls.accept_with(stream, small)).await {
+        if let Some(stream) = self.early(terms, tls.accept_with(stream, small)).await {
             let http = match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Http::Two,
                 _ => Http::One,
             };
-            let streams = streams(terms, http, stream.get_mut().0);
+            let streams = streams(terms, http, &peer.pulse);
             self.http(terms, streams, stream, peer).await;
         }
     }
@@ -408,6 +411,8 @@ impl Server {
         request: Request<hyper::body::Incoming>,
     ) -> Response<Answer> {
         let began = Instant::now();
+        let answering =
+            (request.version() < Version::HTTP_2).then(|| Arc::clone(&peer.pulse).answers());
         let site = self.site.load_full();
         let client = site.proxies.client(peer.address, request.headers());
         let line = site.log.map(|format| Line::begin(format, client, peer.address, &request));
@@ -428,6 +433,12 @@ impl Server {
             refused(StatusCode::BAD_REQUEST)
         } else if let Some(response) = peer.redirect.then(|| site.redirected(&request)).flatten() {
             response.map(Body::new)
+        // With HTTP/2 a body waits until the client wants it, and would wait in memory.
+        } else if let Some(response) =
+            (request.version() < Version::HTTP_2).then(|| site.at_once(&request)).flatten()
+        {
+            self.meters.at_once.increment(1);
+            response.map(Body::new)
         } else {
             self.files(&site, peer, request).await
         };
@@ -439,7 +450,15 @@ impl Server {
         let code = status.as_str().to_owned();
         counter!("sendfile2_http_requests_total", "status" => code).increment(1);
         self.meters.began.record(began.elapsed());
-        response.map(|body| Answer { body, server: self, began, status, bytes: 0, line })
+        response.map(|body| Answer {
+            body,
+            server: self,
+            began,
+            status,
+            bytes: 0,
+            line,
+            _answering: answering,
+        })
     }
 
     /// Answers a request for a file; with a mapped body, where the connection sends those.

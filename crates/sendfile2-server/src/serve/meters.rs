@@ -8,7 +8,7 @@ const LABELLED: &[(&str, &str, &[&str])] = &[
     ("sendfile2_sends_total", "engine", &["copy", "zerocopy"]),
     ("sendfile2_releases_total", "copied", &["yes", "no"]),
     ("sendfile2_fallbacks_total", "why", &["limit", "fault", "refused"]),
-    ("sendfile2_http_bodies_total", "became", &["mapped", "not HTTP/1"]),
+    ("sendfile2_http_bodies_total", "became", &["mapped", "not HTTP/1", "read at once"]),
     (
         "sendfile2_http_requests_total",
         "status",
@@ -18,6 +18,7 @@ const LABELLED: &[(&str, &str, &[&str])] = &[
 
 /// The metrics that each request changes, found once.
 pub(super) struct Meters {
+    pub(super) at_once: Counter,
     pub(super) began: Histogram,
     pub(super) ended: Histogram,
     pub(super) refused_connections: Counter,
@@ -50,6 +51,7 @@ impl Meters {
         let refused = |what| counter!("sendfile2_http_refused_total", "what" => what);
         let reloads = |result| counter!("sendfile2_reloads_total", "result" => result);
         let meters = Meters {
+            at_once: counter!("sendfile2_http_bodies_total", "became" => "read at once"),
             began: histogram!("sendfile2_http_first_byte_seconds"),
             ended: histogram!("sendfile2_http_request_seconds"),
             refused_connections: refused("connection"),

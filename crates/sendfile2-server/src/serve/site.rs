@@ -10,6 +10,7 @@ use axum::http::uri::{Authority, PathAndQuery};
 use axum::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
 };
+use http_body_util::Full;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -25,6 +26,7 @@ use super::connection::http1;
 use super::limits::Proxies;
 use super::listing::Listing;
 use super::rules::{Rules, cors};
+use super::timeouts::Limits;
 use super::tls;
 use crate::args::serve::LogFormat;
 use crate::config::{self, Config};
@@ -61,11 +63,9 @@ pub(super) struct Site {
 pub(super) struct Terms {
     pub(super) engine: Engine,
     pub(super) tls: Option<TlsAcceptor>,
-    pub(super) header_timeout: Duration,
-    pub(super) idle_timeout: Duration,
-    pub(super) stall_timeout: Duration,
+    pub(super) limits: Limits,
     /// The builder for HTTP/1, chosen beforehand: hyper-util would find out the version by itself,
-    /// but by reading, after which hyper's buffer is twice as large, and without a limit of time.
+    /// but by reading, after which hyper's buffer is twice as large.
     pub(super) http1: auto::Builder<TokioExecutor>,
 }
 
@@ -79,7 +79,7 @@ impl Site {
         let open = if beneath { ServeDir::new } else { ServeDir::follow_links_out };
         let name = path.display();
         let cannot = || format!("{}: cannot open {name}", config.place("dir", 0));
-        let mut dir = open(path).with_context(cannot)?;
+        let mut dir = open(path).with_context(cannot)?.validity(args.file_validity);
         if args.precompressed {
             dir = dir.precompressed();
         }
@@ -126,10 +126,8 @@ impl Site {
             terms: Arc::new(Terms {
                 engine: args.engine,
                 tls,
-                header_timeout: args.header_timeout,
-                idle_timeout: args.idle_timeout,
-                stall_timeout: args.stall_timeout,
-                http1: http1(args.header_timeout),
+                limits: Limits::of(args),
+                http1: http1(),
             }),
         })
     }
@@ -183,6 +181,19 @@ impl Site {
             }
             Err(_) => StatusCode::BAD_REQUEST,
         };
+        Some(response)
+    }
+
+    /// Answers a plain request for a small file that was asked for before, as
+    /// [`answer`](Self::answer) would.
+    pub(super) fn at_once<B>(&self, request: &Request<B>) -> Option<Response<FilesBody>> {
+        let path = request.uri().path();
+        if self.cors.is_some() || (!self.dotfiles && hides(path)) {
+            return None;
+        }
+        let response = self.dir.at_once(request)?;
+        let mut response = response.map(|bytes| FilesBody::Text(Full::new(bytes)));
+        self.rules.apply(path, &mut response);
         Some(response)
     }
 
@@ -263,8 +274,89 @@ fn uri(page: &str) -> anyhow::Result<Uri> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use super::hides;
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    async fn parts(response: Response<FilesBody>) -> (StatusCode, HeaderMap, Vec<u8>) {
+        let (head, body) = response.into_parts();
+        (head.status, head.headers, body.collect().await.unwrap().to_bytes().into())
+    }
+
+    /// With each option that decides on answers, for every path and kind of request: what is
+    /// answered at once is what is answered else, and small files are, unless a page of another
+    /// origin may ask for them, or they are hidden.
+    #[tokio::test]
+    async fn what_is_answered_at_once_is_what_is_answered_else() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        let names =
+            ["page.html", "page.html.gz", "a.js", "sub/index.html", ".env", ".none.html", "empty"];
+        for name in names {
+            let text = if name == "empty" { "" } else { name };
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let open =
+            ["/page.html", "/page%2ehtml", "/a.js?v=1", "/sub/", "/sub/index.html", "/empty"];
+        let hidden = ["/.env", "/%2Eenv", "/.none.html", "/%2Enone%2Ehtml"];
+        let others = ["/", "/sub", "/none", "/none/", "//page.html/"];
+        let options: [&[_]; 10] = [
+            &[],
+            &["--charset="],
+            &["--header=*.html=X-A: b", "--header=X-No=X-C: d", "--header=*=X-Frame: deny"],
+            &["--cache-control=*.js=max-age=60", "--cache-control=/sub/**=no-store"],
+            &["--dotfiles", "--header=.*=X-Dot: yes"],
+            &["--fallback=page.html"],
+            &["--not-found-page=.none.html", "--header=*=X-Frame: deny"],
+            &["--list-directories"],
+            &["--precompressed", "--file-validity=0"],
+            &["--cors=*"],
+        ];
+        let headers: [&[(&str, &str)]; 5] = [
+            &[],
+            &[("origin", "https://example.org")],
+            &[("accept-encoding", "gzip")],
+            &[("range", "bytes=1-2")],
+            &[("if-modified-since", "Fri, 31 Dec 9999 23:59:59 GMT")],
+        ];
+        for options in options {
+            let mut line = vec!["sendfile2-server".into(), "serve".into(), dir.path().into()];
+            line.extend(options.iter().map(Into::into));
+            let Ok(config) = Config::read(&line) else { panic!("{options:?} is right") };
+            let site = Arc::new(Site::new(&config).unwrap());
+            let mut plain = 0;
+            for path in open.iter().chain(&hidden).chain(&others) {
+                for (method, headers) in
+                    ["GET", "HEAD", "POST", "OPTIONS"].iter().flat_map(|m| headers.map(|h| (m, h)))
+                {
+                    let request = || {
+                        let mut request = Request::builder().method(*method).uri(*path);
+                        for (name, value) in headers {
+                            request = request.header(*name, *value);
+                        }
+                        request.body(()).unwrap()
+                    };
+                    // Twice: the first makes it known.
+                    let _ = parts(Arc::clone(&site).answer(request()).await).await;
+                    let expected = parts(Arc::clone(&site).answer(request()).await).await;
+                    if let Some(got) = site.at_once(&request()) {
+                        let what = format!("{method} {path} {headers:?} {options:?}");
+                        assert_eq!(parts(got).await, expected, "{what}");
+                        plain += 1;
+                    }
+                }
+            }
+            let each = |files: usize| match options {
+                ["--cors=*"] => 0,
+                ["--precompressed", ..] => 2 * files,
+                _ => 3 * files,
+            };
+            let shown = if site.dotfiles { hidden.len() } else { 0 };
+            assert_eq!(plain, each(open.len() + shown), "{options:?}");
+        }
+    }
 
     #[test]
     fn names_with_a_dot_are_hidden_however_they_are_spelled() {

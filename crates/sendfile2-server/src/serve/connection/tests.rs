@@ -43,7 +43,7 @@ fn a_panic_is_a_500_and_counted_and_the_gauge_goes_down() {
                 }
             };
             let caught = server.caught(tower::service_fn(handler));
-            let http = http1(Duration::from_secs(60));
+            let http = http1();
             let service = TowerToHyperService::new(caught);
             http.serve_connection(TokioIo::new(stream), service).await.unwrap();
         });
