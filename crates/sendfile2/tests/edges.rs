@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use common::{assert_same, deadline, file, pattern, read, sender, source};
-use sendfile2::guard::{GuardedFile, TryWrite};
+use sendfile2::guard::{GuardOptions, GuardedFile, Overwrite, TryWrite};
 use sendfile2::{Engine, Error, SendFlags, Sent, Source};
 
 /// What `pread` gives for the range, and what the peer gets.
@@ -100,7 +100,9 @@ fn offsets_at_the_end_of_the_range_of_numbers() {
         guard.punch_hole(0..at, deadline()).unwrap_err();
     }
     let lease = guard.try_lease(0..u64::MAX).unwrap();
-    assert!(matches!(guard.try_write_at(b"x", u64::MAX - 5), Ok(TryWrite::Blocked(_))));
+    let waits = common::waiting(file.try_clone().unwrap());
+    assert!(matches!(waits.try_write_at(b"x", u64::MAX - 5), Ok(TryWrite::Blocked(_))));
+    guard.try_write_at(b"x", u64::MAX - 5).unwrap_err();
     drop(lease);
     #[expect(clippy::reversed_empty_ranges)]
     let lease = guard.try_lease(10..5).unwrap();
@@ -135,8 +137,7 @@ fn a_disk_under_two_names_has_one_table() {
         other.display()
     ));
     let result = std::panic::catch_unwind(|| {
-        let one = GuardedFile::open(&dev).unwrap();
-        let two = GuardedFile::open(&other).unwrap();
+        let (one, two) = (waiting(&dev), waiting(&other));
         same(one.source(), &pattern(1, 4000..1 << 20), 4000..1 << 20);
         let _lease = one.try_lease(0..4096).unwrap();
         matches!(two.try_write_at(b"x", 0), Ok(TryWrite::Blocked(_)))
@@ -145,14 +146,19 @@ fn a_disk_under_two_names_has_one_table() {
     assert!(result.unwrap(), "written over a lease");
 }
 
+/// A handle whose writers show by waiting that they know of a lease.
+fn waiting(path: impl AsRef<std::path::Path>) -> GuardedFile {
+    let options = GuardOptions::new().overwrite(Overwrite::Wait).nothing_exposed();
+    options.open(path).unwrap()
+}
+
 #[test]
 fn links_and_renames() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));
     std::fs::write(&a, [1; 4096]).unwrap();
     std::fs::hard_link(&a, &b).unwrap();
-    let one = GuardedFile::open(&a).unwrap();
-    let two = GuardedFile::open(&b).unwrap();
+    let (one, two) = (waiting(&a), waiting(&b));
     let lease = one.try_lease(0..10).unwrap();
     assert!(matches!(two.try_write_at(b"x", 5), Ok(TryWrite::Blocked(_))));
     std::fs::write(dir.path().join("c"), [2; 4096]).unwrap();

@@ -109,7 +109,7 @@ fn a_writer_that_waits_for_a_lease_of_a_dead_connection_is_not_busy() {
         );
     }
     let file = file(1, 4 << 20);
-    let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+    let guard = common::waiting(file.try_clone().unwrap());
     let lease = guard.try_lease(0..4 << 20).unwrap();
     let (tx, rx) = common::tcp_small_window();
     let mut sender = sender(tx, Engine::Zerocopy);

@@ -20,10 +20,10 @@ const CHUNK: u64 = 1 << 20;
 /// The parts of `range` that are taken out one after another.
 pub(super) fn chunks(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     let Range { start, end } = *range;
-    let next = move |at: &u64| Some((at / CHUNK + 1) * CHUNK);
+    let next = |at: &u64| (at / CHUNK + 1).checked_mul(CHUNK);
     std::iter::successors(Some(start), next)
         .take_while(move |at| *at < end)
-        .map(move |at| at..((at / CHUNK + 1) * CHUNK).min(end))
+        .map(move |at| at..next(&at).map_or(end, |next| next.min(end)))
 }
 
 pub(super) fn page() -> u64 {
