@@ -1,4 +1,4 @@
-//! What a client knows of a file, and what it is told then (RFC 9110, 13).
+//! The answer to what a client knows of a file (RFC 9110, 13).
 
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +29,7 @@ impl Validators {
     /// number, and the time of its last change.
     ///
     /// # Errors
-    /// What `fstat(2)` fails with.
+    /// The error of `fstat(2)`.
     pub fn of(file: &Source) -> Result<Self, Error> {
         let stat = rustix::fs::fstat(file);
         stat.map(|stat| Validators::of_stat(&stat)).map_err(|e| Error::File {

@@ -55,7 +55,7 @@ impl Listener {
     /// Listens at `address`.
     ///
     /// # Errors
-    /// What `bind(2)` and `listen(2)` fail with.
+    /// The error of `bind(2)` or `listen(2)`.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         TcpListener::bind(address).await.map(Listener::new)
     }
@@ -65,7 +65,7 @@ impl Listener<UnixListener> {
     /// Listens at `path`, where nothing must be yet, and which stays when it is dropped.
     ///
     /// # Errors
-    /// What `bind(2)` and `listen(2)` fail with.
+    /// The error of `bind(2)` or `listen(2)`.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O enabled.

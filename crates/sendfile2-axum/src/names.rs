@@ -15,7 +15,7 @@ const FIRST: u32 = 0x10_FF00;
 /// The UTF-8 of any of them begins with these.
 const LEAD: [u8; 2] = [0xF4, 0x8F];
 
-/// What a segment of a path may have as it is: unreserved (RFC 3986, 2.3).
+/// The characters that a path's segment may have as they are: unreserved (RFC 3986, 2.3).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The path of a URI, for a file of this name.

@@ -14,7 +14,7 @@ pub(crate) enum Asked {
     /// All of it: no range is asked for, or none that has to be understood.
     Whole,
     Part(Range<u64>),
-    /// What does not begin within the file.
+    /// A range that does not begin within the file.
     Unsatisfiable,
 }
 

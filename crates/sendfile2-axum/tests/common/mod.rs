@@ -66,7 +66,7 @@ pub enum By {
 }
 
 impl By {
-    /// What is told of a body that nothing has changed.
+    /// The outcome of a body that nothing has changed.
     pub fn became(self) -> &'static str {
         if matches!(self, By::Ours(_)) { "mapped" } else { "" }
     }

@@ -23,7 +23,7 @@ const TAIL: u64 = 1 << 20;
 /// The most that is read or written at a time, in bytes.
 const MOST: usize = 256 << 10;
 
-/// What direct I/O asks for, at most: a page.
+/// The largest unit of direct I/O: a page.
 const ALIGN: usize = 4096;
 
 /// A use of the file that disturbs.

@@ -125,7 +125,7 @@ pub(super) enum Line {
     Wrong(Wrong),
     /// Something that must not happen.
     Unexpected(String),
-    /// What a disturber has done since its last line, by name.
+    /// The work of a disturber since its last line, by name.
     Disturbed(BTreeMap<String, u64>),
     /// A fault was brought about.
     Fault(String),
