@@ -68,7 +68,7 @@ pub(crate) struct Args {
     /// Punch holes into the file all the time, so that writers find blocks that are not allocated
     #[arg(long)]
     sparse: bool,
-    /// What a process beside the server does to the file meanwhile: a list, or all
+    /// The work of a process beside the server on the file meanwhile: a list, or all
     #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
     disturb: Vec<Disturb>,
     /// Clients at a time

@@ -30,14 +30,14 @@ struct Kept {
 /// aside, and so none overwritten.
 pub(crate) struct Pages<'a>(#[expect(dead_code, reason = "held")] RwLockReadGuard<'a, Kept>);
 
-/// What became of keeping bytes aside.
+/// The outcome of keeping bytes aside.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Keeping {
     /// So many bytes are kept; what had been kept before is as it was.
     Done(u64),
     /// Nobody needs them any more.
     Needless,
-    /// What is sent now, or shows already, would not come from here.
+    /// Sends that have begun, or addresses that were given out, would not use them.
     Impossible,
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Line {
     format: LogFormat,
 }
 
-/// What is known of a request before it is answered, as JSON has it.
+/// The part of a line that is known before the answer, as JSON has it.
 #[derive(Serialize)]
 struct Asked<'a> {
     time: String,

@@ -42,7 +42,7 @@ use super::timeouts::{Clock, Pulse, Timed};
 use crate::output::Seldom;
 
 pub(super) struct Server {
-    /// What a reload replaces: a connection keeps the terms that it began with, and takes the newest
+    /// The part that a reload replaces: a connection keeps the terms that it began with, and takes the newest
     /// site for each request.
     pub(super) site: ArcSwap<Site>,
     pub(super) log: Log,
@@ -57,7 +57,7 @@ pub(super) struct Server {
     trouble: Seldom,
 }
 
-/// What is spoken on a listener.
+/// The protocol of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Speaks {
     /// TLS, if there is a certificate.
@@ -85,7 +85,7 @@ const HEADERS: usize = 32 << 10;
 const STREAMS: u32 = 100;
 const OF_STREAM: usize = 32 << 10;
 
-/// What TLS keeps of an answer: a record.
+/// The bytes that TLS keeps of an answer: a record.
 const OF_TLS: usize = 16 << 10;
 
 /// Returns how HTTP/1 is spoken. The time for headers is the clock's affair.

@@ -1,4 +1,4 @@
-//! Whose a request is, and how much one address may have.
+//! The client that a request is of, and the limits of one address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -74,7 +74,7 @@ fn address(name: &[u8]) -> Option<IpAddr> {
     Some(address?.to_canonical())
 }
 
-/// What each address has at the moment.
+/// The connections and requests of each address at the moment.
 #[derive(Default)]
 pub(super) struct Addresses(Mutex<Table>);
 

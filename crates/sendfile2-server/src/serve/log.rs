@@ -35,7 +35,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 pub(super) type Target = Box<dyn Write + Send>;
 
 pub(super) struct Log {
-    /// What a thread of its own does, so that no writing stops the server.
+    /// The work of a thread of its own, so that no writing stops the server.
     to_do: mpsc::Sender<ToDo>,
     thread: Thread,
     /// The bytes of the lines that wait.

@@ -31,7 +31,7 @@ pub(super) struct Running {
     own: VecDeque<((Speaks, Address), AbortHandle)>,
 }
 
-/// What a reload has read and opened.
+/// The result of reading and opening all anew.
 struct Read {
     config: Config,
     site: Site,

@@ -1,4 +1,4 @@
-//! What is refused of requests, and what is thrown away of them.
+//! The requests that are refused, and the bodies that are thrown away.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;

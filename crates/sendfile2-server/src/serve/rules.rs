@@ -21,7 +21,7 @@ const FRAMING: [HeaderName; 6] = [
 pub(super) struct Rules {
     cache_control: Vec<(GlobMatcher, HeaderValue)>,
     headers: Vec<(GlobMatcher, HeaderName, HeaderValue)>,
-    /// What is put behind the types of text, and the types that most files have with it.
+    /// The suffix of the types of text, and the types that most files have with it.
     charset: String,
     types: Vec<(&'static str, HeaderValue)>,
 }

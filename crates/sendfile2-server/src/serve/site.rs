@@ -58,7 +58,7 @@ pub(super) struct Site {
     pub(super) terms: Arc<Terms>,
 }
 
-/// What a connection keeps from its beginning on. It keeps nothing else of a site, so that the files
+/// The options that a connection keeps from its beginning on. It keeps nothing else of a site, so that the files
 /// of one that was replaced are closed.
 pub(super) struct Terms {
     pub(super) engine: Engine,

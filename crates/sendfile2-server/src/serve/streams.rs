@@ -72,7 +72,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     }
 }
 
-/// What a stream's body told while the stream was polled.
+/// The news of a stream's body while the stream was polled.
 #[derive(Clone, Copy)]
 enum Told {
     Nothing,

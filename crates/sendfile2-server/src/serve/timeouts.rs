@@ -57,7 +57,7 @@ pub(super) struct Pulse {
     awaiting: AtomicU64,
     /// The streams of HTTP/2, by which it is idle or not: PINGs come and go without end.
     streams: OnceLock<Open>,
-    /// What wakes the connection's task.
+    /// The waker of the connection's task.
     waker: Waker,
 }
 

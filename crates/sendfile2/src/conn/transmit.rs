@@ -56,7 +56,7 @@ pub(crate) struct SendOp<'a> {
     pub(crate) more: bool,
     /// The pages must not outlive this process on their way.
     pub(crate) guarded: bool,
-    /// What its lease has aside, and where in the file its bytes begin.
+    /// The bytes that its lease has aside, and where in the file its own begin.
     pub(crate) aside: Option<(&'a Aside, u64)>,
 }
 

@@ -94,7 +94,7 @@ impl Inner {
         self.handles.load(Ordering::Acquire) == 0 && self.queued.load(Ordering::Acquire) == 0
     }
 
-    /// What follows when a hand, or a queue, has let go of it: from the last on it can be detached,
+    /// Does what follows when a hand, or a queue, has let go of it: from the last on it can be detached,
     /// and needs nothing that was overwritten.
     pub(super) fn left(&self) {
         if self.is_let_go() {

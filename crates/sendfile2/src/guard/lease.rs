@@ -103,7 +103,7 @@ pub(crate) struct Inner {
     pub(super) overwrite: Overwrite,
     /// Sends that are queued, which no socket has accepted all of.
     pub(super) queued: AtomicUsize,
-    /// What it needs of what was overwritten.
+    /// The overwritten bytes that it still needs.
     pub(super) aside: Aside,
     /// The folios that packets may keep since they were detached.
     pub(super) kept: Mutex<Exposed>,
@@ -248,7 +248,7 @@ impl Lease {
         &self.inner.source
     }
 
-    /// What was overwritten under it.
+    /// The overwritten bytes that it still needs.
     pub(crate) fn aside(&self) -> &Aside {
         &self.inner.aside
     }

@@ -37,7 +37,7 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// What its lease has aside, of its bytes from `at` on.
+    /// The bytes that its lease has aside, for a send from `at` on.
     pub(super) fn aside(self, at: u64) -> Option<(&'a Aside, u64)> {
         match self {
             Origin::File(_) => None,

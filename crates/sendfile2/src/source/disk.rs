@@ -1,4 +1,4 @@
-//! What a file is kept on, as far as that decides how its pages leave the page cache.
+//! The storage of a file, as far as it decides how its pages leave the page cache.
 
 use super::Source;
 use crate::sys::filesystem;

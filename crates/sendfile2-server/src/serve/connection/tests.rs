@@ -1,4 +1,4 @@
-//! What becomes of a panic.
+//! Panics of handlers and bodies: each is answered or ends its connection, and is counted.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
