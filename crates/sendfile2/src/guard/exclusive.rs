@@ -15,6 +15,15 @@ impl GuardedFile {
         Exclusive { file: self.clone(), pages: range.clone(), range, key }
     }
 
+    /// The bytes that a write to `range` changes: these, and, where they begin behind the end of the
+    /// file, all from there on, which become zeroes.
+    pub(super) fn changed(&self, range: &Range<u64>) -> Result<Range<u64>, Error> {
+        if range.is_empty() {
+            return Ok(range.clone());
+        }
+        Ok(range.start.min(self.0.source.size()?)..range.end)
+    }
+
     /// The bytes that nobody else may have while the size of the file changes from `size` to `len`:
     /// those that change; and what is left of a page of which so little is left that it cannot be
     /// detached any more, nor could what of it is in flight.
@@ -42,16 +51,19 @@ pub struct Exclusive {
 }
 
 impl Exclusive {
-    /// The range.
+    /// The range: what was asked for, and, where that begins behind the end of the file, what is
+    /// between.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
     }
 
-    /// Writes all of `data` at `offset` of the file, which must be within the range.
+    /// Writes all of `data` at `offset` of the file, which must be within the range. Where that is
+    /// behind the end of the file, what is between becomes zeroes, and must be within it, too: it was
+    /// when the range was asked for, but the file may have been shortened since.
     ///
     /// # Errors
-    /// [`Error::NotLeased`] if it is not within.
+    /// [`Error::NotLeased`] with the bytes that it must cover, if they are not within: queue again.
     ///
     /// [`Error::File`], maybe after a part was written: all before the offset that it names. With
     /// EFBIG, and nothing written, where the data would end behind `RLIMIT_FSIZE`: the kernel would
@@ -66,7 +78,7 @@ impl Exclusive {
     /// [`Error::Forked`].
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<(), Error> {
         self.file.0.shared.ours()?;
-        let span = span(offset, data)?;
+        let span = self.file.changed(&span(offset, data)?)?;
         if !data.is_empty() {
             self.covers(&span)?;
         }
@@ -133,7 +145,7 @@ impl Exclusive {
         Ok(())
     }
 
-    fn covers(&self, range: &Range<u64>) -> Result<(), Error> {
+    pub(super) fn covers(&self, range: &Range<u64>) -> Result<(), Error> {
         if range.start < self.range.start || range.end > self.range.end {
             return Err(Error::NotLeased { range: range.clone() });
         }

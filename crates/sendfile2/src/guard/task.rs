@@ -93,6 +93,21 @@ impl GuardedFile {
         abort: bool,
     ) -> Result<Exclusive, Error> {
         self.0.shared.ours()?;
+        loop {
+            let writer = self.wait_async(self.changed(&range)?, deadline, abort).await?;
+            // The file may have been shortened meanwhile.
+            if writer.covers(&self.changed(&range)?).is_ok() {
+                return Ok(writer);
+            }
+        }
+    }
+
+    async fn wait_async(
+        &self,
+        range: Range<u64>,
+        deadline: Option<Instant>,
+        abort: bool,
+    ) -> Result<Exclusive, Error> {
         if let Some(writer) = self.unhindered(&range)? {
             return Ok(writer);
         }

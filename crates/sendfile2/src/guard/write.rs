@@ -28,7 +28,8 @@ pub enum TryWrite {
 impl GuardedFile {
     /// Writes all of `data` at `offset`, as soon as no lease overlaps it that could not be
     /// [detached](Overwrite::Detach), or fails at `deadline` with nothing written. From the call on,
-    /// no overlapping lease is granted until it is done.
+    /// no overlapping lease is granted until it is done. Behind the end of the file it takes all from
+    /// there on, since what is between becomes zeroes.
     ///
     /// # Errors
     /// [`Error::Deadline`]; [`Error::NotDetached`] if the range may be in flight without our
@@ -55,16 +56,22 @@ impl GuardedFile {
     /// [`Error::NotDetached`]; [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`]; [`Error::Forked`].
     pub fn try_write_at(&self, data: &[u8], offset: u64) -> Result<TryWrite, Error> {
         self.0.shared.ours()?;
-        let range = span(offset, data)?;
-        let writer = match self.unhindered(&range)? {
-            Some(writer) => writer,
-            None => match self.try_exclusive(&range)? {
-                Ok(writer) => writer,
-                Err(blocked) => return Ok(blocked),
-            },
-        };
-        writer.write_at(data, offset)?;
-        Ok(TryWrite::Written)
+        let span = span(offset, data)?;
+        loop {
+            let range = self.changed(&span)?;
+            let writer = match self.unhindered(&range)? {
+                Some(writer) => writer,
+                None => match self.try_exclusive(&range)? {
+                    Ok(writer) => writer,
+                    Err(blocked) => return Ok(blocked),
+                },
+            };
+            match writer.write_at(data, offset) {
+                // The file was shortened meanwhile.
+                Err(Error::NotLeased { .. }) => {}
+                written => return written.map(|()| TryWrite::Written),
+            }
+        }
     }
 
     /// The range, after what is merely not reaped yet has been, and what is in flight was detached.
@@ -122,12 +129,12 @@ impl GuardedFile {
         deadline: impl Into<Deadline>,
     ) -> Result<(), Error> {
         let deadline = deadline.into();
-        let writer = self.acquire(span(offset, data)?, Need::All, deadline, true)?;
-        writer.write_at(data, offset)
+        self.acquire_to_write(&span(offset, data)?, deadline, true)?.write_at(data, offset)
     }
 
     /// Waits until no lease overlaps `range` that could not be detached, and keeps everybody else out
-    /// of it while `write` runs: to fill a slot by several writes, and then publish it.
+    /// of it while `write` runs: to fill a slot by several writes, and then publish it. A range that
+    /// begins behind the end of the file is taken from there on, since what is between becomes zeroes.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at), and what `write` fails with.
@@ -138,8 +145,7 @@ impl GuardedFile {
         write: impl FnOnce(&Exclusive) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let deadline = deadline.into();
-        let writer = self.acquire(range, Need::All, deadline, false)?;
-        write(&writer)
+        write(&self.acquire_to_write(&range, deadline, false)?)
     }
 
     /// Sets the size of the file, when no lease is on the bytes that this changes and could not be

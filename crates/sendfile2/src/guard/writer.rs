@@ -18,7 +18,8 @@ use crate::park::Parker;
 impl GuardedFile {
     /// Queues a writer of `range`, and returns at once: from here on no overlapping lease is
     /// granted, until it is dropped. For programs that poll; those that wait have
-    /// [`write_at`](Self::write_at) and its siblings, which are made of the same.
+    /// [`write_at`](Self::write_at) and its siblings, which are made of the same. A range that begins
+    /// behind the end of the file is taken from there on, as by [`write_with`](Self::write_with).
     ///
     /// Ask [`QueuedWriter::try_acquire`] until it gives the range, and then call its
     /// [`write_at`](Exclusive::write_at), [`set_len`](Exclusive::set_len) or
@@ -26,11 +27,28 @@ impl GuardedFile {
     ///
     /// # Errors
     /// [`Error::Wait`] or [`Error::NotDetached`] if there are no descriptors left;
-    /// [`Error::Forked`].
+    /// [`Error::File`] if the size of the file cannot be asked; [`Error::Forked`].
     pub fn queue_writer(&self, range: Range<u64>) -> Result<QueuedWriter, Error> {
         self.0.shared.ours()?;
+        let range = self.changed(&range)?;
         let queued = Queued::new(self, range, Need::All, Parker::new()?, None, false)?;
         Ok(QueuedWriter(queued))
+    }
+
+    /// Waits for what a write to `range` changes, as [`acquire`](Self::acquire) does.
+    pub(super) fn acquire_to_write(
+        &self,
+        range: &Range<u64>,
+        deadline: Deadline,
+        abort: bool,
+    ) -> Result<Exclusive, Error> {
+        loop {
+            let writer = self.acquire(self.changed(range)?, Need::All, deadline, abort)?;
+            // The file may have been shortened meanwhile.
+            if writer.covers(&self.changed(range)?).is_ok() {
+                return Ok(writer);
+            }
+        }
     }
 
     /// Waits for `range`, of which `need` is detached where it may still be in flight. With
