@@ -12,9 +12,11 @@ use sendfile2::guard::{GuardedFile, Lease, TryWrite};
 /// Where they write; what is between the end of the file and this is in nobody's range.
 const AT: u64 = LEN + 500_000;
 
-/// Each way to write `data` at an offset.
-fn ways() -> Vec<(&'static str, fn(&GuardedFile, &[u8], u64))> {
-    let mut ways: Vec<(&'static str, fn(&GuardedFile, &[u8], u64))> = vec![
+/// A way to write bytes at an offset.
+type Way = (&'static str, fn(&GuardedFile, &[u8], u64));
+
+fn ways() -> Vec<Way> {
+    let mut ways: Vec<Way> = vec![
         ("write_at", |guard, data, at| guard.write_at(data, at, deadline()).unwrap()),
         ("write_at_abort", |guard, data, at| guard.write_at_abort(data, at, deadline()).unwrap()),
         ("try_write_at", |guard, data, at| {

@@ -48,8 +48,14 @@ impl Sender {
         self.make_nonblocking()?;
         let len = usize::try_from(end - wanted.start).unwrap_or(usize::MAX).min(SENDFILE_CALL);
         // Before the first byte of it is anywhere. And no more: the last page may be one that cannot
-        // be detached, and is not sent so.
-        lease.expose(&(wanted.start..wanted.start + len as u64));
+        // be detached, and is not sent so. Who has cut the file since has kept the bytes aside; who
+        // cuts it later detaches what is exposed.
+        let sent = wanted.start..wanted.start + len as u64;
+        let Some(pages) = lease.aside().pages(&sent) else {
+            return self.read_instead(origin, wanted, more, Reason::KeptAside, progress);
+        };
+        lease.expose(&sent);
+        drop(pages);
         let more = more && wanted.start + len as u64 == wanted.end;
         let payload = Payload::File(lease.source().as_fd(), wanted.start, len);
         let aside = origin.aside(wanted.start);

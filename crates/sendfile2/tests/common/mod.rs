@@ -18,6 +18,7 @@ pub mod detachable;
 pub mod faults;
 pub mod filesystems;
 pub mod peek;
+pub mod stopped;
 
 /// Long enough that only a hang passes it.
 pub fn deadline() -> Instant {
