@@ -1,16 +1,17 @@
 //! Sockets of a driver that are lost.
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::part::{Op, Part};
+use super::state::State;
 use super::{Driver, Socket};
 use crate::error::Error;
 use crate::flags::SendFlags;
-use crate::guard::{GuardedFile, TryWrite};
+use crate::guard::{GuardOptions, GuardedFile, TryWrite};
 use crate::queued::QueuedProgress;
 use crate::sync::lock;
 
@@ -97,4 +98,42 @@ fn the_notification_of_a_send_that_failed_makes_no_room() {
     assert!(state.lane(index).memlock_blocked, "it would be sent again at once, for nothing");
     state.released(part(5), false, &mut deferred);
     assert!(!state.lane(index).memlock_blocked);
+}
+
+/// A writer comes between the two: the old bytes are not to be sent from pages that it overwrites.
+#[test]
+fn a_part_that_was_prepared_before_a_writer_came_is_not_asked_for() {
+    const LEN: usize = 65_536;
+    let Ok(mut driver) = Driver::new() else {
+        println!("SKIP: io_uring cannot be used here");
+        return;
+    };
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[7; LEN]).unwrap();
+    let guard = GuardOptions::new().nothing_exposed().guard(file).unwrap();
+    let (tx, mut peer) = tcp();
+    let mut socket = driver.add(tx).unwrap();
+    let index = socket.conn.index;
+    let lease = guard.try_lease(0..LEN as u64).unwrap();
+    socket.queue_lease(&lease, 0..LEN as u64, SendFlags::NONE).unwrap();
+    let mut state = lock(&driver.shared.state);
+    // Nobody else begins with it.
+    state.ready.clear();
+    let job = state.lane(index).queue.front().unwrap();
+    let part = job.prepare(&mut None, &mut Vec::new()).unwrap();
+    drop(state);
+    if guard.try_write_at(&[8; LEN], 0).unwrap() != TryWrite::Written {
+        println!("SKIP: temporary files cannot be detached here");
+        return;
+    }
+    let mut state = lock(&driver.shared.state);
+    let State { lanes, queues, .. } = &mut *state;
+    assert!(lanes[index].ask(queues, index, part));
+    assert!(!lanes[index].submitted && queues.is_empty());
+    state.ready.push_back(index);
+    drop((state, lease));
+    driver.submit().unwrap();
+    let mut got = vec![0; LEN];
+    peer.read_exact(&mut got).unwrap();
+    assert!(got == [7; LEN]);
 }
