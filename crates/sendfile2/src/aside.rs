@@ -17,6 +17,9 @@ pub(crate) struct Aside {
     revoked: AtomicBool,
     /// Operations that a ring was given and has not answered: it takes their pages when it pleases.
     submitted: AtomicUsize,
+    /// A writer has met those: what a ring is given from here on is read before, so that they come
+    /// to an end.
+    read_for_rings: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -110,9 +113,24 @@ impl Aside {
         whole
     }
 
-    /// Whether bytes can be kept aside for what follows under the lease.
+    /// As [`pages`](Self::pages), for a ring; `None` also where a writer waits for its answers, or has.
+    #[cfg(feature = "uring")]
+    pub(crate) fn pages_for_a_ring(&self, range: &Range<u64>) -> Option<Pages<'_>> {
+        let pages = self.pages(range)?;
+        (!self.read_for_rings.load(Ordering::Acquire)).then_some(pages)
+    }
+
+    /// Whether bytes can be kept aside now for what follows under the lease. Where only a ring is in
+    /// the way, it is given no more pages from here on, so that its answers come to an end.
     pub(crate) fn is_possible(&self) -> bool {
-        !self.look().mapped && !self.is_with_a_ring()
+        if self.look().mapped {
+            return false;
+        }
+        let with_a_ring = self.is_with_a_ring();
+        if with_a_ring {
+            self.read_for_rings.store(true, Ordering::Release);
+        }
+        !with_a_ring
     }
 
     /// Whether a ring has an answer to give, which it does without anybody's letting go.

@@ -341,6 +341,43 @@ fn a_threads_own_lease_may_be_with_a_ring() {
     assert_same(&read_all(&lease, 0, 4096), &pattern(1, 0..4096));
 }
 
+/// A ring whose peer always has room has always something to answer, and is given the next part as
+/// soon as it has. A writer comes after what was submitted before it.
+#[test]
+fn a_ring_that_is_never_idle_keeps_no_writer_waiting() {
+    const SENDS: usize = 100;
+    if !common::has_uring() {
+        return;
+    }
+    let Some(file) = made(&here()) else { return };
+    for waits in [true, false] {
+        common::overwrite(&file, &pattern(1, 0..LEN));
+        let guard = fresh(&file);
+        let (tx, mut peer) = common::tcp_on_this_host_large_window();
+        let driver = sendfile2::uring::Driver::new().unwrap();
+        let mut socket = driver.add(tx).unwrap();
+        let lease = guard.try_lease(0..LEN).unwrap();
+        for _ in 0..SENDS {
+            socket.queue_lease(&lease, 0..4096, SendFlags::NONE).unwrap();
+        }
+        if waits {
+            guard.write_at(&[7; 100], 100, deadline()).unwrap();
+        } else {
+            let mut queued = guard.queue_writer(100..200).unwrap();
+            while queued.try_acquire().unwrap().is_none() {
+                driver.reap().unwrap();
+            }
+            queued.try_acquire().unwrap().unwrap().write_at(&[7; 100], 100).unwrap();
+        }
+        let left = usize::try_from(socket.queued()).unwrap();
+        assert!(left > SENDS / 2 * 4096, "the writer came when {left} bytes were left");
+        drop(lease);
+        socket.drain(deadline()).unwrap();
+        assert_same(&common::read(&mut peer, SENDS * 4096), &pattern(1, 0..4096).repeat(SENDS));
+        assert_eq!(guard.counters().kept_aside, 0);
+    }
+}
+
 /// All that a ring was given is accepted: it is detached, though its peer reads nothing.
 #[test]
 fn what_a_ring_has_handed_over_is_detached() {

@@ -51,12 +51,15 @@ impl GuardedFile {
         if self.0.overwrite == Overwrite::Wait {
             return Detaches::No;
         }
-        let aside = leases.iter().map(|lease| lease.to_keep_aside(range));
-        let Some(aside) = aside.collect::<Option<Vec<_>>>() else { return Detaches::No };
         match self.detacher() {
             Ok(Some(detacher)) if detacher.allows(range) => {}
             _ => return Detaches::No,
         }
+        // Each is asked, so that no ring goes on with any.
+        let aside: Vec<_> = leases.iter().map(|lease| lease.to_keep_aside(range)).collect();
+        let Some(aside) = aside.into_iter().collect::<Option<Vec<_>>>() else {
+            return Detaches::No;
+        };
         let detaching = &self.0.shared.detaching;
         let Ok(size) = self.0.source.size() else { return Detaches::No };
         let sum = |bytes: u64, more| bytes.saturating_add(more);

@@ -37,9 +37,10 @@ impl Lease {
 
 #[cfg(feature = "uring")]
 impl QueuedLease {
-    /// As [`Lease::pages`].
+    /// Lets the ring be given an operation on the pages of `range`, until the result is dropped;
+    /// `None` where the bytes are to be read.
     pub(crate) fn pages(&self, range: &Range<u64>) -> Option<Pages<'_>> {
-        self.0.aside.pages(range)
+        self.0.aside.pages_for_a_ring(range)
     }
 
     /// Reads at `offset` as [`Lease::read_at`].

@@ -159,24 +159,20 @@ impl QueuedWriter {
 
     fn look(&mut self) -> Result<bool, Error> {
         self.0.writer.file.0.shared.ours()?;
-        // All that there is, so that the next event is an edge.
-        loop {
-            let events = self.0.watched.parker.park(Some(Instant::now()))?;
-            if events.is_empty() {
-                break;
-            }
-            self.0.heard(&events);
-        }
         // Whoever polls chooses when it is tried again.
         self.0.retry_at = None;
         loop {
+            // All that there is, so that the next event is an edge; but a ring may have more for ever.
+            let events = self.0.watched.parker.park(Some(Instant::now()))?;
+            self.0.heard(&events);
             match self.0.look(false)? {
                 Looked::Exclusive => return Ok(true),
                 Looked::Detach => {
                     let detached = self.0.detaching().run();
                     self.0.detached(detached)?;
                 }
-                Looked::Wait(_) => return self.0.waits_for_others(),
+                Looked::Wait(_) if events.is_empty() => return self.0.waits_for_others(),
+                Looked::Wait(_) => {}
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::sys::rlimit;
 use crate::sys::uring::Memory;
 use crate::trace;
 
-/// Bytes read at a time, under the driver's lock, of what was kept aside.
+/// Bytes read at a time, under the driver's lock, of what is kept aside, or a writer waits for.
 const READ: usize = 256 << 10;
 
 /// The operation that the kernel is asked for.
@@ -88,8 +88,7 @@ pub(super) fn next(
     }
 }
 
-/// The beginning of `range`, in which a byte was overwritten under the lease, as it was; and whether
-/// it reaches `end`.
+/// The beginning of `range`, read under the lease, as it was; and whether it reaches `end`.
 ///
 /// # Errors
 /// [`Error::Truncated`]; [`Error::File`].
