@@ -7,11 +7,12 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
+use common::detachable::rest;
 use common::filesystems::{Filesystem, here, mounted, tmpfs};
 use common::{assert_same, deadline, pattern, read, sender};
 use sendfile2::detach::{Detacher, NotDetached};
 use sendfile2::guard::{GuardOptions, GuardedFile};
-use sendfile2::{Engine, Error, SendFlags, Status};
+use sendfile2::{Engine, Error, SendFlags, Sent, Status};
 
 const LEN: u64 = 4 << 20;
 
@@ -236,5 +237,79 @@ fn what_was_detached_while_it_was_exposed_is_counted_in_whole_folios() {
         guard.write_at(&[0; 1000], range.start / 4096 * 4096, deadline()).unwrap();
         assert_eq!(guard.counters().detached_exposed, kept);
     }
+    assert_eq!(guard.counters().kept_by_packets, 0);
+}
+
+/// What a hole or a new size drops as a whole stays with the packets, too.
+#[test]
+fn what_a_hole_and_a_new_size_drop_is_counted_in_whole_folios() {
+    const FOLIO: u64 = 2 << 20;
+    type Cut = fn(&GuardedFile);
+    let hole: (Cut, Cut) = (
+        |guard| guard.punch_hole(5000..6000, deadline()).unwrap(),
+        |guard| guard.punch_hole(FOLIO..LEN, deadline()).unwrap(),
+    );
+    let size: (Cut, Cut) = (
+        |guard| guard.set_len(FOLIO + 5000, deadline()).unwrap(),
+        |guard| guard.set_len(1000, deadline()).unwrap(),
+    );
+    for (engine, (first, second)) in
+        [Engine::Zerocopy, Engine::Sendfile].into_iter().flat_map(|e| [(e, hole), (e, size)])
+    {
+        let file = made(&here(), LEN);
+        if !can_be_detached(&file) {
+            return;
+        }
+        let guard = fresh(&file);
+        let (tx, peer) = common::tcp_small_window_on_this_host();
+        let mut sender = sender(tx, engine);
+        // Behind the end of the file there is nothing to keep.
+        let lease = guard.try_lease(0..4 * LEN).unwrap();
+        let mut sent = 0;
+        while let Sent::Accepted { bytes, .. } =
+            sender.try_send_lease(&lease, sent..LEN, SendFlags::NONE).unwrap()
+        {
+            sent += bytes as u64;
+        }
+        assert!(sent > 6000, "{sent} bytes are in flight");
+        drop(lease);
+        let kept = |leased: u64, exposed: u64| {
+            let counters = guard.counters();
+            match engine {
+                Engine::Zerocopy => assert_eq!(counters.kept_by_packets, leased),
+                // A folio of which parts were detached one after another counts for each.
+                _ => assert!(counters.detached_exposed >= exposed, "{counters:?}"),
+            }
+        };
+        first(&guard);
+        kept(FOLIO, 0);
+        second(&guard);
+        kept(LEN, sent);
+        // What grows has had nothing there.
+        guard.set_len(2 * LEN, deadline()).unwrap();
+        kept(LEN, sent);
+        assert_same(&rest(peer, sender), &pattern(1, 0..sent));
+        while !guard.in_flight().is_empty() {
+            std::thread::yield_now();
+        }
+        assert_eq!(guard.counters().kept_by_packets, 0, "{engine}");
+    }
+}
+
+/// Behind the end of the file there are no pages that packets could keep.
+#[test]
+fn nothing_is_kept_of_what_is_behind_the_end() {
+    let file = made(&here(), LEN);
+    if !can_be_detached(&file) {
+        return;
+    }
+    let guard = fresh(&file);
+    let (tx, _peer) = common::tcp_small_window_on_this_host();
+    let mut sender = sender(tx, Engine::Zerocopy);
+    let lease = guard.try_lease(0..u64::MAX).unwrap();
+    sender.try_send_lease(&lease, 0..LEN, SendFlags::NONE).unwrap();
+    drop(lease);
+    guard.write_at(&[1], 4 * LEN, deadline()).unwrap();
+    assert!(!guard.in_flight().is_empty());
     assert_eq!(guard.counters().kept_by_packets, 0);
 }

@@ -185,13 +185,14 @@ impl DetachJob {
     fn done(&self, step: &Range<u64>, detached: &Detached) {
         let shared = &self.file.0.shared;
         let pages = detached.range.start.min(step.start)..detached.range.end.max(step.end);
+        // There are no folios behind the end of the file.
+        let there = step.start..step.end.min(detached.range.end);
         for lease in self.leases.iter().filter_map(Weak::upgrade) {
-            lease.keep(step);
+            lease.keep(&there);
         }
         // Where no page was there, packets have kept it before.
         if detached.tries > 0 {
-            let exposed = shared.table.exposed_folios(step);
-            shared.detaching.detached_exposed.fetch_add(exposed, Ordering::Relaxed);
+            shared.detaching.note_exposed(shared.table.exposed_folios(&there));
         }
         shared.table.detached(self.key, &pages).wake();
     }

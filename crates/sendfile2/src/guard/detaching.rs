@@ -60,6 +60,11 @@ impl Detaching {
         self.nanoseconds.fetch_add(took, Ordering::Relaxed);
     }
 
+    /// Counts bytes, in whole folios, that were detached while they were exposed.
+    pub(super) fn note_exposed(&self, bytes: u64) {
+        self.detached_exposed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Takes `bytes` more of what may be kept aside; `false`, and none, if that is too much.
     pub(super) fn reserve_aside(&self, bytes: u64) -> bool {
         let kept = &self.kept_aside;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::FallocateFlags;
@@ -117,7 +118,7 @@ impl Exclusive {
         rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&self.file, len))
             .map_err(Error::file("ftruncate", len))?;
         self.file.0.shared.reach.fetch_min(len, Ordering::Relaxed);
-        self.dropped();
+        self.dropped(size);
         self.count();
         Ok(())
     }
@@ -135,12 +136,13 @@ impl Exclusive {
         }
         let folios = folios(hole.clone());
         self.covers(&folios)?;
+        let size = self.file.source().size()?;
         let _busy = self.file.0.shared.detaching.regions.enter(&folios, true);
         let Range { start, end } = hole;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, start, end - start))
             .map_err(Error::file("fallocate", start))?;
-        self.dropped();
+        self.dropped(size);
         self.count();
         Ok(())
     }
@@ -152,10 +154,15 @@ impl Exclusive {
         Ok(())
     }
 
-    /// No page of the range is in the cache as it was: those at its edges were detached, and the
-    /// others have been dropped as a whole, and stay with the packets.
-    fn dropped(&self) {
-        self.file.0.shared.table.detached(self.key, &self.pages).wake();
+    /// No page of the range is in the cache as it was in the file of this size: those at its edges
+    /// were detached, and the others have been dropped as a whole, and stay with the packets.
+    fn dropped(&self, size: u64) {
+        let shared = &self.file.0.shared;
+        let there = self.range.start..self.range.end.min(size);
+        let (leases, _) = shared.table.blockers(self.key);
+        leases.iter().filter_map(Weak::upgrade).for_each(|lease| lease.keep(&there));
+        shared.detaching.note_exposed(shared.table.exposed_folios(&there));
+        shared.table.detached(self.key, &self.pages).wake();
     }
 
     fn count(&self) {
