@@ -176,7 +176,8 @@ pub unsafe extern "C" fn sendfile2_file_close(file: *mut sendfile2_file) {
 /// EOPNOTSUPP: not on this file (tmpfs, overlayfs, no direct I/O, no way to ask the page cache).
 /// EINVAL: not whole units; not a regular file or block device; flags.
 /// ENXIO: behind the end of the file.
-/// EBUSY: pages came back into the page cache at each try: another program writes there.
+/// EBUSY: pages came back into the page cache at each try: another program writes there; or, on
+/// XFS, asks for the file's times all the while.
 /// EBADF; EFAULT: buf is NULL; EACCES, EROFS, EFBIG, ENOSPC, EIO and others, as open(2) and write(2).
 /// See sendfile2_pwrite(3).
 #[unsafe(no_mangle)]

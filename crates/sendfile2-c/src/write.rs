@@ -66,7 +66,7 @@ fn errno(why: &NotDetached) -> Errno {
         NotDetached::NoProof => Errno::OPNOTSUPP,
         NotDetached::Unaligned { .. } | NotDetached::End { .. } => Errno::INVAL,
         NotDetached::BehindEnd { .. } => Errno::NXIO,
-        NotDetached::Cached { .. } => Errno::BUSY,
+        NotDetached::Cached { .. } | NotDetached::WouldWait { .. } => Errno::BUSY,
         NotDetached::Io { cause, .. } => beneath(cause),
         _ => Errno::IO,
     }
@@ -114,6 +114,7 @@ mod tests {
             (NotDetached::End { bytes: 1, unit: 512 }, Errno::INVAL),
             (NotDetached::Unaligned { range: range.clone(), unit: 512 }, Errno::INVAL),
             (NotDetached::BehindEnd { range: range.clone(), size: 1 }, Errno::NXIO),
+            (NotDetached::WouldWait { range: range.clone(), tries: 8 }, Errno::BUSY),
             (NotDetached::Cached { range, pages: 1, tries: 8 }, Errno::BUSY),
             (failed(Errno::IO), Errno::IO),
             (failed(Errno::NOSPC), Errno::NOSPC),

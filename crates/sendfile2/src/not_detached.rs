@@ -52,6 +52,20 @@ pub enum NotDetached {
         /// How often it was tried.
         tries: u32,
     },
+    /// The kernel would have to wait before it writes, and none of the pages is cached, or was any more
+    /// when that was asked. XFS does where the file's time of modification is to be changed.
+    #[error(
+        "the kernel did not write bytes {}..{} without waiting in {tries} tries, though none of their \
+         pages is in the page cache: on XFS a program that asks for the file's times all the while \
+         (stat) may be the reason; try again, or stop it meanwhile",
+        range.start, range.end
+    )]
+    WouldWait {
+        /// The range, in bytes of the file.
+        range: Range<u64>,
+        /// How often it was tried.
+        tries: u32,
+    },
     /// The time was over before this was reached. What was detached before stays so.
     #[error("bytes {}..{} could not be detached in time", range.start, range.end)]
     Deadline {
@@ -138,7 +152,12 @@ impl NotDetached {
 
     /// Whether another try may come to something else.
     pub(crate) fn is_for_now(&self) -> bool {
-        matches!(self, NotDetached::Cached { .. } | NotDetached::Deadline { .. })
+        matches!(
+            self,
+            NotDetached::Cached { .. }
+                | NotDetached::WouldWait { .. }
+                | NotDetached::Deadline { .. }
+        )
     }
 
     /// Whether it may be otherwise later, with the file as it is: the disk or a quota is full, there

@@ -3,12 +3,16 @@
 
 mod common;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{OnceLock, mpsc};
 
 use common::detachable::{LEN, files, fresh, made};
-use common::filesystems::here;
+use common::filesystems::{here, mounted};
 use common::{assert_same, deadline, pattern, sender, stopped};
+use rustix::time::{ClockId, clock_gettime};
+use sendfile2::detach::{Detacher, NotDetached};
 use sendfile2::guard::GuardedFile;
 use sendfile2::{Engine, SendFlags, Sender, Sent};
 
@@ -120,4 +124,55 @@ fn what_was_cut_before_it_was_sent_is_not_exposed() {
         assert_eq!(guard.exposed(), []);
         guard.write_at(&[1; 10], LEN - 4090, deadline()).unwrap();
     }
+}
+
+/// XFS sets no new time of modification in a write that must not wait. One is necessary when the clock
+/// has ticked, or a program has asked for the file's times (Linux 6.13).
+#[test]
+fn who_asks_for_the_times_of_a_file_is_not_in_the_way_of_an_overwrite() {
+    let Some(filesystem) = mounted("xfs") else { return };
+    let Some(file) = made(&filesystem) else { return };
+    let detacher = Detacher::new(&common::source(&file)).unwrap();
+    let overwrite = |what: u8| detacher.overwrite(&[what; 4096], 8192);
+    // It asks whenever it has not just lost the race against one that has set them.
+    let mut set = false;
+    let calls = [libc::SYS_pwritev2, libc::SYS_utimensat];
+    let written = stopped::run(
+        &calls,
+        || overwrite(7),
+        |call| {
+            let was_set = std::mem::replace(&mut set, call == libc::SYS_utimensat);
+            if call == libc::SYS_pwritev2 && !was_set {
+                time_passes(&file);
+            }
+        },
+    );
+    if let Some(written) = written {
+        written.unwrap();
+        assert_same(&last(&file), &[7; 4096]);
+    }
+    // The control: it always wins. Then the refusal tells of it, and nothing is written.
+    let written = stopped::run(&calls, || overwrite(8), |_| time_passes(&file));
+    if let Some(written) = written {
+        let refused = written.unwrap_err();
+        assert!(matches!(refused.why, NotDetached::WouldWait { .. }), "{refused}");
+        assert_same(&last(&file), &[7; 4096]);
+    }
+}
+
+/// The times that the file has are not those that a write would set now.
+fn time_passes(file: &File) {
+    let now = || clock_gettime(ClockId::RealtimeCoarse);
+    let began = now();
+    while now() == began {
+        std::thread::yield_now();
+    }
+    file.metadata().unwrap();
+}
+
+/// What was overwritten there.
+fn last(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    file.read_exact_at(&mut bytes, 8192).unwrap();
+    bytes
 }

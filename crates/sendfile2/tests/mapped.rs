@@ -134,10 +134,11 @@ fn send(file: &File) -> std::net::TcpStream {
     peer
 }
 
-/// Whether the collision was seen: pages came back, or the kernel took it for an error of the disk.
+/// Whether the collision was seen: pages came back (and may have gone since), or the kernel took it for an error of the disk.
 fn is_seen(why: &NotDetached) -> bool {
     let io = why.io_error().and_then(std::io::Error::raw_os_error);
-    matches!(why, NotDetached::Cached { .. }) || io == Some(libc::EIO)
+    matches!(why, NotDetached::Cached { .. } | NotDetached::WouldWait { .. })
+        || io == Some(libc::EIO)
 }
 
 /// What it stores is written in place: nothing can be done for the bytes that it stores to.

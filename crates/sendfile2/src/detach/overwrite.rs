@@ -4,6 +4,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
 use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 
 use super::detacher::Detacher;
@@ -110,13 +111,15 @@ impl Detacher {
                 }
                 Err(Errno::AGAIN) => {
                     let left = at..range.end;
-                    // Cached, or blocks that are not allocated yet: the rewrite mends both.
+                    // Cached, or blocks that are not allocated yet: the rewrite mends both. Or a new
+                    // time of modification, which XFS does not set without waiting.
                     if tries == TRIES {
                         let pages = self.cached(&left)?;
-                        return Err(NotDetached::Cached { range: left, pages, tries });
+                        return Err(given_up(left, pages, tries));
                     }
                     tries += 1;
                     self.take_out_once(&left, size)?;
+                    self.set_times();
                 }
                 Err(e @ (Errno::OPNOTSUPP | Errno::INVAL)) => {
                     return Err(NotDetached::unsupported("a direct write with RWF_NOWAIT")(e));
@@ -125,5 +128,38 @@ impl Detacher {
             }
         }
         Ok(())
+    }
+}
+
+impl Detacher {
+    /// Sets the file's times to now, so that a write that follows at once need not. If it fails, the
+    /// write is refused where that is in its way.
+    fn set_times(&self) {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let _ = futimens(&self.direct, &Timestamps { last_access: now, last_modification: now });
+    }
+}
+
+/// The reason why a write that does not wait was refused to the end; so many pages of `range` are
+/// cached now.
+fn given_up(range: Range<u64>, pages: u64, tries: u32) -> NotDetached {
+    match pages {
+        0 => NotDetached::WouldWait { range, tries },
+        pages => NotDetached::Cached { range, pages, tries },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_to_blame_depends_on_what_is_cached() {
+        let why = given_up(0..4096, 0, 8);
+        assert!(matches!(&why, NotDetached::WouldWait { tries: 8, .. }) && why.is_for_now());
+        let text = why.to_string();
+        assert!(text.contains("none of their pages") && text.contains("try again"), "{text}");
+        let why = given_up(0..8192, 2, 8);
+        assert!(matches!(&why, NotDetached::Cached { pages: 2, .. }) && why.is_for_now());
     }
 }
