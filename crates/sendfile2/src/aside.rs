@@ -377,6 +377,28 @@ mod tests {
         }
     }
 
+    /// The same with the one order that matters: it lets go when it has been asked for.
+    #[test]
+    fn who_lets_go_waits_for_what_is_being_kept() {
+        let aside = &Aside::default();
+        std::thread::scope(|scope| {
+            let (tell, told) = std::sync::mpsc::channel();
+            let needed = || {
+                scope.spawn(move || {
+                    let cleared = aside.clear();
+                    // Nobody waits for it any more, as it should be.
+                    let _ = tell.send(());
+                    assert_eq!(cleared, 1);
+                });
+                // It does not come to its end before this does.
+                assert!(told.recv_timeout(std::time::Duration::from_millis(50)).is_err());
+                true
+            };
+            assert_eq!(aside.keep(vec![(0..1, vec![1])], needed), Keeping::Done(1));
+        });
+        assert_eq!(aside.clear(), 0);
+    }
+
     #[test]
     fn nothing_is_kept_for_addresses_that_were_given_out_nor_for_what_a_ring_was_given() {
         let aside = Aside::default();
@@ -393,7 +415,11 @@ mod tests {
             let aside = Aside::default();
             aside.submit(&aside.pages(&(0..1)).unwrap());
             assert_eq!(aside.keep(vec![(5..6, vec![1])], || true), Keeping::Impossible);
+            assert!(!aside.revoke() && !aside.is_revoked());
+            assert!(aside.pages_for_a_ring(&(0..1)).is_some() && !aside.is_possible());
+            assert!(aside.pages_for_a_ring(&(0..1)).is_none() && aside.pages(&(0..1)).is_some());
             assert!(aside.answered());
+            assert!(aside.is_possible());
             assert_eq!(aside.keep(vec![(5..6, vec![1])], || true), Keeping::Done(1));
         }
     }
