@@ -12,7 +12,8 @@
 //! * [`Detacher::detach`] is for programs that keep senders out of the range meanwhile, as a
 //!   [`GuardedFile`](crate::guard::GuardedFile) does: after it an ordinary write is safe.
 //! * [`Detacher::overwrite`] is for files that others send while they please: it writes whole
-//!   blocks by direct I/O that the kernel refuses while any of their pages is cached.
+//!   blocks by direct I/O that the kernel refuses while any of their pages is cached. Not for a file
+//!   that this process guards: leases know nothing of it.
 //! * [`Eraser::erase`] is for stores that are about to overwrite whole regions.
 //!
 //! ```no_run

@@ -28,6 +28,9 @@
 //! # }
 //! ```
 //!
+//! [`probe::detaches`](crate::probe::detaches) tells whether writers of a file detach, or wait, and
+//! [`GuardedFile::counters`] how often they did.
+//!
 //! A program that polls queues a writer ([`GuardedFile::queue_writer`]) and watches its descriptor:
 //! all that the waiting forms do can be done so.
 //!

@@ -26,18 +26,17 @@ pub enum TryWrite {
 }
 
 impl GuardedFile {
-    /// Writes all of `data` at `offset`, as soon as no lease overlaps it that could not be
-    /// [detached](Overwrite::Detach), or fails at `deadline` with nothing written. From the call on,
+    /// Writes all of `data` at `offset`, aligned or not, as soon as no lease overlaps it that could not
+    /// be [detached](Overwrite::Detach), or fails at `deadline` with nothing written. From the call on,
     /// no overlapping lease is granted until it is done. Behind the end of the file it takes all from
     /// there on, since what is between becomes zeroes.
     ///
     /// # Errors
     /// [`Error::Deadline`]; [`Error::NotDetached`] if the range may be in flight without our
-    /// knowing, and could not be detached until then; [`Error::OwnLease`] if this thread's own
-    /// lease is in the way;
-    /// [`Error::File`] and [`Error::NotASource`] as [`Exclusive::write_at`], maybe after a part was
-    /// written (by [`write_with`](Self::write_with) it can be mended before anybody sees it);
-    /// [`Error::Wait`]; [`Error::Forked`].
+    /// knowing, and could not be detached until then: try again later; [`Error::OwnLease`] if this
+    /// thread's own lease is in the way; [`Error::File`] and [`Error::NotASource`] as
+    /// [`Exclusive::write_at`], maybe after a part was written (by [`write_with`](Self::write_with)
+    /// it can be mended before anybody sees it); [`Error::Wait`]; [`Error::Forked`].
     pub fn write_at(
         &self,
         data: &[u8],
