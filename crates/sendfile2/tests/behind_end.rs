@@ -15,42 +15,35 @@ const AT: u64 = LEN + 500_000;
 /// A way to write bytes at an offset.
 type Way = (&'static str, fn(&GuardedFile, &[u8], u64));
 
-fn ways() -> Vec<Way> {
-    let mut ways: Vec<Way> = vec![
-        ("write_at", |guard, data, at| guard.write_at(data, at, deadline()).unwrap()),
-        ("write_at_abort", |guard, data, at| guard.write_at_abort(data, at, deadline()).unwrap()),
-        ("try_write_at", |guard, data, at| {
-            assert_eq!(guard.try_write_at(data, at).unwrap(), TryWrite::Written);
-        }),
-        ("write_with", |guard, data, at| {
-            let range = at..at + data.len() as u64;
-            guard.write_with(range, deadline(), |range| range.write_at(data, at)).unwrap();
-        }),
-        ("queue_writer", |guard, data, at| {
-            let mut queued = guard.queue_writer(at..at + data.len() as u64).unwrap();
-            queued.try_acquire().unwrap().unwrap().write_at(data, at).unwrap();
-        }),
-    ];
+const WAYS: &[Way] = &[
+    ("write_at", |guard, data, at| guard.write_at(data, at, deadline()).unwrap()),
+    ("write_at_abort", |guard, data, at| guard.write_at_abort(data, at, deadline()).unwrap()),
+    ("try_write_at", |guard, data, at| {
+        assert_eq!(guard.try_write_at(data, at).unwrap(), TryWrite::Written);
+    }),
+    ("write_with", |guard, data, at| {
+        let range = at..at + data.len() as u64;
+        guard.write_with(range, deadline(), |range| range.write_at(data, at)).unwrap();
+    }),
+    ("queue_writer", |guard, data, at| {
+        let mut queued = guard.queue_writer(at..at + data.len() as u64).unwrap();
+        queued.try_acquire().unwrap().unwrap().write_at(data, at).unwrap();
+    }),
     #[cfg(feature = "tokio")]
-    ways.extend([
-        ("write_at_async", asynchronous as fn(&GuardedFile, &[u8], u64)),
-        ("exclusive_async", |guard, data, at| {
-            let range = at..at + data.len() as u64;
-            let range = runtime().block_on(guard.exclusive_async(range)).unwrap();
-            range.write_at(data, at).unwrap();
-        }),
-    ]);
-    ways
-}
+    ("write_at_async", |guard, data, at| {
+        runtime().block_on(guard.write_at_async(data.to_vec(), at)).unwrap();
+    }),
+    #[cfg(feature = "tokio")]
+    ("exclusive_async", |guard, data, at| {
+        let range = at..at + data.len() as u64;
+        let range = runtime().block_on(guard.exclusive_async(range)).unwrap();
+        range.write_at(data, at).unwrap();
+    }),
+];
 
 #[cfg(feature = "tokio")]
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-#[cfg(feature = "tokio")]
-fn asynchronous(guard: &GuardedFile, data: &[u8], at: u64) {
-    runtime().block_on(guard.write_at_async(data.to_vec(), at)).unwrap();
 }
 
 /// What a lease, or the file, has from `at` on: the bytes that one call reads.
@@ -64,7 +57,7 @@ fn bytes(lease: &Lease, at: u64) -> Vec<u8> {
 #[test]
 fn a_lease_from_before_sees_no_zeroes() {
     let Some(file) = made(&here()) else { return };
-    for (way, write) in ways() {
+    for (way, write) in WAYS {
         file.set_len(LEN).unwrap();
         let guard = fresh(&file);
         let lease = guard.try_lease(LEN - 10..LEN + (1 << 20)).unwrap();
