@@ -276,7 +276,8 @@ impl Ci {
             return Ok(());
         }
         self.cargo("xtask guest stock --rounds 20")?;
-        self.cargo("xtask guest nic --short")
+        self.cargo("xtask guest nic --short")?;
+        self.cargo("xtask guest detach --short")
     }
 
     fn series(&mut self) -> anyhow::Result<()> {

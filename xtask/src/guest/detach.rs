@@ -24,25 +24,49 @@ pub(super) struct Args {
     /// Version of the kernel
     #[arg(long, default_value = "6.12", value_parser = ["6.12", "6.1"])]
     kernel: String,
+    /// Run less of everything, as every push is tried with
+    #[arg(long)]
+    short: bool,
     /// Only the steps whose names contain this; the results are not judged
     #[arg(long)]
     only: Option<String>,
-    /// Seconds of each torture
-    #[arg(long, default_value_t = 30)]
-    seconds: u64,
+    /// Seconds of each torture; 30, and 15 of a short run
+    #[arg(long)]
+    seconds: Option<u64>,
+}
+
+impl Args {
+    fn seconds(&self) -> u64 {
+        self.seconds.unwrap_or(if self.short { 15 } else { 30 })
+    }
+
+    /// The tests that are run, each with what its names contain.
+    fn tests(&self) -> &'static [(&'static str, &'static str)] {
+        if self.short { &SHORT } else { &TESTS }
+    }
+
+    /// The queues, each with the engines that are tortured behind it.
+    fn queues(&self) -> &'static [(&'static str, &'static str, &'static [&'static str])] {
+        if self.short { &SHORT_QUEUES } else { &QUEUES }
+    }
 }
 
 /// The tests, of the library.
-const TESTS: [&str; 4] = ["detach", "overwrite", "uncontrolled", "mapped"];
+const TESTS: [(&str, &str); 5] =
+    [("detach", ""), ("overwrite", ""), ("uncontrolled", ""), ("mapped", ""), ("between", "")];
+
+/// The tests of a short run: what is in flight when it is overwritten, on each filesystem.
+const SHORT: [(&str, &str); 2] = [("detach", "an_overwrite_changes"), ("between", "")];
 
 /// The makers of filesystems; what is missing is skipped.
 const MAKERS: [&str; 3] = ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"];
 
-/// The queues, each with the engines that are tortured behind it.
 const QUEUES: [(&str, &str, &[&str]); 2] = [
     ("delay", DELAY, &["sendfile", "zerocopy", "copy", "uring"]),
     ("loss", "delay 2ms 1ms loss 1% limit 100000", &["sendfile", "zerocopy"]),
 ];
+const SHORT_QUEUES: [(&str, &str, &[&str]); 1] =
+    [("delay", DELAY, &["sendfile", "zerocopy", "uring"])];
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let stock = Stock::of(&format!("{}.", args.kernel))?;
@@ -57,7 +81,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let built = cargo::programs(&["build", "--release", "--package", "sendfile2-cli"])?;
     initramfs.program(&cargo::program(&built, "sendfile2")?.path, "/usr/bin/sendfile2")?;
     let tests = cargo::programs(&["test", "--no-run", "--package", "sendfile2"])?;
-    for test in tests.iter().filter(|test| TESTS.contains(&&*test.name)) {
+    let chosen = |name: &str| args.tests().iter().any(|(test, _)| *test == name);
+    for test in tests.iter().filter(|test| chosen(&test.name)) {
         initramfs.program(&test.path, &format!("/tests/{}", test.name))?;
     }
     let mut steps = steps(args, &scratch(&tests)?);
@@ -78,13 +103,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         network: Network::Vmxnet3,
         deterministic: false,
         append: "",
-        patience: Duration::from_secs(3600),
+        patience: Duration::from_secs(if args.short { 1200 } else { 5400 }),
     }
     .run()?;
     if args.only.is_some() {
         return outcome.verdict();
     }
-    let told = tell(&outcome);
+    let told = tell(args, &outcome);
     outcome.verdict()?;
     told
 }
@@ -108,25 +133,27 @@ fn steps(args: &Args, scratch: &str) -> Vec<Step> {
         ),
         Step::new("probe", ["/usr/bin/sendfile2", "probe", "--file", "/work/probed"]),
     ];
-    for test in TESTS {
+    for (test, part) in args.tests() {
         let program = format!("/tests/{test}");
-        let words = [&*program, "--nocapture", "--test-threads=1"];
+        let words = [&*program, "--nocapture", "--test-threads=1", part];
         steps.push(Step::new(format!("tests of {test}"), words).seconds(900));
     }
     steps.push(Step::setup("buffers", BUFFERS));
     let there = ["--peer-netns", "/run/netns/peer", "--connect", "10.8.0.1", "--dir", "/work"];
-    let seconds = format!("{}s", args.seconds);
+    let seconds = format!("{}s", args.seconds());
     let torture = |name: String, engine: &str, more: &[&str]| {
         let words = ["/usr/bin/sendfile2", "torture", "--json", "--engine", engine];
         // A server that starts overwrites all slots, which takes seconds here.
-        let size = ["--clients", "40", "--processes", "2", "--slots", "16", "--slot-size", "64K"];
+        let clients = if args.short { "12" } else { "40" };
+        let size =
+            ["--clients", clients, "--processes", "2", "--slots", "16", "--slot-size", "64K"];
         let words = [&words[..], &size, &["--duration", &seconds], more, &there].concat();
-        Step::new(name, words).seconds(args.seconds + 240)
+        Step::new(name, words).seconds(args.seconds() + 240)
     };
-    for (name, options, engines) in QUEUES {
+    for (name, options, engines) in args.queues() {
         steps.push(queue(name, options));
         steps.push(torture(control(name), "sendfile", &["--overwrite", "in-place"]));
-        for engine in engines {
+        for engine in *engines {
             let more = ["--overwrite", "detach", "--faults", "client-kill,server-kill"];
             steps.push(torture(detaching(engine, name), engine, &more));
         }
@@ -143,12 +170,12 @@ fn detaching(engine: &str, queue: &str) -> String {
 }
 
 /// Shows what was found, and checks that it proves what it should.
-fn tell(outcome: &Outcome) -> anyhow::Result<()> {
+fn tell(args: &Args, outcome: &Outcome) -> anyhow::Result<()> {
     println!("\nwhat arrived wrong:");
     let mut wrong = Vec::new();
-    for (queue, _, engines) in QUEUES {
+    for (queue, _, engines) in args.queues() {
         line(&control(queue), &json(outcome, &control(queue))?);
-        for engine in engines {
+        for engine in *engines {
             let name = detaching(engine, queue);
             let row = json(outcome, &name)?;
             line(&name, &row);
