@@ -1,0 +1,20 @@
+//! The store: responses in one file, which is overwritten in place while it is sent.
+
+mod ban;
+mod error;
+mod fill;
+mod head;
+mod hit;
+mod key;
+mod options;
+#[expect(clippy::module_inception, reason = "the type that the module is named after")]
+mod store;
+
+pub use ban::Ban;
+pub use error::StoreError;
+pub use fill::{Fill, FillReader};
+pub use head::Head;
+pub use hit::Hit;
+pub use key::{Key, State};
+pub use options::{Admission, Counters, Dropped, Opened, Options, RegionState};
+pub use store::Store;
