@@ -60,6 +60,7 @@
 
 mod clear;
 mod detaching;
+mod erase;
 mod exclusive;
 mod exposed;
 mod file;
