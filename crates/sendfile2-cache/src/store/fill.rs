@@ -1,40 +1,65 @@
 //! A response that is being stored, and those who read it meanwhile.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
+use rustix::io::{Errno, pread};
+use sendfile2::guard::Lease;
 use tokio::sync::watch;
 
+use super::check::Sums;
+use super::core::{Parts, Running};
 use super::error::StoreError;
 use super::hit::Hit;
 use super::key::{Key, State};
+use super::layout::{CHUNK, Kind, RECORD_HEADER, Record};
+use super::state::Slot;
 use super::store::Store;
 
 /// Bytes that a reader is given at most at a time.
-const READ: usize = 64 << 10;
+const READ: u64 = 64 << 10;
 
 /// A response that is being stored. Dropped before [`finish`](Self::finish) it is given up, and its
 /// readers fail.
+///
+/// Up to 64 KiB of the body are kept in memory, so that a small one is written at once, whatever its
+/// length; a larger one is written as it comes. Where its length is not known it takes the room of
+/// the largest that there may be, and gives back what it does not need.
 #[derive(Debug)]
 pub struct Fill {
     store: Store,
+    running: Running,
     key: Key,
     state: State,
     head: Vec<u8>,
     expected: Option<u64>,
-    body: Vec<u8>,
+    length: u64,
+    sums: Sums,
+    slot: Option<Slot>,
     progress: watch::Sender<Progress>,
 }
 
-#[derive(Debug, Clone, Default)]
+/// The progress of a body, and where to read it.
+#[derive(Debug, Default)]
 struct Progress {
-    bytes: Arc<Vec<u8>>,
-    ended: Option<bool>,
+    /// As long as it is not in the file.
+    staged: Vec<u8>,
+    /// Where it is in the file.
+    at: Option<u64>,
+    length: u64,
+    end: End,
+}
+
+#[derive(Debug, Default)]
+enum End {
+    #[default]
+    None,
+    Whole(Lease),
+    Abandoned,
 }
 
 impl Fill {
     pub(super) fn new(
         store: Store,
+        running: Running,
         key: Key,
         state: State,
         head: &[u8],
@@ -42,29 +67,85 @@ impl Fill {
     ) -> Self {
         let (progress, _) = watch::channel(Progress::default());
         let head = head.to_vec();
-        Fill { store, key, state, head, expected, body: Vec::new(), progress }
+        let (length, sums, slot) = (0, Sums::default(), None);
+        Fill { store, running, key, state, head, expected, length, sums, slot, progress }
     }
 
     /// Adds bytes of the body. After an error it is of no use any more.
     ///
     /// # Errors
     /// [`StoreError::WrongLength`]; [`StoreError::TooLarge`]; [`StoreError::Full`];
-    /// [`StoreError::Io`]; [`StoreError::Guard`].
+    /// [`StoreError::Guard`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let length = (self.body.len() + bytes.len()) as u64;
+        let length = self.length + bytes.len() as u64;
         if let Some(expected) = self.expected.filter(|expected| length > *expected) {
             return Err(StoreError::WrongLength { expected });
         }
         self.store.takes(self.head.len() as u64 + length)?;
-        self.body.extend_from_slice(bytes);
-        self.progress.send_modify(|p| p.bytes = Arc::new(self.body.clone()));
+        let staged = self.slot.is_none() && length <= u64::from(CHUNK);
+        if !staged {
+            let slot = self.spilled()?;
+            let at = RECORD_HEADER + u32_of(self.length);
+            self.store.core().write(&slot, bytes, at)?;
+        }
+        self.sums.update(bytes);
+        self.length = length;
+        self.progress.send_modify(|progress| {
+            if staged {
+                progress.staged.extend_from_slice(bytes);
+            }
+            progress.length = length;
+        });
         Ok(())
+    }
+
+    /// The room in the file; what was staged is written there when it is taken.
+    fn spilled(&mut self) -> Result<Slot, StoreError> {
+        if let Some(slot) = self.slot {
+            return Ok(slot);
+        }
+        let core = self.store.core();
+        let head_len = self.head.len() as u64;
+        let most = core.disk.sizes.most();
+        let body_len = u32_of(self.expected.unwrap_or(most - head_len));
+        let span = Record::span_of(u32_of(head_len), body_len);
+        let span = span.ok_or(StoreError::TooLarge { length: u64::from(body_len), most })?;
+        let slot = core.reserve(span)?;
+        self.slot = Some(slot);
+        // A scan passes over what is not complete.
+        let pending = Record {
+            kind: Kind::Pending,
+            generation: slot.generation,
+            offset: slot.offset,
+            span: slot.span,
+            key: self.key.0,
+            state: self.state,
+            seq: 0,
+            head_len: 0,
+            body_len: 0,
+            sum: 0,
+            head_sum: 0,
+        };
+        let mut bytes = pending.encode(&core.disk.secret).to_vec();
+        bytes.extend_from_slice(&self.progress.borrow().staged);
+        core.write(&slot, &bytes, 0)?;
+        let at = core.disk.sizes.start(slot.region) + u64::from(slot.offset + RECORD_HEADER);
+        self.progress.send_modify(|progress| {
+            progress.at = Some(at);
+            progress.staged = Vec::new();
+        });
+        Ok(slot)
     }
 
     /// A reader from the beginning of the body.
     #[must_use]
     pub fn reader(&self) -> FillReader {
-        FillReader { progress: self.progress.subscribe(), at: 0, expected: self.expected }
+        FillReader {
+            store: self.store.clone(),
+            progress: self.progress.subscribe(),
+            at: 0,
+            expected: self.expected,
+        }
     }
 
     /// Ends the body, and puts the response into the store in place of what was there under its key.
@@ -72,26 +153,71 @@ impl Fill {
     /// # Errors
     /// [`StoreError::WrongLength`] if it is shorter than it was to be; [`StoreError::Banned`];
     /// as [`write`](Self::write).
-    pub fn finish(self) -> Result<Hit, StoreError> {
-        if let Some(expected) = self.expected.filter(|e| *e != self.body.len() as u64) {
+    pub fn finish(mut self) -> Result<Hit, StoreError> {
+        if let Some(expected) = self.expected.filter(|e| *e != self.length) {
             return Err(StoreError::WrongLength { expected });
         }
-        let hit = self.store.put(self.key, self.state, &self.head, &self.body)?;
-        self.progress.send_modify(|p| p.ended = Some(true));
+        let sums = self.sums.finish();
+        let head = std::mem::take(&mut self.head);
+        let (key, state, body_len) = (self.key, self.state, u32_of(self.length));
+        let parts = Parts { key, state, head: &head, body_len, sums: &sums, kind: Kind::Whole };
+        let hit = match self.slot {
+            Some(slot) => self.finish_spilled(&slot, &parts)?,
+            None => {
+                // Readers may read it meanwhile.
+                let progress = self.progress.borrow();
+                let core = self.store.core();
+                core.store_running(None, &parts, &progress.staged, &self.running, None)?
+            }
+        };
+        let (lease, body) = hit.lease();
+        self.progress.send_modify(|progress| {
+            (progress.at, progress.end) = (Some(body.start), End::Whole(lease));
+            progress.staged = Vec::new();
+        });
         Ok(hit)
+    }
+
+    fn finish_spilled(&self, slot: &Slot, parts: &Parts<'_>) -> Result<Hit, StoreError> {
+        let core = self.store.core();
+        let record = core.record(slot, parts, &self.running)?;
+        let rest = [parts.sums, parts.head].concat();
+        core.write(slot, &rest, RECORD_HEADER + parts.body_len)?;
+        core.write(slot, &record.encode(&core.disk.secret), 0)?;
+        core.commit_or_undo(slot, &record, parts.head, None)
     }
 }
 
 impl Drop for Fill {
     fn drop(&mut self) {
-        self.progress.send_modify(|p| p.ended = p.ended.or(Some(false)));
+        let mut whole = false;
+        self.progress.send_modify(|progress| {
+            whole = matches!(progress.end, End::Whole(_));
+            if !whole {
+                progress.end = End::Abandoned;
+            }
+        });
+        let core = self.store.core();
+        core.end(&self.running);
+        // No reader reads from it any more, but under a lease.
+        if let Some(slot) = self.slot {
+            let (body, head) = (u32_of(self.length), self.head.len() as u64);
+            let span = Record::span_of(u32_of(head), body).filter(|_| whole);
+            core.release(&slot, span.unwrap_or(0));
+        }
     }
+}
+
+/// Lengths were compared with the largest that a store takes, less than 2^32.
+fn u32_of(length: u64) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
 }
 
 /// A reader of a response that is being stored: it waits for what has not arrived yet. A clone
 /// reads on from where this one is.
 #[derive(Debug, Clone)]
 pub struct FillReader {
+    store: Store,
     progress: watch::Receiver<Progress>,
     at: u64,
     expected: Option<u64>,
@@ -104,16 +230,16 @@ impl FillReader {
     /// # Errors
     /// [`StoreError::Abandoned`] if the response was given up; [`StoreError::Io`].
     pub async fn read(&mut self) -> Result<Bytes, StoreError> {
-        let at = usize::try_from(self.at).unwrap_or(usize::MAX);
-        let news = self.progress.wait_for(|p| p.bytes.len() > at || p.ended.is_some()).await;
-        let news = news.map_err(|_| StoreError::Abandoned)?;
-        if news.bytes.len() > at {
-            let end = news.bytes.len().min(at + READ);
-            let bytes = Bytes::copy_from_slice(&news.bytes[at..end]);
-            self.at += bytes.len() as u64;
-            return Ok(bytes);
+        let at = self.at;
+        let news = |p: &Progress| p.length > at || !matches!(p.end, End::None);
+        let progress = self.progress.wait_for(news).await.map_err(|_| StoreError::Abandoned)?;
+        if matches!(progress.end, End::Abandoned) {
+            return Err(StoreError::Abandoned);
         }
-        if news.ended == Some(true) { Ok(Bytes::new()) } else { Err(StoreError::Abandoned) }
+        // Under the lock of its progress, without which nobody else gets the room in the file.
+        let bytes = read(&self.store, &progress, at)?;
+        self.at += bytes.len() as u64;
+        Ok(bytes)
     }
 
     /// Sets where in the body the next read begins.
@@ -125,7 +251,7 @@ impl FillReader {
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         let progress = self.progress.borrow();
-        self.expected.or((progress.ended == Some(true)).then_some(progress.bytes.len() as u64))
+        self.expected.or_else(|| matches!(progress.end, End::Whole(_)).then_some(progress.length))
     }
 
     /// Waits for the end of the body, and returns its length.
@@ -133,8 +259,33 @@ impl FillReader {
     /// # Errors
     /// [`StoreError::Abandoned`].
     pub async fn ended(&mut self) -> Result<u64, StoreError> {
-        let end = self.progress.wait_for(|p| p.ended.is_some()).await;
-        let end = end.map_err(|_| StoreError::Abandoned)?;
-        if end.ended == Some(true) { Ok(end.bytes.len() as u64) } else { Err(StoreError::Abandoned) }
+        let ended = |p: &Progress| !matches!(p.end, End::None);
+        let progress = self.progress.wait_for(ended).await.map_err(|_| StoreError::Abandoned)?;
+        match progress.end {
+            End::Whole(_) => Ok(progress.length),
+            _ => Err(StoreError::Abandoned),
+        }
     }
+}
+
+fn read(store: &Store, progress: &Progress, at: u64) -> Result<Bytes, StoreError> {
+    let end = progress.length.min(at.saturating_add(READ));
+    if end <= at {
+        return Ok(Bytes::new());
+    }
+    let Some(start) = progress.at else {
+        let index = |at| usize::try_from(at).unwrap_or(usize::MAX);
+        return Ok(Bytes::copy_from_slice(&progress.staged[index(at)..index(end)]));
+    };
+    let mut bytes = vec![0; usize::try_from(end - at).unwrap_or(0)];
+    let read = match &progress.end {
+        End::Whole(lease) => lease.read_at(&mut bytes, start + at)?,
+        _ => pread(&store.core().disk.file, &mut bytes[..], start + at)
+            .map_err(StoreError::io("pread"))?,
+    };
+    if read == 0 {
+        return Err(StoreError::io("pread")(Errno::IO));
+    }
+    bytes.truncate(read);
+    Ok(Bytes::from(bytes))
 }

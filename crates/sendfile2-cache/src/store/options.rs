@@ -78,6 +78,8 @@ pub struct Counters {
     pub recycled: u64,
     /// Of these, those that were erased; the others were detached or waited for.
     pub erased: u64,
+    /// Regions that are not used any more, since reading or writing them failed.
+    pub failed: u64,
     /// Bans in force.
     pub bans: u64,
     /// Responses dropped since their bytes were not what was stored.
@@ -86,6 +88,7 @@ pub struct Counters {
 
 /// The state of one region, for a picture of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct RegionState {
     /// The number of times that the store had taken a region when it took this one; 0 is never.
     pub generation: u64,
@@ -99,4 +102,6 @@ pub struct RegionState {
     pub useful: u64,
     /// Whether it is being filled.
     pub open: bool,
+    /// Whether reading or writing it failed: it is not used any more.
+    pub failed: bool,
 }

@@ -1,0 +1,329 @@
+//! The store behind its handles: what they and its keeper do to the file and to its state.
+
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sendfile2::guard::Lease;
+
+use super::ban::Ban;
+use super::banlog::BanLog;
+use super::check;
+use super::disk::{Disk, read_leased};
+use super::error::StoreError;
+use super::hit::Hit;
+use super::index::Entry;
+use super::key::{Key, State as Opaque};
+use super::layout::{BodyAt, Kind, RECORD_HEADER, Record, Tabled, sums_len};
+use super::options::Admission;
+use super::state::{Slot, State};
+
+/// Whoever stores waits so long for a region that can be filled.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) disk: Disk,
+    pub(super) admission: Admission,
+    pub(super) state: Mutex<State>,
+    /// Something to do for the keeper, or done by it.
+    pub(super) changed: Condvar,
+    pub(super) log: Mutex<BanLog>,
+}
+
+/// A response that is being stored.
+#[derive(Debug)]
+pub(super) struct Running {
+    id: u64,
+    /// Bans with a larger number concern it.
+    pub(super) since: u64,
+}
+
+/// What a record is made of, but for its place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parts<'a> {
+    pub(super) key: Key,
+    pub(super) state: Opaque,
+    pub(super) head: &'a [u8],
+    pub(super) body_len: u32,
+    pub(super) sums: &'a [u8],
+    pub(super) kind: Kind,
+}
+
+impl Core {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds a response and leases it, with the generations that its records must have.
+    fn look_up(&self, key: &Key, count: bool) -> Option<(Entry, Lease, [u64; 2])> {
+        let mut state = self.state();
+        let entry = *state.index.get(key)?;
+        let lease = self.lease(&entry)?;
+        if count {
+            state.hit(key);
+        }
+        let generation = |region: u32| state.regions[region as usize].generation;
+        let generations = [generation(entry.region), generation(entry.head_region)];
+        Some((entry, lease, generations))
+    }
+
+    /// Leases what there is of a response. Asked under the lock, so that it is still there.
+    fn lease(&self, entry: &Entry) -> Option<Lease> {
+        let sizes = &self.disk.sizes;
+        let start = sizes.start(entry.region) + u64::from(entry.record);
+        let len = RECORD_HEADER + entry.body_len + sums_len(entry.body_len);
+        let head = self.head_of(entry);
+        let head = head.start - u64::from(RECORD_HEADER).min(head.start)..head.end;
+        self.disk.file.try_lease([start..start + u64::from(len), head])
+    }
+
+    pub(super) fn body_of(&self, entry: &Entry) -> Range<u64> {
+        let start = self.disk.sizes.start(entry.region) + u64::from(entry.record + RECORD_HEADER);
+        start..start + u64::from(entry.body_len)
+    }
+
+    pub(super) fn head_of(&self, entry: &Entry) -> Range<u64> {
+        let start = self.disk.sizes.start(entry.head_region) + u64::from(entry.head_at);
+        start..start + u64::from(entry.head_len)
+    }
+
+    /// Finds a response that is not banned, and whose bytes are what was stored.
+    pub(super) fn find(&self, key: &Key, count: bool) -> Option<(Entry, Hit)> {
+        let (entry, lease, generations) = self.look_up(key, count)?;
+        let head = read_leased(&lease, self.head_of(&entry));
+        let whole = entry.verified || check::is_whole(self, &entry, &lease, generations, &head);
+        let mut state = self.state();
+        let Some(head) = head.ok().filter(|_| whole) else {
+            state.counters.damaged += 1;
+            state.remove_entry(&entry);
+            return None;
+        };
+        if state.bans.hit_entry(&entry, &head) {
+            state.remove_entry(&entry);
+            return None;
+        }
+        if let Some(known) = state.index.get_mut(key).filter(|known| known.is(&entry)) {
+            known.verified = true;
+        }
+        drop(state);
+        let hit =
+            Hit { state: entry.state, head: Bytes::from(head), lease, body: self.body_of(&entry) };
+        Some((entry, hit))
+    }
+
+    /// Room for a record, waited for shortly.
+    pub(super) fn reserve(&self, span: u32) -> Result<Slot, StoreError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.state();
+        loop {
+            if let Some(slot) = state.reserve(span) {
+                drop(state);
+                self.changed.notify_all();
+                return Ok(slot);
+            }
+            state.is_hopeless()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(StoreError::Full);
+            }
+            let woken = self.changed.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    pub(super) fn release(&self, slot: &Slot, span: u32) {
+        self.state().release(slot, span);
+        self.changed.notify_all();
+    }
+
+    /// Notes that a response is being stored: bans from now on concern it.
+    pub(super) fn begin(&self, key: Key, since: Option<u64>) -> Running {
+        let mut state = self.state();
+        let since = since.unwrap_or(state.clock);
+        // Ids are of the same clock: nobody else has this one.
+        let id = state.tick();
+        state.running.insert(id, (key, since));
+        Running { id, since }
+    }
+
+    pub(super) fn end(&self, running: &Running) {
+        self.state().running.remove(&running.id);
+    }
+
+    /// The header of a record, which has its number now: bans from now on have a larger one.
+    pub(super) fn record(
+        &self,
+        slot: &Slot,
+        parts: &Parts<'_>,
+        running: &Running,
+    ) -> Result<Record, StoreError> {
+        let mut state = self.state();
+        if state.bans.hit(&parts.key, running.since, parts.head) {
+            return Err(StoreError::Banned);
+        }
+        let seq = state.tick();
+        drop(state);
+        let too_large = || StoreError::TooLarge {
+            length: parts.head.len() as u64 + u64::from(parts.body_len),
+            most: self.disk.sizes.most(),
+        };
+        let head_len = u32::try_from(parts.head.len()).map_err(|_| too_large())?;
+        let here = if matches!(parts.kind, Kind::Refresh(_)) { 0 } else { parts.body_len };
+        let span = Record::span_of(head_len, here).filter(|span| *span <= slot.span);
+        Ok(Record {
+            kind: parts.kind,
+            generation: slot.generation,
+            offset: slot.offset,
+            span: span.ok_or_else(too_large)?,
+            key: parts.key.0,
+            state: parts.state,
+            seq,
+            head_len,
+            body_len: parts.body_len,
+            sum: crc32fast::hash(parts.sums),
+            head_sum: crc32fast::hash(parts.head),
+        })
+    }
+
+    /// Writes at an offset of a slot. A region that cannot be written is filled no more.
+    pub(super) fn write(&self, slot: &Slot, bytes: &[u8], offset: u32) -> Result<(), StoreError> {
+        let at = self.disk.sizes.start(slot.region) + u64::from(slot.offset + offset);
+        self.disk.write(bytes, at).inspect_err(|_| self.state().region(slot.region).broken = true)
+    }
+
+    /// Puts a record that is written into the index, or makes it none again. `instead` is the entry
+    /// whose body it has.
+    pub(super) fn commit_or_undo(
+        &self,
+        slot: &Slot,
+        record: &Record,
+        head: &[u8],
+        instead: Option<&Entry>,
+    ) -> Result<Hit, StoreError> {
+        self.commit(slot, record, head, instead).inspect_err(|_| {
+            // If this fails, it is newer than what is in its place, and was stored as it is.
+            let _ = self.write(slot, &[0; RECORD_HEADER as usize], 0);
+        })
+    }
+
+    fn commit(
+        &self,
+        slot: &Slot,
+        record: &Record,
+        head: &[u8],
+        instead: Option<&Entry>,
+    ) -> Result<Hit, StoreError> {
+        let mut state = self.state();
+        let key = Key(record.key);
+        if state.bans.hit(&key, record.seq, head) {
+            return Err(StoreError::Banned);
+        }
+        let known = state.index.get(&key).copied();
+        if instead.is_some_and(|old| !known.is_some_and(|known| known.is(old))) {
+            return Err(StoreError::Absent);
+        }
+        let mut entry = entry_of(slot.region, record, instead);
+        entry.hits = known.map_or(0, |known| known.hits);
+        let region = state.region(slot.region);
+        region.table.push(Tabled::of(record));
+        region.oldest = region.oldest.min(record.seq);
+        let newest = state.insert(entry);
+        state.counters.stored += u64::from(newest && instead.is_none());
+        let lease = self.lease(&entry).ok_or(StoreError::Full)?;
+        drop(state);
+        let (state, body) = (entry.state, self.body_of(&entry));
+        Ok(Hit { state, head: Bytes::copy_from_slice(head), lease, body })
+    }
+
+    /// Replaces the head of a response by a record of its own.
+    pub(super) fn refresh(&self, key: &Key, state: Opaque, head: &[u8]) -> Result<(), StoreError> {
+        let (entry, _) = self.find(key, false).ok_or(StoreError::Absent)?;
+        let generation = self.state().regions[entry.region as usize].generation;
+        let body = BodyAt { region: entry.region, generation, record: entry.record };
+        let kind = Kind::Refresh(body);
+        let parts = Parts { key: *key, state, head, body_len: entry.body_len, sums: &[], kind };
+        self.store(None, &parts, &[], Some(entry.seq), Some(&entry)).map(drop)
+    }
+
+    /// Stores a record in one go, in this region or in any.
+    pub(super) fn store(
+        &self,
+        region: Option<u32>,
+        parts: &Parts<'_>,
+        body: &[u8],
+        since: Option<u64>,
+        instead: Option<&Entry>,
+    ) -> Result<Hit, StoreError> {
+        let running = self.begin(parts.key, since);
+        let stored = self.store_running(region, parts, body, &running, instead);
+        self.end(&running);
+        stored
+    }
+
+    pub(super) fn store_running(
+        &self,
+        region: Option<u32>,
+        parts: &Parts<'_>,
+        body: &[u8],
+        running: &Running,
+        instead: Option<&Entry>,
+    ) -> Result<Hit, StoreError> {
+        let length = parts.head.len() as u64 + body.len() as u64;
+        let most = self.disk.sizes.most();
+        let span = u32::try_from(length).ok().filter(|_| length <= most).and_then(|_| {
+            Record::span_of(u32::try_from(parts.head.len()).ok()?, u32::try_from(body.len()).ok()?)
+        });
+        let span = span.ok_or(StoreError::TooLarge { length, most })?;
+        let slot = match region {
+            Some(region) => self.state().reserve_in(region, span).ok_or(StoreError::Full)?,
+            None => self.reserve(span)?,
+        };
+        let stored = self.record(&slot, parts, running).and_then(|record| {
+            let mut bytes = Vec::with_capacity(span as usize);
+            bytes.extend_from_slice(&record.encode(&self.disk.secret));
+            [body, parts.sums, parts.head].iter().for_each(|part| bytes.extend_from_slice(part));
+            bytes.resize(span as usize, 0);
+            self.write(&slot, &bytes, 0)?;
+            self.commit_or_undo(&slot, &record, parts.head, instead)
+        });
+        self.release(&slot, if stored.is_ok() { span } else { 0 });
+        stored
+    }
+
+    /// Bans in this process at once, and then on disk.
+    pub(super) fn ban(&self, ban: &Ban) -> Result<(), StoreError> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
+        let seq = state.tick();
+        match ban {
+            Ban::Key(key) => {
+                state.remove(key);
+            }
+            Ban::All => state.clear(),
+            Ban::Prefix(_) | Ban::Tag(_) => {}
+        }
+        state.bans.add(seq, ban.clone());
+        drop(state);
+        log.append(self, seq, ban)
+    }
+}
+
+fn entry_of(region: u32, record: &Record, instead: Option<&Entry>) -> Entry {
+    let (body_region, body_record) =
+        instead.map_or((region, record.offset), |old| (old.region, old.record));
+    Entry {
+        key: Key(record.key),
+        state: record.state,
+        seq: record.seq,
+        region: body_region,
+        record: body_record,
+        body_len: record.body_len,
+        head_region: region,
+        head_at: record.head_at(),
+        head_len: record.head_len,
+        hits: 0,
+        verified: true,
+    }
+}

@@ -1,0 +1,215 @@
+//! The file of a store: opening it, making it, and all reads and writes of it.
+
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, fdatasync, flock, ftruncate};
+use rustix::io::{Errno, pread};
+use sendfile2::Source;
+use sendfile2::guard::{GuardOptions, GuardedFile, Lease};
+
+use super::error::StoreError;
+use super::layout::{SUPERBLOCK, Secret, Sizes, read_superblock, superblock};
+use super::options::Options;
+
+/// Writers wait so long for leases where the file cannot be detached.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The file of a store, which nobody else has open as one.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) file: GuardedFile,
+    pub(super) sizes: Sizes,
+    pub(super) secret: Secret,
+    /// The lock is this one's: leases keep the other for longer than the store is there.
+    _lock: File,
+    #[cfg(test)]
+    pub(super) log: super::tests::power::Log,
+}
+
+impl Disk {
+    /// Opens the store, or makes one; tells whether it was made.
+    pub(super) fn open(options: &Options) -> Result<(Self, bool), StoreError> {
+        let (lock, file) = opened(options)?;
+        let path = options.path.clone().unwrap_or_else(|| PathBuf::from("a temporary file"));
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
+            Errno::WOULDBLOCK => StoreError::InUse(path.clone()),
+            errno => StoreError::io("flock")(errno),
+        })?;
+        let (size, _) = Source::examine(&file)?;
+        let device = lock.metadata().map_err(StoreError::io("stat"))?.file_type().is_block_device();
+        let mut block = vec![0; SUPERBLOCK];
+        let read = read_up_to(&file, &mut block, 0)?;
+        let empty = if device { is_blank(&file, size)? } else { size == 0 };
+        let (sizes, secret) = if empty {
+            make(&file, options, device.then_some(size))?
+        } else {
+            read_superblock(&block[..read])
+                .map_err(|why| StoreError::NotAStore { path: path.clone(), why })?
+        };
+        if device && size < sizes.size() {
+            let why = format!("the device has {size} bytes, and {} are its", sizes.size());
+            return Err(StoreError::NotAStore { path, why });
+        }
+        if !device && size < sizes.size() {
+            // Made, and killed before it was as large as it was to be; or cut.
+            ftruncate(&file, sizes.size()).map_err(StoreError::io("ftruncate"))?;
+        }
+        let guard = GuardOptions::new();
+        // Nobody has been sent anything of a file that was empty.
+        let guard = if empty && !device { guard.nothing_exposed() } else { guard };
+        let file = guard.guard(file)?;
+        let disk = Disk {
+            file,
+            sizes,
+            secret,
+            _lock: lock,
+            #[cfg(test)]
+            log: super::tests::power::Log::default(),
+        };
+        Ok((disk, empty))
+    }
+
+    pub(super) fn read(&self, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
+        match read_up_to(&self.file, &mut bytes, range.start)? {
+            read if read < bytes.len() => Err(StoreError::io("pread")(Errno::IO)),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Writes where nobody has a lease, or the guard deals with those.
+    pub(super) fn write(&self, bytes: &[u8], at: u64) -> Result<(), StoreError> {
+        #[cfg(test)]
+        self.log.write(at, bytes);
+        Ok(self.file.write_at(bytes, at, PATIENCE)?)
+    }
+
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        rustix::io::retry_on_intr(|| fdatasync(&self.file)).map_err(StoreError::io("fdatasync"))?;
+        #[cfg(test)]
+        self.log.sync();
+        Ok(())
+    }
+
+    /// Makes a region one that may be filled, whoever is being sent what is in it; tells whether it
+    /// was erased.
+    pub(super) fn clear(&self, region: u32) -> Result<bool, StoreError> {
+        let range = self.region(region);
+        #[cfg(test)]
+        self.log.erase(range.clone());
+        if self.file.erase(range.clone(), PATIENCE).is_ok() {
+            return Ok(true);
+        }
+        self.file.write_with(range, PATIENCE, |_| Ok(()))?;
+        Ok(false)
+    }
+
+    pub(super) fn region(&self, region: u32) -> Range<u64> {
+        let start = self.sizes.start(region);
+        start..start + u64::from(self.sizes.region)
+    }
+}
+
+/// Reads what was leased.
+pub(super) fn read_leased(lease: &Lease, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
+    let mut done = 0;
+    while done < bytes.len() {
+        match lease.read_at(&mut bytes[done..], range.start + done as u64)? {
+            0 => return Err(StoreError::io("pread")(Errno::IO)),
+            read => done += read,
+        }
+    }
+    Ok(bytes)
+}
+
+fn read_up_to(
+    file: impl std::os::fd::AsFd,
+    bytes: &mut [u8],
+    at: u64,
+) -> Result<usize, StoreError> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match pread(&file, &mut bytes[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(StoreError::io("pread")(errno)),
+        }
+    }
+    Ok(done)
+}
+
+/// Two descriptors of the file that are not duplicates: one for the lock.
+fn opened(options: &Options) -> Result<(File, File), StoreError> {
+    let Some(path) = &options.path else {
+        let file = tempfile::NamedTempFile::new().map_err(StoreError::io("open"))?;
+        let lock = open(file.path(), false)?;
+        return Ok((lock, file.into_file()));
+    };
+    let device = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
+    Ok((open(path, device)?, open(path, false)?))
+}
+
+fn open(path: &Path, device: bool) -> Result<File, StoreError> {
+    // O_EXCL: not a device that has a filesystem mounted.
+    let exclusive = if device { OFlags::EXCL.bits() } else { 0 };
+    let flags = i32::try_from(exclusive).unwrap_or(0);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(!device).truncate(false).custom_flags(flags);
+    options.open(path).map_err(StoreError::io("open"))
+}
+
+/// Whether a device has nothing in its beginning and at its end, where whoever uses it says so.
+fn is_blank(file: &File, size: u64) -> Result<bool, StoreError> {
+    let len = size.min(2 << 20);
+    for at in [0, size - len] {
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        read_up_to(file, &mut bytes, at)?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Makes a store of an empty file. Its space is taken before it says that it is one, so that a full
+/// disk leaves it empty.
+fn make(
+    file: &File,
+    options: &Options,
+    device: Option<u64>,
+) -> Result<(Sizes, Secret), StoreError> {
+    let size = device.unwrap_or(options.size);
+    let sizes = Sizes::of(size, options.region).map_err(StoreError::Sizes)?;
+    let mut secret = [0; 32];
+    rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())
+        .map_err(StoreError::io("getrandom"))?;
+    let secret = Secret(secret);
+    if device.is_none() {
+        let allocate = || fallocate(file, FallocateFlags::KEEP_SIZE, 0, sizes.size());
+        match rustix::io::retry_on_intr(allocate) {
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(errno) => {
+                // What it has taken all the same.
+                let _ = ftruncate(file, 0);
+                return Err(StoreError::io("fallocate")(errno));
+            }
+        }
+    }
+    let block = superblock(&sizes, &secret);
+    let mut done = 0;
+    while done < block.len() {
+        done += rustix::io::pwrite(file, &block[done..], done as u64)
+            .map_err(StoreError::io("pwrite"))?;
+    }
+    if device.is_none() {
+        ftruncate(file, sizes.size()).map_err(StoreError::io("ftruncate"))?;
+    }
+    rustix::fs::fsync(file).map_err(StoreError::io("fsync"))?;
+    Ok((sizes, secret))
+}

@@ -1,0 +1,3 @@
+//! Tests of the store that need to see inside it.
+
+pub(in crate::store) mod power;

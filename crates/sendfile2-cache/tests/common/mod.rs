@@ -1,0 +1,58 @@
+//! What the tests of the store share.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+
+use sendfile2_cache::store::{Hit, Key, Opened, Options, State, Store, StoreError};
+
+pub const HEAD: &[u8] = b"a head";
+pub const MIB: u64 = 1 << 20;
+
+/// A store of 12 regions.
+pub fn small() -> Options {
+    Options { size: 28 * MIB, region: 2 * MIB, ..Options::default() }
+}
+
+pub fn opened(options: &Options) -> (Store, Opened) {
+    Store::open(options).unwrap()
+}
+
+pub fn store(options: &Options) -> Store {
+    opened(options).0
+}
+
+/// Bytes that are no others'.
+pub fn body(seed: u32, len: usize) -> Vec<u8> {
+    let mut state = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+pub fn put(
+    store: &Store,
+    key: Key,
+    state: State,
+    head: &[u8],
+    body: &[u8],
+    length: Option<u64>,
+) -> Result<Hit, StoreError> {
+    let mut fill = store.begin(key, state, head, length)?;
+    fill.write(body)?;
+    fill.finish()
+}
+
+/// The body, as a client is sent it.
+pub fn stored(hit: &Hit) -> Vec<u8> {
+    let (lease, range) = hit.lease();
+    let mut bytes = vec![0; usize::try_from(hit.len()).unwrap()];
+    let mut done = 0;
+    while done < bytes.len() {
+        done += lease.read_at(&mut bytes[done..], range.start + done as u64).unwrap();
+    }
+    bytes
+}
