@@ -158,9 +158,9 @@ impl Fill {
             return Err(StoreError::WrongLength { expected });
         }
         let sums = self.sums.finish();
-        let head = std::mem::take(&mut self.head);
         let (key, state, body_len) = (self.key, self.state, u32_of(self.length));
-        let parts = Parts { key, state, head: &head, body_len, sums: &sums, kind: Kind::Whole };
+        let parts =
+            Parts { key, state, head: &self.head, body_len, sums: &sums, kind: Kind::Whole };
         let hit = match self.slot {
             Some(slot) => self.finish_spilled(&slot, &parts)?,
             None => {
