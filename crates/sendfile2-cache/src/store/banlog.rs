@@ -45,7 +45,7 @@ impl BanLog {
         // What a write that failed has left there is written anew.
         self.end = None;
         disk.write(&record, half.start + end)?;
-        disk.sync()?;
+        core.sync()?;
         self.end = Some(end + record.len() as u64);
         Ok(())
     }
@@ -74,12 +74,12 @@ impl BanLog {
         }
         // A try that failed may have put this half in force.
         disk.write(&vec![0; marker.len()], half.start)?;
-        disk.sync()?;
+        core.sync()?;
         // All that made bans superfluous is on disk before they are gone.
         disk.write(&bytes, half.start + marker.len() as u64)?;
-        disk.sync()?;
+        core.sync()?;
         disk.write(&marker, half.start)?;
-        disk.sync()?;
+        core.sync()?;
         *self = BanLog { second, epoch, end: Some(end) };
         Ok(())
     }

@@ -193,6 +193,12 @@ impl Core {
         self.disk.write(bytes, at).inspect_err(|_| self.state().region(slot.region).broken = true)
     }
 
+    /// Returns when all that was written is on disk. If it is not, the kernel does not tell which of
+    /// it is lost, nor tell again: all that is in no table yet is dropped.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        self.disk.sync().inspect_err(|_| self.state().lose())
+    }
+
     /// Puts a record that is written into the index, or makes it none again. `instead` is the entry
     /// whose body it has.
     pub(super) fn commit_or_undo(
@@ -219,6 +225,9 @@ impl Core {
         let key = Key(record.key);
         if state.bans.hit(&key, record.seq, head) {
             return Err(StoreError::Banned);
+        }
+        if state.region(slot.region).broken {
+            return Err(StoreError::Full);
         }
         let known = state.index.get(&key).copied();
         if instead.is_some_and(|old| !known.is_some_and(|known| known.is(old))) {

@@ -83,15 +83,18 @@ impl Disk {
 
     /// Writes where nobody has a lease, or the guard deals with those.
     pub(super) fn write(&self, bytes: &[u8], at: u64) -> Result<(), StoreError> {
+        self.file.write_at(bytes, at, PATIENCE)?;
         #[cfg(test)]
         self.log.write(at, bytes);
-        Ok(self.file.write_at(bytes, at, PATIENCE)?)
+        Ok(())
     }
 
     pub(super) fn sync(&self) -> Result<(), StoreError> {
+        #[cfg(test)]
+        let done = self.log.len();
         rustix::io::retry_on_intr(|| fdatasync(&self.file)).map_err(StoreError::io("fdatasync"))?;
         #[cfg(test)]
-        self.log.sync();
+        self.log.synced(done);
         Ok(())
     }
 
@@ -99,9 +102,9 @@ impl Disk {
     /// was erased.
     pub(super) fn clear(&self, region: u32) -> Result<bool, StoreError> {
         let range = self.region(region);
-        #[cfg(test)]
-        self.log.erase(range.clone());
         if self.file.erase(range.clone(), PATIENCE).is_ok() {
+            #[cfg(test)]
+            self.log.erase(range);
             return Ok(true);
         }
         self.file.write_with(range, PATIENCE, |_| Ok(()))?;

@@ -39,7 +39,7 @@ impl Entry {
 }
 
 /// Entries of one piece of memory: there is never more than one piece too much.
-const PIECE: usize = 4096;
+const PIECE: usize = 512;
 const NONE: u32 = u32::MAX;
 
 /// Entries by their keys. A slot is a number by which a region knows them.

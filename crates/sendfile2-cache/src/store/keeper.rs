@@ -42,8 +42,15 @@ pub(super) fn run(core: &Core) {
     }
 }
 
+/// Whether it would be in vain to try again. Where a write finds no space now, it may later.
 fn is_of_the_disk(why: &StoreError) -> bool {
-    matches!(why, StoreError::Io { .. } | StoreError::Guard(sendfile2::Error::File { .. }))
+    match why {
+        StoreError::Io { .. } => true,
+        StoreError::Guard(sendfile2::Error::File { cause, .. }) => {
+            cause.kind() != std::io::ErrorKind::StorageFull
+        }
+        _ => false,
+    }
 }
 
 fn next(core: &Core) -> Option<Work> {
@@ -97,7 +104,7 @@ fn victim(core: &Core, state: &State) -> Option<u32> {
 
 /// Writes the table of a region, when all that it tells of is on disk.
 fn seal(core: &Core, region: u32) -> Result<(), StoreError> {
-    core.disk.sync()?;
+    core.sync()?;
     let (generation, entries) = {
         let mut state = core.state();
         let entries = std::mem::take(&mut state.region(region).table);

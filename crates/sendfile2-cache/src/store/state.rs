@@ -250,6 +250,16 @@ impl State {
         entries.len() as u64
     }
 
+    /// Drops all that may not have come to the disk.
+    pub(super) fn lose(&mut self) {
+        for region in 0..self.sizes.regions {
+            if matches!(self.region(region).phase, Phase::Busy | Phase::Filling) {
+                self.counters.damaged += self.empty(region);
+                self.region(region).broken = true;
+            }
+        }
+    }
+
     /// Drops all that is in the index.
     pub(super) fn clear(&mut self) {
         self.index = Index::default();

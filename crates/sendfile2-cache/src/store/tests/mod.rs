@@ -1,3 +1,5 @@
 //! Tests of the store that need to see inside it.
 
+mod disk;
+mod memory;
 pub(in crate::store) mod power;

@@ -1,0 +1,108 @@
+//! A client that reads late is sent what it was promised, whatever becomes of the region.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use common::{HEAD, body, opened, put, small};
+use sendfile2::{Engine, SendFlags, Sender, Sent};
+use sendfile2_cache::store::{Hit, Key, Options, Store};
+
+fn key(n: u32) -> Key {
+    Key::of(&[&n.to_le_bytes()])
+}
+
+/// A client that has been sent as much as it takes without reading.
+struct Slow {
+    sender: Sender,
+    receiver: TcpStream,
+    sent: u64,
+}
+
+impl Slow {
+    fn new(hit: &Hit, engine: Engine) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 128 << 10).unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (receiver, _) = listener.accept().unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let options = sendfile2::Options::new().engine(engine);
+        let mut slow = Slow { sender: Sender::with(socket, options).unwrap(), receiver, sent: 0 };
+        slow.send(hit);
+        assert!(slow.sent > 0);
+        slow
+    }
+
+    fn send(&mut self, hit: &Hit) {
+        let (lease, range) = hit.lease();
+        while self.sent < hit.len() {
+            let left = range.start + self.sent..range.end;
+            match self.sender.try_send_lease(&lease, left, SendFlags::NONE).unwrap() {
+                Sent::Accepted { bytes, .. } => self.sent += bytes as u64,
+                _ => break,
+            }
+        }
+    }
+
+    /// Reads on, while the rest is sent.
+    fn rest(mut self, hit: &Hit) -> Vec<u8> {
+        let mut got = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        while (got.len() as u64) < hit.len() {
+            let read = self.receiver.read(&mut buffer).unwrap();
+            got.extend_from_slice(&buffer[..read]);
+            self.send(hit);
+        }
+        got
+    }
+}
+
+fn wrong(got: &[u8], expected: &[u8]) -> usize {
+    assert_eq!(got.len(), expected.len());
+    got.iter().zip(expected).filter(|(a, b)| a != b).count()
+}
+
+fn overwrite_all(store: &Store) {
+    let before = store.counters().recycled;
+    for n in 100.. {
+        put(store, key(n), [0; 24], HEAD, &body(n, 100_000), None).unwrap();
+        if store.counters().recycled > before + 2 * store.regions().len() as u64 {
+            break;
+        }
+    }
+}
+
+#[test]
+fn regions_are_overwritten_and_nothing_changes_in_flight() {
+    for engine in [Engine::Sendfile, Engine::Zerocopy, Engine::Copy] {
+        let (store, _) = opened(&small());
+        let old = body(1, 1_500_000);
+        let hit = put(&store, key(1), [0; 24], HEAD, &old, None).unwrap();
+        let slow = Slow::new(&hit, engine);
+        overwrite_all(&store);
+        assert_eq!(wrong(&slow.rest(&hit), &old), 0, "{engine}");
+        assert_eq!(store.counters().failed, 0);
+    }
+}
+
+/// The control: the same region, written to as it is.
+#[test]
+fn control_a_region_that_is_written_to_at_once_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let (store, _) = opened(&Options { path: Some(path.clone()), ..small() });
+    let old = body(1, 1_500_000);
+    let hit = put(&store, key(1), [0; 24], HEAD, &old, None).unwrap();
+    let slow = Slow::new(&hit, Engine::Sendfile);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let (_, range) = hit.lease();
+    file.write_all_at(&body(2, 1_500_000), range.start).unwrap();
+    let wrong = wrong(&slow.rest(&hit), &old);
+    println!("{wrong} bytes wrong of {}", old.len());
+    assert!(wrong > 0);
+}
