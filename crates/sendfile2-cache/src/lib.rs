@@ -4,3 +4,7 @@
 //! being sent what was there: each client gets what it was promised, and no writer waits for one.
 
 pub mod store;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -254,6 +254,26 @@ fn when_the_disk_is_full_later_nothing_wrong_is_served() {
     check(&opened(&Options { size: 14 * MIB, ..options(&path) }).0, 0..300);
 }
 
+/// In memory nothing is detached: a region that somebody is being sent is waited for, and passed over.
+#[test]
+fn one_client_that_stalls_keeps_one_region_and_no_other() {
+    let Some(disk) = Mounted::new("40m") else { return };
+    let (store, _) = opened(&options(&disk.0.path().join("store")));
+    fill(&store, 0..1);
+    let hit = store.get(&key(0)).unwrap();
+    let regions = store.regions().len() as u64;
+    let enough = (1..5000).find(|n| {
+        // While the region is waited for, there may be none.
+        let _ = put(&store, key(*n), [0; 24], HEAD, &body(*n, 40_000), None);
+        store.counters().recycled > 3 * regions
+    });
+    assert!(enough.is_some(), "{:?}", store.counters());
+    assert_eq!(stored(&hit), body(0, 40_000));
+    drop(hit);
+    check(&store, 0..5000);
+    assert_eq!(store.counters().failed, 0);
+}
+
 /// A disk that loses what it is given, and says so when it is asked: its own disk is full.
 #[test]
 fn what_a_disk_loses_is_not_served() {

@@ -211,3 +211,37 @@ async fn readers_have_what_has_arrived() {
     assert!(matches!(reader.read().await, Err(StoreError::Abandoned)));
     assert!(matches!(reader.ended().await, Err(StoreError::Abandoned)));
 }
+
+#[test]
+fn many_at_once() {
+    let store = store(&small());
+    std::thread::scope(|scope| {
+        for thread in 0..4_u32 {
+            let store = &store;
+            scope.spawn(move || {
+                for at in 0..400_u32 {
+                    let n = (at * 7 + thread * 3) % 50;
+                    // A body says which version of which key it is of.
+                    let version = (n << 16) | (thread << 12) | at;
+                    let bytes = [&version.to_le_bytes()[..], &body(version, 60_000)].concat();
+                    let length = (at % 2 == 0).then_some(bytes.len() as u64);
+                    match common::put(store, key(n), [0; 24], HEAD, &bytes, length) {
+                        Ok(_) | Err(StoreError::Full | StoreError::Banned) => {}
+                        Err(why) => panic!("{why}"),
+                    }
+                    if at % 10 == 9 {
+                        store.ban(Ban::Key(key(n))).unwrap();
+                    }
+                    let _ = store.refresh(&key((n + 1) % 50), [1; 24], HEAD);
+                    let Some(hit) = store.get(&key(n)) else { continue };
+                    let bytes = stored(&hit);
+                    let version = u32::from_le_bytes(bytes[..4].try_into().unwrap());
+                    assert_eq!(version >> 16, n);
+                    assert!(bytes[4..] == body(version, 60_000));
+                }
+            });
+        }
+    });
+    let counters = store.counters();
+    assert!(counters.recycled > 10 && counters.damaged == 0, "{counters:?}");
+}

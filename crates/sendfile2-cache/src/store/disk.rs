@@ -15,8 +15,8 @@ use super::error::StoreError;
 use super::layout::{SUPERBLOCK, Secret, Sizes, read_superblock, superblock};
 use super::options::Options;
 
-/// Writers wait so long for leases where the file cannot be detached.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A region is waited for so long where its file cannot be detached, and then another one is taken.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The file of a store, which nobody else has open as one.
 #[derive(Debug)]

@@ -32,8 +32,11 @@ pub(super) fn run(core: &Core) {
             if is_of_the_disk(&why) {
                 state.fail(region);
             } else {
-                state.region(region).phase = Phase::Sealed;
-                // A lease of which addresses were given out, or a program that maps the file.
+                // A lease that has to be waited for, or a program that maps the file: others first.
+                state.generation += 1;
+                let generation = state.generation;
+                let its = state.region(region);
+                (its.phase, its.generation) = (Phase::Sealed, generation);
                 let waited = core.changed.wait_timeout(state, PAUSE);
                 drop(waited.unwrap_or_else(PoisonError::into_inner));
             }

@@ -1,4 +1,25 @@
 //! The store: responses in one file, which is overwritten in place while it is sent.
+//!
+//! The file has regions of 2 to 16 MiB. One is erased as a whole, which takes its folios out of the
+//! page cache: packets in flight keep them, and of leases in hand the rest is kept aside. Then it is
+//! filled by buffered writes, so that what was just stored is in the page cache. When it is full, and
+//! its data is on disk, it gets a table, by which it is read when the store is opened; what was being
+//! filled when the process ended is found by its records, which describe themselves.
+//!
+//! # What it promises
+//! * [`Store::get`] gives what was stored under the key, or nothing: after `kill -9`, and after a
+//!   power failure as far as the disk keeps what it has said it has. What another process wrote is
+//!   compared with its checksums first.
+//! * What was [banned](Store::ban) does not come back. [`Store::remove`] does not last that long.
+//! * A file that is no store, or one of another version, is refused, and not touched.
+//! * A [`Hit`] stays as it is, whatever becomes of its region.
+//!
+//! # What it does not
+//! * A response is no larger than a region, nor than a sixteenth of the store.
+//! * The last responses before a power failure may be gone: only bans are waited for.
+//! * Where the disk fails to keep what it is given, the kernel tells so when it is asked next, when a
+//!   region is full or something is banned. Until then what it has dropped from the page cache may be
+//!   read again as it is on disk.
 
 mod ban;
 mod banlog;
@@ -11,6 +32,8 @@ mod error;
 mod evict;
 mod fill;
 mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod head;
 mod hit;
 mod index;

@@ -1,5 +1,6 @@
 //! Tests of the store that need to see inside it.
 
 mod disk;
+mod fuzz;
 mod memory;
 pub(in crate::store) mod power;
