@@ -119,7 +119,7 @@ fn run_and_kill(path: &Path, round: u32, after: Duration, banned: &mut HashMap<u
     child.kill().unwrap();
     child.wait().unwrap();
     reader.join().unwrap();
-    for line in lines.iter() {
+    for line in &lines {
         let words: Vec<&str> = line.split(' ').collect();
         // The last line may have been cut off, but then nobody was answered.
         let [what, which, version] = words[..] else { continue };
