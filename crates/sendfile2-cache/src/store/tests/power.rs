@@ -107,7 +107,7 @@ fn work(store: &Store, random: &mut Random) -> Answered {
 fn crash(image: &File, log: &[Done], random: &mut Random) {
     let sync = |done: &Done| if let Done::Sync(len) = done { Some(*len) } else { None };
     let synced = log.iter().filter_map(sync).max().unwrap_or(0);
-    let some = random.below(4);
+    let some = random.below(5);
     for (at, done) in log.iter().enumerate() {
         let lost = |random: &mut Random| at >= synced && random.below(4) < some;
         match done {
@@ -155,9 +155,13 @@ fn after_a_power_failure_there_is_no_wrong_byte_and_nothing_that_was_banned() {
     let log = store.core().disk.log.0.lock().unwrap().clone();
     drop(store);
     let (mut there, mut refused, mut unchecked) = (0, 0, 0);
-    for _ in 0..12 {
+    for round in 0..16 {
         std::fs::write(&image, &base).unwrap();
-        let until = random.below(log.len());
+        // At any moment, or when somebody has just been told that something is banned.
+        let until = match round % 2 {
+            0 => random.below(log.len()),
+            _ => answered[random.below(answered.len())].0,
+        };
         crash(&OpenOptions::new().write(true).open(&image).unwrap(), &log[..until], &mut random);
         let (store, opened) = Store::open(&options(&image)).unwrap();
         assert!(opened.dropped.is_empty(), "{opened:?}");
