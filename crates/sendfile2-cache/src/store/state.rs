@@ -253,9 +253,14 @@ impl State {
     /// Drops all that may not have come to the disk.
     pub(super) fn lose(&mut self) {
         for region in 0..self.sizes.regions {
-            if matches!(self.region(region).phase, Phase::Busy | Phase::Filling) {
+            let phase = self.region(region).phase;
+            if matches!(phase, Phase::Busy | Phase::Filling) {
                 self.counters.damaged += self.empty(region);
+            }
+            if phase == Phase::Filling {
+                // What is being written to it now, too; and no more is, also if nothing is now.
                 self.region(region).broken = true;
+                self.retire(region);
             }
         }
     }
