@@ -62,6 +62,7 @@ mod range;
 mod serve;
 mod stats;
 mod sys;
+mod unread;
 mod window;
 
 pub use body::FileBody;
@@ -72,6 +73,7 @@ pub use layer::{MappedBody, ZeroCopy, ZeroCopyFuture, ZeroCopyLayer};
 pub use listener::{Connection, ConnectionFuture, Listener, ZeroCopyConnections, serve};
 pub use serve::{ServeBody, ServeDir, ServeFile, ServeFuture};
 pub use stats::{in_flight, outstanding};
+pub use unread::{TellsUnread, TellsUnreadFuture, Unread};
 
 /// Compiles the README's example.
 #[cfg(doctest)]

@@ -24,6 +24,7 @@ use tower_service::Service;
 use crate::cache;
 use crate::io::Io;
 use crate::layer::{ZeroCopy, ZeroCopyLayer};
+use crate::unread::TellsUnread;
 
 /// In place of tokio's `TcpListener` or `UnixListener`, for [`serve`].
 #[derive(Debug)]
@@ -133,7 +134,9 @@ async fn refused(error: io::Error) {
 
 /// Serves `app` on `listener`, as [`axum::serve()`] does, with file bodies that are mapped where
 /// they may be: a [`ZeroCopyLayer`] is around the app on each connection. The same app may be
-/// served by others, too, also beneath TLS, and may compress: there, bodies are read.
+/// served by others, too, also beneath TLS, and may compress: there, bodies are read. A client gets
+/// the answer, and is told of the connection's end, also where the app does not read all that it
+/// sends ([`Unread`](crate::Unread)).
 ///
 /// Handlers can extract the peer's address: `ConnectInfo<SocketAddr>`, on unix sockets
 /// `ConnectInfo<tokio::net::unix::SocketAddr>`.
@@ -154,7 +157,7 @@ where
 type Addr<L> = <Listener<L> as axum::serve::Listener>::Addr;
 
 /// An app on one connection, by [`serve`].
-pub type Connection<S, A> = ZeroCopy<AddExtension<S, ConnectInfo<A>>>;
+pub type Connection<S, A> = ZeroCopy<TellsUnread<AddExtension<S, ConnectInfo<A>>>>;
 
 /// An app that [`serve`] makes a service of for each connection.
 #[derive(Debug, Clone)]
@@ -202,6 +205,6 @@ where
         let this = self.project();
         let app = ready!(this.inner.poll(cx))?;
         let app = Extension(ConnectInfo(this.peer.clone())).layer(app);
-        Poll::Ready(Ok(this.layer.layer(app)))
+        Poll::Ready(Ok(this.layer.layer(TellsUnread(app))))
     }
 }

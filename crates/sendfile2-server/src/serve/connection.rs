@@ -10,17 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use metrics::{counter, gauge};
 use rustix::net::RecvFlags;
 use sendfile2::{Engine, Options};
-use sendfile2_axum::{Io, ZeroCopyLayer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
+use sendfile2_axum::{Io, Unread, ZeroCopyLayer};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -34,7 +33,7 @@ use super::body::Answer;
 use super::limits::{Addresses, Counted};
 use super::log::Log;
 use super::meters::Meters;
-use super::request::{tells_its_host, throw_away};
+use super::request::tells_its_host;
 use super::site::{Site, Terms};
 use super::sockets::Listening;
 use super::streams::{Streams, Telling};
@@ -227,27 +226,6 @@ fn streams(terms: &Terms, http: Http, pulse: &Pulse) -> Option<Streams> {
     Some(streams)
 }
 
-/// The request without its body, which nobody wants; and whether the connection is to end for that,
-/// once it is answered.
-fn without_body(request: Request<hyper::body::Incoming>) -> (Request<()>, bool) {
-    let (mut head, unwanted) = request.into_parts();
-    // Where a client would speak something else hyper would drop the connection in the end, and not
-    // shut it down.
-    if let Some(upgrade) = head.extensions.remove::<OnUpgrade>() {
-        tokio::spawn(async {
-            if let Ok(io) = upgrade.await {
-                let _ = TokioIo::new(io).shutdown().await;
-            }
-        });
-    }
-    // Over HTTP/1 the connection throws it away when it ends, as it will.
-    let closes = head.version < Version::HTTP_2 && !unwanted.is_end_stream();
-    if !closes && !unwanted.is_end_stream() {
-        tokio::spawn(throw_away(unwanted));
-    }
-    (Request::from_parts(head, ()), closes)
-}
-
 impl Server {
     pub(super) fn new(connections: u32, site: Site, log: Log, meters: Meters) -> Arc<Self> {
         Arc::new(Server {
@@ -416,7 +394,9 @@ impl Server {
         let site = self.site.load_full();
         let client = site.proxies.client(peer.address, request.headers());
         let line = site.log.map(|format| Line::begin(format, client, peer.address, &request));
-        let (request, closes) = without_body(request);
+        let (request, unread) = Unread::of(request);
+        // Nobody wants its body.
+        let request = request.map(drop);
         let asks = |rate, client| self.addresses.asks(client, rate);
         let too_much = |rate| client.is_some_and(|client| !asks(rate, client));
         let refused = |status| {
@@ -442,10 +422,7 @@ impl Server {
         } else {
             self.files(&site, peer, request).await
         };
-        if closes {
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
-        }
+        unread.tell(&mut response);
         let status = response.status();
         let code = status.as_str().to_owned();
         counter!("sendfile2_http_requests_total", "status" => code).increment(1);

@@ -1,17 +1,8 @@
-//! The requests that are refused, and the bodies that are thrown away.
+//! The requests that are refused.
 
 use std::net::Ipv6Addr;
-use std::time::Duration;
 
-use axum::body::HttpBody;
 use axum::http::{Request, Version, header};
-use http_body_util::BodyExt;
-use tokio::time::Instant;
-
-/// The longest for which a body that nobody wants is read, and the longest for which nothing of it
-/// may come.
-const DRAIN: Duration = Duration::from_secs(30);
-const QUIET: Duration = Duration::from_secs(2);
 
 /// Returns whether the request tells its host as RFC 9112, section 3.2, demands: once, validly, and
 /// always with HTTP/1.1.
@@ -46,19 +37,6 @@ fn is_name(name: &str) -> bool {
         |s: &str| s.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&b));
     let hex = |s: &str| s.len() >= 2 && s.bytes().take(2).all(|b| b.is_ascii_hexdigit());
     parts.next().is_none_or(plain) && parts.all(|part| hex(part) && plain(part))
-}
-
-/// Reads what comes of a body, for a while: a stream that ends before its client has sent all of it
-/// is reset, and some clients then lose the answer.
-pub(super) async fn throw_away<B: HttpBody + Unpin>(mut body: B) {
-    let latest = Instant::now() + DRAIN;
-    loop {
-        let quiet = (Instant::now() + QUIET).min(latest);
-        match tokio::time::timeout_at(quiet, body.frame()).await {
-            Ok(Some(Ok(_))) if Instant::now() < latest => {}
-            _ => return,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 
 use super::*;
 use crate::config::Config;
+use axum::body::HttpBody;
 use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A body that panics when it is asked for its first byte.
 struct Panics;
