@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -226,6 +227,12 @@ fn streams(terms: &Terms, http: Http, pulse: &Pulse) -> Option<Streams> {
     Some(streams)
 }
 
+fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
 impl Server {
     pub(super) fn new(connections: u32, site: Site, log: Log, meters: Meters) -> Arc<Self> {
         Arc::new(Server {
@@ -397,30 +404,11 @@ impl Server {
         let (request, unread) = Unread::of(request);
         // Nobody wants its body.
         let request = request.map(drop);
-        let asks = |rate, client| self.addresses.asks(client, rate);
-        let too_much = |rate| client.is_some_and(|client| !asks(rate, client));
-        let refused = |status| {
-            let mut response = Response::new(Body::empty());
-            *response.status_mut() = status;
-            response
-        };
-        let mut response = if site.requests_per_address.is_some_and(too_much) {
-            self.meters.refused_requests.increment(1);
-            let mut response = refused(StatusCode::TOO_MANY_REQUESTS);
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            response
-        } else if !tells_its_host(&request) {
-            refused(StatusCode::BAD_REQUEST)
-        } else if let Some(response) = peer.redirect.then(|| site.redirected(&request)).flatten() {
-            response.map(Body::new)
-        // With HTTP/2 a body waits until the client wants it, and would wait in memory.
-        } else if let Some(response) =
-            (request.version() < Version::HTTP_2).then(|| site.at_once(&request)).flatten()
-        {
-            self.meters.at_once.increment(1);
-            response.map(Body::new)
-        } else {
-            self.files(&site, peer, request).await
+        let at_once = AssertUnwindSafe(|| self.at_once(&site, peer, client, &request));
+        let mut response = match catch_unwind(at_once) {
+            Ok(Some(response)) => response,
+            Ok(None) => self.files(&site, peer, request).await,
+            Err(panic) => self.panicked(&*panic),
         };
         unread.tell(&mut response);
         let status = response.status();
@@ -436,6 +424,35 @@ impl Server {
             line,
             _answering: answering,
         })
+    }
+
+    /// Answers a request that is too much, or wrong, or for what is at hand.
+    fn at_once(
+        &self,
+        site: &Site,
+        peer: &Peer,
+        client: Option<IpAddr>,
+        request: &Request<()>,
+    ) -> Option<Response<Body>> {
+        let asks = |rate, client| self.addresses.asks(client, rate);
+        let too_much = |rate| client.is_some_and(|client| !asks(rate, client));
+        if site.requests_per_address.is_some_and(too_much) {
+            self.meters.refused_requests.increment(1);
+            let mut response = empty(StatusCode::TOO_MANY_REQUESTS);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            return Some(response);
+        }
+        if !tells_its_host(request) {
+            return Some(empty(StatusCode::BAD_REQUEST));
+        }
+        if let Some(response) = peer.redirect.then(|| site.redirected(request)).flatten() {
+            return Some(response.map(Body::new));
+        }
+        // With HTTP/2 a body waits until the client wants it, and would wait in memory.
+        let http1 = request.version() < Version::HTTP_2;
+        let response = http1.then(|| site.at_once(request)).flatten()?;
+        self.meters.at_once.increment(1);
+        Some(response.map(Body::new))
     }
 
     /// Answers a request for a file; with a mapped body, where the connection sends those.
@@ -477,9 +494,7 @@ impl Server {
         let why = panic.downcast_ref::<String>().map(String::as_str);
         let why = why.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         self.trouble.note(&format!("sendfile2: a request's handler panicked: {why}"));
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-        response
+        empty(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     pub(super) fn broke_off(&self, why: &dyn std::error::Error) {

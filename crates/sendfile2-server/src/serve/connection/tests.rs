@@ -66,3 +66,52 @@ fn a_panic_is_a_500_and_counted_and_the_gauge_goes_down() {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }
 }
+
+/// A counter that panics when it counts.
+struct Counts;
+
+impl metrics::CounterFn for Counts {
+    fn increment(&self, _: u64) {
+        panic!("an answer at once, on purpose");
+    }
+
+    fn absolute(&self, _: u64) {}
+}
+
+/// What is answered before the handlers are called, too.
+#[test]
+fn a_panic_of_what_is_answered_at_once_is_a_500() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("small"), "0123456789").unwrap();
+    let line = ["sendfile2-server".into(), "serve".into(), dir.path().into()];
+    let Ok(config) = Config::read(&line) else { panic!("it is right") };
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let served = async {
+        let (site, log) = (Site::new(&config).unwrap(), Log::new(None).unwrap());
+        let at_once = metrics::Counter::from_arc(Arc::new(Counts));
+        let server = Server::new(1, site, log, Meters { at_once, ..Meters::new() });
+        let (mut client, stream) = tokio::io::duplex(4096);
+        let served = tokio::spawn(async move {
+            let terms = Arc::clone(&server.site.load().terms);
+            let pulse = Pulse::begin(&server.clock, terms.limits).await;
+            let peer = Peer { address: None, redirect: false, mapped: None, pulse };
+            server.http(&terms, None, stream, peer).await;
+        });
+        // The first makes it known.
+        for close in ["", "", "connection: close\r\n"] {
+            let request = format!("GET /small HTTP/1.1\r\nhost: x\r\n{close}\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+        }
+        let mut answers = Vec::new();
+        client.read_to_end(&mut answers).await.unwrap();
+        served.await.unwrap();
+        String::from_utf8(answers).unwrap()
+    };
+    let answers = metrics::with_local_recorder(&recorder, || runtime.block_on(served));
+    let statuses: Vec<_> =
+        answers.split("HTTP/1.1 ").skip(1).filter_map(|answer| answer.get(..3)).collect();
+    assert_eq!(statuses, ["200", "500", "500"], "{answers}");
+    assert!(metrics.render().contains("sendfile2_http_panics_total 2"));
+}
