@@ -51,8 +51,16 @@ pub(crate) fn is_exhausted(errno: Errno) -> bool {
     matches!(errno, Errno::MFILE | Errno::NFILE)
 }
 
+/// Closes the files that are only kept, where `error` says that there are no descriptors left.
+/// Returns whether there were any, so that what has failed may be tried again: an accept, for example,
+/// by a server that has no [`Listener`](crate::Listener).
+#[must_use]
+pub fn make_room(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(is_exhausted) && close_kept()
+}
+
 /// Closes the files that are only kept; whether there were any.
-pub(crate) fn make_room() -> bool {
+fn close_kept() -> bool {
     let mut caches = CACHES.lock().unwrap_or_else(PoisonError::into_inner);
     caches.retain(|cache| cache.strong_count() > 0);
     let caches: Vec<_> = caches.iter().filter_map(Weak::upgrade).collect();
@@ -209,7 +217,7 @@ impl Root {
     fn open(&self, path: &Path, more: ResolveFlags) -> Result<Found, Errno> {
         loop {
             match self.try_open(path, more) {
-                Err(errno) if is_exhausted(errno) && make_room() => {}
+                Err(errno) if is_exhausted(errno) && close_kept() => {}
                 opened => return opened,
             }
         }
@@ -268,6 +276,8 @@ fn forbidden(call: &str, errno: Errno) -> io::Error {
     let error = io::Error::from(errno);
     let why = match errno {
         Errno::PERM | Errno::NOSYS => " (too old a kernel, or a seccomp filter)",
+        // About neither: there may be some again.
+        errno if is_exhausted(errno) => return error,
         _ => "",
     };
     io::Error::new(error.kind(), format!("{call}(2), which every file needs: {error}{why}"))

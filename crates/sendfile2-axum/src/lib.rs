@@ -66,6 +66,7 @@ mod unread;
 mod window;
 
 pub use body::FileBody;
+pub use cache::make_room;
 pub use conditions::Validators;
 pub use fallback::NoFallback;
 pub use io::Io;

@@ -15,7 +15,6 @@ use axum::middleware::AddExtension;
 use axum::response::Response;
 use axum::serve::{IncomingStream, Serve};
 use pin_project_lite::pin_project;
-use rustix::io::Errno;
 use sendfile2::{Engine, Options};
 use tokio::net::{TcpListener, UnixListener, unix};
 use tower_layer::Layer;
@@ -127,7 +126,7 @@ async fn refused(error: io::Error) {
     }
     tracing::error!("a connection cannot be accepted: {error}");
     // Descriptors: of files that are only kept, or somebody else has to give some back first.
-    if !(Errno::from_io_error(&error).is_some_and(cache::is_exhausted) && cache::make_room()) {
+    if !cache::make_room(&error) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

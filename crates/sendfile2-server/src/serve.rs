@@ -43,9 +43,11 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(config: Config, line: Vec<OsString>) -> anyhow::Result<()> {
     let given = Given::all()?;
+    // Before the site, which keeps a part of them.
+    let descriptors = descriptors();
     let site = Site::new(&config)?;
     let args = &config.args;
-    let allowed = allowed(descriptors(), site.kept_files());
+    let allowed = allowed(descriptors, site.kept_files());
     let connections = args.max_connections.get().min(allowed);
     let listeners = sockets::addresses(args, sockets::serve(&given)).len() + given.len();
     let room = |connections| usize::try_from(connections).unwrap_or(usize::MAX) >= listeners;

@@ -19,7 +19,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use metrics::{counter, gauge};
 use rustix::net::RecvFlags;
 use sendfile2::{Engine, Options};
-use sendfile2_axum::{Io, Unread, ZeroCopyLayer};
+use sendfile2_axum::{Io, Unread, ZeroCopyLayer, make_room};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Semaphore, watch};
@@ -127,6 +127,16 @@ enum Http {
 impl Listening {
     /// Accepts a connection; returns also the address that it is of.
     pub(super) async fn accept(&self) -> io::Result<(Accepted, Option<IpAddr>)> {
+        loop {
+            match self.accept_once().await {
+                // In the place of files that were only kept.
+                Err(e) if make_room(&e) => {}
+                accepted => return accepted,
+            }
+        }
+    }
+
+    async fn accept_once(&self) -> io::Result<(Accepted, Option<IpAddr>)> {
         match self {
             Listening::Tcp(tcp) => {
                 let (stream, peer) = tcp.accept().await?;

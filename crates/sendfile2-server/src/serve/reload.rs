@@ -79,7 +79,11 @@ impl Running {
         let now = NotifyState::monotonic_usec_now();
         tell(&[vec![NotifyState::Reloading], now.into_iter().collect()].concat());
         let meters = &self.server.meters;
-        match self.read().await {
+        let mut read = self.read().await;
+        if read.as_ref().is_err_and(has_room_now) {
+            read = self.read().await;
+        }
+        match read {
             Ok(read) => {
                 meters.reloads.increment(1);
                 self.change(read).await;
@@ -155,7 +159,12 @@ impl Running {
 
     /// Opens the access log again, after it was renamed.
     pub(super) async fn reopen(&self) {
-        match self.config.args.access_log.as_deref().map(log::open).transpose() {
+        let open = || self.config.args.access_log.as_deref().map(log::open).transpose();
+        let mut log = open();
+        if log.as_ref().is_err_and(has_room_now) {
+            log = open();
+        }
+        match log {
             Ok(log) => self.turn(log).await,
             Err(e) => output::report_error(&e.context("the access log stays where it was")),
         }
@@ -169,6 +178,11 @@ impl Running {
             );
         }
     }
+}
+
+/// Returns whether it was for want of descriptors, and files that were only kept have made room.
+fn has_room_now(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(sendfile2_axum::make_room)
 }
 
 /// The options that are only looked at when the server starts.
