@@ -17,13 +17,13 @@ use std::time::{Duration, Instant, SystemTime};
 use quick_cache::sync::Cache;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
-use rustix::process::{Resource, getrlimit};
 use sendfile2::Source;
 use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 use tower_http::services::fs::{Backend, File, Metadata};
 
 use crate::conditions::{self, Validators};
 use crate::names::unescaped;
+use crate::sys;
 
 /// Files kept open, for each directory served, at most.
 const KEPT: u64 = 1024;
@@ -40,8 +40,7 @@ static CACHES: Mutex<Vec<Weak<Kept>>> = Mutex::new(Vec::new());
 /// The number of files that a directory keeps open: in proportion to the limit of descriptors, so
 /// that connections have the most.
 fn kept() -> usize {
-    let limit = getrlimit(Resource::Nofile).current;
-    let kept = limit.map_or(KEPT, |limit| (limit / SHARE).clamp(1, KEPT));
+    let kept = sys::descriptors().map_or(KEPT, |limit| (limit / SHARE).clamp(1, KEPT));
     // It is no more than that.
     usize::try_from(kept).unwrap_or(usize::MAX)
 }

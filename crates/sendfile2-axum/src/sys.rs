@@ -46,3 +46,11 @@ pub(crate) fn bytes(mapped: &Mapped) -> &[u8] {
     // answered in the crate's documentation: nobody reads the slice but the kernel.
     unsafe { std::slice::from_raw_parts(mapped.as_ptr(), len) }
 }
+
+/// Returns the limit of descriptors; `None` if there is none, or if it cannot be had. getrlimit(2).
+pub(crate) fn descriptors() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the memory is there, and is of the type that the call fills.
+    let done = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    (done == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}

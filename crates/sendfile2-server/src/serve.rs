@@ -8,6 +8,7 @@ mod limits;
 mod listing;
 mod log;
 mod meters;
+mod needs;
 mod reload;
 mod request;
 mod rules;
@@ -26,6 +27,7 @@ use anyhow::Context;
 use sd_notify::NotifyState;
 use sendfile2::Engine;
 use sendfile2::probe::{self, Availability};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Config;
@@ -43,6 +45,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(config: Config, line: Vec<OsString>) -> anyhow::Result<()> {
     let given = Given::all()?;
+    needs::check()?;
     // Before the site, which keeps a part of them.
     let descriptors = descriptors();
     let site = Site::new(&config)?;
@@ -93,13 +96,26 @@ fn build(builder: &mut tokio::runtime::Builder) -> std::io::Result<tokio::runtim
         let cause = payload.downcast_ref::<String>().map(String::as_str);
         let cause = cause.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("panic");
         output::report_error(&anyhow::anyhow!(
-            "cannot start the runtime (ulimit -u and -n, or fewer --workers): {cause}"
+            "cannot start the runtime (ulimit -u and -n, or fewer --workers, or a seccomp filter): \
+             {cause}"
         ));
         std::process::exit(1);
     }));
     let runtime = builder.build();
+    // Its threads find out whether they may wait for sockets only when they do.
+    let waited = runtime.as_ref().map_or(Ok(()), |runtime| {
+        runtime.block_on(async {
+            let (mut here, mut there) = tokio::net::UnixStream::pair()?;
+            let write = async {
+                tokio::task::yield_now().await;
+                here.write_all(&[0]).await
+            };
+            let mut byte = [0];
+            tokio::try_join!(write, there.read_exact(&mut byte)).map(drop)
+        })
+    });
     std::panic::set_hook(hook);
-    runtime
+    waited.and(runtime)
 }
 
 /// Refuses an engine by which no file could be sent: clients would get headers and nothing else.

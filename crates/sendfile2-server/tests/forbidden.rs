@@ -50,6 +50,43 @@ fn what_every_file_needs_is_asked_for_at_the_start() {
     }
 }
 
+/// It listened, and answered nobody; or gave a number of an error, and nothing else.
+#[test]
+fn what_every_connection_needs_is_asked_for_at_the_start() {
+    let dir = files();
+    let calls = [
+        ("prlimit", libc::SYS_prlimit64),
+        ("epoll_create1", libc::SYS_epoll_create1),
+        ("epoll_ctl", libc::SYS_epoll_ctl),
+        ("epoll_wait", libc::SYS_epoll_pwait),
+        ("eventfd2", libc::SYS_eventfd2),
+        ("fcntl", libc::SYS_fcntl),
+        ("ioctl", libc::SYS_ioctl),
+        ("socketpair", libc::SYS_socketpair),
+        ("getsockname", libc::SYS_getsockname),
+        ("getsockopt", libc::SYS_getsockopt),
+        ("accept4", libc::SYS_accept4),
+        ("recvfrom", libc::SYS_recvfrom),
+        ("sendto", libc::SYS_sendto),
+        ("sendmsg", libc::SYS_sendmsg),
+    ];
+    for (name, call) in calls {
+        for errno in [libc::EPERM, libc::ENOSYS] {
+            let (mut child, said) = start(dir.path(), call, errno);
+            let told = said.contains(&format!("{name}(2)")) && said.contains("seccomp filter");
+            assert!(told, "{name}, {errno}: {said}");
+            assert!(!child.wait().expect("it ends").success());
+        }
+    }
+    // The runtime's own way to wait.
+    #[cfg(target_arch = "x86_64")]
+    {
+        let (mut child, said) = start(dir.path(), libc::SYS_epoll_wait, libc::EPERM);
+        assert!(said.contains("cannot start the runtime") && said.contains("filter"), "{said}");
+        assert!(!child.wait().expect("it ends").success());
+    }
+}
+
 #[test]
 fn what_can_be_done_without_is_done_without() {
     let dir = files();
@@ -69,13 +106,20 @@ fn what_can_be_done_without_is_done_without() {
         for errno in [libc::EPERM, libc::ENOSYS] {
             let (mut child, said) = start(dir.path(), call, errno);
             let address = said.trim().strip_prefix("sendfile2: listening on ");
-            let mut client = connect(address.unwrap_or_else(|| panic!("{call}: {said}")));
-            client
-                .write_all(b"GET /content HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-                .expect("it reads");
-            let mut answer = Vec::new();
-            client.read_to_end(&mut answer).expect("it closes");
-            assert!(answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(&content), "{call}");
+            let address = address.unwrap_or_else(|| panic!("{call}: {said}"));
+            // One that is mapped, one that is read, and that again.
+            for (path, content) in
+                [("content", &*content), ("small", b"0123456789"), ("small", b"0123456789")]
+            {
+                let mut client = connect(address);
+                let request =
+                    format!("GET /{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+                client.write_all(request.as_bytes()).expect("it reads");
+                let mut answer = Vec::new();
+                client.read_to_end(&mut answer).expect("it closes");
+                let whole = answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(content);
+                assert!(whole, "{call}: {path}");
+            }
             child.kill().expect("it runs");
             child.wait().expect("it ends");
         }
