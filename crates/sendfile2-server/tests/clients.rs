@@ -193,8 +193,8 @@ fn the_admin_listener_waits_for_nobody_for_ever() {
     }
 }
 
-/// The characters that a browser leaves as they are in a query, by the URL standard, and raw UTF-8.
-/// (It encodes these: `"`, `#`, `<`, `>`.)
+/// The characters that a browser leaves as they are in a query, by the URL standard, and as Chromium
+/// was seen to send them, and raw UTF-8.
 #[test]
 fn what_browsers_send_in_queries_is_taken() {
     let dir = files();
@@ -203,6 +203,24 @@ fn what_browsers_send_in_queries_is_taken() {
     for query in raw.chars().map(String::from).chain([raw.clone()]) {
         let answer = common::get(&server.addresses[0], &format!("/small?a{query}b"));
         assert_eq!(status(&answer), Some(200), "{query}");
+    }
+    // In a path, where ? and # would end it.
+    for c in ('!'..='~').filter(|c| !"#<>?`".contains(*c)).chain(['\u{e9}']) {
+        std::fs::write(dir.path().join(format!("a{c}b")), "there").unwrap_or_else(|e| {
+            assert_eq!(c, '/', "{e}");
+        });
+        let answer = common::get(&server.addresses[0], &format!("/a{c}b"));
+        let expected = if c == '/' { 404 } else { 200 };
+        assert_eq!(status(&answer), Some(expected), "{c}");
+    }
+    // The controls: what docs/http.md says is not taken.
+    for target in
+        [&b"/small?\""[..], b"/small?<", b"/small?>", b"/small?\xff", b"/`", b"/<", b"/\xff"]
+    {
+        let request =
+            [b"GET ", target, b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"].concat();
+        let answer = ask(&server.addresses[0], &request);
+        assert_eq!(status(&answer), Some(400), "{}", String::from_utf8_lossy(target));
     }
     if have("curl") {
         let url = format!("http://{}/small?a{raw}b", server.addresses[0]);
