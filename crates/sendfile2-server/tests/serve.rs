@@ -656,6 +656,46 @@ fn a_file_that_becomes_shorter_is_counted_once() {
     }
 }
 
+/// A page that loads images, seeks in a sound, as far as its end, and reads the listing of a directory.
+const PAGE: &str = r#"<body><script>
+const tells = (what) => document.body.append(what + "; ");
+const images = [...Array(20).keys()].map((i) => new Promise((done, failed) => {
+    const image = new Image();
+    image.onload = () => done(image.naturalWidth);
+    image.onerror = failed;
+    image.src = `/images/${i}.svg`;
+}));
+const sound = new Promise((done, failed) => {
+    const sound = new Audio("/sound.wav");
+    sound.onloadedmetadata = () => sound.currentTime = sound.duration - 1;
+    sound.onseeked = () => done(sound.currentTime.toFixed());
+    sound.onerror = failed;
+});
+const listing = fetch("/images/").then((r) => r.text()).then((text) =>
+    [...new DOMParser().parseFromString(text, "text/html").querySelectorAll("a")]
+        .filter((a) => a.textContent.endsWith(".svg")).length);
+const part = fetch("/sound.wav", {headers: {Range: "bytes=-44"}}).then(async (r) =>
+    r.status + " of " + (await r.arrayBuffer()).byteLength);
+Promise.all([Promise.all(images), sound, listing, part]).then(([images, sound, listing, part]) => {
+    const by = new Set(performance.getEntriesByType("resource").map((e) => e.nextHopProtocol));
+    tells(`${images.filter((width) => width == 7).length} images, at ${sound}, ${listing} names`);
+    tells(`${part}, by ${[...by].filter((by) => by)}`);
+}).catch((e) => tells(e.type ?? e));
+</script>"#;
+
+/// Ten minutes of silence: 8 kHz, a byte a sample.
+fn sound() -> Vec<u8> {
+    let len = 8000 * 600_u32;
+    let mut wav = b"RIFF".to_vec();
+    wav.extend((36 + len).to_le_bytes());
+    wav.extend(b"WAVEfmt \x10\0\0\0\x01\0\x01\0");
+    wav.extend([8000_u32, 8000].map(u32::to_le_bytes).as_flattened());
+    wav.extend(b"\x01\0\x08\0data");
+    wav.extend(len.to_le_bytes());
+    wav.resize(wav.len() + len as usize, 128);
+    wav
+}
+
 #[test]
 fn chromium_gets_the_whole_file() {
     if !have("chromium") {
@@ -663,14 +703,43 @@ fn chromium_gets_the_whole_file() {
     }
     let dir = files();
     let server = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let page = chromium(&format!("http://{}/", server.addresses[0]));
+    assert!(page.contains("9000000 arrived"), "{page}");
+}
+
+/// What a page of Chromium's shows when nothing more happens.
+fn chromium(url: &str) -> String {
     let profile = tempfile::tempdir().expect("a directory");
     let output = Command::new("chromium")
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"])
+        .args(["--ignore-certificate-errors", "--dump-dom", url])
         .arg(format!("--user-data-dir={}", profile.path().display()))
-        .args(["--dump-dom", &format!("http://{}/", server.addresses[0])])
         .stderr(Stdio::null())
         .output()
         .expect("chromium runs");
-    let page = String::from_utf8_lossy(&output.stdout);
-    assert!(page.contains("9000000 arrived"), "{page}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn chromium_shows_a_page_with_images_a_sound_and_a_listing() {
+    if !have("chromium") || !have("openssl") {
+        return;
+    }
+    let dir = files();
+    let (cert, key) = certificate(dir.path());
+    std::fs::write(dir.path().join("index.html"), PAGE).expect("a file");
+    std::fs::write(dir.path().join("sound.wav"), sound()).expect("a file");
+    std::fs::create_dir(dir.path().join("images")).expect("a directory");
+    for i in 0..20 {
+        let image = r#"<svg xmlns="http://www.w3.org/2000/svg" width="7" height="7"/>"#;
+        std::fs::write(dir.path().join(format!("images/{i}.svg")), image).expect("a file");
+    }
+    let plain = ["--listen", "127.0.0.1:0", "--list-directories"];
+    let tls = [&plain[..], &["--tls-cert", &*cert, "--tls-key", &*key]].concat();
+    for (args, scheme, by) in [(&plain[..], "http", "http/1.1"), (&tls, "https", "h2")] {
+        let server = Server::new(dir.path(), args);
+        let page = chromium(&format!("{scheme}://{}/", server.addresses[0]));
+        let expected = format!("20 images, at 599, 20 names; 206 of 44, by {by}; ");
+        assert!(page.contains(&expected), "{expected}: {page}");
+    }
 }
