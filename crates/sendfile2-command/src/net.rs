@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{self as unix, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -159,12 +159,12 @@ impl Address {
                 remove_stale(path);
                 let listener =
                     UnixListener::bind(path).with_context(|| format!("cannot listen on {self}"))?;
-                Ok(Listener::Unix(listener, self.clone()))
+                Ok(Listener::Unix(listener, self.clone(), file_at(path)))
             }
             Address::Abstract(name) => {
                 let listener = abstractly(name, UnixListener::bind_addr)
                     .with_context(|| format!("cannot listen on {self}"))?;
-                Ok(Listener::Unix(listener, self.clone()))
+                Ok(Listener::Unix(listener, self.clone(), None))
             }
             Address::Internet { host, port } if host.is_empty() => {
                 // Where IPv6 exists, such a socket takes IPv4, too.
@@ -245,13 +245,19 @@ fn remove_stale(path: &Path) {
     }
 }
 
+/// Returns which file is at a path: its device and inode.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|it| (it.dev(), it.ino()))
+}
+
 /// A socket that accepts connections.
 #[derive(Debug)]
 pub enum Listener {
     /// A listener for TCP.
     Tcp(TcpListener),
-    /// A listener on a unix socket, and its address, of which a path is removed in the end.
-    Unix(UnixListener, Address),
+    /// A listener on a unix socket, its address, and the file (device and inode) at its path, which is
+    /// removed in the end.
+    Unix(UnixListener, Address, Option<(u64, u64)>),
 }
 
 impl Listener {
@@ -259,7 +265,7 @@ impl Listener {
     pub fn address(&self) -> io::Result<Address> {
         Ok(match self {
             Listener::Tcp(listener) => listener.local_addr()?.into(),
-            Listener::Unix(_, address) => address.clone(),
+            Listener::Unix(_, address, _) => address.clone(),
         })
     }
 
@@ -271,7 +277,7 @@ impl Listener {
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                 (Stream::Tcp(stream), from.to_string())
             }
-            Listener::Unix(listener, address) => {
+            Listener::Unix(listener, address, _) => {
                 (Stream::Unix(listener.accept()?.0), address.to_string())
             }
         })
@@ -280,8 +286,11 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Listener::Unix(_, Address::Unix(path)) = self {
-            let _ = std::fs::remove_file(path);
+        if let Listener::Unix(_, Address::Unix(path), Some(own)) = self {
+            // Another one may be there by now, which is another's.
+            if file_at(path) == Some(*own) {
+                let _ = std::fs::remove_file(path);
+            }
         }
     }
 }
@@ -316,6 +325,20 @@ impl AsFd for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_of_another_listener_stays_at_the_path() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("socket");
+        let address = Address::Unix(path.clone());
+        let first = address.listen().expect("it listens");
+        std::fs::remove_file(&path).expect("it is there");
+        let second = address.listen().expect("it listens");
+        drop(first);
+        assert!(UnixStream::connect(&path).is_ok(), "the second one's path is gone");
+        drop(second);
+        assert!(!path.exists(), "its own");
+    }
 
     #[test]
     fn addresses_are_read_as_they_are_written() {

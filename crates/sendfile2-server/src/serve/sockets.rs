@@ -145,7 +145,7 @@ fn listening(listener: net::Listener) -> anyhow::Result<(String, Listening)> {
     let name = listener.address()?.to_string();
     let listening = match &listener {
         net::Listener::Tcp(tcp) => tokio_tcp(tcp.try_clone()?)?,
-        net::Listener::Unix(unix, _) => {
+        net::Listener::Unix(unix, ..) => {
             Listening::Unix(tokio_unix(unix.try_clone()?)?, Some(listener))
         }
     };
