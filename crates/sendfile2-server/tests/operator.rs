@@ -575,6 +575,10 @@ fn http_beside_https_and_redirects() {
     assert_eq!(location(&get(http, "http://y:80/a", "")), "https://y/a");
     assert_eq!(location(&get(http, "//evil.org/a", "")), "https://x//evil.org/a");
     assert!(get(http, "/.well-known/acme-challenge/token", "").ends_with("proof"));
+    for no_path in ["*", "x:80"] {
+        let answer = get(http, no_path, "");
+        assert!(answer.starts_with("HTTP/1.1 400"), "{no_path}: {answer}");
+    }
 
     // It is followed to where it leads.
     let free = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port");

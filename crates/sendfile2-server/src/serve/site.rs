@@ -167,12 +167,13 @@ impl Site {
         let named = named.and_then(|host| host.parse::<Authority>().ok());
         let host = request.uri().authority().cloned().or(named);
         let mut response = Response::default();
-        let Some(host) = host else {
+        let named = |it: &&PathAndQuery| it.path().starts_with('/');
+        let path = request.uri().path_and_query().filter(named);
+        let (Some(host), Some(path)) = (host, path) else {
             *response.status_mut() = StatusCode::BAD_REQUEST;
             return Some(response);
         };
         let port = if port == 443 { String::new() } else { format!(":{port}") };
-        let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
         let to = format!("https://{}{port}{path}", host.host());
         *response.status_mut() = match HeaderValue::from_str(&to) {
             Ok(to) => {
