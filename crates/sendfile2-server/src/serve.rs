@@ -230,8 +230,15 @@ async fn serve(
     loop {
         tokio::select! {
             () = ends.recv() => break,
-            _ = hangup.recv() => running.reload().await,
-            _ = user1.recv() => running.reopen().await,
+            // What is waited for, a disk or a name's address, may never come.
+            _ = hangup.recv() => tokio::select! {
+                () = ends.recv() => break,
+                () = running.reload() => {}
+            },
+            _ = user1.recv() => tokio::select! {
+                () = ends.recv() => break,
+                () = running.reopen() => {}
+            },
             ended = running.listener_ends() => ended.context("a listener has ended")?,
         }
     }

@@ -544,6 +544,45 @@ fn sigusr1_opens_the_log_again_and_no_line_is_lost() {
     assert_eq!(lines, (0..asked).collect::<Vec<_>>());
 }
 
+/// Nobody reads, at first: nothing waits for that.
+#[test]
+fn a_log_that_is_a_fifo_waits_for_nobody() {
+    let dir = files(&[("a", "a")]);
+    let log = dir.path().join("fifo");
+    assert!(run("mkfifo", &[log.to_str().expect("UTF-8")]).status.success());
+    let mut server = Server::new(dir.path(), &["--access-log", log.to_str().expect("UTF-8")]);
+    assert!(server.get("/a?first").ends_with("\r\n\r\na"));
+    server.reload();
+    server.signal(Signal::USR1);
+    assert!(server.get("/a?second").ends_with("\r\n\r\na"));
+    let mut reader = BufReader::new(std::fs::File::open(&log).expect("it is written"));
+    assert!(line_of(&mut reader).contains("/a?first"));
+    assert!(line_of(&mut reader).contains("/a?second"));
+    server.end();
+}
+
+/// What a reload waits for may never come: here certificates, by a FIFO that nobody writes to.
+#[test]
+fn a_reload_that_never_ends_keeps_nobody_from_ending() {
+    if !have("openssl") {
+        return;
+    }
+    let dir = files(&[("a", "a")]);
+    let pem = certificate(&dir, "both.pem");
+    let server = Server::new(dir.path(), &["--tls-cert", &pem, "--tls-key", &pem]);
+    std::fs::remove_file(&pem).expect("it is there");
+    assert!(run("mkfifo", &[&pem]).status.success());
+    server.signal(Signal::HUP);
+    // It has a writer when it has a reader, and what is written is still to come.
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::WRONLY;
+    let mut writer = None;
+    until("the reload reads it", || {
+        writer = rustix::fs::open(&pem, flags, rustix::fs::Mode::empty()).ok();
+        writer.is_some()
+    });
+    server.end();
+}
+
 // ---- Listeners ----
 
 #[test]

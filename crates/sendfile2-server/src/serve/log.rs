@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -70,14 +71,22 @@ pub(super) fn open(path: &Path) -> anyhow::Result<Target> {
     if path == Path::new("-") {
         return Ok(Box::new(io::stdout()));
     }
-    let file = OpenOptions::new().create(true).append(true).open(path);
+    let file = options(path).create(true).append(true).open(path);
     Ok(Box::new(file.with_context(|| format!("cannot write to {}", path.display()))?))
+}
+
+/// Opens a FIFO to read from it, too: else that would wait until somebody else does.
+fn options(path: &Path) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    let fifo = path.metadata().is_ok_and(|it| it.file_type().is_fifo());
+    options.read(fifo);
+    options
 }
 
 /// Says whether lines can be written there, and makes no log that another user could not write to.
 pub(super) fn check(path: &Path) -> anyhow::Result<()> {
     let cannot = || format!("cannot write to {}", path.display());
-    match OpenOptions::new().append(true).open(path) {
+    match options(path).append(true).open(path) {
         _ if path == Path::new("-") => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let directory = path.parent().filter(|it| !it.as_os_str().is_empty());

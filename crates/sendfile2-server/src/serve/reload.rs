@@ -159,14 +159,17 @@ impl Running {
 
     /// Opens the access log again, after it was renamed.
     pub(super) async fn reopen(&self) {
-        let open = || self.config.args.access_log.as_deref().map(log::open).transpose();
-        let mut log = open();
-        if log.as_ref().is_err_and(has_room_now) {
-            log = open();
-        }
-        match log {
-            Ok(log) => self.turn(log).await,
-            Err(e) => output::report_error(&e.context("the access log stays where it was")),
+        let path = self.config.args.access_log.clone();
+        let open = move || path.as_deref().map(log::open).transpose();
+        let open = move || {
+            let log = open();
+            if log.as_ref().is_err_and(has_room_now) { open() } else { log }
+        };
+        match tokio::task::spawn_blocking(open).await.map_err(anyhow::Error::from) {
+            Ok(Ok(log)) => self.turn(log).await,
+            Ok(Err(e)) | Err(e) => {
+                output::report_error(&e.context("the access log stays where it was"));
+            }
         }
     }
 
