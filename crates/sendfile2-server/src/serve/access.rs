@@ -46,7 +46,9 @@ impl Line {
     ) -> Self {
         let now = Timestamp::now();
         let name = |address: Option<IpAddr>| address.map_or("unix".into(), |it| it.to_string());
-        let uri = request.uri().to_string();
+        // With HTTP/2 every target has a host, which is not what a log tells of a page.
+        let path = request.uri().path_and_query().filter(|_| request.version() >= Version::HTTP_2);
+        let uri = path.map_or_else(|| request.uri().to_string(), ToString::to_string);
         let uri = escaped(uri.as_bytes());
         let field = |header| field(request.headers(), header);
         let referer = field(header::REFERER);
@@ -154,6 +156,21 @@ mod tests {
                 assert_eq!(read["referer"], r#"\" \"x\" 0\xff\\"#);
                 assert_eq!(read["client"], "unix");
             }
+        }
+    }
+
+    #[test]
+    fn a_target_of_http2_is_logged_as_one_of_http1() {
+        for (version, uri, logged) in [
+            (Version::HTTP_2, "https://example.org/a?b", "/a?b"),
+            (Version::HTTP_11, "/a?b", "/a?b"),
+            (Version::HTTP_11, "http://example.org/a", "http://example.org/a"),
+            (Version::HTTP_11, "*", "*"),
+        ] {
+            let mut request = request(uri.as_bytes(), b"");
+            *request.version_mut() = version;
+            let line = Line::begin(LogFormat::Combined, None, None, &request);
+            assert!(line.before.contains(&format!("\"GET {logged} HTTP/")), "{}", line.before);
         }
     }
 
