@@ -65,7 +65,8 @@ pub(crate) fn run(config: Config, line: Vec<OsString>) -> anyhow::Result<()> {
          (ulimit -Hn) allows {allowed}"
     );
     if args.check {
-        args.access_log.as_deref().map(log::check).transpose()?;
+        let checked = args.access_log.as_deref().map(log::check).transpose();
+        checked.with_context(|| config.place("access-log", 0))?;
         return output::print("the configuration is right\n");
     }
     let mut runtime = match args.workers {
@@ -123,6 +124,11 @@ fn usable<'a>(engine: Engine, listen: impl Iterator<Item = &'a Address>) -> anyh
     anyhow::ensure!(
         engine != Engine::Uring,
         "a server's connections do not send by uring: give --engine auto, copy or zerocopy"
+    );
+    anyhow::ensure!(
+        engine != Engine::Sendfile,
+        "a server's files are not leased, and sendfile sends nothing else: give --engine auto, copy \
+         or zerocopy"
     );
     if !matches!(engine, Engine::Zerocopy | Engine::Native) {
         return Ok(());
@@ -205,7 +211,8 @@ async fn serve(
     let mut hangup = listen_for(SignalKind::hangup(), "SIGHUP")?;
     let mut user1 = listen_for(SignalKind::user_defined1(), "SIGUSR1")?;
     let args = &config.args;
-    let log = args.access_log.as_deref().map(log::open).transpose()?;
+    let log = args.access_log.as_deref().map(log::open).transpose();
+    let log = log.with_context(|| config.place("access-log", 0))?;
     let of_systemd = sockets::serve(&given);
     let opened = Opened::new(args, given)?;
     let recorder = opened.admin.is_some().then(admin::record).transpose()?;

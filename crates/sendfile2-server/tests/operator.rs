@@ -341,7 +341,7 @@ fn what_is_wrong_in_a_file_is_told_by_its_line_and_key() {
         ("tls-cert = \"/x\"", &["c.toml:2: tls-cert", "--tls-key"]),
         ("tls-cert = \"/x\"\ntls-key = \"/x\"", &["c.toml:2: tls-cert", "from /x"]),
         ("redirect-https = true", &["c.toml:2: redirect-https", "--tls-cert"]),
-        ("access-log = \"/none/log\"", &["cannot write to /none/log"]),
+        ("access-log = \"/none/log\"", &["c.toml:2: access-log", "cannot write to /none/log"]),
         ("check = true", &["c.toml:2: check", "command line"]),
         ("a = ", &["c.toml:2: "]),
     ] {

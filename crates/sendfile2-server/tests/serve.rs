@@ -555,6 +555,7 @@ fn a_wrong_command_line_is_told() {
         (&["/nonexistent"][..], "cannot open /nonexistent"),
         (&["/tmp", "--dance"], "Usage: sendfile2 serve"),
         (&["/tmp", "--engine", "uring"], "auto, copy or zerocopy"),
+        (&["/tmp", "--engine", "sendfile"], "auto, copy or zerocopy"),
         (&["/tmp", "--engine", "zerocopy", "--listen", "unix:/tmp/s"], "auto or copy"),
         (&["/tmp", "--listen", "localhost:1:2"], "brackets"),
         (

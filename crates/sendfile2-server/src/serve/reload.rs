@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::sync::Arc;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use sd_notify::NotifyState;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
@@ -107,7 +107,8 @@ impl Running {
                 Wrong::File(e) => e,
             })?;
             let site = Site::new(&config)?;
-            let log = config.args.access_log.as_deref().map(log::open).transpose()?;
+            let log = config.args.access_log.as_deref().map(log::open).transpose();
+            let log = log.with_context(|| config.place("access-log", 0))?;
             let all = sockets::addresses(&config.args, of_systemd);
             ensure!(
                 u32::try_from(all.len() + others).is_ok_and(|listeners| listeners <= room),
