@@ -81,6 +81,21 @@ fn http1() {
     cost(1).is("does not read", 80, |address| send(address, request));
 }
 
+/// A page that lists many names is in memory, once for all who ask.
+#[test]
+fn listings() {
+    let dir = files();
+    let many = dir.path().join("many");
+    std::fs::create_dir(&many).expect("a directory");
+    for i in 0..2000 {
+        std::fs::write(many.join(format!("{i:0100}")), "").expect("a file");
+    }
+    let more = ["--list-directories"];
+    let cost = Cost { dir: dir.path(), more: &more, connections: 2, answers: 100 };
+    let what = "HTTP/2, 100 streams of a page of half a MiB, does not read";
+    cost.is(what, 5000, |address| send(address, &http2("/many/", 0, 100)));
+}
+
 #[test]
 fn tls() {
     if !have("openssl") {
@@ -114,14 +129,15 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The beginning of a connection whose client gives each stream `window` bytes, and requests.
-fn http2(window: u32, requests: u32) -> Vec<u8> {
+fn http2(path: &str, window: u32, requests: u32) -> Vec<u8> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     bytes.extend(frame(4, 0, 0, &[&[0, 4][..], &window.to_be_bytes()].concat()));
     bytes.extend(frame(8, 0, 0, &(1_u32 << 30).to_be_bytes()));
     for request in 0..requests {
         // GET, http, and the path and the authority literally.
-        let headers = b"\x82\x86\x04\x06/large\x01\x01x";
-        bytes.extend(frame(1, 5, request * 2 + 1, headers));
+        let len = [u8::try_from(path.len()).expect("short")];
+        let headers = [b"\x82\x86\x04", &len[..], path.as_bytes(), b"\x01\x01x"].concat();
+        bytes.extend(frame(1, 5, request * 2 + 1, &headers));
     }
     bytes
 }
@@ -130,13 +146,14 @@ fn http2(window: u32, requests: u32) -> Vec<u8> {
 fn http2_whatever_the_window() {
     let dir = files();
     let cost = |connections, answers| Cost { dir: dir.path(), more: &[], connections, answers };
-    cost(100, 0).is("HTTP/2, connected", 80, |address| send(address, &http2(0, 0)));
+    cost(100, 0).is("HTTP/2, connected", 80, |address| send(address, &http2("/large", 0, 0)));
     for (window, most) in [(0, 3000), (1, 5000), (1 << 20, 8000)] {
         let what = format!("HTTP/2, 100 streams of window {window}, does not read");
-        cost(10, 100).is(&what, most, |address| send(address, &http2(window, 100)));
+        cost(10, 100).is(&what, most, |address| send(address, &http2("/large", window, 100)));
     }
     // More at a time are refused.
-    cost(10, 100).is("HTTP/2, 1000 streams", 3000, |address| send(address, &http2(0, 1000)));
+    cost(10, 100)
+        .is("HTTP/2, 1000 streams", 3000, |address| send(address, &http2("/large", 0, 1000)));
 }
 
 /// PINGs are bytes, too, and come for ever.
@@ -146,7 +163,7 @@ fn what_does_not_move_ends_whatever_pings_say() {
     let times = ["--stall-timeout", "1s", "--idle-timeout", "1s"];
     let server = Server::new(dir.path(), &[&ADDRESSES[..], &times].concat());
     for (window, requests) in [(0, 0), (0, 10), (1, 10)] {
-        let mut client = send(&server.addresses[0], &http2(window, requests));
+        let mut client = send(&server.addresses[0], &http2("/large", window, requests));
         let (mut resets, mut seen) = (0, Vec::new());
         until("the connection ends", || {
             let pinged = client.write_all(&frame(6, 0, 0, b"12345678"));
@@ -175,7 +192,7 @@ fn a_stream_that_moves_slowly_does_not_end() {
     let dir = files();
     let times = ["--stall-timeout", "2s", "--idle-timeout", "1s"];
     let server = Server::new(dir.path(), &[&ADDRESSES[..], &times].concat());
-    let mut client = send(&server.addresses[0], &http2(0, 1));
+    let mut client = send(&server.addresses[0], &http2("/large", 0, 1));
     for _ in 0..40 {
         // As much as the server reads at a time, and more slowly than both timeouts in all.
         client.write_all(&frame(8, 0, 1, &(16_384_u32).to_be_bytes())).expect("it reads");

@@ -452,6 +452,19 @@ fn the_directory_that_a_link_leads_to_is_found_anew() {
     assert!(server.get("/a").ends_with("second"));
 }
 
+/// Without a reload, too, as for files.
+#[test]
+fn a_listing_is_of_the_directory_that_a_link_leads_to_by_then() {
+    let all = files(&[("one/first", ""), ("two/second", "")]);
+    let (current, next) = (all.path().join("current"), all.path().join("next"));
+    std::os::unix::fs::symlink("one", &current).expect("a link");
+    let server = Server::new(&current, &["--list-directories"]);
+    assert!(server.get("/").contains("first"));
+    std::os::unix::fs::symlink("two", &next).expect("a link");
+    std::fs::rename(&next, &current).expect("it is there");
+    until("it is followed", || server.get("/").contains("second"));
+}
+
 #[test]
 fn a_reload_opens_and_closes_listeners() {
     let dir = files(&[("a", "a")]);

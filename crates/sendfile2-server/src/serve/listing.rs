@@ -1,12 +1,16 @@
 //! The pages that list directories.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
+use axum::body::Bytes;
 use axum::http::{HeaderValue, Response, header};
+use http_body_util::Full;
 use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -16,10 +20,29 @@ use super::body::FilesBody;
 /// The most names on a page.
 const LONGEST: usize = 10_000;
 
+/// The time for which those who ask get the page that is being sent to others.
+const FRESH: Duration = Duration::from_secs(1);
+
 pub(super) struct Listing {
-    dir: OwnedFd,
+    /// The directory, which is opened for each page: its path may lead elsewhere by then.
+    path: PathBuf,
     resolve: ResolveFlags,
     dotfiles: bool,
+    /// The pages that are being made or sent, by the names that lead to their directories. A page is
+    /// long, and clients may take their time: there is one for all of them.
+    pages: Mutex<HashMap<Vec<u8>, Arc<Slot>>>,
+}
+
+/// A page that may be there, and since when. It is locked while it is made.
+type Slot = tokio::sync::Mutex<Option<(Instant, Weak<String>)>>;
+
+/// The page in the hands of an answer.
+struct Page(Arc<String>);
+
+impl AsRef<[u8]> for Page {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
 }
 
 /// A name in a directory, and what it is of.
@@ -32,10 +55,10 @@ struct Entry {
 
 impl Listing {
     pub(super) fn new(path: &Path, beneath: bool, dotfiles: bool) -> io::Result<Self> {
-        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(path, flags, Mode::empty())?;
+        let path = std::path::absolute(path)?;
         let beneath = if beneath { ResolveFlags::BENEATH } else { ResolveFlags::empty() };
-        Ok(Listing { dir, resolve: beneath | ResolveFlags::NO_MAGICLINKS, dotfiles })
+        let resolve = beneath | ResolveFlags::NO_MAGICLINKS;
+        Ok(Listing { path, resolve, dotfiles, pages: Mutex::default() })
     }
 
     /// Returns the page of the directory at `path`, if there is one.
@@ -44,23 +67,46 @@ impl Listing {
             return None;
         }
         let decoded: Vec<u8> = percent_decode_str(path).collect();
-        // A directory has many names, and the disk is asked about each.
-        let page = tokio::task::spawn_blocking(move || self.read(&decoded)).await.ok()?.ok()?;
-        let mut response = Response::new(FilesBody::Text(page.into()));
+        let names = decoded.split(|byte| *byte == b'/').filter(|it| !it.is_empty());
+        let names: Vec<&[u8]> = names.collect();
+        if names.contains(&&b".."[..]) {
+            return None;
+        }
+        let page = Bytes::from_owner(Page(self.one_page(names.join(&b'/')).await?));
+        let mut response = Response::new(FilesBody::Text(Full::new(page)));
         let html = HeaderValue::from_static("text/html; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, html);
         Some(response)
     }
 
-    fn read(&self, path: &[u8]) -> io::Result<String> {
-        let names: Vec<&[u8]> =
-            path.split(|byte| *byte == b'/').filter(|it| !it.is_empty()).collect();
-        if names.contains(&&b".."[..]) {
-            return Err(io::ErrorKind::NotFound.into());
+    /// Returns the page of the directory that these names lead to: the one that others get, or a new
+    /// one.
+    async fn one_page(self: Arc<Self>, names: Vec<u8>) -> Option<Arc<String>> {
+        let slot = {
+            let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+            pages.retain(|_, slot| Arc::strong_count(slot) > 1 || is_sent(slot));
+            Arc::clone(pages.entry(names.clone()).or_default())
+        };
+        let mut slot = slot.lock().await;
+        if let Some((since, page)) = &*slot {
+            if let (true, Some(page)) = (since.elapsed() < FRESH, page.upgrade()) {
+                return Some(page);
+            }
         }
-        let at = if names.is_empty() { b".".to_vec() } else { names.join(&b'/') };
+        let since = Instant::now();
+        // A directory has many names, and the disk is asked about each.
+        let page = tokio::task::spawn_blocking(move || self.read(&names)).await.ok()?.ok()?;
+        let page = Arc::new(page);
+        *slot = Some((since, Arc::downgrade(&page)));
+        Some(page)
+    }
+
+    fn read(&self, names: &[u8]) -> io::Result<String> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&self.path, flags, Mode::empty())?;
+        let at = if names.is_empty() { b"." } else { names };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat2(&self.dir, &*at, flags, Mode::empty(), self.resolve)?;
+        let dir = rustix::fs::openat2(&root, at, flags, Mode::empty(), self.resolve)?;
         let mut entries = Vec::new();
         let mut more = false;
         for entry in Dir::read_from(&dir)? {
@@ -75,7 +121,7 @@ impl Listing {
                 break;
             }
             // What is gone again is not there; neither is what a link leads out to.
-            let Ok(stat) = self.stat(&dir, &at, name) else { continue };
+            let Ok(stat) = self.stat(&root, &dir, at, name) else { continue };
             entries.push(Entry {
                 name: name.to_vec(),
                 directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
@@ -88,19 +134,32 @@ impl Listing {
             });
         }
         entries.sort_by(|a, b| (!a.directory, &a.name).cmp(&(!b.directory, &b.name)));
-        Ok(render(path, &entries, more))
+        let slash: &[u8] = if names.is_empty() { b"" } else { b"/" };
+        Ok(render(&[b"/", names, slash].concat(), &entries, more))
     }
 
     /// Asks what a name in a directory is of, or where it leads, if that is something to be served.
-    fn stat(&self, dir: &OwnedFd, at: &[u8], name: &[u8]) -> rustix::io::Result<Stat> {
+    fn stat(
+        &self,
+        root: &OwnedFd,
+        dir: &OwnedFd,
+        at: &[u8],
+        name: &[u8],
+    ) -> rustix::io::Result<Stat> {
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
             return Ok(stat);
         }
         let path = [at, b"/", name].concat();
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        rustix::fs::fstat(rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), self.resolve)?)
+        rustix::fs::fstat(rustix::fs::openat2(root, path, flags, Mode::empty(), self.resolve)?)
     }
+}
+
+/// Returns whether the page of a slot is being sent.
+fn is_sent(slot: &Slot) -> bool {
+    let slot = slot.try_lock();
+    slot.is_ok_and(|slot| slot.as_ref().is_some_and(|(_, page)| page.strong_count() > 0))
 }
 
 fn render(path: &[u8], entries: &[Entry], more: bool) -> String {
