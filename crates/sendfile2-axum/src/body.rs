@@ -160,21 +160,15 @@ impl FileBody {
         }
         // It fits: it is at most READ.
         let want = usize::try_from((end - start).min(READ)).unwrap_or(0);
-        let mut buffer = vec![0; want];
-        match origin.try_read(&mut buffer, start) {
-            Ok(Some(read)) if read > 0 => {
-                buffer.truncate(read);
-                Ok(Some(self.advance(Bytes::from(buffer))))
-            }
+        let mut buffer = Vec::with_capacity(want);
+        match origin.try_read(&mut buffer, want, start) {
+            Ok(Some(read)) if read > 0 => Ok(Some(self.advance(Bytes::from(buffer)))),
             // The end of the file, something to wait for, or a filesystem that cannot but wait.
             _ => {
                 let origin = origin.clone();
                 self.off_the_loop(move || {
-                    let read = origin.read(&mut buffer, start);
-                    Done::Read(read.map(|read| {
-                        buffer.truncate(read);
-                        buffer
-                    }))
+                    let read = origin.read(&mut buffer, want, start);
+                    Done::Read(read.map(|_| buffer))
                 });
                 Ok(None)
             }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep};
 
+use crate::conn::Conn;
 use crate::stats::{Sends, count};
 use crate::window::{Origin, Windows};
 
@@ -31,9 +32,12 @@ const QUIET: Duration = Duration::from_secs(2);
 /// it sends is thrown away: a socket that is closed before it is read resets the connection, and the
 /// peer may lose the answer. What is in flight after that, or when it is dropped without, goes to
 /// the [reaper](sendfile2::reaper).
+///
+/// Until the first mapped body comes, a TCP connection is tokio's own, which costs less than a
+/// sender.
 #[derive(Debug)]
 pub struct Io {
-    sender: AsyncSender,
+    conn: Conn,
     windows: Windows,
     sends: Sends,
     ending: Option<Ending>,
@@ -53,14 +57,11 @@ impl Io {
     /// that nothing needs to wait.
     ///
     /// # Errors
-    /// As [`AsyncSender::with`].
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime with I/O enabled.
+    /// None: what [`AsyncSender::with`] fails with, the first mapped body does.
     pub fn new(stream: TcpStream, options: Options) -> Result<Self, Error> {
         // A stream that refuses is over, as its first use will say.
         let _ = stream.set_nodelay(true);
-        AsyncSender::with(stream, options).map(Io::of)
+        Ok(Io::of(Conn::plain(stream, options)))
     }
 
     /// Takes a connection of a unix socket.
@@ -69,21 +70,34 @@ impl Io {
     /// As [`AsyncSender::from_socket`].
     ///
     /// # Panics
-    /// As [`new`](Self::new).
+    /// Outside of a tokio runtime with I/O enabled.
     pub fn from_unix(stream: UnixStream, options: Options) -> Result<Self, Error> {
         let stream = stream.into_std();
         let stream = stream.map_err(|cause| Error::Wait { op: "UnixStream::into_std", cause })?;
-        AsyncSender::from_socket(stream, options).map(Io::of)
+        AsyncSender::from_socket(stream, options).map(|sender| Io::of(Conn::Sender(sender)))
     }
 
-    fn of(sender: AsyncSender) -> Self {
-        Io { sender, windows: Windows::default(), sends: Sends::default(), ending: None }
+    fn of(conn: Conn) -> Self {
+        Io { conn, windows: Windows::default(), sends: Sends::default(), ending: None }
     }
 
-    /// The sender beneath.
+    /// The sender beneath; `None` while the connection is tokio's, and has sent nothing from a
+    /// file.
     #[must_use]
-    pub fn sender(&self) -> &AsyncSender {
-        &self.sender
+    pub fn sender(&self) -> Option<&AsyncSender> {
+        match &self.conn {
+            Conn::Sender(sender) => Some(sender),
+            Conn::Tokio(_) | Conn::Lost => None,
+        }
+    }
+
+    /// The bytes that the peer has not acknowledged (TCP), or memory of what it has not read (unix
+    /// sockets).
+    ///
+    /// # Errors
+    /// As [`sendfile2::unacknowledged`].
+    pub fn unacknowledged(&self) -> io::Result<u64> {
+        self.conn.unacknowledged()
     }
 }
 
@@ -129,7 +143,7 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.sender).poll_read(cx, buf);
+        let read = self.conn.poll_read(cx, buf);
         self.sends.look();
         read
     }
@@ -149,9 +163,13 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Io { sender, windows, sends, .. } = &mut *self;
+        let Io { conn, windows, sends, .. } = &mut *self;
         windows.collect();
         let found = slices.iter().enumerate().find_map(|(i, s)| Some((i, windows.find(s)?)));
+        if let (None, Conn::Tokio(plain)) = (&found, &mut *conn) {
+            return plain.poll_send(cx, slices);
+        }
+        let sender = conn.sender()?;
         if let Some((_, (window, _))) = &found {
             if let Origin::Lease(lease) = &window.origin {
                 // Its mapping is in hyper's hands: a writer must be able to end that.
@@ -192,20 +210,20 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.sender).poll_flush(cx)
+        self.conn.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Io { sender, sends, ending, .. } = &mut *self;
+        let Io { conn, sends, ending, .. } = &mut *self;
         let ending = match ending {
             Some(ending) => ending,
             None => {
-                ready!(Pin::new(&mut *sender).poll_shutdown(cx))?;
+                ready!(conn.poll_shutdown(cx))?;
                 ending.insert(Ending::new())
             }
         };
-        ending.poll_peer(sender, cx);
-        if let Poll::Ready(drained) = sender.poll_drain(cx) {
+        ending.poll_peer(conn, cx);
+        if let Poll::Ready(drained) = conn.poll_drain(cx) {
             sends.look();
             if ending.heard {
                 return Poll::Ready(drained.map_err(io::Error::from));
@@ -222,11 +240,11 @@ impl Ending {
     }
 
     /// Throws away what the peer sends, until it ends its side, or stops.
-    fn poll_peer(&mut self, sender: &mut AsyncSender, cx: &mut Context<'_>) {
+    fn poll_peer(&mut self, conn: &mut Conn, cx: &mut Context<'_>) {
         while !self.heard {
             let mut bytes = [MaybeUninit::uninit(); 16 << 10];
             let mut bytes = ReadBuf::uninit(&mut bytes);
-            match Pin::new(&mut *sender).poll_read(cx, &mut bytes) {
+            match conn.poll_read(cx, &mut bytes) {
                 Poll::Ready(Ok(())) if !bytes.filled().is_empty() => {
                     let quiet = (Instant::now() + QUIET).min(self.latest);
                     self.timer.as_mut().reset(quiet);
@@ -247,5 +265,47 @@ impl Ending {
     /// Whether it has taken as long as it may.
     fn poll_latest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.heard { self.timer.as_mut().poll(cx) } else { Poll::Pending }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sendfile2::Source;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::window::Window;
+
+    /// What waits to read, another task than the one that writes, hears of what comes when tokio
+    /// does not know the socket any more.
+    #[tokio::test]
+    async fn a_reader_goes_on_when_the_connection_becomes_a_sender() {
+        const SIZE: u64 = 64 << 10;
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(SIZE).expect("its size");
+        let source = Source::new(file).expect("it can be sent");
+        let Some(mapped) = source.mapped(0..SIZE).expect("looked") else {
+            println!("SKIP: files are not mapped here");
+            return;
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let peer = TcpStream::connect(listener.local_addr().expect("bound")).await;
+        let (mut peer, (stream, _)) =
+            (peer.expect("it listens"), listener.accept().await.expect("a connection"));
+        let io = Io::new(stream, Options::new()).expect("TCP");
+        assert!(io.sender().is_none(), "it has sent nothing");
+        let (mut reader, mut writer) = tokio::io::split(io);
+        let reading = tokio::spawn(async move { (reader.read_u8().await, reader) });
+        // On this thread: it waits after that.
+        tokio::task::yield_now().await;
+        let (bytes, _) = Window::into_bytes(mapped, Origin::File(source));
+        let sent = writer.write(&bytes).await.expect("sent");
+        peer.read_exact(&mut vec![0; sent]).await.expect("it is there");
+        peer.write_u8(7).await.expect("it reads");
+        let read = tokio::time::timeout(QUIET * 10, reading).await;
+        let (read, reader) = read.expect("it is woken").expect("no panic");
+        assert_eq!(read.expect("read"), 7);
+        assert!(reader.unsplit(writer).sender().is_some(), "it has sent from a file");
     }
 }

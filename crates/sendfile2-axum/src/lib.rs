@@ -52,6 +52,7 @@ mod answer;
 mod body;
 mod cache;
 mod conditions;
+mod conn;
 mod fallback;
 mod heads;
 mod io;

@@ -8,15 +8,18 @@
 //! lease that covers them.
 
 use std::cell::RefCell;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use rustix::io::{ReadWriteFlags, pread, preadv2, retry_on_intr};
+use rustix::buffer::spare_capacity;
+use rustix::io::{pread, retry_on_intr};
 use sendfile2::guard::Lease;
 use sendfile2::{Error, Mapped, Source};
+
+use crate::sys;
 
 /// Where a body's bytes come from.
 #[derive(Debug, Clone)]
@@ -34,23 +37,41 @@ impl Origin {
         }
     }
 
-    /// Reads at `at` what need not be waited for.
-    pub(crate) fn try_read(&self, buffer: &mut [u8], at: u64) -> io::Result<Option<usize>> {
+    /// Reads up to `len` bytes at `at` into `buffer`, which is empty, where that need not be waited
+    /// for.
+    pub(crate) fn try_read(
+        &self,
+        buffer: &mut Vec<u8>,
+        len: usize,
+        at: u64,
+    ) -> io::Result<Option<usize>> {
         match self {
-            Origin::File(file) => {
-                let mut slices = [IoSliceMut::new(buffer)];
-                let mut read = || preadv2(file, &mut slices, at, ReadWriteFlags::NOWAIT);
-                Ok(retry_on_intr(&mut read).ok())
+            Origin::File(file) => Ok(sys::read_at_once(file, buffer, len, at).ok()),
+            Origin::Lease(lease) => {
+                buffer.resize(len, 0);
+                let read = lease.try_read_at(buffer, at)?;
+                buffer.truncate(read.unwrap_or(0));
+                Ok(read)
             }
-            Origin::Lease(lease) => Ok(lease.try_read_at(buffer, at)?),
         }
     }
 
-    pub(crate) fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    /// As [`try_read`](Self::try_read), and waits.
+    pub(crate) fn read(&self, buffer: &mut Vec<u8>, len: usize, at: u64) -> io::Result<usize> {
         match self {
             // Where a filter forbids the call above, it does not forbid this one.
-            Origin::File(file) => Ok(retry_on_intr(|| pread(file, &mut *buffer, at))?),
-            Origin::Lease(lease) => Ok(lease.read_at(buffer, at)?),
+            Origin::File(file) => {
+                buffer.reserve_exact(len);
+                retry_on_intr(|| pread(file, spare_capacity(buffer), at))?;
+                buffer.truncate(len); // There may be more room than was asked for.
+                Ok(buffer.len())
+            }
+            Origin::Lease(lease) => {
+                buffer.resize(len, 0);
+                let read = lease.read_at(buffer, at)?;
+                buffer.truncate(read);
+                Ok(read)
+            }
         }
     }
 }

@@ -221,7 +221,7 @@ impl Timed {
     }
 
     fn queued_now(&self) -> Option<u64> {
-        sendfile2::unacknowledged(self.io.sender()).ok()
+        self.io.unacknowledged().ok()
     }
 
     /// Returns whether the peer has taken something since the last look. The stall then begins
