@@ -202,8 +202,7 @@ pub(crate) fn read_whole(source: &Source, len: u64) -> Option<Bytes> {
     // One byte more shows that the file has grown.
     let wanted = usize::try_from(len).ok()? + 1;
     let mut buffer = Vec::with_capacity(wanted);
-    let flags = rustix::io::ReadWriteFlags::NOWAIT;
-    let read = crate::sys::read(source, &mut buffer, wanted, 0, flags).ok()?;
+    let read = crate::sys::read_at_once(source, &mut buffer, wanted, 0).ok()?;
     (read as u64 == len).then(|| Bytes::from(buffer))
 }
 

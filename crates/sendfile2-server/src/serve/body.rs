@@ -103,7 +103,7 @@ impl Drop for Answer {
         let took = self.began.elapsed();
         self.server.meters.ended.record(took);
         if let Some(line) = self.line.take() {
-            self.server.log.write(line.end(self.status, self.bytes, took));
+            self.server.log.write(|log| line.end(self.status, self.bytes, took, log));
         }
     }
 }

@@ -410,7 +410,8 @@ impl Server {
             (request.version() < Version::HTTP_2).then(|| Arc::clone(&peer.pulse).answers());
         let site = self.site.load_full();
         let client = site.proxies.client(peer.address, request.headers());
-        let line = site.log.map(|format| Line::begin(format, client, peer.address, &request));
+        let line =
+            site.log.map(|format| Line::begin(began, format, client, peer.address, &request));
         let (request, unread) = Unread::of(request);
         // Nobody wants its body.
         let request = request.map(drop);
