@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep};
 
 use crate::conn::Conn;
-use crate::stats::{Sends, count};
+use crate::stats::Sends;
 use crate::window::{Origin, Windows};
 
 /// The longest that the end of a connection takes: to wait for its releases, before the reaper takes
@@ -113,6 +113,7 @@ fn poll_copy(
     head: &[u8],
     window: &[u8],
     flags: SendFlags,
+    sends: &mut Sends,
 ) -> Poll<Option<io::Result<usize>>> {
     let choice = match sender.sender().choice(window.len() as u64) {
         Ok(choice) if choice.engine == Engine::Copy => choice,
@@ -124,7 +125,7 @@ fn poll_copy(
     let sent = ready!(sender.poll_send(cx, |sender| sender.try_send_vectored(&both, flags)));
     Poll::Ready(match sent {
         Ok(part) => {
-            count(part.bytes.saturating_sub(head.len()) as u64, choice);
+            sends.count(part.bytes.saturating_sub(head.len()) as u64, choice);
             Some(Ok(part.bytes))
         }
         Err(e) if fault(&e) => None,
@@ -188,7 +189,7 @@ impl AsyncWrite for Io {
             before => {
                 if let (Some((1, _)), [head, window, rest @ ..]) = (&before, slices) {
                     let flags = SendFlags::NONE.with_more(!rest.is_empty());
-                    if let Some(sent) = ready!(poll_copy(sender, cx, head, window, flags)) {
+                    if let Some(sent) = ready!(poll_copy(sender, cx, head, window, flags, sends)) {
                         return Poll::Ready(sent);
                     }
                 }

@@ -10,12 +10,35 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use metrics::{counter, gauge, histogram};
+use metrics::{Counter, counter, gauge, histogram};
 use sendfile2::{Choice, Engine, Reason, Release, Status, Ticket};
 
-/// The sends by reference of a connection that are not known to be released, oldest first.
+/// The sends of a connection.
 #[derive(Debug, Default)]
-pub(crate) struct Sends(VecDeque<(Ticket, Instant)>);
+pub(crate) struct Sends {
+    /// Those by reference that are not known to be released, oldest first.
+    held: VecDeque<(Ticket, Instant)>,
+    /// The counters of the engine that was used last, which cost less to keep than to find.
+    counters: Option<Counters>,
+}
+
+#[derive(Debug)]
+struct Counters {
+    engine: Engine,
+    bytes: Counter,
+    sends: Counter,
+}
+
+impl Counters {
+    fn of(engine: Engine) -> Self {
+        let name = engine.name();
+        Counters {
+            engine,
+            bytes: counter!("sendfile2_sent_bytes_total", "engine" => name),
+            sends: counter!("sendfile2_sends_total", "engine" => name),
+        }
+    }
+}
 
 /// The sends by reference of connections that are gone.
 static LEFT: Mutex<Vec<(Ticket, Instant)>> = Mutex::new(Vec::new());
@@ -24,46 +47,47 @@ impl Sends {
     /// A range of a file was sent.
     pub(crate) fn sent(&mut self, ticket: Ticket) {
         let choice = ticket.choice();
-        count(ticket.bytes(), choice);
+        self.count(ticket.bytes(), choice);
         if choice.engine != Engine::Copy {
-            self.0.push_back((ticket, Instant::now()));
+            self.held.push_back((ticket, Instant::now()));
             gauge!("sendfile2_in_flight_sends").increment(1);
         }
     }
 
     /// Sees which are released by now.
     pub(crate) fn look(&mut self) {
-        if !self.0.is_empty() {
-            self.0.retain(|(ticket, at)| !released(ticket, *at, "sendfile2_in_flight_sends"));
+        if !self.held.is_empty() {
+            self.held.retain(|(ticket, at)| !released(ticket, *at, "sendfile2_in_flight_sends"));
         }
     }
-}
 
-/// Counts a send of `bytes` of a file.
-pub(crate) fn count(bytes: u64, choice: Choice) {
-    let engine = choice.engine.name();
-    counter!("sendfile2_sent_bytes_total", "engine" => engine).increment(bytes);
-    counter!("sendfile2_sends_total", "engine" => engine).increment(1);
-    let why = match choice.reason {
-        _ if choice.engine != Engine::Copy => return,
-        Reason::Limit(_) => "limit",
-        Reason::Fault => "fault",
-        Reason::Refused(_) => "refused",
-        _ => return,
-    };
-    counter!("sendfile2_fallbacks_total", "why" => why).increment(1);
+    /// Counts a send of `bytes` of a file.
+    pub(crate) fn count(&mut self, bytes: u64, choice: Choice) {
+        let kept = self.counters.take().filter(|kept| kept.engine == choice.engine);
+        let counters = self.counters.insert(kept.unwrap_or_else(|| Counters::of(choice.engine)));
+        counters.bytes.increment(bytes);
+        counters.sends.increment(1);
+        let why = match choice.reason {
+            _ if choice.engine != Engine::Copy => return,
+            Reason::Limit(_) => "limit",
+            Reason::Fault => "fault",
+            Reason::Refused(_) => "refused",
+            _ => return,
+        };
+        counter!("sendfile2_fallbacks_total", "why" => why).increment(1);
+    }
 }
 
 impl Drop for Sends {
     fn drop(&mut self) {
         self.look();
-        if !self.0.is_empty() {
-            gauge!("sendfile2_in_flight_sends").decrement(many(self.0.len()));
-            gauge!("sendfile2_unknown_sends").increment(many(self.0.len()));
+        if !self.held.is_empty() {
+            gauge!("sendfile2_in_flight_sends").decrement(many(self.held.len()));
+            gauge!("sendfile2_unknown_sends").increment(many(self.held.len()));
             let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
             // Also where nobody asks for what is outstanding it does not grow for ever.
             left.retain(|(ticket, at)| !released(ticket, *at, "sendfile2_unknown_sends"));
-            left.extend(self.0.drain(..));
+            left.extend(self.held.drain(..));
         }
     }
 }
