@@ -26,7 +26,7 @@ const READ: u64 = 16 << 10;
 
 /// The size below which a file is read also where it might be mapped: it then leaves with its
 /// headers, in one call.
-const WORTH_MAPPING: u64 = 16 << 10;
+pub(crate) const WORTH_MAPPING: u64 = 16 << 10;
 
 /// A range of a file as an HTTP body, with its exact size. It does nothing until it is polled, so
 /// that a response to HEAD costs nothing.
@@ -80,6 +80,11 @@ impl FileBody {
     /// Bytes `range` of a file that was seen to have them.
     pub(crate) fn of_file(file: Source, range: Range<u64>) -> Self {
         FileBody::of(Origin::File(file), range, false)
+    }
+
+    /// As [`of_file`](Self::of_file), mapped: for a connection of ours that finds windows.
+    pub(crate) fn mapped(file: Source, range: Range<u64>) -> Self {
+        FileBody::of(Origin::File(file), range, true)
     }
 
     /// Bytes `range` under the lease, which stays leased until all of it is read, or released by
@@ -194,11 +199,8 @@ fn whole(at: u64, range: &Range<u64>) -> Result<(), Error> {
 }
 
 /// The contents of a small file of `len` bytes, if all of them, and no more, can be read without
-/// waiting for a disk. `None` for large files.
+/// waiting for a disk.
 pub(crate) fn read_whole(source: &Source, len: u64) -> Option<Bytes> {
-    if len >= WORTH_MAPPING {
-        return None;
-    }
     // One byte more shows that the file has grown.
     let wanted = usize::try_from(len).ok()? + 1;
     let mut buffer = Vec::with_capacity(wanted);

@@ -37,6 +37,8 @@ struct Head {
     /// The file is not kept open by this.
     open: Weak<Open>,
     headers: HeaderMap,
+    /// The file's length.
+    len: u64,
     /// When the file was looked at last: milliseconds after the beginning, or `NEVER`.
     looked: AtomicU64,
 }
@@ -92,13 +94,16 @@ impl Heads {
         }
     }
 
-    /// As [`find`](Self::find), where the last look at the file may still be valid. Whoever reads the
-    /// file must see to it that it has the length that it had then.
-    pub(crate) fn find_lately(&self, path: &str) -> Option<(HeaderMap, Arc<Open>)> {
+    /// As [`find`](Self::find), for a file that is shorter than `len`, where the last look at it may
+    /// still be valid. Whoever reads the file must see to it that it has the length that it had then.
+    pub(crate) fn find_lately(&self, path: &str, len: u64) -> Option<(HeaderMap, Arc<Open>)> {
+        let head = self.kept.get(path)?;
+        if head.len >= len {
+            return None;
+        }
         if self.validity.is_zero() {
             return self.find(path);
         }
-        let head = self.kept.get(path)?;
         // Before the look: it is rather older than it seems.
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(NEVER);
         let looked = head.looked.load(Ordering::Relaxed);
@@ -121,9 +126,10 @@ impl Heads {
         to: &Response<B>,
     ) {
         if to.status() == StatusCode::OK {
-            let (open, headers) = (Arc::downgrade(open), to.headers().clone());
+            let (open, len) = (Arc::downgrade(open), open.len());
+            let headers = to.headers().clone();
             let looked = AtomicU64::new(NEVER);
-            self.kept.insert(path, Arc::new(Head { path: file, open, headers, looked }));
+            self.kept.insert(path, Arc::new(Head { path: file, open, headers, len, looked }));
         }
     }
 }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use rustix::io::Errno;
 use tower_http::services::fs::DefaultServeDirFallback;
@@ -23,6 +23,7 @@ use crate::cache::{Files, Root, is_exhausted, watching};
 use crate::conditions::decides;
 use crate::fallback::{NoFallback, fall_back};
 use crate::heads::Heads;
+use crate::layer::ZeroCopyLayer;
 use crate::names::{encoded, escaped, redirected};
 
 /// Serves the files beneath a directory: tower-http's `ServeDir` (index files, precompressed
@@ -279,8 +280,26 @@ impl<F> ServeDir<F> {
         if !self.heads.plain(request) {
             return None;
         }
-        let (headers, open) = self.heads.find_lately(request.uri().path())?;
+        let (headers, open) = self.heads.find_lately(request.uri().path(), body::WORTH_MAPPING)?;
         let mut response = Response::new(body::read_whole(&open.source, open.len())?);
+        *response.headers_mut() = headers;
+        Some(response)
+    }
+
+    /// As [`at_once`](Self::at_once), with a mapped body: to a plain GET of a larger file, over
+    /// HTTP/1, on the connection that the layer is for. The file is looked at for each request.
+    #[must_use]
+    pub fn mapped_at_once<B>(
+        &self,
+        request: &Request<B>,
+        _: &ZeroCopyLayer,
+    ) -> Option<Response<ServeBody>> {
+        if request.version() >= Version::HTTP_2 || !self.heads.plain(request) {
+            return None;
+        }
+        let (headers, open) = self.heads.find(request.uri().path())?;
+        let body = FileBody::mapped(open.source.clone(), 0..open.len());
+        let mut response = Response::new(ServeBody(Inner::File(body)));
         *response.headers_mut() = headers;
         Some(response)
     }
@@ -303,7 +322,7 @@ fn is_target(method: &Method, path: &str) -> bool {
     path.starts_with('/') || (method == Method::OPTIONS && path == "*") || method == Method::CONNECT
 }
 
-/// The response with this body, which [`ZeroCopyLayer`](crate::ZeroCopyLayer) will know.
+/// The response with this body, which [`ZeroCopyLayer`] will know.
 fn with<B>(response: Response<B>, body: FileBody) -> Response<ServeBody> {
     let offer = body.offer(response.headers().get(header::CONTENT_ENCODING).cloned());
     let mut response = response.map(|_| ServeBody(Inner::File(body)));

@@ -6,9 +6,10 @@ mod common;
 use std::time::Duration;
 
 use common::files;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
-use sendfile2_axum::ServeDir;
+use sendfile2::Options;
+use sendfile2_axum::{Io, ServeBody, ServeDir, ZeroCopyLayer};
 use tower::ServiceExt;
 
 type Parts = (StatusCode, HeaderMap, Vec<u8>);
@@ -22,7 +23,11 @@ fn request(method: &str, path: &str, headers: &[(&str, &str)]) -> Request<()> {
 }
 
 async fn asked(service: &ServeDir, request: Request<()>) -> Parts {
-    let (head, body) = service.clone().oneshot(request).await.unwrap().into_parts();
+    parts(service.clone().oneshot(request).await.unwrap()).await
+}
+
+async fn parts(response: Response<ServeBody>) -> Parts {
+    let (head, body) = response.into_parts();
     (head.status, head.headers, body.collect().await.unwrap().to_bytes().into())
 }
 
@@ -48,7 +53,8 @@ async fn they_are_what_the_service_answers() {
     let known = |name| known[name].to_str().unwrap().to_owned();
     let (tag, date) = (known("etag"), known("last-modified"));
     let small = ["/page.css", "/page%2ecss", "/page.css?v=1", "/sub/", "/a%20b", "/0", "/16383"];
-    let others = ["/16384", "/1048577", "/sub", "/none", "/../page.css", "/page.css/", "/%00"];
+    let large = ["/16384", "/1048577"];
+    let others = ["/sub", "/none", "/../page.css", "/page.css/", "/%00"];
     let plain: &[&[_]] =
         &[&[], &[("host", "x"), ("accept", "*/*")], &[("cache-control", "no-cache")]];
     let conditional: &[&[_]] = &[
@@ -65,9 +71,12 @@ async fn they_are_what_the_service_answers() {
     let encoded: &[&[_]] =
         &[&[("accept-encoding", "gzip")], &[("accept-encoding", "identity;q=0")]];
     let headers: Vec<_> = [plain, conditional, encoded].concat();
-    let mut at_once_count = 0;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let layer = ZeroCopyLayer::of(&Io::new(stream, Options::new()).unwrap());
+    let (mut at_once_count, mut mapped_count) = (0, 0);
     for method in ["GET", "HEAD", "POST", "DELETE", "OPTIONS", "PURGE"] {
-        for path in small.iter().chain(&others) {
+        for path in small.iter().chain(&large).chain(&others) {
             for headers in &headers {
                 for (service, zips) in [(&service, false), (&zipping, true)] {
                     let request = || request(method, path, headers);
@@ -80,11 +89,25 @@ async fn they_are_what_the_service_answers() {
                         assert_eq!(got, expected, "{method} {path} {headers:?} {zips}");
                         at_once_count += 1;
                     }
+                    let mapped = service.mapped_at_once(&request(), &layer);
+                    let awaited = awaited || (method == "GET" && large.contains(path) && plain);
+                    assert_eq!(mapped.is_some(), awaited, "{method} {path} {headers:?} {zips}");
+                    if let Some(mapped) = mapped {
+                        let got = parts(mapped).await;
+                        assert_eq!(got, expected, "{method} {path} {headers:?} {zips}");
+                        mapped_count += 1;
+                    }
                 }
             }
         }
     }
-    assert_eq!(at_once_count, small.len() * (plain.len() * 2 + encoded.len()));
+    let each = plain.len() * 2 + encoded.len();
+    assert_eq!(at_once_count, small.len() * each);
+    assert_eq!(mapped_count, (small.len() + large.len()) * each);
+    let mut http2 = request("GET", large[0], &[]);
+    assert!(service.mapped_at_once(&http2, &layer).is_some());
+    *http2.version_mut() = Version::HTTP_2;
+    assert!(service.mapped_at_once(&http2, &layer).is_none(), "HTTP/2 reads");
 }
 
 /// A file that is not what it was is the service's affair.
