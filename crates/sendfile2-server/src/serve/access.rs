@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use axum::http::{HeaderMap, HeaderName, Request, StatusCode, Uri, Version, header};
+use axum::http::{HeaderMap, HeaderName, Request, StatusCode, Version, header};
 use jiff::Timestamp;
 use serde::Serialize;
 

@@ -2,20 +2,21 @@
 
 use std::any::Any;
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use metrics::{counter, gauge};
 use rustix::net::RecvFlags;
 use sendfile2::{Engine, Options};
@@ -30,7 +31,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::access::Line;
-use super::body::Answer;
+use super::body::{Answer, Content};
 use super::limits::{Addresses, Counted};
 use super::log::Log;
 use super::meters::Meters;
@@ -51,7 +52,6 @@ pub(super) struct Server {
     addresses: Arc<Addresses>,
     limit: Arc<Semaphore>,
     pub(super) connections: u32,
-    graceful: std::sync::Mutex<Option<GracefulShutdown>>,
     /// The announcement of the end to connections that have not asked for anything yet.
     ending: watch::Sender<bool>,
     trouble: Seldom,
@@ -89,14 +89,13 @@ const OF_STREAM: usize = 32 << 10;
 const OF_TLS: usize = 16 << 10;
 
 /// Returns how HTTP/1 is spoken. The time for headers is the clock's affair.
-pub(super) fn http1() -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1()
-        .max_buf_size(HEADERS)
+pub(super) fn http1() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.max_buf_size(HEADERS)
         // A client may end its side when it has asked. And hyper then reads nothing while it
         // answers, for which it would keep 8 KiB more.
         .half_close(true);
-    http.http1_only()
+    http
 }
 
 fn http2(streams: Streams) -> auto::Builder<Streams> {
@@ -254,7 +253,6 @@ impl Server {
             // A u32 fits on every machine that this is for.
             limit: Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(usize::MAX))),
             connections,
-            graceful: std::sync::Mutex::new(Some(GracefulShutdown::new())),
             ending: watch::Sender::new(false),
             trouble: Seldom::default(),
         })
@@ -380,23 +378,40 @@ impl Server {
             let (server, peer) = (Arc::clone(self), Arc::clone(&peer));
             async move { Ok::<_, Infallible>(server.answer(&peer, request).await.map(Telling::new)) }
         });
-        let watched = {
-            let graceful = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            graceful.as_ref().map(GracefulShutdown::watcher)
-        };
-        let Some(watcher) = watched else { return };
+        if self.clock.ends() {
+            return;
+        }
         let ended = match streams {
-            None => watcher.watch(terms.http1.serve_connection_with_upgrades(io, service)).await,
+            None => {
+                let connection = terms.http1.serve_connection(io, service).with_upgrades();
+                let end = http1::UpgradeableConnection::graceful_shutdown;
+                self.until_the_end(connection, end).await.map_err(Into::into)
+            }
             Some(streams) => {
                 let http = http2(streams);
+                let connection = http.serve_connection(io, service);
                 // In a box, so that connections of HTTP/1 are smaller.
-                Box::pin(watcher.watch(http.serve_connection(io, service))).await
+                Box::pin(self.until_the_end(connection, auto::Connection::graceful_shutdown)).await
             }
         };
         // A client that goes away, or is too slow, is its own affair.
         if let Some(e) = ended.err().as_deref().and_then(|e| unsendable(e)) {
             self.broke_off(e);
         }
+    }
+
+    /// Serves a connection, which is asked to end when the server does.
+    async fn until_the_end<C: Future>(&self, connection: C, end: fn(Pin<&mut C>)) -> C::Output {
+        let mut connection = pin!(connection);
+        let mut asked = false;
+        poll_fn(|cx| {
+            if !asked && self.clock.ends() {
+                asked = true;
+                end(connection.as_mut());
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await
     }
 
     /// Answers a request: counts it, logs it, and refuses what is too much.
@@ -418,13 +433,13 @@ impl Server {
         let at_once = AssertUnwindSafe(|| self.at_once(&site, peer, client, &request));
         let mut response = match catch_unwind(at_once) {
             Ok(Some(response)) => response,
-            Ok(None) => self.files(&site, peer, request).await,
-            Err(panic) => self.panicked(&*panic),
+            // In a box, so that what is answered at once is smaller.
+            Ok(None) => Box::pin(self.files(&site, peer, request)).await.map(Content::Layered),
+            Err(panic) => self.panicked(&*panic).map(Content::Layered),
         };
         unread.tell(&mut response);
         let status = response.status();
-        let code = status.as_str().to_owned();
-        counter!("sendfile2_http_requests_total", "status" => code).increment(1);
+        self.meters.answered(status);
         self.meters.began.record(began.elapsed());
         response.map(|body| Answer {
             body,
@@ -444,26 +459,26 @@ impl Server {
         peer: &Peer,
         client: Option<IpAddr>,
         request: &Request<()>,
-    ) -> Option<Response<Body>> {
+    ) -> Option<Response<Content>> {
         let asks = |rate, client| self.addresses.asks(client, rate);
         let too_much = |rate| client.is_some_and(|client| !asks(rate, client));
         if site.requests_per_address.is_some_and(too_much) {
             self.meters.refused_requests.increment(1);
-            let mut response = empty(StatusCode::TOO_MANY_REQUESTS);
+            let mut response = empty(StatusCode::TOO_MANY_REQUESTS).map(Content::Layered);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             return Some(response);
         }
         if !tells_its_host(request) {
-            return Some(empty(StatusCode::BAD_REQUEST));
+            return Some(empty(StatusCode::BAD_REQUEST).map(Content::Layered));
         }
         if let Some(response) = peer.redirect.then(|| site.redirected(request)).flatten() {
-            return Some(response.map(Body::new));
+            return Some(response.map(Content::Files));
         }
         // With HTTP/2 a body waits until the client wants it, and would wait in memory.
         let http1 = request.version() < Version::HTTP_2;
-        let response = http1.then(|| site.at_once(request)).flatten()?;
-        self.meters.at_once.increment(1);
-        Some(response.map(Body::new))
+        let response = http1.then(|| site.at_once(request, peer.mapped.as_ref())).flatten()?;
+        self.meters.at_once(response.body());
+        Some(response.map(Content::Files))
     }
 
     /// Answers a request for a file; with a mapped body, where the connection sends those.
@@ -516,19 +531,10 @@ impl Server {
     /// Ends all connections, when their requests are answered; those that are left after `grace`
     /// are counted.
     pub(super) async fn finish(&self, grace: Duration) -> usize {
-        let graceful = {
-            let mut slot = self.graceful.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            slot.take()
-        };
         self.ending.send_replace(true);
-        let all = async {
-            if let Some(graceful) = graceful {
-                graceful.shutdown().await;
-            }
-            // Those that had not asked yet, and those that were just being accepted.
-            drop(self.limit.acquire_many(self.connections).await);
-        };
-        let _ = tokio::time::timeout(grace, all).await;
+        self.clock.end();
+        // Also of those that were just being accepted.
+        let _ = tokio::time::timeout(grace, self.limit.acquire_many(self.connections)).await;
         self.left()
     }
 

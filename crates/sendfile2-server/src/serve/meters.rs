@@ -1,5 +1,7 @@
 //! The metrics of the server, which are there, with the value 0, from the start.
 
+use super::body::FilesBody;
+use axum::http::StatusCode;
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 
 /// The names that count by a label, the label, and its values that can be foreseen.
@@ -9,16 +11,20 @@ const LABELLED: &[(&str, &str, &[&str])] = &[
     ("sendfile2_releases_total", "copied", &["yes", "no"]),
     ("sendfile2_fallbacks_total", "why", &["limit", "fault", "refused"]),
     ("sendfile2_http_bodies_total", "became", &["mapped", "not HTTP/1", "read at once"]),
-    (
-        "sendfile2_http_requests_total",
-        "status",
-        &["200", "206", "304", "307", "308", "400", "404", "405", "412", "416", "429", "500"],
-    ),
 ];
+
+/// The statuses of answers that can be foreseen, the most frequent first.
+const STATUSES: [u16; 12] = [200, 304, 206, 404, 307, 308, 400, 405, 412, 416, 429, 500];
+
+fn requests(status: u16) -> Counter {
+    counter!("sendfile2_http_requests_total", "status" => status.to_string())
+}
 
 /// The metrics that each request changes, found once.
 pub(super) struct Meters {
-    pub(super) at_once: Counter,
+    requests: [(u16, Counter); STATUSES.len()],
+    pub(super) read: Counter,
+    mapped: Counter,
     pub(super) began: Histogram,
     pub(super) ended: Histogram,
     pub(super) refused_connections: Counter,
@@ -48,10 +54,13 @@ impl Meters {
             .set(1);
         // Known to the recorder, so that it is there before anything is released.
         let _ = histogram!("sendfile2_release_seconds");
+        let became = |what| counter!("sendfile2_http_bodies_total", "became" => what);
         let refused = |what| counter!("sendfile2_http_refused_total", "what" => what);
         let reloads = |result| counter!("sendfile2_reloads_total", "result" => result);
         let meters = Meters {
-            at_once: counter!("sendfile2_http_bodies_total", "became" => "read at once"),
+            requests: STATUSES.map(|status| (status, requests(status))),
+            read: became("read at once"),
+            mapped: became("mapped"),
             began: histogram!("sendfile2_http_first_byte_seconds"),
             ended: histogram!("sendfile2_http_request_seconds"),
             refused_connections: refused("connection"),
@@ -59,6 +68,9 @@ impl Meters {
             reloads: reloads("done"),
             failed_reloads: reloads("failed"),
         };
+        for (_, counter) in &meters.requests {
+            counter.increment(0);
+        }
         for counter in [
             &meters.refused_connections,
             &meters.refused_requests,
@@ -68,5 +80,22 @@ impl Meters {
             counter.increment(0);
         }
         meters
+    }
+
+    /// A request was answered before the layers.
+    pub(super) fn at_once(&self, body: &FilesBody) {
+        match body {
+            FilesBody::Dir(_) => self.mapped.increment(1),
+            FilesBody::Text(_) => self.read.increment(1),
+        }
+    }
+
+    /// A request was answered.
+    pub(super) fn answered(&self, status: StatusCode) {
+        let status = status.as_u16();
+        match self.requests.iter().find(|(of, _)| *of == status) {
+            Some((_, counter)) => counter.increment(1),
+            None => requests(status).increment(1),
+        }
     }
 }

@@ -10,9 +10,18 @@ pub(super) fn tells_its_host<B>(request: &Request<B>) -> bool {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) => request.version() != Version::HTTP_11,
-        (Some(host), None) => host.to_str().is_ok_and(is_host),
+        (Some(host), None) => is_plain(host.as_bytes()) || host.to_str().is_ok_and(is_host),
         _ => false,
     }
+}
+
+/// Returns whether it is a host as most are, which is found out at once.
+fn is_plain(host: &[u8]) -> bool {
+    let end = host.iter().position(|byte| !(byte.is_ascii_alphanumeric() || b"-.".contains(byte)));
+    let (name, port) = host.split_at(end.unwrap_or(host.len()));
+    !name.is_empty()
+        && matches!(port, [] | [b':', ..])
+        && port.iter().skip(1).all(u8::is_ascii_digit)
 }
 
 /// `uri-host [ ":" port ]`, of RFC 3986. It may be empty.
@@ -41,7 +50,7 @@ fn is_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_host;
+    use super::{is_host, is_plain};
 
     #[test]
     fn hosts_are_known_by_their_grammar() {
@@ -53,7 +62,7 @@ mod tests {
             "a b", "x:y", "x/", "a@b", "http://x", "[::1", "[x]", "[::1]x", "[::1]]", "%4", "ü",
             "a:1:2",
         ] {
-            assert!(!is_host(host), "{host}");
+            assert!(!is_host(host) && !is_plain(host.as_bytes()), "{host}");
         }
     }
 }

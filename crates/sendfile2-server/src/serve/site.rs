@@ -11,11 +11,10 @@ use axum::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
 };
 use http_body_util::Full;
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto;
+use hyper::server::conn::http1;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sendfile2::Engine;
-use sendfile2_axum::ServeDir;
+use sendfile2_axum::{ServeDir, ZeroCopyLayer};
 use tokio_rustls::TlsAcceptor;
 use tower_http::cors::CorsLayer;
 use tower_layer::Layer;
@@ -64,9 +63,9 @@ pub(super) struct Terms {
     pub(super) engine: Engine,
     pub(super) tls: Option<TlsAcceptor>,
     pub(super) limits: Limits,
-    /// The builder for HTTP/1, chosen beforehand: hyper-util would find out the version by itself,
-    /// but by reading, after which hyper's buffer is twice as large.
-    pub(super) http1: auto::Builder<TokioExecutor>,
+    /// The builder for HTTP/1: hyper-util would find out the version by itself, but by reading,
+    /// after which hyper's buffer is twice as large.
+    pub(super) http1: http1::Builder,
 }
 
 impl Site {
@@ -185,15 +184,21 @@ impl Site {
         Some(response)
     }
 
-    /// Answers a plain request for a small file that was asked for before, as
-    /// [`answer`](Self::answer) would.
-    pub(super) fn at_once<B>(&self, request: &Request<B>) -> Option<Response<FilesBody>> {
+    /// Answers a plain request for a file that was asked for before, as [`answer`](Self::answer)
+    /// would: of a small file, or with a mapped body, on the connection that the layer is for.
+    pub(super) fn at_once<B>(
+        &self,
+        request: &Request<B>,
+        mapped: Option<&ZeroCopyLayer>,
+    ) -> Option<Response<FilesBody>> {
         let path = request.uri().path();
         if self.cors.is_some() || (!self.dotfiles && hides(path)) {
             return None;
         }
-        let response = self.dir.at_once(request)?;
-        let mut response = response.map(|bytes| FilesBody::Text(Full::new(bytes)));
+        let mut response = match (self.dir.at_once(request), mapped) {
+            (Some(response), _) => response.map(|bytes| FilesBody::Text(Full::new(bytes))),
+            (None, mapped) => self.dir.mapped_at_once(request, mapped?)?.map(FilesBody::Dir),
+        };
         self.rules.apply(path, &mut response);
         Some(response)
     }
@@ -278,6 +283,8 @@ fn uri(page: &str) -> anyhow::Result<Uri> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use http_body_util::BodyExt;
+    use sendfile2::Options;
+    use sendfile2_axum::Io;
 
     use super::*;
 
@@ -287,20 +294,34 @@ mod tests {
     }
 
     /// With each option that decides on answers, for every path and kind of request: what is
-    /// answered at once is what is answered else, and small files are, unless a page of another
-    /// origin may ask for them, or they are hidden.
+    /// answered at once is what is answered else, and plain requests are, unless a page of another
+    /// origin may ask for the file, or it is hidden.
     #[tokio::test]
     async fn what_is_answered_at_once_is_what_is_answered_else() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("sub")).unwrap();
-        let names =
-            ["page.html", "page.html.gz", "a.js", "sub/index.html", ".env", ".none.html", "empty"];
-        for name in names {
-            let text = if name == "empty" { "" } else { name };
+        let large = "large\n".repeat(10_000);
+        for (name, text) in [
+            ("page.html", "page"),
+            ("page.html.gz", "gz"),
+            ("a.js", "js"),
+            ("sub/index.html", "index"),
+            (".env", "env"),
+            (".none.html", "none"),
+            ("empty", ""),
+            ("large.html", &large),
+        ] {
             std::fs::write(dir.path().join(name), text).unwrap();
         }
-        let open =
-            ["/page.html", "/page%2ehtml", "/a.js?v=1", "/sub/", "/sub/index.html", "/empty"];
+        let open = [
+            "/page.html",
+            "/page%2ehtml",
+            "/a.js?v=1",
+            "/sub/",
+            "/sub/index.html",
+            "/empty",
+            "/large.html",
+        ];
         let hidden = ["/.env", "/%2Eenv", "/.none.html", "/%2Enone%2Ehtml"];
         let others = ["/", "/sub", "/none", "/none/", "//page.html/"];
         let options: [&[_]; 10] = [
@@ -322,6 +343,9 @@ mod tests {
             &[("range", "bytes=1-2")],
             &[("if-modified-since", "Fri, 31 Dec 9999 23:59:59 GMT")],
         ];
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let layer = ZeroCopyLayer::of(&Io::new(stream, Options::new()).unwrap());
         for options in options {
             let mut line = vec!["sendfile2-server".into(), "serve".into(), dir.path().into()];
             line.extend(options.iter().map(Into::into));
@@ -342,7 +366,7 @@ mod tests {
                     // Twice: the first makes it known.
                     let _ = parts(Arc::clone(&site).answer(request()).await).await;
                     let expected = parts(Arc::clone(&site).answer(request()).await).await;
-                    if let Some(got) = site.at_once(&request()) {
+                    if let Some(got) = site.at_once(&request(), Some(&layer)) {
                         let what = format!("{method} {path} {headers:?} {options:?}");
                         assert_eq!(parts(got).await, expected, "{what}");
                         plain += 1;

@@ -3,8 +3,8 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -24,9 +24,12 @@ const NEVER: u64 = u64::MAX;
 
 /// A clock that counts its looks at all connections, one a second, at which those that have exceeded
 /// a limit are woken. A timer for each limit, set anew with each request, would cost a small
-/// request a tenth of its time.
+/// request a tenth of its time. It also tells them that the server ends.
+#[derive(Default)]
 pub(super) struct Clock {
     looks: AtomicU64,
+    /// The server ends, and its connections are to.
+    ends: AtomicBool,
     connections: Mutex<Vec<Weak<Pulse>>>,
 }
 
@@ -64,7 +67,7 @@ pub(super) struct Pulse {
 impl Clock {
     /// Begins a clock, which runs as long as somebody has it.
     pub(super) fn start() -> Arc<Self> {
-        let clock = Arc::new(Clock { looks: AtomicU64::new(0), connections: Mutex::default() });
+        let clock = Arc::<Clock>::default();
         let running = Arc::downgrade(&clock);
         tokio::spawn(async move {
             let mut sweep = tokio::time::interval(SWEEP);
@@ -92,6 +95,22 @@ impl Clock {
         for pulse in overdue {
             pulse.waker.wake_by_ref();
         }
+    }
+
+    /// Tells all connections to end, from now on.
+    pub(super) fn end(&self) {
+        self.ends.store(true, Relaxed);
+        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<_> = connections.iter().filter_map(Weak::upgrade).collect();
+        drop(connections);
+        for pulse in all {
+            pulse.waker.wake_by_ref();
+        }
+    }
+
+    /// Returns whether connections are to end. Their tasks are woken for it.
+    pub(super) fn ends(&self) -> bool {
+        self.ends.load(Relaxed)
     }
 
     fn now(&self) -> u64 {
@@ -293,7 +312,7 @@ mod tests {
     async fn a_limit_is_exceeded_for_certain() {
         let second = Duration::from_secs(1);
         let limits = Limits { header: second, stall: 2 * second, idle: 4 * second };
-        let clock = Arc::new(Clock { looks: AtomicU64::new(0), connections: Mutex::default() });
+        let clock = Arc::<Clock>::default();
         let pulse = Pulse::begin(&clock, limits).await;
         // So many looks are that many seconds and one more, or less: the first may come at once.
         let ends_after = |looks: u32| {

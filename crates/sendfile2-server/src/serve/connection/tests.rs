@@ -90,8 +90,8 @@ fn a_panic_of_what_is_answered_at_once_is_a_500() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let served = async {
         let (site, log) = (Site::new(&config).unwrap(), Log::new(None).unwrap());
-        let at_once = metrics::Counter::from_arc(Arc::new(Counts));
-        let server = Server::new(1, site, log, Meters { at_once, ..Meters::new() });
+        let read = metrics::Counter::from_arc(Arc::new(Counts));
+        let server = Server::new(1, site, log, Meters { read, ..Meters::new() });
         let (mut client, stream) = tokio::io::duplex(4096);
         let served = tokio::spawn(async move {
             let terms = Arc::clone(&server.site.load().terms);
