@@ -17,8 +17,9 @@ use tokio::task::JoinHandle;
 
 use crate::window::{Origin, Passed, Window};
 
-/// Bytes mapped at a time: larger ones cost the same, smaller ones more.
-const WINDOW: u64 = 1 << 20;
+/// Bytes mapped at a time: each window costs the same. Of larger ones more may have left the memory
+/// again before a slow client has taken them.
+const WINDOW: u64 = 2 << 20;
 
 /// Bytes read at a time: as many as a frame of HTTP/2 has, or a record of TLS. Each body that its client
 /// does not take keeps so much in memory, and HTTP/2 has many bodies.

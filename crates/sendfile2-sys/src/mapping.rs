@@ -58,7 +58,18 @@ impl Region<'_> {
     /// Returns whether all pages of the region are in memory, as far as mincore(2) reports it: for
     /// a file that the process neither owns nor may write, mincore always answers yes.
     pub fn is_resident(self) -> bool {
-        self.residents().is_ok_and(|pages| pages.iter().all(|page| page & 1 != 0))
+        // For as many pages at a time no memory is asked for.
+        let mut states = [0_u8; 512];
+        let page = rustix::param::page_size();
+        let (start, len) = self.pages();
+        (0..len).step_by(states.len() * page).all(|at| {
+            let len = (len - at).min(states.len() * page);
+            let states = &mut states[..len.div_ceil(page)];
+            let start = start.wrapping_byte_add(at);
+            // SAFETY: the pages are mapped while the region lives, and there is a byte for each.
+            let ret = unsafe { libc::mincore(start, len, states.as_mut_ptr()) };
+            ret == 0 && states.iter().fold(1, |all, state| all & state) == 1
+        })
     }
 
     /// Counts the region's pages that are in memory, as [`is_resident`](Self::is_resident) does.
