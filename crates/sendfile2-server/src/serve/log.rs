@@ -177,10 +177,11 @@ impl Log {
     /// Writes the lines from here on to another target; `false` where those before it cannot be
     /// written meanwhile, and all stays as it was.
     pub(super) async fn turn(&self, target: Option<Target>) -> bool {
-        let mut waits = self.0.lock();
-        let before = (waits.text.len(), waits.lines);
-        waits.turn = Some(Turn { before, target });
-        drop(waits);
+        {
+            let mut waits = self.0.lock();
+            let before = (waits.text.len(), waits.lines);
+            waits.turn = Some(Turn { before, target });
+        }
         self.0.more.notify_one();
         self.0.until(|waits| waits.turn.is_none()).await || self.0.lock().turn.take().is_none()
     }
