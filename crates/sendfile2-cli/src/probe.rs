@@ -1,5 +1,8 @@
 //! `sendfile2 probe`: what this machine allows, and why.
 
+mod executable;
+mod process;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +12,8 @@ use sendfile2::probe::{Availability, Destination, Detaches, File, IoUring, Machi
 use sendfile2::{Sender, probe};
 use serde_json::{Value, json};
 
+use self::executable::{Executable, Program, SHIM};
+use self::process::Process;
 use crate::net::{self, Address};
 use crate::output;
 
@@ -20,13 +25,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Each engine is tried, and not guessed from the kernel's version: zerocopy by one byte over a
 /// connection of its own on loopback. With a destination, the command connects to it, shows which
 /// engine auto would take for sends of which size, and resets the connection without sending
-/// anything. With a file, it shows whether the file would be mapped or read.
+/// anything. With a file, it shows whether the file would be mapped or read. With a program, or a
+/// process that runs, it shows whether its sendfile(2) is made safe, by what, or why not.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   sendfile2 probe                        the machine
   sendfile2 probe example.org:9000       and what auto would do for that destination
   sendfile2 probe --file disk.img        and how that file would be sent
+  sendfile2 probe --program nginx        whether the preload shim takes hold of a program
+  sendfile2 probe --pid 4711             and whether it is in a process that runs
   sendfile2 probe --json | jq '.engines[] | {engine, state}'")]
 pub(crate) struct Args {
     /// A destination to connect to, or unix:PATH, or unix:@NAME (an abstract socket)
@@ -35,6 +43,12 @@ pub(crate) struct Args {
     /// A file that is to be sent
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     file: Option<PathBuf>,
+    /// A program whose sendfile(2) is to be safe; looked for in PATH if it has no slash
+    #[arg(long, value_name = "PROGRAM", value_hint = ValueHint::CommandName)]
+    program: Option<PathBuf>,
+    /// A process that runs
+    #[arg(long, value_name = "PID", conflicts_with = "program")]
+    pid: Option<u32>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -56,6 +70,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             Some((address, probe::destination(&sender)))
         }
     };
+    let program = args.program.as_deref().map(Program::find).transpose()?;
+    let process = args.pid.map(Process::find).transpose()?;
     let machine = probe::machine();
     let advice: Vec<String> = machine
         .advice()
@@ -73,6 +89,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "user_namespaces": machine.user_namespaces,
             "destination": destination.map(|(address, d)| as_json_destination(address, &d)),
             "file": file.map(|(path, f, d)| as_json_file(&path.display().to_string(), &f, &d)),
+            "program": program.as_ref().map(as_json_program),
+            "process": process.as_ref().map(as_json_process),
             "advice": advice,
         });
         return output::print(&format!("{report}\n"));
@@ -84,6 +102,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some((path, file, detaches)) = file {
         text += &format!("\nFile {}\n{file}", path.display());
         text += &format!("  {:<20} {detaches}\n", "detaches");
+    }
+    if let Some(program) = program {
+        text += &of_program(&program);
+    }
+    if let Some(process) = process {
+        text += &of_process(&process);
     }
     text += "\nAdvice\n";
     if advice.is_empty() {
@@ -97,6 +121,89 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         text.push('\n');
     }
     output::print(&text)
+}
+
+/// What protects a program that cannot have the shim.
+const WITHOUT_THE_SHIM: &str = "nothing here: switch sendfile off in its configuration, or overwrite \
+    by `sendfile2 write` or sendfile2_pwrite(3), which harm nothing that is in flight";
+
+/// The line of a section, wrapped.
+fn line(name: &str, text: &str) -> String {
+    let options = textwrap::Options::new(output::width().max(60))
+        .initial_indent("  ")
+        .subsequent_indent("                       ");
+    textwrap::fill(&format!("{name:<20} {text}"), options) + "\n"
+}
+
+fn of_program(program: &Program) -> String {
+    let path = program.path.display();
+    let mut text = format!("\nProgram {path}\n");
+    if let Some(interpreter) = &program.interpreter {
+        text += &line("a script, run by", &interpreter.display().to_string());
+    }
+    text += &program.executable.to_string();
+    text += &line("calls sendfile", &program.executable.calls.to_string());
+    match program.executable.uncovered() {
+        None => text + &line("protected by", &format!("the shim: LD_PRELOAD={SHIM} {path}")),
+        Some(why) => {
+            text + &line("the shim", &format!("does not take hold: {why}"))
+                + &line("protected by", WITHOUT_THE_SHIM)
+        }
+    }
+}
+
+fn of_process(process: &Process) -> String {
+    let mut text = format!("\nProcess {} ({})\n", process.id, process.path.display());
+    text += &process.executable.to_string();
+    text += &line("calls sendfile", &process.calls.to_string());
+    text += &line(
+        "the shim",
+        &process.shim.map_or("not loaded".into(), |mode| format!("loaded, mode {}", mode.name())),
+    );
+    let protected = match (process.is_protected(), process.executable.uncovered()) {
+        (true, _) => "by the shim".into(),
+        (false, Some(why)) => format!("no: {why}; {WITHOUT_THE_SHIM}"),
+        (false, None) if process.shim.is_some() => {
+            "no: SENDFILE2_MODE is off; start it again without that".into()
+        }
+        (false, None) => format!("no: start it again with LD_PRELOAD={SHIM}"),
+    };
+    text + &line("protected", &protected)
+}
+
+fn as_json_executable(executable: &Executable) -> Value {
+    let uncovered = executable.uncovered();
+    json!({
+        "linked": if executable.libc.is_some() { "dynamically" } else { "statically" },
+        // null: not known of what is linked statically.
+        "libc": executable.libc.map(|libc| libc.to_string()),
+        "go": executable.go,
+        "privileged": executable.privileged,
+        "shim_takes_hold": uncovered.is_none(),
+        "why_not": uncovered.map(|why| why.to_string()),
+    })
+}
+
+fn as_json_program(program: &Program) -> Value {
+    json!({
+        "path": program.path.display().to_string(),
+        // null: it is no script.
+        "interpreter": program.interpreter.as_ref().map(|path| path.display().to_string()),
+        "executable": as_json_executable(&program.executable),
+        "calls_sendfile": program.executable.calls.name(),
+    })
+}
+
+fn as_json_process(process: &Process) -> Value {
+    json!({
+        "pid": process.id,
+        "path": process.path.display().to_string(),
+        "executable": as_json_executable(&process.executable),
+        "calls_sendfile": process.calls.name(),
+        // null: it is not loaded.
+        "shim": process.shim.map(process::Mode::name),
+        "protected": process.is_protected(),
+    })
 }
 
 fn engines(machine: &Machine) -> Vec<Value> {

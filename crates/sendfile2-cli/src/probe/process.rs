@@ -1,0 +1,109 @@
+//! A process that runs: its program, and whether the shim is in it.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::executable::{Calls, Executable, SHIM, library_calls};
+
+/// The mode in which the shim is in a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Safe,
+    Notify,
+    Off,
+}
+
+/// A process that runs.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) id: u32,
+    /// The path of its program, as the process sees it.
+    pub(super) path: PathBuf,
+    pub(super) executable: Executable,
+    /// The mode of the shim, if the process has it loaded.
+    pub(super) shim: Option<Mode>,
+    /// Whether the program, or a library that is loaded, imports `sendfile`.
+    pub(super) calls: Calls,
+}
+
+impl Process {
+    pub(super) fn find(id: u32) -> anyhow::Result<Self> {
+        let directory = PathBuf::from(format!("/proc/{id}"));
+        let read = |name: &str| {
+            let path = directory.join(name);
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let program = directory.join("exe");
+        let path = std::fs::read_link(&program)
+            .with_context(|| format!("there is no program to be seen of process {id}"))?;
+        let file = File::open(&program).with_context(|| format!("{}", program.display()))?;
+        let executable = Executable::of(file, &path)?;
+        let maps = read("maps")?;
+        let files = executable_files(&maps);
+        let loaded = files.iter().any(|path| is_shim(path));
+        let shim = if loaded { Some(mode(&read("environ")?)) } else { None };
+        let calls = match executable.calls {
+            Calls::NotItself if files.iter().any(|path| calls(&directory, path)) => Calls::Yes,
+            calls => calls,
+        };
+        Ok(Process { id, path, executable, shim, calls })
+    }
+
+    /// Returns whether each `sendfile` that the process makes by its name is the shim's.
+    pub(super) fn is_protected(&self) -> bool {
+        !matches!(self.shim, None | Some(Mode::Off))
+            && !self.executable.go
+            && self.executable.libc.is_some()
+    }
+}
+
+/// Returns the files of which the process has code mapped.
+fn executable_files(maps: &[u8]) -> BTreeSet<PathBuf> {
+    let lines = maps.split(|byte| *byte == b'\n');
+    lines
+        .filter_map(|line| {
+            // ADDRESS PERMISSIONS OFFSET DEVICE INODE   PATH
+            let mut words = line.splitn(3, |byte| *byte == b' ');
+            let permissions = words.nth(1)?;
+            let path = line.iter().position(|byte| *byte == b'/')?;
+            permissions.contains(&b'x').then(|| PathBuf::from(OsStr::from_bytes(&line[path..])))
+        })
+        .collect()
+}
+
+fn is_shim(path: &Path) -> bool {
+    // One that was replaced meanwhile is "(deleted)".
+    path.file_name().is_some_and(|name| name.as_bytes().starts_with(SHIM.as_bytes()))
+}
+
+/// Returns whether a file that a process has mapped imports `sendfile`; the shim does not count.
+fn calls(process: &Path, mapped: &Path) -> bool {
+    let Ok(within) = mapped.strip_prefix("/") else { return false };
+    !is_shim(mapped) && File::open(process.join("root").join(within)).is_ok_and(library_calls)
+}
+
+/// Returns the mode that the shim takes from these variables.
+fn mode(environment: &[u8]) -> Mode {
+    let mut variables = environment.split(|byte| *byte == 0);
+    let value = variables.find_map(|variable| variable.strip_prefix(b"SENDFILE2_MODE="));
+    match value.unwrap_or_default().trim_ascii().to_ascii_lowercase().as_slice() {
+        b"notify" => Mode::Notify,
+        b"off" => Mode::Off,
+        _ => Mode::Safe,
+    }
+}
+
+impl Mode {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Mode::Safe => "safe",
+            Mode::Notify => "notify",
+            Mode::Off => "off",
+        }
+    }
+}
