@@ -1,10 +1,11 @@
-//! The part of the preload shim that does the work. Nothing here allocates, locks, or keeps
-//! anything.
+//! The part of the preload shim that does the work. Nothing here allocates or locks, and nothing is
+//! kept but counts.
 
 use std::ffi::c_int;
 
 use libc::{off_t, size_t, ssize_t};
 use rustix::io::Errno;
+pub use sendfile2_sys::shim::{Count, Counters};
 
 use crate::abi::answer;
 use crate::kernel;
@@ -23,13 +24,15 @@ pub enum Mode {
     Notify,
 }
 
-/// Calls `sendfile(2)` in this mode, and returns its result in the manner of C.
+/// Calls `sendfile(2)` in this mode, and returns its result in the manner of C; counts what became of
+/// the call.
 ///
 /// # Safety
 /// `offset` must be null, or as for `sendfile(2)`.
 #[allow(unsafe_code)]
 pub unsafe fn sendfile(
     mode: Mode,
+    counters: &Counters,
     out_fd: c_int,
     in_fd: c_int,
     offset: *mut off_t,
@@ -40,23 +43,62 @@ pub unsafe fn sendfile(
         let notify = mode == Mode::Notify && kernel::is_socket_with_so_zerocopy(out_fd);
         // A call that sends nothing has no notification.
         let copied = || (!notify || count == 0) && is_pageless(in_fd);
-        let Some(boundaries) = socket.filter(|_| !copied()) else {
-            // SAFETY: as the caller's.
-            return unsafe { kernel::sendfile(out_fd, in_fd, offset, count) };
+        let passed_on = match socket {
+            None if mode == Mode::Off => Err(Count::Off),
+            None => Err(Count::NoSocket),
+            Some(_) if copied() => Err(Count::NoPages),
+            Some(boundaries) => Ok(boundaries),
+        };
+        let boundaries = match passed_on {
+            Ok(boundaries) => boundaries,
+            Err(why) => {
+                counters.add(why, 1);
+                // SAFETY: as the caller's.
+                return unsafe { kernel::sendfile(out_fd, in_fd, offset, count) };
+            }
         };
         // SAFETY: as the caller's.
-        let (request, offset) = unsafe { Request::new(out_fd, in_fd, offset, count) }?;
-        let sent = if notify {
-            match send::notify(&request, None) {
-                Err(Errno::OPNOTSUPP) if request.ends_here() => request.at_the_end(),
-                result => result,
+        let sent = unsafe { send(notify, boundaries, out_fd, in_fd, offset, count) };
+        let (calls, bytes) = match notify {
+            true => (Count::Notified, Count::NotifiedBytes),
+            false => (Count::Safe, Count::SafeBytes),
+        };
+        match sent {
+            Ok(sent) => {
+                counters.add(calls, 1);
+                counters.add(bytes, sent as u64);
             }
-        } else {
-            send::copy(&request, boundaries, None, WaitForSpace::AsTheSocketDoes)
-        }?;
-        if sent > 0 {
-            offset.advance(&request, sent);
+            Err(_) => counters.add(Count::Failed, 1),
         }
-        Ok(sent)
+        sent
     })
+}
+
+/// Sends from a file to a socket.
+///
+/// # Safety
+/// As for [`sendfile`].
+#[allow(unsafe_code)]
+unsafe fn send(
+    notify: bool,
+    boundaries: Boundaries,
+    out_fd: c_int,
+    in_fd: c_int,
+    offset: *mut off_t,
+    count: size_t,
+) -> Result<usize, Errno> {
+    // SAFETY: as the caller's.
+    let (request, offset) = unsafe { Request::new(out_fd, in_fd, offset, count) }?;
+    let sent = if notify {
+        match send::notify(&request, None) {
+            Err(Errno::OPNOTSUPP) if request.ends_here() => request.at_the_end(),
+            result => result,
+        }
+    } else {
+        send::copy(&request, boundaries, None, WaitForSpace::AsTheSocketDoes)
+    }?;
+    if sent > 0 {
+        offset.advance(&request, sent);
+    }
+    Ok(sent)
 }

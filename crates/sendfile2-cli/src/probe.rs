@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::ValueHint;
 use sendfile2::probe::{Availability, Destination, Detaches, File, IoUring, Machine};
 use sendfile2::{Sender, probe};
+use sendfile2_sys::shim::{Count, Counted};
 use serde_json::{Value, json};
 
 use self::executable::{Executable, Program, SHIM};
@@ -160,6 +161,9 @@ fn of_process(process: &Process) -> String {
         "the shim",
         &process.shim.map_or("not loaded".into(), |mode| format!("loaded, mode {}", mode.name())),
     );
+    if let Some(counted) = &process.counted {
+        text += &line("so far", &counted.to_string());
+    }
     let protected = match (process.is_protected(), process.executable.uncovered()) {
         (true, _) => "by the shim".into(),
         (false, Some(why)) => format!("no: {why}; {WITHOUT_THE_SHIM}"),
@@ -202,7 +206,22 @@ fn as_json_process(process: &Process) -> Value {
         "calls_sendfile": process.calls.name(),
         // null: it is not loaded.
         "shim": process.shim.map(process::Mode::name),
+        // null: it is not loaded, or its memory cannot be read.
+        "counted": process.counted.as_ref().map(as_json_counted),
         "protected": process.is_protected(),
+    })
+}
+
+fn as_json_counted(counted: &Counted) -> Value {
+    json!({
+        "safe": counted.of(Count::Safe),
+        "safe_bytes": counted.of(Count::SafeBytes),
+        "notified": counted.of(Count::Notified),
+        "notified_bytes": counted.of(Count::NotifiedBytes),
+        "passed_on_off": counted.of(Count::Off),
+        "passed_on_no_socket": counted.of(Count::NoSocket),
+        "passed_on_no_pages": counted.of(Count::NoPages),
+        "failed": counted.of(Count::Failed),
     })
 }
 

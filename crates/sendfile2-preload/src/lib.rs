@@ -5,19 +5,21 @@
 //! loaded: `safe` (the default, and what everything else means), `notify`, or `off`. See
 //! `sendfile2(7)`.
 //!
-//! Nothing here allocates, locks, or keeps anything between calls, so that it works after a fork
-//! and in signal handlers, as the system call does.
+//! Nothing here allocates, locks, or keeps anything between calls but counts, so that it works after
+//! a fork and in signal handlers, as the system call does. What was counted is told at the exit, where
+//! `SENDFILE2_REPORT` asks for it, and by `sendfile2 probe --pid` while the program runs.
 #![cfg(all(target_os = "linux", target_pointer_width = "64"))]
 #![allow(unsafe_code)]
 
+mod report;
+
 use std::ffi::{CStr, c_int};
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use libc::{off_t, size_t, ssize_t};
-use sendfile2_c::shim::{self, Mode};
+use sendfile2_c::shim::{self, Counters, Mode};
 
-/// The mode, by its place in [`MODES`]. Until it is known the safe one holds.
-static MODE: AtomicU8 = AtomicU8::new(0);
+/// The mode, by its place in [`MODES`], and the counts. Until the mode is known the safe one holds.
+static COUNTERS: Counters = Counters::new();
 
 const MODES: [(&str, Mode); 3] =
     [("safe", Mode::Safe), ("notify", Mode::Notify), ("off", Mode::Off)];
@@ -39,6 +41,7 @@ fn meaning(value: &[u8]) -> Option<usize> {
 #[unsafe(link_section = ".init_array")]
 static LOADED: extern "C" fn() = {
     extern "C" fn loaded() {
+        report::prepare();
         // SAFETY: the name is a C string; nothing changes the environment while libraries load.
         let mode = unsafe { libc::getenv(c"SENDFILE2_MODE".as_ptr()) };
         if mode.is_null() {
@@ -61,14 +64,14 @@ static LOADED: extern "C" fn() = {
             // at the environment while libraries load.
             unsafe { *mode = 0 };
         }
-        let index = known.unwrap_or(0);
-        MODE.store(u8::try_from(index).unwrap_or(0), Ordering::Relaxed);
+        COUNTERS.set_mode(known.unwrap_or(0) as u64);
     }
     loaded
 };
 
 fn mode() -> Mode {
-    MODES.get(usize::from(MODE.load(Ordering::Relaxed))).map_or(Mode::Safe, |(_, mode)| *mode)
+    let number = usize::try_from(COUNTERS.mode()).ok();
+    number.and_then(|number| MODES.get(number)).map_or(Mode::Safe, |(_, mode)| *mode)
 }
 
 /// `sendfile(2)`.
@@ -83,7 +86,7 @@ pub unsafe extern "C" fn sendfile(
     count: size_t,
 ) -> ssize_t {
     // SAFETY: as the caller's.
-    unsafe { shim::sendfile(mode(), out_fd, in_fd, offset, count) }
+    unsafe { shim::sendfile(mode(), &COUNTERS, out_fd, in_fd, offset, count) }
 }
 
 /// `sendfile(2)` by the name that programs with large files know.
@@ -98,5 +101,5 @@ pub unsafe extern "C" fn sendfile64(
     count: size_t,
 ) -> ssize_t {
     // SAFETY: as the caller's.
-    unsafe { shim::sendfile(mode(), out_fd, in_fd, offset, count) }
+    unsafe { shim::sendfile(mode(), &COUNTERS, out_fd, in_fd, offset, count) }
 }

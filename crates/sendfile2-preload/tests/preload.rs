@@ -89,6 +89,91 @@ fn an_unknown_mode_is_not_told_by_each_program_that_is_started() {
     assert_eq!(said.matches(COMPLAINT).count(), 1, "{said}");
 }
 
+/// Runs a shell script with the shim, which is to report to `place`; returns its standard error.
+fn reporting(place: &str, script: &str, directory: &Path) -> String {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).current_dir(directory).env_remove("SENDFILE2_MODE");
+    command.env("LD_PRELOAD", shim()).env("SENDFILE2_REPORT", place);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+#[test]
+fn what_became_of_the_calls_is_reported_at_the_exit() {
+    let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/shim.c"));
+    for (mode, told) in [
+        ("safe", " made safe ("),
+        ("notify", " with a notification ("),
+        ("off", " passed on as SENDFILE2_MODE is off"),
+    ] {
+        let mut command = installed(&program);
+        command.arg(mode).env("LD_PRELOAD", shim()).env("SENDFILE2_MODE", mode);
+        let output = command.env("SENDFILE2_REPORT", "stderr").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        // Its forked children end by _exit(2).
+        let [line] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+        assert!(line.starts_with("sendfile2: shim (") && line.contains(told), "{line}");
+    }
+}
+
+fn names(report: &str) -> Vec<&str> {
+    report.lines().map(|line| line.split(' ').nth(1).unwrap()).collect()
+}
+
+#[test]
+fn each_program_reports_once_and_a_forked_child_what_it_has_done_itself() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // (The shell itself may end by _exit(2).)
+    let said = reporting("stderr", "env true; env env true; :", directory.path());
+    assert_eq!(names(&said), ["true", "true"], "{said}");
+    assert!(said.lines().all(|line| line.ends_with(": no calls of sendfile")), "{said}");
+    let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/forks.c"));
+    let mut command = installed(program);
+    command
+        .env("LD_PRELOAD", shim())
+        .env("SENDFILE2_REPORT", "stderr")
+        .env_remove("SENDFILE2_MODE");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let told: Vec<_> = said.lines().map(|line| line.split_once("): ").unwrap().1).collect();
+    assert_eq!(told, ["1 made safe (7 bytes)", "2 made safe (20 bytes)"], "{said}");
+}
+
+#[test]
+fn a_file_is_reported_to_wherever_the_program_goes() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = directory.path().join("report");
+    let script = "cd /; env true; env true";
+    let said = reporting(path.to_str().unwrap(), script, directory.path());
+    assert_eq!(said, "");
+    let report = std::fs::read_to_string(path).unwrap();
+    assert_eq!(names(&report), ["true", "true"], "{report}");
+    // Each would take it for another one.
+    let said = reporting("report", script, directory.path());
+    assert!(said.contains("SENDFILE2_REPORT is neither stderr nor a path"), "{said}");
+    assert!(!Path::new("/report").exists() && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn what_has_the_number_of_standard_error_by_then_is_not_written_to() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let said = reporting("stderr", "exec 2>other; :", directory.path());
+    assert_eq!(said, "");
+    assert_eq!(std::fs::read_to_string(directory.path().join("other")).unwrap(), "");
+    assert_eq!(reporting("stderr", "exec 2>&-; :", directory.path()), "");
+}
+
+#[test]
+fn without_being_asked_for_there_is_no_report() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    assert_eq!(reporting("", "env true", directory.path()), "");
+    assert_eq!(reporting("/nowhere/report", "env true", directory.path()), "");
+}
+
 /// Compares each kind of input and output, offset and count with the system call.
 fn compared(mode: &str) {
     let program = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/compare.c"));

@@ -34,6 +34,7 @@ pub mod process;
 pub mod recover;
 pub mod rlimit;
 pub mod sendfile;
+pub mod shim;
 pub mod socket;
 #[cfg(feature = "native")]
 pub mod syscall;

@@ -188,9 +188,10 @@ fn facts<H: FileHeader<Endian = Endianness>>(data: &ReadCache<File>) -> object::
             libc = Some(Libc::of(linker));
         }
         // "Go\0": the build id, which `strip` leaves.
-        let mut notes = segment.notes(endian, data)?;
-        while let Some(note) = notes.as_mut().map(|it| it.next()).transpose()?.flatten() {
-            go |= note.name() == b"Go";
+        if let Some(mut notes) = segment.notes(endian, data)? {
+            while let Some(note) = notes.next()? {
+                go |= note.name() == b"Go";
+            }
         }
     }
     let file = ElfFile::<H, _>::parse(data)?;

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use sendfile2_sys::shim::Counted;
 
 use super::executable::{Calls, Executable, SHIM, library_calls};
 
@@ -27,6 +29,8 @@ pub(super) struct Process {
     pub(super) executable: Executable,
     /// The mode of the shim, if the process has it loaded.
     pub(super) shim: Option<Mode>,
+    /// What the shim has counted, where its memory can be read.
+    pub(super) counted: Option<Counted>,
     /// Whether the program, or a library that is loaded, imports `sendfile`.
     pub(super) calls: Calls,
 }
@@ -46,12 +50,18 @@ impl Process {
         let maps = read("maps")?;
         let files = executable_files(&maps);
         let loaded = files.iter().any(|path| is_shim(path));
-        let shim = if loaded { Some(mode(&read("environ")?)) } else { None };
+        let counted = loaded.then(|| counted(&directory, &maps)).flatten();
+        let shim = match counted.and_then(|counted| Mode::of_number(counted.mode())) {
+            // It knows itself; a program may have set variables since.
+            Some(mode) => Some(mode),
+            None if loaded => Some(mode(&read("environ")?)),
+            None => None,
+        };
         let calls = match executable.calls {
             Calls::NotItself if files.iter().any(|path| calls(&directory, path)) => Calls::Yes,
             calls => calls,
         };
-        Ok(Process { id, path, executable, shim, calls })
+        Ok(Process { id, path, executable, shim, counted, calls })
     }
 
     /// Returns whether each `sendfile` that the process makes by its name is the shim's.
@@ -62,18 +72,42 @@ impl Process {
     }
 }
 
+/// A mapping of a process, of a file: `ADDRESS-END PERMISSIONS OFFSET DEVICE INODE   PATH`.
+struct Mapped<'a> {
+    addresses: &'a [u8],
+    permissions: &'a [u8],
+    path: &'a Path,
+}
+
+fn mappings(maps: &[u8]) -> impl Iterator<Item = Mapped<'_>> {
+    maps.split(|byte| *byte == b'\n').filter_map(|line| {
+        let path = line.iter().position(|byte| *byte == b'/')?;
+        let path = Path::new(OsStr::from_bytes(&line[path..]));
+        let mut words = line.splitn(3, |byte| *byte == b' ');
+        Some(Mapped { addresses: words.next()?, permissions: words.next()?, path })
+    })
+}
+
 /// Returns the files of which the process has code mapped.
 fn executable_files(maps: &[u8]) -> BTreeSet<PathBuf> {
-    let lines = maps.split(|byte| *byte == b'\n');
-    lines
-        .filter_map(|line| {
-            // ADDRESS PERMISSIONS OFFSET DEVICE INODE   PATH
-            let mut words = line.splitn(3, |byte| *byte == b' ');
-            let permissions = words.nth(1)?;
-            let path = line.iter().position(|byte| *byte == b'/')?;
-            permissions.contains(&b'x').then(|| PathBuf::from(OsStr::from_bytes(&line[path..])))
-        })
-        .collect()
+    let executable = mappings(maps).filter(|mapped| mapped.permissions.contains(&b'x'));
+    executable.map(|mapped| mapped.path.to_owned()).collect()
+}
+
+/// Reads the counters of the shim out of the process's memory; `None` where that is not allowed, or
+/// they are of another version.
+fn counted(process: &Path, maps: &[u8]) -> Option<Counted> {
+    let memory = File::open(process.join("mem")).ok()?;
+    let written = mappings(maps).filter(|it| is_shim(it.path) && it.permissions.starts_with(b"rw"));
+    written.into_iter().find_map(|mapped| {
+        let (start, end) = std::str::from_utf8(mapped.addresses).ok()?.split_once('-')?;
+        let start = u64::from_str_radix(start, 16).ok()?;
+        let length = u64::from_str_radix(end, 16).ok()?.checked_sub(start)?;
+        // The shim has a page or two of data.
+        let mut bytes = vec![0; usize::try_from(length.min(1 << 20)).ok()?];
+        memory.read_exact_at(&mut bytes, start).ok()?;
+        Counted::find(&bytes)
+    })
 }
 
 fn is_shim(path: &Path) -> bool {
@@ -99,6 +133,11 @@ fn mode(environment: &[u8]) -> Mode {
 }
 
 impl Mode {
+    /// Returns the mode that the shim has by this number.
+    fn of_number(number: u64) -> Option<Self> {
+        [Mode::Safe, Mode::Notify, Mode::Off].into_iter().nth(usize::try_from(number).ok()?)
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Mode::Safe => "safe",
