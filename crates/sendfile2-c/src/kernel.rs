@@ -8,7 +8,7 @@
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use io_uring::types;
@@ -35,9 +35,90 @@ pub(crate) unsafe fn sendfile(
     offset: *mut i64,
     count: usize,
 ) -> Result<usize, Errno> {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if COOKIE.load(Ordering::Relaxed) != 0 {
+        // SAFETY: as the caller's.
+        return check(unsafe { marked_sendfile(out, file, offset, count) });
+    }
+    // SAFETY: as the caller's.
+    unsafe { plain_sendfile(out, file, offset, count) }
+}
+
+/// `sendfile(2)` itself, which a supervisor may answer.
+///
+/// # Safety
+/// As for [`sendfile`].
+pub(crate) unsafe fn plain_sendfile(
+    out: c_int,
+    file: c_int,
+    offset: *mut i64,
+    count: usize,
+) -> Result<usize, Errno> {
     // SAFETY: the kernel checks the descriptors and the address; the caller vouches for what is
     // written there.
     check(unsafe { libc::syscall(libc::SYS_sendfile, out, file, offset, count) })
+}
+
+/// The number by which a supervisor of this process (`sendfile2 run`) knows the calls that the shim
+/// makes, and lets them pass; 0 where there is none.
+static COOKIE: AtomicU64 = AtomicU64::new(0);
+
+/// Sets the number that a supervisor knows the calls of [`sendfile`] by.
+pub(crate) fn set_cookie(cookie: u64) {
+    COOKIE.store(cookie, Ordering::Relaxed);
+}
+
+/// `sendfile(2)` with the cookie as a fifth argument, of which the kernel knows nothing. The cookie is
+/// in no register when it returns: a call of the program's own would carry it by chance.
+///
+/// # Safety
+/// As for [`sendfile`].
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+unsafe fn marked_sendfile(out: c_int, file: c_int, offset: *mut i64, count: usize) -> i64 {
+    let ret: i64;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it is the system call, with its arguments and clobbers; the caller vouches for what the
+    // kernel writes.
+    unsafe {
+        std::arch::asm!(
+            "mov r8, qword ptr [{cookie}]",
+            "syscall",
+            "xor r8d, r8d",
+            cookie = in(reg) COOKIE.as_ptr(),
+            inlateout("rax") libc::SYS_sendfile => ret,
+            in("rdi") i64::from(out),
+            in("rsi") i64::from(file),
+            in("rdx") offset,
+            in("r10") count,
+            out("r8") _,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!(
+            "ldr x4, [{cookie}]",
+            "svc 0",
+            "mov x4, xzr",
+            cookie = in(reg) COOKIE.as_ptr(),
+            in("x8") libc::SYS_sendfile,
+            inlateout("x0") i64::from(out) => ret,
+            in("x1") i64::from(file),
+            in("x2") offset,
+            in("x3") count,
+            out("x4") _,
+            options(nostack),
+        );
+    }
+    if ret < 0 {
+        // As libc does, for `check`.
+        // SAFETY: the address of this thread's errno is valid.
+        unsafe { *libc::__errno_location() = i32::try_from(-ret).unwrap_or(libc::EIO) };
+    }
+    ret
 }
 
 /// Calls [`sendfile`] with an offset of its own, which the caller does not see.

@@ -24,6 +24,11 @@ pub enum Mode {
     Notify,
 }
 
+/// Marks the calls that the shim passes on to the kernel, for the supervisor that knows this cookie.
+pub fn set_cookie(cookie: u64) {
+    kernel::set_cookie(cookie);
+}
+
 /// Calls `sendfile(2)` in this mode, and returns its result in the manner of C; counts what became of
 /// the call.
 ///
@@ -53,8 +58,14 @@ pub unsafe fn sendfile(
             Ok(boundaries) => boundaries,
             Err(why) => {
                 counters.add(why, 1);
-                // SAFETY: as the caller's.
-                return unsafe { kernel::sendfile(out_fd, in_fd, offset, count) };
+                // SAFETY: as the caller's, of both.
+                return unsafe {
+                    match mode {
+                        // A supervisor makes it safe.
+                        Mode::Off => kernel::plain_sendfile(out_fd, in_fd, offset, count),
+                        _ => kernel::sendfile(out_fd, in_fd, offset, count),
+                    }
+                };
             }
         };
         // SAFETY: as the caller's.

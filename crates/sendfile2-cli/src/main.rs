@@ -5,6 +5,8 @@ mod demo;
 mod generate;
 mod probe;
 mod recv;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod run;
 mod send;
 mod torture;
 mod write;
@@ -37,13 +39,14 @@ Examples:
   sendfile2 recv :9000 -o copy        receive a file here ...
   sendfile2 send disk.img host:9000   ... and send it there
   sendfile2 write slab --at 0 < slot  overwrite what a server may be sending
+  sendfile2 run ./server              run a program, and make its sendfile(2) safe
   sendfile2 serve public              serve files by HTTP
   sendfile2 torture --engine zerocopy overwrite a file while hundreds of clients receive it
   sendfile2 bench engines --quick     what each way of sending costs
   sendfile2 help demo                 what a command does
 
 Exit status: 0 if all went well, 1 if something failed, 2 if the command line was wrong or names a
-command whose program is not installed.";
+command whose program is not installed; of run, the program's.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -53,6 +56,8 @@ enum Command {
     Send(send::Args),
     Serve(Box<args::serve::Args>),
     Recv(recv::Args),
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    Run(run::Args),
     Write(write::Args),
     Torture(torture::Args),
     Completions(generate::Completions),
@@ -71,6 +76,8 @@ fn main() -> ExitCode {
         Command::Send(args) => send::run(&args),
         Command::Serve(_) => return execute("sendfile2-server", 1),
         Command::Recv(args) => recv::run(&args),
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        Command::Run(args) => return run::run(&args),
         Command::Write(args) => write::run(&args),
         Command::Torture(args) => torture::run(&args),
         Command::Completions(args) => generate::completions(&args),

@@ -13,7 +13,8 @@ use sendfile2::{Sender, probe};
 use sendfile2_sys::shim::{Count, Counted};
 use serde_json::{Value, json};
 
-use self::executable::{Executable, Program, SHIM};
+use self::executable::{Executable, Program};
+pub(crate) use self::executable::{SHIM, may_have_the_shim};
 use self::process::Process;
 use crate::net::{self, Address};
 use crate::output;
@@ -125,8 +126,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// What protects a program that cannot have the shim.
-const WITHOUT_THE_SHIM: &str = "nothing here: switch sendfile off in its configuration, or overwrite \
-    by `sendfile2 write` or sendfile2_pwrite(3), which harm nothing that is in flight";
+const WITHOUT_THE_SHIM: &str = "`sendfile2 run`, where the kernel can (Linux 5.19); or switch sendfile off \
+    in its configuration, or overwrite by `sendfile2 write` or sendfile2_pwrite(3), which harm nothing \
+    that is in flight";
 
 /// The line of a section, wrapped.
 fn line(name: &str, text: &str) -> String {
@@ -166,7 +168,8 @@ fn of_process(process: &Process) -> String {
     }
     let protected = match (process.is_protected(), process.executable.uncovered()) {
         (true, _) => "by the shim".into(),
-        (false, Some(why)) => format!("no: {why}; {WITHOUT_THE_SHIM}"),
+        _ if process.supervised => "by `sendfile2 run`".into(),
+        (false, Some(why)) => format!("no: {why}. Start it again by {WITHOUT_THE_SHIM}"),
         (false, None) if process.shim.is_some() => {
             "no: SENDFILE2_MODE is off; start it again without that".into()
         }
@@ -208,7 +211,8 @@ fn as_json_process(process: &Process) -> Value {
         "shim": process.shim.map(process::Mode::name),
         // null: it is not loaded, or its memory cannot be read.
         "counted": process.counted.as_ref().map(as_json_counted),
-        "protected": process.is_protected(),
+        "supervised": process.supervised,
+        "protected": process.is_protected() || process.supervised,
     })
 }
 

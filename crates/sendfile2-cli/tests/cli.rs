@@ -159,6 +159,7 @@ fn help_has_examples_for_every_command() {
         &["bench", "report", "--help"],
         &["torture", "--help"],
         &["write", "--help"],
+        &["run", "--help"],
         &["serve", "--help"],
         &["completions", "--help"],
         &["man", "--help"],
@@ -480,6 +481,7 @@ fn man_pages_are_generated_for_every_command() {
         sendfile2-man.1
         sendfile2-probe.1
         sendfile2-recv.1
+        sendfile2-run.1
         sendfile2-send.1
         sendfile2-serve.1
         sendfile2-torture.1

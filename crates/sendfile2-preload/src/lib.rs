@@ -42,6 +42,9 @@ fn meaning(value: &[u8]) -> Option<usize> {
 static LOADED: extern "C" fn() = {
     extern "C" fn loaded() {
         report::prepare();
+        if let Some(cookie) = cookie() {
+            shim::set_cookie(cookie);
+        }
         // SAFETY: the name is a C string; nothing changes the environment while libraries load.
         let mode = unsafe { libc::getenv(c"SENDFILE2_MODE".as_ptr()) };
         if mode.is_null() {
@@ -68,6 +71,18 @@ static LOADED: extern "C" fn() = {
     }
     loaded
 };
+
+/// Returns the cookie of the supervisor that has started this program, if one has.
+fn cookie() -> Option<u64> {
+    // SAFETY: the name is a C string; nothing changes the environment while libraries load.
+    let value = unsafe { libc::getenv(c"SENDFILE2_COOKIE".as_ptr()) };
+    if value.is_null() {
+        return None;
+    }
+    // SAFETY: a variable of the environment is a C string.
+    let value = unsafe { CStr::from_ptr(value) }.to_str().ok()?;
+    u64::from_str_radix(value, 16).ok()
+}
 
 fn mode() -> Mode {
     let number = usize::try_from(COUNTERS.mode()).ok();

@@ -22,6 +22,8 @@ compile_error!(
     "the feature `uring` of sendfile2 is for 64-bit targets: build with `default-features = false`"
 );
 
+#[cfg(feature = "supervise")]
+pub mod daemon;
 pub mod errqueue;
 pub mod filesystem;
 pub mod ledger;
@@ -33,11 +35,15 @@ pub mod page_cache;
 pub mod process;
 pub mod recover;
 pub mod rlimit;
+#[cfg(feature = "supervise")]
+pub mod seccomp;
 pub mod sendfile;
 pub mod shim;
 pub mod socket;
 #[cfg(feature = "native")]
 pub mod syscall;
+#[cfg(feature = "supervise")]
+pub mod thread;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 #[cfg(feature = "uring")]

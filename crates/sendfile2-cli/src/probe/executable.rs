@@ -14,7 +14,7 @@ use object::read::{Object, ReadCache};
 use object::{Architecture, Endianness, FileKind};
 
 /// The name that the shim's file begins with, wherever it is installed.
-pub(super) const SHIM: &str = "libsendfile2_preload.so";
+pub(crate) const SHIM: &str = "libsendfile2_preload.so";
 
 /// The standard library of a program that is linked dynamically.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,13 @@ impl Program {
         };
         Ok(Program { path, interpreter, executable })
     }
+}
+
+/// Returns whether a program can be run with the shim preloaded: one that is linked with another libc
+/// may not begin at all.
+pub(crate) fn may_have_the_shim(name: &Path) -> bool {
+    let libc = Program::find(name).ok().and_then(|program| program.executable.libc);
+    libc.is_none_or(|libc| libc == Libc::OWN)
 }
 
 fn open(path: &Path) -> anyhow::Result<File> {

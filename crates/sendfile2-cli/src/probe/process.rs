@@ -31,6 +31,8 @@ pub(super) struct Process {
     pub(super) shim: Option<Mode>,
     /// What the shim has counted, where its memory can be read.
     pub(super) counted: Option<Counted>,
+    /// Whether it was started under `sendfile2 run`, and has a filter of system calls.
+    pub(super) supervised: bool,
     /// Whether the program, or a library that is loaded, imports `sendfile`.
     pub(super) calls: Calls,
 }
@@ -57,11 +59,16 @@ impl Process {
             None if loaded => Some(mode(&read("environ")?)),
             None => None,
         };
+        let environment = read("environ")?;
+        let mut variables = environment.split(|byte| *byte == 0);
+        let filtered =
+            read("status")?.split(|byte| *byte == b'\n').any(|line| line == b"Seccomp:\t2");
+        let supervised = filtered && variables.any(|it| it.starts_with(b"SENDFILE2_COOKIE="));
         let calls = match executable.calls {
             Calls::NotItself if files.iter().any(|path| calls(&directory, path)) => Calls::Yes,
             calls => calls,
         };
-        Ok(Process { id, path, executable, shim, counted, calls })
+        Ok(Process { id, path, executable, shim, counted, supervised, calls })
     }
 
     /// Returns whether each `sendfile` that the process makes by its name is the shim's.

@@ -1,0 +1,492 @@
+//! `sendfile2 run`.
+#![allow(clippy::unwrap_used)]
+#![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+
+#[path = "../../sendfile2-c/tests/installed/mod.rs"]
+mod installed;
+mod programs;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use programs::Kind;
+use rustix::process::{Pid, Signal};
+
+const RUN: &str = env!("CARGO_BIN_EXE_sendfile2");
+
+/// A command that runs a program, protected or not, without the shim.
+fn command(protected: bool, program: impl AsRef<Path>) -> Command {
+    let program = program.as_ref();
+    let mut command = if protected {
+        let mut command = Command::new(RUN);
+        command.arg("run").arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.env_remove("LD_PRELOAD").env_remove("SENDFILE2_MODE");
+    command
+}
+
+/// Returns whether anything can be protected here.
+fn can() -> bool {
+    let output = command(true, "true").output().unwrap();
+    let can = output.status.success();
+    if !can {
+        println!("SKIP: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+        assert_eq!(output.status.code(), Some(125));
+    }
+    can
+}
+
+/// A process that ends with the test.
+struct Running {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Running { child, lines }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim_end().into()
+    }
+
+    /// Connects to the port that the program tells.
+    fn connect(&mut self) -> TcpStream {
+        let port: u16 = self.line().parse().unwrap();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        client
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The number of bytes that a program has sent and the client got changed, of 1 MiB.
+fn overtaken(program: &Path, protected: bool) -> usize {
+    const SIZE: usize = 1 << 20;
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, vec![b'A'; SIZE]).unwrap();
+    let mut command = command(protected, program);
+    command.arg(&file);
+    let mut server = Running::start(command);
+    let mut client = server.connect();
+    assert_eq!(server.line(), "overwritten");
+    let mut body = Vec::new();
+    client.read_to_end(&mut body).unwrap();
+    assert_eq!(body.len(), SIZE);
+    body.iter().filter(|byte| **byte != b'A').count()
+}
+
+#[test]
+fn programs_of_every_kind_are_safe() {
+    if !can() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    for kind in [Kind::Dynamic, Kind::Static, Kind::StaticMusl, Kind::DynamicMusl, Kind::Go] {
+        let Some(program) = kind.compile("overtaken", directory.path()) else { continue };
+        let (control, wrong) = (overtaken(&program, false), overtaken(&program, true));
+        println!("{kind:?}: wrong without it {control}, with it {wrong}");
+        assert_eq!((control, wrong), (1 << 20, 0), "{kind:?}");
+    }
+}
+
+/// The program itself says what is wrong.
+#[test]
+fn signals_and_limits_come_through_and_nobody_waits_for_another_call() {
+    if !can() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    for kind in [Kind::Static, Kind::Dynamic] {
+        let Some(program) = kind.compile("stalls", directory.path()) else { continue };
+        for protected in [false, true] {
+            let output = command(protected, &program).output().unwrap();
+            assert!(output.status.success(), "{kind:?}, protected: {protected}: {output:?}");
+        }
+    }
+}
+
+/// The bytes of a file; no 255 is among them.
+fn pattern(at: u64) -> u8 {
+    u8::try_from(((at * 31) ^ ((at >> 8) * 17) ^ ((at >> 16) * 7)) % 251).unwrap()
+}
+
+fn make_file(path: &Path, length: u64) {
+    let file = File::create(path).unwrap();
+    let mut at = 0;
+    while at < length {
+        let end = length.min(at + (1 << 20));
+        let bytes: Vec<u8> = (at..end).map(pattern).collect();
+        file.write_all_at(&bytes, at).unwrap();
+        at = end;
+    }
+}
+
+/// What a client of `stream.c` has got.
+#[derive(Debug, PartialEq, Eq)]
+enum Got {
+    /// Exactly the file.
+    All,
+    /// A part of it, and it is seen that it is one.
+    Part,
+    /// Something else: wrong bytes, or too many.
+    Wrong,
+}
+
+fn receive(client: &mut TcpStream, mut at: impl FnMut(u64)) -> Got {
+    let mut length = [0; 8];
+    if client.read_exact(&mut length).is_err() {
+        return Got::Part;
+    }
+    let length = u64::from_ne_bytes(length);
+    let mut got = 0;
+    let mut bytes = vec![0; 1 << 16];
+    loop {
+        at(got);
+        match client.read(&mut bytes) {
+            Ok(0) if got == length => return Got::All,
+            Ok(0) => return Got::Part,
+            Ok(more) => {
+                for byte in &bytes[..more] {
+                    if *byte != pattern(got) || got >= length {
+                        return Got::Wrong;
+                    }
+                    got += 1;
+                }
+            }
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => return Got::Part,
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+#[test]
+fn a_signal_each_millisecond_changes_no_byte() {
+    if !can() {
+        return;
+    }
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = directory.path().join("file");
+    for kind in [Kind::Static, Kind::StaticMusl] {
+        let Some(program) = kind.compile("stream", directory.path()) else { continue };
+        make_file(&file, 32 << 20);
+        let mut command = command(true, &program);
+        command.arg(&file).arg("signals");
+        let mut server = Running::start(command);
+        let mut client = server.connect();
+        assert_eq!(receive(&mut client, |_| ()), Got::All);
+        let line = server.line();
+        println!("{kind:?}: {line}");
+        assert!(line.starts_with("sent, ") && !line.contains(" 0 signals"), "{line}");
+    }
+}
+
+/// The processes of `sendfile2` that go on beside a program: the supervisor and its guardian.
+fn beside(tag: &str) -> (Pid, Pid) {
+    let variable = format!("TEST_TAG={tag}");
+    loop {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let path = entry.path();
+            let Ok(id) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+            let ours = std::fs::read_link(path.join("exe")).is_ok_and(|exe| exe == Path::new(RUN));
+            let environment = std::fs::read(path.join("environ")).unwrap_or_default();
+            if !ours || !environment.split(|byte| *byte == 0).any(|it| it == variable.as_bytes()) {
+                continue;
+            }
+            let stat = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
+            let words = stat.rsplit(')').next().unwrap().split_whitespace();
+            let [state, parent] = words.take(2).collect::<Vec<_>>()[..] else { continue };
+            if state != "Z" {
+                found.push((id, parent.parse::<i32>().unwrap()));
+            }
+        }
+        for (id, parent) in &found {
+            if found.iter().any(|(other, _)| other == parent) {
+                return (Pid::from_raw(*parent).unwrap(), Pid::from_raw(*id).unwrap());
+            }
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Program,
+    Supervisor,
+    Guardian,
+    /// The guardian, while the supervisor cannot start another one, and then the supervisor.
+    Both,
+}
+
+/// Kills in the midst of the file, and returns what the client got.
+fn killed(program: &Path, file: &Path, victim: Victim, round: u64) -> Got {
+    const LENGTH: u64 = 8 << 20;
+    make_file(file, LENGTH);
+    let tag = format!("{victim:?}-{round}-{}", std::process::id());
+    let mut command = command(true, program);
+    command.arg(file).env("TEST_TAG", &tag).stderr(Stdio::null());
+    let mut server = Running::start(command);
+    let mut client = server.connect();
+    let (supervisor, guardian) = beside(&tag);
+    let process = Pid::from_raw(i32::try_from(server.child.id()).unwrap()).unwrap();
+    // Somewhere in the first three fourths.
+    let place = fastrand::u64(0..LENGTH * 3 / 4);
+    let kill = |id, signal| rustix::process::kill_process(id, signal).unwrap();
+    let mut done = false;
+    receive(&mut client, |got| {
+        if got >= place && !std::mem::replace(&mut done, true) {
+            match victim {
+                Victim::Program => kill(process, Signal::KILL),
+                Victim::Supervisor => kill(supervisor, Signal::KILL),
+                Victim::Guardian => kill(guardian, Signal::KILL),
+                Victim::Both => {
+                    kill(supervisor, Signal::STOP);
+                    kill(guardian, Signal::KILL);
+                    kill(supervisor, Signal::KILL);
+                }
+            }
+        }
+    })
+}
+
+const ROUNDS: u64 = 10;
+
+#[test]
+fn whoever_is_killed_no_client_takes_wrong_bytes_for_right() {
+    if !can() {
+        return;
+    }
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = directory.path().join("file");
+    let Some(program) = Kind::Static.compile("stream", directory.path()) else { return };
+    for victim in [Victim::Program, Victim::Supervisor, Victim::Guardian] {
+        let mut all = 0;
+        for round in 0..ROUNDS {
+            let got = killed(&program, &file, victim, round);
+            assert_ne!(got, Got::Wrong, "{victim:?}, round {round}");
+            assert!(victim != Victim::Guardian || got == Got::All, "nothing is lost by it");
+            all += usize::from(got == Got::All);
+        }
+        println!("{victim:?} killed: {all} of {ROUNDS} clients got all, the others a part");
+    }
+    // What the guardian is for can be seen where it is missing.
+    let wrong = (0..50).any(|round| killed(&program, &file, Victim::Both, round) == Got::Wrong);
+    assert!(wrong, "the control");
+}
+
+#[test]
+fn the_program_is_the_process_that_was_started() {
+    if !can() {
+        return;
+    }
+    let shell = |script: &str| {
+        let mut command = command(true, "sh");
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stderr(Stdio::piped());
+        command
+    };
+    let child = shell("echo $$; cat /proc/$$/task/$$/children; exit 7").spawn().unwrap();
+    let id = child.id();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    assert_eq!(lines[0], id.to_string());
+    // Its only child is `cat`.
+    assert!(lines[1].split_whitespace().count() <= 1, "{text}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+
+    assert_eq!(shell("kill -TERM $$").status().unwrap().signal(), Some(15));
+
+    let mut child = shell("cat").spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"through").unwrap();
+    assert_eq!(child.wait_with_output().unwrap().stdout, b"through");
+
+    // A signal to the process reaches the program.
+    let mut child =
+        shell("trap 'exit 9' USR1; echo ready; while :; do sleep 0.01; done").spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let process = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(process, Signal::USR1).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(9));
+
+    // Ignored and blocked signals are inherited, and SIGPIPE is as it was.
+    let status = "grep -E 'SigIgn|SigBlk' /proc/$$/status";
+    let plain = Command::new("sh").args(["-c", status]).output().unwrap();
+    assert_eq!(shell(status).output().unwrap().stdout, plain.stdout);
+}
+
+#[test]
+fn what_cannot_be_run_is_told_as_by_env() {
+    if !can() {
+        return;
+    }
+    for (program, code) in [("/nonexistent", 127), ("no-such-program", 127), ("/etc/passwd", 126)] {
+        let output = command(true, program).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.starts_with("sendfile2: cannot run ") && text.contains(program), "{text}");
+    }
+}
+
+#[test]
+fn a_second_one_within_it_says_that_the_first_protects_it() {
+    if !can() {
+        return;
+    }
+    let output = command(true, RUN).args(["run", "true"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert!(text.contains("another `sendfile2 run`"), "{text}");
+}
+
+#[test]
+fn nothing_is_left_when_the_program_has_ended() {
+    if !can() {
+        return;
+    }
+    let tag = format!("left-{}", std::process::id());
+    let mut child =
+        command(true, "cat").env("TEST_TAG", &tag).stdin(Stdio::piped()).spawn().unwrap();
+    let (supervisor, guardian) = beside(&tag);
+    let files = [supervisor, guardian]
+        .map(|id| rustix::process::pidfd_open(id, rustix::process::PidfdFlags::empty()).unwrap());
+    // Nobody who asks politely ends them, nor closes what the program writes to.
+    for id in [supervisor, guardian] {
+        rustix::process::kill_process(id, Signal::TERM).unwrap();
+    }
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    for file in files {
+        let mut ended = [rustix::event::PollFd::new(&file, rustix::event::PollFlags::IN)];
+        assert_eq!(rustix::event::poll(&mut ended, None), Ok(1));
+    }
+}
+
+#[test]
+fn a_probe_tells_who_is_protected_by_it() {
+    if !can() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let Some(program) = Kind::Static.compile("waits", directory.path()) else { return };
+    for protected in [false, true] {
+        let mut running = Running::start(command(protected, &program));
+        assert_eq!(running.line(), "-1");
+        let id = running.child.id().to_string();
+        let output = Command::new(RUN).args(["probe", "--json", "--pid", &id]).output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["process"]["supervised"], protected, "{report}");
+        assert_eq!(report["process"]["protected"], protected, "{report}");
+    }
+}
+
+#[test]
+fn a_report_says_what_became_of_the_calls() {
+    if !can() {
+        return;
+    }
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let Some(program) = Kind::Static.compile("stalls", directory.path()) else { return };
+    let mut command = Command::new(RUN);
+    let output = command.args(["run", "--report"]).arg(&program).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        text.starts_with("sendfile2: ") && text.contains(" calls made safe by the supervisor"),
+        "{text}"
+    );
+}
+
+/// The shim is found where it is installed, beside the command's directory.
+#[test]
+fn what_the_shim_does_is_not_done_again() {
+    if !can() {
+        return;
+    }
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let program = Kind::Dynamic.compile("stalls", directory.path()).unwrap();
+    let bin = installed::prefix().join("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    std::fs::copy(RUN, bin.join("sendfile2")).unwrap();
+    for (before, by_the_shim) in [(&[][..], true), (&["env", "-u", "LD_PRELOAD"], false)] {
+        let mut command = Command::new(bin.join("sendfile2"));
+        command.args(["run", "--report"]).args(before).arg(&program).env_remove("LD_PRELOAD");
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+        let told = |word: &str| text.lines().find(|line| line.contains(word));
+        let supervisor = told("by the supervisor").unwrap();
+        if by_the_shim {
+            let shim = told("sendfile2: stalls-").unwrap();
+            assert!(shim.contains(" made safe (") && shim.contains("2 passed on"), "{text}");
+            let nothing = "sendfile2: 0 calls made safe by the supervisor (0 bytes), 0 left to the kernel, 0 failed";
+            assert!(supervisor.starts_with(nothing), "{text}");
+        } else {
+            assert!(
+                told("sendfile2: stalls-").is_none() && !supervisor.contains(" 0 calls"),
+                "{text}"
+            );
+        }
+    }
+}
+
+/// Where neither root nor Yama stands in the way.
+#[test]
+fn who_is_not_root_is_protected_too() {
+    if !can() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIP: not root, so that all tests are of it");
+        return;
+    }
+    let directory = tempfile::tempdir_in("/tmp").unwrap();
+    let path = directory.path();
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let Some(program) = Kind::Static.compile("overtaken", path) else { return };
+    std::fs::copy(RUN, path.join("sendfile2")).unwrap();
+    let file = path.join("file");
+    for protected in [false, true] {
+        std::fs::write(&file, vec![b'A'; 1 << 20]).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666))
+            .unwrap();
+        let mut command = Command::new(path.join("sendfile2"));
+        if protected {
+            command.arg("run").arg(&program);
+        } else {
+            command = Command::new(&program);
+        }
+        command.arg(&file).uid(65534).gid(65534);
+        let mut server = Running::start(command);
+        let mut client = server.connect();
+        assert_eq!(server.line(), "overwritten");
+        let mut body = Vec::new();
+        client.read_to_end(&mut body).unwrap();
+        let wrong = body.iter().filter(|byte| **byte != b'A').count();
+        assert_eq!(wrong, if protected { 0 } else { 1 << 20 });
+    }
+}
