@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -421,6 +422,106 @@ fn a_report_says_what_became_of_the_calls() {
     );
 }
 
+/// A daemon, whose workers it forks, and which starts itself anew without most of its environment.
+struct Nginx(std::path::PathBuf);
+
+impl Nginx {
+    fn id(&self) -> Option<Pid> {
+        let id = std::fs::read_to_string(self.0.join("pid")).ok()?.trim().parse().ok()?;
+        Pid::from_raw(id)
+    }
+
+    /// The number of bytes that it sends wrong, of a file that is overwritten when it says that it has
+    /// sent it.
+    fn wrong(&self, port: u16, log: &UnixDatagram) -> usize {
+        const SIZE: usize = 1 << 20;
+        let file = self.0.join("file");
+        std::fs::write(&file, vec![b'A'; SIZE]).unwrap();
+        let mut client = loop {
+            if let Ok(client) = TcpStream::connect(("127.0.0.1", port)) {
+                break client;
+            }
+            std::thread::yield_now();
+        };
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        client.write_all(b"GET /file HTTP/1.0\r\n\r\n").unwrap();
+        log.recv(&mut [0; 1024]).unwrap();
+        let written = File::options().write(true).open(&file).unwrap();
+        written.write_all_at(&[b'B'; SIZE], 0).unwrap();
+        let mut response = Vec::new();
+        client.read_to_end(&mut response).unwrap();
+        let head = response.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        assert_eq!(response.len() - head, SIZE);
+        response[head..].iter().filter(|byte| **byte != b'A').count()
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        if let Some(id) = self.id() {
+            let _ = rustix::process::kill_process(id, Signal::TERM);
+        }
+        // Its directory is removed then.
+        while self.0.join("pid").exists() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_daemon_and_what_it_starts_anew_are_safe() {
+    let program = Path::new("/usr/sbin/nginx");
+    if !can() {
+        return;
+    }
+    if !program.exists() || !rustix::process::geteuid().is_root() {
+        println!("SKIP: no /usr/sbin/nginx, or not root");
+        return;
+    }
+    for protected in [false, true] {
+        let directory = tempfile::tempdir_in("/tmp").unwrap();
+        let here = directory.path();
+        let log = UnixDatagram::bind(here.join("log")).unwrap();
+        log.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let at = here.display();
+        let configuration = format!(
+            "user root; worker_processes 1; pid {at}/pid; error_log {at}/errors;
+             events {{ }}
+             http {{
+                 sendfile on; access_log syslog:server=unix:{at}/log;
+                 client_body_temp_path {at}/t1; proxy_temp_path {at}/t2;
+                 fastcgi_temp_path {at}/t3; uwsgi_temp_path {at}/t4; scgi_temp_path {at}/t5;
+                 server {{ listen 127.0.0.1:{port}; root {at}; }}
+             }}"
+        );
+        std::fs::write(here.join("conf"), configuration).unwrap();
+        let mut start = command(protected, program);
+        start.arg("-e").arg(here.join("errors")).arg("-p").arg(here);
+        assert!(start.arg("-c").arg(here.join("conf")).status().unwrap().success());
+        let nginx = Nginx(here.to_owned());
+        let expected = if protected { 0 } else { 1 << 20 };
+        assert_eq!(nginx.wrong(port, &log), expected);
+        let before = loop {
+            if let Some(id) = nginx.id() {
+                break id;
+            }
+        };
+        // The live upgrade.
+        rustix::process::kill_process(before, Signal::USR2).unwrap();
+        while nginx.id().is_none_or(|id| id == before) {
+            std::thread::yield_now();
+        }
+        rustix::process::kill_process(before, Signal::QUIT).unwrap();
+        while rustix::process::test_kill_process(before).is_ok() {
+            std::thread::yield_now();
+        }
+        assert_eq!(nginx.wrong(port, &log), expected);
+    }
+}
+
 /// The shim is found where it is installed, beside the command's directory.
 #[test]
 fn what_the_shim_does_is_not_done_again() {
@@ -442,7 +543,11 @@ fn what_the_shim_does_is_not_done_again() {
         let supervisor = told("by the supervisor").unwrap();
         if by_the_shim {
             let shim = told("sendfile2: stalls-").unwrap();
-            assert!(shim.contains(" made safe (") && shim.contains("2 passed on"), "{text}");
+            assert!(
+                shim.contains(" made safe (")
+                    && shim.contains(" passed on as they are not to a socket"),
+                "{text}"
+            );
             let nothing = "sendfile2: 0 calls made safe by the supervisor (0 bytes), 0 left to the kernel, 0 failed";
             assert!(supervisor.starts_with(nothing), "{text}");
         } else {
