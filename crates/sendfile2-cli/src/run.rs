@@ -96,6 +96,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 /// Starts the supervisor, and lets it answer this process's calls from now on; returns the environment
 /// to run the program in.
 fn prepare(args: &Args) -> anyhow::Result<Vec<CString>> {
+    yama()?;
     let report = args.report.as_deref().map(absolute).transpose()?;
     let cookie = fastrand::u64(1..);
     let environment = environment(args, report.as_deref(), cookie)?;
@@ -117,6 +118,22 @@ fn prepare(args: &Args) -> anyhow::Result<Vec<CString>> {
     let mut ready = [0];
     ours.read_exact(&mut ready).context("the supervisor has ended")?;
     Ok(environment)
+}
+
+/// Refuses where Yama lets nobody look into the program; says so where it protects the program only.
+fn yama() -> anyhow::Result<()> {
+    const SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
+    let scope = std::fs::read_to_string(SCOPE).ok().and_then(|text| text.trim().parse().ok());
+    match scope.unwrap_or(0_u8) {
+        0 => {}
+        1 | 2 if rustix::process::geteuid().is_root() => {}
+        1 => output::note(&format!(
+            "sendfile2: {SCOPE} is 1: processes that the program forks are not protected, their sendfile \
+             fails, unless root starts it"
+        )),
+        scope => bail!("{SCOPE} is {scope}: its processes cannot be looked into"),
+    }
+    Ok(())
 }
 
 fn refusal(errno: Errno) -> anyhow::Error {

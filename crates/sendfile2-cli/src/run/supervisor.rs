@@ -36,6 +36,8 @@ use super::guardian;
 /// looking may take.
 const LOOK: Duration = Duration::from_millis(10);
 const LOOK_PART: u32 = 10;
+/// The places that are looked at before it is the turn of calls that can go on.
+const LOOK_AT: usize = 32;
 
 const LISTENER: u64 = u64::MAX;
 const GUARDIAN: u64 = u64::MAX - 1;
@@ -82,6 +84,9 @@ pub(super) struct Supervisor {
     ready: VecDeque<usize>,
     stalled: usize,
     next_look: Instant,
+    /// How many places this look has come to, and the time that it has taken.
+    looked: usize,
+    look_time: Duration,
     /// Whether signals may meet a call that is answered quickly (before Linux 6.18).
     settle: bool,
     buffer: Vec<u8>,
@@ -104,6 +109,8 @@ impl Supervisor {
             ready: VecDeque::new(),
             stalled: 0,
             next_look: Instant::now(),
+            looked: 0,
+            look_time: Duration::ZERO,
             settle: !signals_wait(),
             buffer: vec![0; PIECE],
             tally: Tally::default(),
@@ -307,7 +314,8 @@ impl Supervisor {
     /// Looks after the calls that wait: whose thread is dead or has a signal, whose time has come.
     fn look(&mut self) {
         let begin = Instant::now();
-        for index in 0..self.calls.len() {
+        let end = self.calls.len().min(self.looked + LOOK_AT);
+        for index in self.looked..end {
             let Some(Some(place)) = self.calls.get_mut(index) else { continue };
             let Some(stalled) = &mut place.stalled else { continue };
             if !seccomp::is_open(self.listener.as_fd(), place.call.id) {
@@ -334,7 +342,14 @@ impl Supervisor {
                 }
             }
         }
-        self.next_look = Instant::now() + LOOK.max(begin.elapsed() * LOOK_PART);
+        self.look_time += begin.elapsed();
+        if end < self.calls.len() {
+            // The others' turn comes first.
+            self.looked = end;
+        } else {
+            self.next_look = Instant::now() + LOOK.max(self.look_time * LOOK_PART);
+            (self.looked, self.look_time) = (0, Duration::ZERO);
+        }
     }
 
     fn interrupt(&mut self, index: usize) {
