@@ -203,7 +203,8 @@ fn a_signal_each_millisecond_changes_no_byte() {
     }
 }
 
-/// The processes of `sendfile2` that go on beside a program: the supervisor and its guardian.
+/// The processes of `sendfile2` that go on beside a program which has begun: the supervisor and its
+/// guardian.
 fn beside(tag: &str) -> (Pid, Pid) {
     let variable = format!("TEST_TAG={tag}");
     loop {
@@ -335,7 +336,7 @@ fn the_program_is_the_process_that_was_started() {
     assert_eq!(child.wait().unwrap().code(), Some(9));
 
     // Ignored and blocked signals are inherited, and SIGPIPE is as it was.
-    let status = "grep -E 'SigIgn|SigBlk' /proc/$$/status";
+    let status = "exec grep -E 'SigIgn|SigBlk' /proc/self/status";
     let plain = Command::new("sh").args(["-c", status]).output().unwrap();
     assert_eq!(shell(status).output().unwrap().stdout, plain.stdout);
 }
@@ -370,8 +371,10 @@ fn nothing_is_left_when_the_program_has_ended() {
         return;
     }
     let tag = format!("left-{}", std::process::id());
-    let mut child =
-        command(true, "cat").env("TEST_TAG", &tag).stdin(Stdio::piped()).spawn().unwrap();
+    let mut command = command(true, "sh");
+    command.args(["-c", "echo begun; exec cat"]).env("TEST_TAG", &tag);
+    let mut running = Running::start(command);
+    assert_eq!(running.line(), "begun");
     let (supervisor, guardian) = beside(&tag);
     let files = [supervisor, guardian]
         .map(|id| rustix::process::pidfd_open(id, rustix::process::PidfdFlags::empty()).unwrap());
@@ -379,8 +382,8 @@ fn nothing_is_left_when_the_program_has_ended() {
     for id in [supervisor, guardian] {
         rustix::process::kill_process(id, Signal::TERM).unwrap();
     }
-    drop(child.stdin.take());
-    assert!(child.wait().unwrap().success());
+    drop(running.child.stdin.take());
+    assert!(running.child.wait().unwrap().success());
     for file in files {
         let mut ended = [rustix::event::PollFd::new(&file, rustix::event::PollFlags::IN)];
         assert_eq!(rustix::event::poll(&mut ended, None), Ok(1));
