@@ -562,6 +562,43 @@ fn what_the_shim_does_is_not_done_again() {
     }
 }
 
+/// Root may look into every process; others not into one that is not dumpable.
+#[test]
+fn what_cannot_be_protected_fails_and_sends_nothing() {
+    if !can() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIP: not root, who can become somebody else");
+        return;
+    }
+    let directory = tempfile::tempdir_in("/tmp").unwrap();
+    let path = directory.path();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(path, everybody).unwrap();
+    let Some(program) = Kind::Static.compile("refused", path) else { return };
+    let own = path.join("sendfile2");
+    std::fs::copy(RUN, &own).unwrap();
+    let told = |protected: bool| {
+        let mut command = Command::new(if protected { &own } else { &program });
+        if protected {
+            command.arg("run").arg(&program);
+        }
+        command.arg(&program).uid(65534).gid(65534).output().unwrap()
+    };
+    let control = told(false);
+    if !control.status.success() {
+        println!("SKIP: this kernel knows no 32-bit calls: {control:?}");
+        return;
+    }
+    let lines = |output: &std::process::Output| {
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let plain = if cfg!(target_arch = "x86_64") { "EBADF" } else { "ENOSYS" };
+    assert_eq!(lines(&control), [plain, "sent"]);
+    assert_eq!(lines(&told(true)), ["ENOSYS", "ENOSYS"]);
+}
+
 /// Where neither root nor Yama stands in the way.
 #[test]
 fn who_is_not_root_is_protected_too() {
