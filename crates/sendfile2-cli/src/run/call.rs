@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{FileType, OFlags, SeekFrom};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 use rustix::process::Signal;
@@ -74,29 +74,43 @@ impl Open {
         let thread = Thread::open(call.thread).map_err(refused)?;
         let offset = (offset != 0).then_some(offset);
         let given = offset.map(|offset| thread.read(offset)).transpose().map_err(refused)?;
+        if let (Some(offset), Some(given)) = (offset, given) {
+            // Whatever else is wrong: the kernel writes it back after each call.
+            thread.write(offset, given).map_err(refused)?;
+        }
+        // What is negative as an i64 is refused.
+        let mut position = given.map(|given| u64::from_ne_bytes(given.to_ne_bytes()));
         let file = thread.duplicate(number(file)).map_err(refused)?;
-        let socket = thread.duplicate(number(out)).map_err(refused)?;
+        let socket = match thread.duplicate(number(out)) {
+            // The kernel says what is wrong with the file and the offset before that.
+            Err(Errno::BADF) => {
+                let nothing = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+                return match rustix::fs::sendfile(&nothing, &file, position.as_mut(), 0) {
+                    Err(errno) => Err(errno),
+                    Ok(_) => Err(Errno::BADF),
+                };
+            }
+            socket => socket.map_err(refused)?,
+        };
         let stat = rustix::fs::fstat(&file)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if !matches!(kind, FileType::RegularFile | FileType::BlockDevice) || !is_socket(&socket) {
             return Ok(None);
         }
         // The kernel checks it, in its own order and with its security hooks.
-        // What is negative as an i64 is refused.
-        let mut position = given.map(|given| u64::from_ne_bytes(given.to_ne_bytes()));
         rustix::fs::sendfile(&socket, &file, position.as_mut(), 0)?;
         let at = match given {
             Some(given) => u64::try_from(given).map_err(|_| Errno::INVAL)?,
             None => rustix::fs::tell(&file)?,
         };
         let end = at.checked_add(count).and_then(|end| i64::try_from(end).ok());
-        if i64::try_from(count).is_err() || end.is_none() {
-            return Err(Errno::INVAL);
-        }
-        if let (Some(offset), Some(given)) = (offset, given) {
-            // Found out before anything is sent.
-            thread.write(offset, given).map_err(refused)?;
-        }
+        let length = usize::try_from(count).ok().filter(|count| isize::try_from(*count).is_ok());
+        let (Some(_), Some(_)) = (end, length) else {
+            // The kernel refuses this for certain; it knows best with which error.
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            let refused = rustix::fs::sendfile(&socket, &file, Some(&mut { at }), count);
+            return Err(refused.err().unwrap_or(Errno::INVAL));
+        };
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         // Files that are made when they are read (/proc) have no size, and no block device has.
         let end = Some(size).filter(|size| *size > 0);
