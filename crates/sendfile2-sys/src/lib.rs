@@ -8,7 +8,7 @@
 //! [`ledger`] maps the notification ids of a socket to what its sends hold, [`op_table`] the
 //! operations of a ring.
 //!
-//! This crate is made for sendfile2, its C library and its tests. Its interface changes whenever
+//! This crate is made for sendfile2, its C and Python libraries and its tests. Its interface changes whenever
 //! they need that; programs use sendfile2.
 //!
 //! [sendfile2]: https://docs.rs/sendfile2
@@ -54,4 +54,43 @@ pub mod uring;
 pub fn close(file: std::os::fd::OwnedFd) {
     // SAFETY: the descriptor was owned, and nothing has it any more.
     unsafe { rustix::io::close(std::os::fd::IntoRawFd::into_raw_fd(file)) }
+}
+
+/// Duplicates the descriptor with this number, which the code of another language owns. A number that
+/// is no descriptor is refused.
+///
+/// # Errors
+/// Those of `fcntl(2)`, `F_DUPFD_CLOEXEC`.
+pub fn duplicate(number: std::os::fd::RawFd) -> std::io::Result<std::os::fd::OwnedFd> {
+    if number < 0 {
+        return Err(rustix::io::Errno::BADF.into());
+    }
+    // SAFETY: it is not -1, and borrowed for this call only, which refuses what is no descriptor. As
+    // where /proc/self/fd is opened, nothing of its owner's is read, written or closed.
+    let given = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+    given.try_clone_to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::duplicate;
+
+    #[test]
+    fn a_duplicate_outlives_the_number() {
+        let (one, two) = UnixStream::pair().unwrap();
+        let mut own = UnixStream::from(duplicate(one.as_raw_fd()).unwrap());
+        drop((one, two));
+        assert_eq!(own.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_is_no_descriptor_is_refused() {
+        for number in [-1, i32::MIN, i32::MAX] {
+            assert_eq!(duplicate(number).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        }
+    }
 }
