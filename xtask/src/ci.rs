@@ -54,6 +54,8 @@ enum Step {
     Guests,
     /// The fuzz targets still compile
     Fuzz,
+    /// The Python wheel: built, installed in a venv of its own, its types and tests
+    Python,
     /// The oldest Rust that is promised
     Msrv,
     /// Other targets: musl (with tests), aarch64, 32 bits
@@ -115,6 +117,7 @@ impl Ci {
             Step::KernelStyle => self.kernel_style(),
             Step::Guests => self.guests(),
             Step::Fuzz => self.cargo("check --manifest-path fuzz/Cargo.toml"),
+            Step::Python => self.python(),
             Step::Msrv => self.msrv(),
             Step::Targets => self.targets(),
             Step::Features => self.features(),
@@ -293,6 +296,35 @@ impl Ci {
             self.watch(&mut patched)?;
         }
         Ok(())
+    }
+
+    /// Installs the wheel as its users do, and runs its tests.
+    fn python(&mut self) -> anyhow::Result<()> {
+        let mut venv = self.command("python3", "-c");
+        if !venv.arg("import ensurepip").status().is_ok_and(|status| status.success()) {
+            self.skip("the Python wheel: this machine lacks python3, or its module venv");
+            return Ok(());
+        }
+        let manifest = "--manifest-path bindings/python/Cargo.toml";
+        self.cargo(&format!("fmt {manifest} --check"))?;
+        let target = self.target.join("python");
+        let mut clippy = self.command("cargo", &format!("clippy {manifest} -- -D warnings"));
+        show(clippy.env("CARGO_TARGET_DIR", &target))?;
+
+        let venv = target.join("venv");
+        show(self.command("python3", "-m venv --clear").arg(&venv))?;
+        let python = venv.join("bin/python");
+        let install = "-m pip install --quiet --disable-pip-version-check ./bindings/python[test]";
+        let mut pip = self.command(&python, install);
+        // Not optimised it is built in half the time.
+        pip.env("MATURIN_PEP517_ARGS", "--profile dev").env("CARGO_TARGET_DIR", &target);
+        show(&mut pip)?;
+        let package = self.root.join("bindings/python");
+        let cache = target.join("mypy");
+        let mut types = self.command(&python, "-m mypy --strict python tests --cache-dir");
+        show(types.arg(cache).current_dir(&package))?;
+        let mut tests = self.command(&python, "-m pytest -p no:cacheprovider");
+        self.watch(tests.env("PYTHONDONTWRITEBYTECODE", "1").current_dir(&package))
     }
 
     /// Checks that the oldest Rust that is promised compiles the library. Debian has old releases

@@ -58,7 +58,7 @@ def test_overwriting_at_return_changes_nothing(run: Run, pair: Pair, path: Path)
 def test_the_loop_goes_on_while_a_peer_does_not_read(run: Run, pair: Pair, path: Path) -> None:
     async def main() -> None:
         with open(path, "r+b") as file:
-            file.truncate(64 << 20)
+            file.truncate(16 << 20)
             stalled = asyncio.ensure_future(send_file_async(pair.sender, file))
             other = Pair()
             reader = Reader(other.receiver)
@@ -68,9 +68,9 @@ def test_the_loop_goes_on_while_a_peer_does_not_read(run: Run, pair: Pair, path:
             assert reader.all() == OLD * SIZE * 8
             assert not stalled.done()
             reader = Reader(pair.receiver)
-            assert await stalled == 64 << 20
+            assert await stalled == 16 << 20
         pair.sender.close()
-        assert reader.all() == OLD * SIZE + b"\0" * (63 << 20)
+        assert reader.all() == OLD * SIZE + b"\0" * (15 << 20)
 
     run(main())
 
@@ -91,7 +91,7 @@ def test_what_is_not_cached_is_read_by_a_thread(run: Run, pair: Pair, path: Path
 def test_a_deadline(run: Run, pair: Pair, path: Path) -> None:
     async def main() -> None:
         with open(path, "r+b") as file:
-            file.truncate(64 << 20)
+            file.truncate(16 << 20)
             with pytest.raises(sendfile2.SendTimeout) as raised:
                 await send_file_async(pair.sender, file, deadline=0.2)
         pair.sender.close()
@@ -104,7 +104,7 @@ def test_a_deadline(run: Run, pair: Pair, path: Path) -> None:
 def test_cancelled_it_sends_no_more(run: Run, pair: Pair, path: Path) -> None:
     async def main() -> None:
         with open(path, "r+b") as file:
-            file.truncate(64 << 20)
+            file.truncate(16 << 20)
             sending = asyncio.ensure_future(send_file_async(pair.sender, file))
             first = await asyncio.get_running_loop().run_in_executor(None, pair.received, SIZE)
             sending.cancel()
@@ -169,7 +169,7 @@ def test_a_peer_that_is_gone(run: Run, path: Path) -> None:
     async def main() -> None:
         one, two = socket.socketpair()
         with one, open(path, "r+b") as file:
-            file.truncate(64 << 20)
+            file.truncate(16 << 20)
             sending = asyncio.ensure_future(send_file_async(one, file))
             await asyncio.get_running_loop().run_in_executor(None, two.recv, 1)
             two.close()

@@ -234,7 +234,7 @@ def test_responses_on_one_connection(
 
 
 def test_a_slow_client_and_others(server: Server, app: App, path: Path, past: list[int]) -> None:
-    size = 64 << 20
+    size = 16 << 20
     with open(path, "r+b") as file:
         file.truncate(size)
         app.length, app.messages = size, [zerocopy(file, 0)]
@@ -251,7 +251,7 @@ def test_a_slow_client_and_others(server: Server, app: App, path: Path, past: li
 def test_what_a_client_says_meanwhile_is_not_answered_in_the_middle(
     server: Server, app: App, path: Path, listens: bool
 ) -> None:
-    size = 64 << 20
+    size = 16 << 20
     app.listens = listens
     with open(path, "r+b") as file:
         file.truncate(size)
@@ -268,8 +268,8 @@ def test_what_a_client_says_meanwhile_is_not_answered_in_the_middle(
 
 def test_a_client_that_leaves(server: Server, app: App, path: Path) -> None:
     with open(path, "r+b") as file:
-        file.truncate(64 << 20)
-        app.length, app.messages = 64 << 20, [zerocopy(file, 0)]
+        file.truncate(16 << 20)
+        app.length, app.messages = 16 << 20, [zerocopy(file, 0)]
         with server.get() as client:
             header(client)
         assert app.answered.wait(LIMIT)
@@ -292,16 +292,16 @@ def test_more_or_less_than_announced_is_the_servers_to_refuse(
 def test_a_file_that_gets_shorter_ends_the_connection(
     server: Server, app: App, path: Path, caught: bool
 ) -> None:
-    app.instead = body(bytes(64 << 20), False) if caught else None
+    app.instead = body(bytes(16 << 20), False) if caught else None
     with open(path, "r+b") as file:
-        file.truncate(64 << 20)
-        app.length, app.messages = 64 << 20, [zerocopy(file, 0)]
+        file.truncate(16 << 20)
+        app.length, app.messages = 16 << 20, [zerocopy(file, 0)]
         with server.get() as client:
             header(client)
             exactly(client, 1)  # it is on its way
             file.truncate(0)
             with contextlib.suppress(ConnectionResetError):
-                assert len(exactly(client, 64 << 20)) < 64 << 20
+                assert len(exactly(client, 16 << 20)) < 16 << 20
         assert app.answered.wait(LIMIT)
         assert isinstance(app.error, RuntimeError)
 

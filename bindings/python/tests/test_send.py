@@ -73,11 +73,11 @@ def test_a_deadline_tells_how_far_it_got(pair: Pair, path: Path, engine: Any) ->
     if engine == "uring":
         uring_or_skip(pair)
     with open(path, "r+b") as file:
-        file.truncate(64 << 20)
+        file.truncate(16 << 20)
         with pytest.raises(sendfile2.SendTimeout) as raised:
             sendfile2.send_file(pair.sender, file, deadline=0.2, engine=engine)
     error = raised.value
-    assert 0 < error.sent < 64 << 20
+    assert 0 < error.sent < 16 << 20
     if engine == "copy":
         assert error.released
     elif not error.released:
@@ -91,7 +91,7 @@ def test_a_deadline_tells_how_far_it_got(pair: Pair, path: Path, engine: Any) ->
 def test_the_sockets_timeout_is_the_deadline(pair: Pair, path: Path) -> None:
     pair.sender.settimeout(0.2)
     with open(path, "r+b") as file:
-        file.truncate(64 << 20)
+        file.truncate(16 << 20)
         with pytest.raises(sendfile2.SendTimeout):
             sendfile2.send_file(pair.sender, file)
 
@@ -126,7 +126,7 @@ def test_a_signal_ends_it(pair: Pair, path: Path) -> None:
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with open(path, "r+b") as file:
-            file.truncate(64 << 20)
+            file.truncate(16 << 20)
             with pytest.raises(Stop):
                 sendfile2.send_file(pair.sender, file)
     finally:
@@ -136,7 +136,7 @@ def test_a_signal_ends_it(pair: Pair, path: Path) -> None:
 
 def test_the_socket_stays_what_it_is_when_it_is_closed_meanwhile(pair: Pair, path: Path) -> None:
     with open(path, "r+b") as file:
-        file.truncate(64 << 20)
+        file.truncate(16 << 20)
         number = pair.sender.fileno()
         copier = _native.Copier(pair.sender, file, None, None)
         while copier.step(False) == "more":
