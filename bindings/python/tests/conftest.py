@@ -100,6 +100,15 @@ def detaching(path: Path) -> Path:
     return path
 
 
+def uring_or_skip(pair: Pair) -> None:
+    with open("/proc/self/exe", "rb") as file:
+        try:
+            sendfile2.send_file(pair.sender, file, 0, 1, LIMIT, engine="uring")
+        except sendfile2.SendError as why:
+            pytest.skip(f"the engine uring: {why}")
+    pair.received(1)
+
+
 def by_os_sendfile(sender: socket.socket, path: Path) -> int:
     """Sends by ``os.sendfile`` what the socket takes, to a peer that does not read."""
     sender.setblocking(False)
