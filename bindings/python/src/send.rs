@@ -8,7 +8,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, sockopt};
+use rustix::net::{ipproto, sockopt};
 use sendfile2::{Deadline, Engine, Error, IncompleteSend, Source, uring};
 
 use crate::arguments::{self, Origin};
@@ -75,7 +75,8 @@ fn by_reference(
     engine: Engine,
 ) -> Result<Sent, Failure> {
     let nothing = |error| Failure::copied(error, 0);
-    if engine == Engine::Copy || (engine == Engine::Auto && !pays(socket.as_fd(), range, deadline))
+    if engine == Engine::Copy
+        || (engine == Engine::Auto && !pays(socket.as_fd(), file, range, deadline))
     {
         return Ok(Sent::Some(0));
     }
@@ -107,11 +108,16 @@ fn by_reference(
 }
 
 /// Returns whether a send by reference is worth trying. No signal ends one, so only with a deadline.
-fn pays(socket: BorrowedFd<'_>, range: &Range<u64>, deadline: Deadline) -> bool {
-    let internet = |family| matches!(family, AddressFamily::INET | AddressFamily::INET6);
-    range.end - range.start >= WORTH_A_NOTIFICATION
+fn pays(
+    socket: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    range: &Range<u64>,
+    deadline: Deadline,
+) -> bool {
+    let size = rustix::fs::fstat(file).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
+    range.end.min(size).saturating_sub(range.start) >= WORTH_A_NOTIFICATION
         && deadline.instant().is_some()
-        && sockopt::socket_domain(socket).is_ok_and(internet)
+        && sockopt::socket_protocol(socket) == Ok(Some(ipproto::TCP))
         // Behind an operation that waits in the socket, the program's own zerocopy sends would fail.
         && sendfile2_sys::socket::zerocopy_enabled(socket) == Ok(false)
         && !sendfile2::peer_on_this_host(socket)
