@@ -37,15 +37,28 @@ impl FileBody {
         asked: &HeaderMap,
         known: &Validators,
     ) -> Response<FileBody> {
-        let len = self.len();
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        headers.insert(header::CONTENT_LENGTH, len.into());
-        let (status, headers, part) = decide(method, asked, known, headers, len);
+        let (status, headers, part) = known.answer(method, asked, self.len());
         let mut response = self.part(&part).into_response();
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response
+    }
+}
+
+impl Validators {
+    /// Returns what [`FileBody::answer`] would answer of `len` bytes, for a body of another kind:
+    /// its status, its headers without a type, and which bytes.
+    #[must_use]
+    pub fn answer(
+        &self,
+        method: &Method,
+        asked: &HeaderMap,
+        len: u64,
+    ) -> (StatusCode, HeaderMap, Range<u64>) {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        headers.insert(header::CONTENT_LENGTH, len.into());
+        decide(method, asked, self, headers, len)
     }
 }
 

@@ -129,7 +129,14 @@ impl FileBody {
     /// A response of it, which [`ZeroCopyLayer`](crate::ZeroCopyLayer) knows it by.
     #[must_use]
     pub fn into_response(self) -> Response<Self> {
-        let offer = self.offer(None);
+        self.into_encoded_response(None)
+    }
+
+    /// As [`into_response`](Self::into_response), of a file that is encoded itself, as the response's
+    /// `Content-Encoding` then says: a layer that encodes it once more is noticed.
+    #[must_use]
+    pub fn into_encoded_response(self, encoding: Option<HeaderValue>) -> Response<Self> {
+        let offer = self.offer(encoding);
         let mut response = Response::new(self);
         response.extensions_mut().insert(offer);
         response

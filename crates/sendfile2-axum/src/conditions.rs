@@ -60,6 +60,14 @@ impl Validators {
         self
     }
 
+    /// With a weak entity tag: the same for what means the same. Else as [`etag`](Self::etag).
+    #[must_use]
+    pub fn weak_etag(self, tag: &str) -> Self {
+        let strong = self.etag(tag);
+        let weak = |tag: HeaderValue| HeaderValue::try_from([b"W/", tag.as_bytes()].concat()).ok();
+        Validators { etag: strong.etag.and_then(weak), ..strong }
+    }
+
     /// With the time of the last change. A time before 1970 or after 9999 is none: HTTP has no date
     /// for it.
     #[must_use]
@@ -86,7 +94,9 @@ impl Validators {
             |name| asked.get(name)?.to_str().ok().and_then(|date| parse_http_date(date).ok());
         // A date knows no parts of a second.
         let later = |than| self.modified.map(|modified| second(modified) > second(than));
-        let matches = match tags(asked, &header::IF_MATCH, |tag| etag == Some(tag)) {
+        // A strong comparison.
+        let strong = etag.filter(|tag| !tag.starts_with(b"W/"));
+        let matches = match tags(asked, &header::IF_MATCH, |tag| strong == Some(tag)) {
             None => !since(header::IF_UNMODIFIED_SINCE).and_then(later).unwrap_or(false),
             Some(matches) => matches,
         };
@@ -94,7 +104,7 @@ impl Validators {
             return Some(StatusCode::PRECONDITION_FAILED);
         }
         // A weak comparison.
-        let is = |tag: &[u8]| etag == Some(tag.strip_prefix(b"W/").unwrap_or(tag));
+        let is = |tag: &[u8]| etag.map(opaque) == Some(opaque(tag));
         let same = match tags(asked, &header::IF_NONE_MATCH, is) {
             None => !since(header::IF_MODIFIED_SINCE).and_then(later).unwrap_or(true),
             Some(same) => same,
@@ -107,11 +117,16 @@ impl Validators {
         // A strong comparison: the very tag, or the very date, which is a strong one only if
         // nothing can have changed since within its second (RFC 9110, 8.8.2.2).
         if self.etag.as_ref() == Some(known) {
-            return true;
+            return !known.as_bytes().starts_with(b"W/");
         }
         let Some(modified) = self.modified else { return false };
         known == fmt_http_date(modified).as_str() && second(modified) < second(now)
     }
+}
+
+/// An entity tag without the mark of a weak one.
+fn opaque(tag: &[u8]) -> &[u8] {
+    tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
 /// The second of a time since 1970.
@@ -192,6 +207,25 @@ mod tests {
             }
             assert_eq!(known.precondition(&headers), status, "{asked:?}");
         }
+    }
+
+    #[test]
+    fn a_weak_tag_is_no_strong_one() {
+        let known = Validators::new().weak_etag("a");
+        let asks = |name: &'static str, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            known.precondition(&headers)
+        };
+        for tag in ["W/\"a\"", "\"a\""] {
+            assert_eq!(asks("if-none-match", tag), Some(StatusCode::NOT_MODIFIED), "{tag}");
+            assert_eq!(asks("if-match", tag), Some(StatusCode::PRECONDITION_FAILED), "{tag}");
+            assert!(!known.in_range(&HeaderValue::from_static(tag), SystemTime::now()), "{tag}");
+        }
+        assert_eq!(asks("if-none-match", "W/\"b\""), None);
+        let mut headers = HeaderMap::new();
+        known.tell(&mut headers);
+        assert_eq!(headers[header::ETAG], "W/\"a\"");
     }
 
     #[test]
