@@ -3,6 +3,7 @@
 //! Stored responses are in one file, whose regions are overwritten in place while clients are still
 //! being sent what was there: each client gets what it was promised, and no writer waits for one.
 
+pub mod policy;
 pub mod store;
 
 #[cfg(doctest)]

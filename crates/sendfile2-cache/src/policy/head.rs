@@ -1,0 +1,168 @@
+//! The head of a response, as it is stored, and the fields that are of one connection only.
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use crate::store::Head;
+
+/// A response's head, as it is stored.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The text of its key, for bans.
+    pub id: String,
+    /// The status that it was received with.
+    pub status: StatusCode,
+    /// Its fields, each line by itself.
+    pub headers: HeaderMap,
+}
+
+impl Stored {
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut rest = self.status.as_u16().to_le_bytes().to_vec();
+        for (name, value) in &self.headers {
+            for bytes in [name.as_str().as_bytes(), value.as_bytes()] {
+                // No line is as long as 4 GiB.
+                let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                rest.extend_from_slice(&len.to_le_bytes());
+                rest.extend_from_slice(bytes);
+            }
+        }
+        Head { id: &self.id, tags: &tags(&self.headers), rest: &rest }.encode()
+    }
+
+    /// Reads such bytes; `None` if they are none.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let head = Head::parse(bytes)?;
+        let (status, mut rest) = head.rest.split_first_chunk()?;
+        let status = StatusCode::from_u16(u16::from_le_bytes(*status)).ok()?;
+        let mut headers = HeaderMap::new();
+        let mut next = || {
+            let (len, behind) = rest.split_first_chunk()?;
+            let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
+            let (bytes, behind) = behind.split_at_checked(len)?;
+            rest = behind;
+            Some(bytes)
+        };
+        while let Some(name) = next() {
+            let name = HeaderName::from_bytes(name).ok()?;
+            headers.try_append(name, HeaderValue::from_bytes(next()?).ok()?).ok()?;
+        }
+        rest.is_empty().then_some(Stored { id: head.id.to_owned(), status, headers })
+    }
+}
+
+/// The tags by which a response can be banned, one a line: of `Surrogate-Key`, with spaces between
+/// them, and of `Cache-Tag`, with commas.
+fn tags(headers: &HeaderMap) -> String {
+    let mut tags = Vec::new();
+    for (name, separators) in [("surrogate-key", &[' ', '\t'][..]), ("cache-tag", &[','])] {
+        for line in headers.get_all(name) {
+            let words = line.to_str().unwrap_or_default().split(separators).map(str::trim);
+            tags.extend(words.filter(|word| !word.is_empty()));
+        }
+    }
+    tags.join("\n")
+}
+
+/// The fields that are of one connection, whether `Connection` names them or not.
+const OF_CONNECTION: [&str; 10] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Fields that `Connection` must not name (RFC 9110, 7.6.1), since they are for all: without them a
+/// private answer would look like one that may be stored, or a request like another user's.
+fn is_for_all(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    [
+        "cache-control",
+        "cdn-cache-control",
+        "vary",
+        "host",
+        "authorization",
+        "expires",
+        "date",
+        "age",
+    ]
+    .contains(&name)
+        || name.starts_with("content-")
+}
+
+/// The fields that `Connection` names.
+pub fn connection_fields(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> + '_ {
+    let lines = headers.get_all(header::CONNECTION).iter();
+    let words = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    words.filter_map(|word| HeaderName::from_bytes(word.trim_ascii()).ok())
+}
+
+/// Removes the fields that are of one connection only.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<_> = connection_fields(headers).filter(|name| !is_for_all(name)).collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in OF_CONNECTION {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_come_back_line_by_line() {
+        let mut headers = HeaderMap::new();
+        headers.append("set-cookie", HeaderValue::from_static("a=b"));
+        headers.append("set-cookie", HeaderValue::from_static("c=d"));
+        headers.append("etag", HeaderValue::from_bytes(b"\"\xfc\"").unwrap());
+        headers.append("surrogate-key", HeaderValue::from_static("red  blue"));
+        headers.append("cache-tag", HeaderValue::from_static("one, two,"));
+        headers.append("empty", HeaderValue::from_static(""));
+        let stored = Stored { id: "a/b".into(), status: StatusCode::NOT_FOUND, headers };
+        let bytes = stored.encode();
+        assert_eq!(Head::parse(&bytes).unwrap().tags, "red\nblue\none\ntwo");
+        let again = Stored::parse(&bytes).unwrap();
+        assert_eq!(
+            (again.id, again.status, again.headers),
+            (stored.id, stored.status, stored.headers)
+        );
+        for end in 0..bytes.len() {
+            let _ = Stored::parse(&bytes[..end]);
+        }
+        assert!(Stored::parse(&bytes[..bytes.len() - 1]).is_none());
+    }
+
+    #[test]
+    fn what_is_of_one_connection_goes_no_further() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "a, Cache-Control"),
+            ("connection", "close,b"),
+            ("keep-alive", "x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("a", "1"),
+            ("b", "2"),
+            ("c", "3"),
+            ("cache-control", "private"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["c", "cache-control"]);
+    }
+}
