@@ -4,7 +4,10 @@
 //! being sent what was there: each client gets what it was promised, and no writer waits for one.
 
 pub mod policy;
+pub mod proxy;
 pub mod store;
+
+pub use proxy::Cache;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,0 +1,181 @@
+//! Answers made of what is stored, or is being stored.
+
+use std::ops::Range;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use sendfile2_axum::{FileBody, Validators};
+
+use super::body::{CacheBody, Filling, Rest};
+use crate::policy::{self, CacheStatus, Kind, Known, Part, Stored};
+use crate::store::{FillReader, Hit};
+
+/// The body of an answer.
+#[derive(Debug, Clone)]
+pub(super) enum Content {
+    Hit(Hit),
+    /// It is being stored. What comes before `from` is no part of it.
+    Filling(FillReader),
+}
+
+impl Content {
+    fn length(&self) -> Option<u64> {
+        match self {
+            Content::Hit(hit) => Some(hit.len()),
+            Content::Filling(reader) => reader.length(),
+        }
+    }
+}
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// The name that this cache has in `Via`.
+pub(super) const VIA: HeaderValue = HeaderValue::from_static("1.1 sendfile2");
+
+/// A client's request, as far as the answer depends on it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) method: &'a Method,
+    pub(super) headers: &'a HeaderMap,
+}
+
+/// The part of an answer that a request wants: the status, the fields that say so, and the bytes of
+/// the whole; `None` is all of them.
+struct Wanted {
+    status: StatusCode,
+    fields: HeaderMap,
+    range: Option<Range<u64>>,
+}
+
+/// The validators of a stored answer. Where nothing says when it changed, its date counts, but not
+/// for a part (RFC 9111, 4.3.2; RFC 9110, 13.1.5).
+fn validators(headers: &HeaderMap, part: bool) -> Validators {
+    let mut validators = Validators::new();
+    if let Some(tag) =
+        headers.get(header::ETAG).and_then(|tag| std::str::from_utf8(tag.as_bytes()).ok())
+    {
+        let inner = |tag: &str| Some(tag.strip_prefix('"')?.strip_suffix('"')?.to_owned());
+        if let Some(tag) = tag.strip_prefix("W/").and_then(inner) {
+            validators = validators.weak_etag(&tag);
+        } else if let Some(tag) = inner(tag) {
+            validators = validators.etag(&tag);
+        }
+    }
+    let date = headers.get(header::DATE).filter(|_| !part);
+    let modified = headers.get(header::LAST_MODIFIED).or(date).and_then(policy::parse_date);
+    match modified.map(|at| std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(at))) {
+        Some(Some(modified)) => validators.last_modified(modified),
+        _ => validators,
+    }
+}
+
+fn wanted(asked: Asked<'_>, stored: &Stored, whole: Option<u64>) -> Wanted {
+    let all = Wanted { status: StatusCode::OK, fields: HeaderMap::new(), range: None };
+    let asks = [header::RANGE, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE];
+    if !asks.iter().any(|name| asked.headers.contains_key(name)) {
+        return all;
+    }
+    // Without a length there are no parts, but conditions.
+    let mut headers = asked.headers.clone();
+    if whole.is_none() {
+        headers.remove(header::RANGE);
+    }
+    let known = validators(&stored.headers, headers.contains_key(header::RANGE));
+    let (status, fields, range) = known.answer(asked.method, &headers, whole.unwrap_or(0));
+    match status {
+        StatusCode::OK => all,
+        status => Wanted { status, fields, range: Some(range) },
+    }
+}
+
+/// Whether a part that is stored has all that a request wants.
+pub(super) fn has_wanted(asked: Asked<'_>, stored: &Stored, known: &Known) -> bool {
+    if known.kind != Kind::Part {
+        return true;
+    }
+    let Some(part) = Part::of(&stored.headers) else { return false };
+    let wanted = wanted(asked, stored, Some(part.whole));
+    wanted.range.is_some_and(|range| range.is_empty() || part.covers(&range))
+}
+
+/// Makes the answer to a request of what is stored; [`has_wanted`] says whether that can be.
+pub(super) fn answer(
+    asked: Asked<'_>,
+    stored: &Stored,
+    known: &Known,
+    content: &Content,
+    (now, status): (u64, CacheStatus),
+    rest: Option<Rest>,
+) -> Response<CacheBody> {
+    let mut headers = stored.headers.clone();
+    let part = (known.kind == Kind::Part).then(|| Part::of(&headers)).flatten();
+    let whole = part.as_ref().map(|part| part.whole).or(content.length());
+    let begin = part.as_ref().map_or(0, |part| part.range.start);
+    let mut sent = stored.status;
+    let mut range = None;
+    if part.is_some() || stored.status == StatusCode::OK {
+        let wanted = wanted(asked, stored, whole);
+        if wanted.status != StatusCode::OK {
+            sent = wanted.status;
+            range = wanted.range;
+            about(&mut headers, &wanted.fields, sent);
+        }
+    }
+    if status.hit || status.fwd_status == Some(StatusCode::NOT_MODIFIED) {
+        headers.insert(header::AGE, known.age_at(now).into());
+    }
+    headers.append(CACHE_STATUS, status.value());
+    headers.append(header::VIA, VIA);
+    let end = part.as_ref().map(|part| part.range.end).or(content.length());
+    let range = range.map_or(begin..end.unwrap_or(u64::MAX), |range| range);
+    let within = range.start.saturating_sub(begin)..range.end.saturating_sub(begin);
+    let nothing = *asked.method == Method::HEAD || within.is_empty() || bodiless(sent);
+    let mut response = match content {
+        _ if nothing && *asked.method != Method::HEAD => Response::new(CacheBody::text("")),
+        Content::Hit(hit) => of_hit(hit, &within, headers.get(header::CONTENT_ENCODING).cloned()),
+        Content::Filling(reader) => {
+            let end = end.is_some().then_some(within.end);
+            Response::new(CacheBody::filling(Filling::new(reader.clone(), within.start, end, rest)))
+        }
+    };
+    *response.status_mut() = sent;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn bodiless(status: StatusCode) -> bool {
+    status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+}
+
+/// A body of what is stored, which may be sent from the store's own pages.
+fn of_hit(hit: &Hit, within: &Range<u64>, encoding: Option<HeaderValue>) -> Response<CacheBody> {
+    let (lease, at) = hit.lease();
+    match FileBody::leased(lease, at.start + within.start..at.start + within.end) {
+        Ok(body) => body.into_encoded_response(encoding).map(CacheBody::stored),
+        Err(e) => {
+            tracing::error!("a stored body cannot be read: {e}");
+            let mut response = Response::new(CacheBody::text(""));
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            response
+        }
+    }
+}
+
+/// Makes the fields those of a part, or of an answer without what was asked for.
+fn about(headers: &mut HeaderMap, fields: &HeaderMap, status: StatusCode) {
+    let of_content = |name: &HeaderName| {
+        name.as_str().starts_with("content-")
+            && *name != header::CONTENT_LOCATION
+            && *name != header::CONTENT_SECURITY_POLICY
+    };
+    if status != StatusCode::PARTIAL_CONTENT {
+        let names: Vec<_> = headers.keys().filter(|name| of_content(name)).cloned().collect();
+        for name in names {
+            headers.remove(name);
+        }
+    }
+    for name in [header::CONTENT_RANGE, header::CONTENT_LENGTH, header::ACCEPT_RANGES] {
+        if let Some(value) = fields.get(&name) {
+            headers.insert(name, value.clone());
+        }
+    }
+}

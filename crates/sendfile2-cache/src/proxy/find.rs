@@ -1,0 +1,161 @@
+//! Where answers are found in the store, and where they are put.
+//!
+//! An answer without Vary has the key of its target. Else there is, in its place, an object that
+//! names the fields that decide, and the answers have keys of these fields' values. Each such object
+//! has a number of its own in the keys of its answers: with it, all of them are gone.
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use super::key::Target;
+use crate::policy::{self, Kind, Known, Stored, Vary};
+use crate::store::{Hit, Key, Store, StoreError};
+
+const GENERATION: HeaderName = HeaderName::from_static("x-generation");
+
+/// An answer that was found.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) key: Key,
+    pub(super) hit: Hit,
+    pub(super) known: Known,
+    pub(super) stored: Stored,
+}
+
+/// The place of the answers to a target.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// Nothing is known of it.
+    Unknown,
+    /// There is one for the request.
+    Found(Box<Found>),
+    /// There are others: this is the key of the one for the request.
+    Another(Key),
+}
+
+impl Place {
+    /// The key of the request's own answer, as far as it is known.
+    pub(super) fn key(&self) -> Option<Key> {
+        match self {
+            Place::Unknown => None,
+            Place::Found(found) => Some(found.key),
+            Place::Another(key) => Some(*key),
+        }
+    }
+}
+
+fn get(store: &Store, key: Key) -> Option<Found> {
+    let hit = store.get(&key)?;
+    // What is not ours, or of another version, is as good as nothing.
+    let known = Known::of_state(&hit.state())?;
+    let stored = Stored::parse(&hit.head())?;
+    Some(Found { key, hit, known, stored })
+}
+
+/// The fields that decide between the answers to a target, and their number.
+struct Variants {
+    vary: Vary,
+    generation: HeaderValue,
+}
+
+fn variants(found: &Found) -> Option<Variants> {
+    let generation = found.stored.headers.get(GENERATION)?.clone();
+    Some(Variants { vary: Vary::of(&found.stored.headers)?, generation })
+}
+
+impl Variants {
+    fn key(&self, target: &Target, request: &HeaderMap, language: Option<&str>) -> Key {
+        target.variant(self.generation.as_bytes(), &self.vary.values(request, language))
+    }
+
+    /// The key of the object that says which answer a language leads to. No list of languages that a
+    /// request has begins so.
+    fn key_of_language(&self, target: &Target, request: &HeaderMap, language: &str) -> Key {
+        self.key(target, request, Some(&format!("={language}")))
+    }
+}
+
+/// Finds the answer to a request.
+pub(super) fn find(store: &Store, target: &Target, request: &HeaderMap) -> Place {
+    let Some(found) = get(store, target.key()) else { return Place::Unknown };
+    let variants = match found.known.kind {
+        Kind::Whole | Kind::Part => return Place::Found(Box::new(found)),
+        Kind::Language => return Place::Unknown,
+        Kind::Variants => match variants(&found) {
+            Some(variants) => variants,
+            None => return Place::Unknown,
+        },
+    };
+    let key = variants.key(target, request, None);
+    let is_answer = |found: &Found| matches!(found.known.kind, Kind::Whole | Kind::Part);
+    if let Some(found) = get(store, key).filter(is_answer) {
+        return Place::Found(Box::new(found));
+    }
+    // What the client likes best may be there, though it was asked for in other words.
+    let by_language = || {
+        let favourite = policy::favourite_language(request)
+            .filter(|_| variants.vary.names(&header::ACCEPT_LANGUAGE))?;
+        let key = variants.key_of_language(target, request, &favourite);
+        let alias = get(store, key).filter(|found| found.known.kind == Kind::Language)?;
+        let list = alias.stored.headers.get(header::ACCEPT_LANGUAGE)?.to_str().ok()?;
+        get(store, variants.key(target, request, Some(list))).filter(is_answer)
+    };
+    by_language().map_or(Place::Another(key), |found| Place::Found(Box::new(found)))
+}
+
+/// Stores an object without a body.
+fn put(
+    store: &Store,
+    key: Key,
+    target: &Target,
+    known: Known,
+    headers: HeaderMap,
+) -> Result<(), StoreError> {
+    let stored = Stored { id: target.id(), status: StatusCode::OK, headers };
+    store.begin(key, known.to_state(), &stored.encode(), Some(0))?.finish().map(drop)
+}
+
+/// The key under which an answer with these fields is to be stored. Waits for the disk.
+pub(super) fn place(
+    store: &Store,
+    target: &Target,
+    request: &HeaderMap,
+    response: &HeaderMap,
+    vary: &Vary,
+    now: u64,
+) -> Result<Key, StoreError> {
+    if vary.is_empty() {
+        return Ok(target.key());
+    }
+    let old = get(store, target.key()).as_ref().and_then(variants);
+    let variants = match old.filter(|old| old.vary == *vary) {
+        Some(variants) => variants,
+        None => {
+            let number = format!("{:016x}{:x}", fastrand::u64(..), now);
+            // Both are of letters, digits and commas.
+            let value = |text: &str| {
+                HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("*"))
+            };
+            let generation = value(&number);
+            let mut headers = HeaderMap::new();
+            headers.insert(header::VARY, value(&vary.text()));
+            headers.insert(GENERATION, generation.clone());
+            put(store, target.key(), target, Known::other(Kind::Variants, now), headers)?;
+            Variants { vary: vary.clone(), generation }
+        }
+    };
+    let key = variants.key(target, request, None);
+    let language =
+        response.get(header::CONTENT_LANGUAGE).and_then(|language| language.to_str().ok());
+    let list = policy::normalized(request, &header::ACCEPT_LANGUAGE)
+        .and_then(|list| HeaderValue::from_bytes(&list).ok());
+    if let (true, Some(language), Some(list)) =
+        (variants.vary.names(&header::ACCEPT_LANGUAGE), language, list)
+    {
+        let language = language.trim().to_ascii_lowercase();
+        let alias = variants.key_of_language(target, request, &language);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT_LANGUAGE, list);
+        put(store, alias, target, Known::other(Kind::Language, now), headers)?;
+    }
+    Ok(key)
+}

@@ -1,0 +1,146 @@
+//! The target of a request, by which its answer is found again: refused where it is not clear.
+
+use http::uri::Authority;
+use http::{HeaderMap, Method, Request, StatusCode, Version, header};
+
+use crate::store::Key;
+
+/// The target of a request: the authority as it is forwarded, path and query.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) authority: String,
+    pub(super) path: String,
+}
+
+impl Target {
+    /// Reads it; the status is of the answer to a request that has none, or not only one. Where
+    /// HTTP/1.0 names no host, it is `host`.
+    pub(super) fn of<B>(request: &Request<B>, host: &str) -> Result<Self, StatusCode> {
+        let (uri, headers) = (request.uri(), request.headers());
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+            return Err(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        if headers.contains_key(header::TRANSFER_ENCODING)
+            && headers.contains_key(header::CONTENT_LENGTH)
+        {
+            return Err(StatusCode::BAD_REQUEST);
+        }
+        let scheme = uri.scheme_str();
+        if scheme.is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+            return Err(StatusCode::BAD_REQUEST);
+        }
+        let mut lines = headers.get_all(header::HOST).iter();
+        let line = match (lines.next(), lines.next()) {
+            (_, Some(_)) => return Err(StatusCode::BAD_REQUEST),
+            (line, None) => line.map(|line| line.to_str().map_err(|_| StatusCode::BAD_REQUEST)),
+        };
+        let line = line.transpose()?;
+        let authority = match (uri.authority(), line) {
+            (None, None) if request.version() < Version::HTTP_11 => host.to_owned(),
+            (None, Some(line)) => plain(line)?,
+            // HTTP/1.1 has a Host in any case, and the target's own counts.
+            (Some(own), Some(_)) if request.version() <= Version::HTTP_11 => plain(own.as_str())?,
+            (Some(own), None) if request.version() != Version::HTTP_11 => plain(own.as_str())?,
+            (Some(own), Some(line)) if plain(line)? == plain(own.as_str())? => plain(line)?,
+            _ => return Err(StatusCode::BAD_REQUEST),
+        };
+        let path = uri.path_and_query().map_or("/", |target| target.as_str());
+        let of_all = path == "*" && *request.method() == Method::OPTIONS;
+        if !path.starts_with('/') && !of_all {
+            return Err(StatusCode::BAD_REQUEST);
+        }
+        Ok(Target { authority, path: path.to_owned() })
+    }
+
+    /// Another one at the same authority.
+    pub(super) fn at(&self, path: &str) -> Self {
+        Target { authority: self.authority.clone(), path: path.to_owned() }
+    }
+
+    /// Its text, for bans.
+    pub(super) fn id(&self) -> String {
+        format!("{}{}", self.authority, self.path)
+    }
+
+    pub(super) fn key(&self) -> Key {
+        Key::of(&[self.authority.as_bytes(), self.path.as_bytes()])
+    }
+
+    /// The key of a variant, whose request has these values of the fields that decide.
+    pub(super) fn variant(&self, generation: &[u8], values: &[u8]) -> Key {
+        Key::of(&[self.authority.as_bytes(), self.path.as_bytes(), generation, values])
+    }
+
+    /// The key by which requests wait for one another: those that may have the same answer.
+    pub(super) fn flight(&self, stored: Option<Key>, headers: &HeaderMap) -> Key {
+        let stored = stored.unwrap_or_else(|| self.key());
+        match headers.get(header::AUTHORIZATION) {
+            Some(who) => Key::of(&[stored.as_bytes(), who.as_bytes()]),
+            None => stored,
+        }
+    }
+}
+
+/// An authority as it is forwarded: in lower case, without the port that HTTP has by itself.
+fn plain(text: &str) -> Result<String, StatusCode> {
+    let authority: Authority = text.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
+    let named = !authority.host().is_empty() && !text.contains('@');
+    let port = text.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
+    let port_fits = port.is_none_or(|(_, port)| port.parse::<u16>().is_ok());
+    if !named || !port_fits {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    let text = text.to_ascii_lowercase();
+    Ok(text.strip_suffix(":80").map_or(text.clone(), str::to_owned))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn of(version: Version, uri: &str, headers: &[(&str, &str)]) -> Result<String, u16> {
+        let mut request = Request::builder().method("GET").version(version).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).unwrap();
+        Target::of(&request, "origin").map(|target| target.id()).map_err(|status| status.as_u16())
+    }
+
+    #[test]
+    fn a_target_is_clear_or_refused() {
+        let host = |value| [("host", value)];
+        for (version, uri, headers, expected) in [
+            (Version::HTTP_11, "/a?b", &host("h")[..], Ok("h/a?b")),
+            (Version::HTTP_11, "/a", &host("H:80"), Ok("h/a")),
+            (Version::HTTP_11, "/a", &host("h:8080"), Ok("h:8080/a")),
+            (Version::HTTP_11, "/a", &host("[::1]:8080"), Ok("[::1]:8080/a")),
+            (Version::HTTP_11, "//x/a", &host("h"), Ok("h//x/a")),
+            // The target's own authority counts: the other names what it is not.
+            (Version::HTTP_11, "http://good/a", &host("evil"), Ok("good/a")),
+            (Version::HTTP_2, "https://h/a", &[], Ok("h/a")),
+            (Version::HTTP_2, "https://h/a", &host("h"), Ok("h/a")),
+            (Version::HTTP_10, "/a", &[], Ok("origin/a")),
+            (Version::HTTP_2, "https://h/a", &host("evil"), Err(400)),
+            (Version::HTTP_11, "/a", &[], Err(400)),
+            (Version::HTTP_11, "http://h/a", &[], Err(400)),
+            (Version::HTTP_11, "/a", &[("host", "h"), ("host", "h")], Err(400)),
+            (Version::HTTP_11, "/a", &host(""), Err(400)),
+            (Version::HTTP_11, "/a", &host("u@h"), Err(400)),
+            (Version::HTTP_11, "/a", &host("h/x"), Err(400)),
+            (Version::HTTP_11, "/a", &host("h:x"), Err(400)),
+            (Version::HTTP_11, "/a", &host("h, i"), Err(400)),
+            (Version::HTTP_11, "ftp://h/a", &host("h"), Err(400)),
+            (
+                Version::HTTP_11,
+                "/a",
+                &[("host", "h"), ("content-length", "1"), ("transfer-encoding", "chunked")],
+                Err(400),
+            ),
+        ] {
+            let got = of(version, uri, headers);
+            assert_eq!(got.as_deref().map_err(|status| *status), expected, "{uri} {headers:?}");
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! The proxy: a service that answers from the store, or asks an origin and stores what it may.
+
+mod answer;
+mod body;
+mod changes;
+mod fetch;
+mod find;
+mod flight;
+mod interim;
+mod key;
+mod origin;
+mod pass;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
+use http_body::Body;
+use quick_cache::sync::Cache as Remembered;
+use tokio::sync::{oneshot, watch};
+use tower_service::Service;
+
+use answer::{Asked, answer, has_wanted};
+use changes::{Asking, Changes};
+use fetch::{Ask, Fetched};
+use find::Found;
+use flight::{Flight, Flights, Landed, Shared};
+use key::Target;
+use origin::{NoAnswer, Outgoing};
+
+use crate::policy::{CacheStatus, RequestControl, Reuse};
+use crate::store::{Ban, Key, Store, StoreError};
+
+pub use body::CacheBody;
+pub use interim::{Interim, WithInterim};
+pub use origin::{Choice, OriginError, Origins, Timeouts};
+
+/// The limits of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The seconds for which a stale answer may stand for one that an origin does not give, where
+    /// nobody says how long, or that it must not.
+    pub stale_if_error: u32,
+    /// The time for which it is remembered that an answer is not stored: requests for it do not wait
+    /// for one another.
+    pub uncacheable: Duration,
+    /// The longest body of a request, in bytes.
+    pub request_body: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { stale_if_error: 60, uncacheable: Duration::from_secs(5), request_body: 1 << 30 }
+    }
+}
+
+/// The targets whose answers are remembered as not stored.
+const REMEMBERED: usize = 16 << 10;
+
+/// A caching reverse proxy, as a service: for the command, or in somebody's own server. A shared
+/// handle: clone it.
+///
+/// An [`Interim`] in a request's extensions is where interim answers (1xx) go.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    origins: Origins,
+    options: Limits,
+    flights: Arc<Flights>,
+    changes: Arc<Changes>,
+    /// When an answer to a request for this was not stored, in seconds since 1970.
+    uncacheable: Remembered<Key, u64>,
+    /// The answers that are on their way into the store.
+    filling: Arc<AtomicUsize>,
+}
+
+/// Now, in seconds since 1970.
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Cache {
+    /// A cache of what these origins answer, in this store.
+    #[must_use]
+    pub fn new(store: Store, origins: Origins, limits: Limits) -> Self {
+        let (flights, uncacheable) = (Arc::default(), Remembered::new(REMEMBERED));
+        Cache(Arc::new(Inner {
+            store,
+            origins,
+            options: limits,
+            flights,
+            changes: Arc::default(),
+            uncacheable,
+            filling: Arc::default(),
+        }))
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Bans what is stored, and what is being asked for; see [`Store::ban`]. Waits for the disk.
+    ///
+    /// # Errors
+    /// As [`Store::ban`].
+    pub fn ban(&self, ban: Ban) -> Result<(), StoreError> {
+        self.0.changes.all_changed();
+        self.0.flights.forget_all();
+        self.0.store.ban(ban)
+    }
+
+    /// The number of answers that are on their way into the store.
+    #[must_use]
+    pub fn filling(&self) -> usize {
+        self.0.filling.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Answers a request.
+    pub async fn answer<B>(&self, request: Request<B>) -> Response<CacheBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let version = request.version();
+        let interim = request.extensions().get::<Interim>().cloned();
+        let interim = interim.filter(|_| version == Version::HTTP_11);
+        interim.iter().for_each(Interim::open);
+        let response = self.0.answer(request, interim.clone()).await;
+        if let Some(interim) = interim {
+            interim.written().await;
+        }
+        response
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("origins", &self.0.origins).finish_non_exhaustive()
+    }
+}
+
+impl<B> Service<Request<B>> for Cache
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<CacheBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let cache = self.clone();
+        Box::pin(async move { Ok(cache.answer(request).await) })
+    }
+}
+
+/// An answer of this cache's own.
+fn own(status: StatusCode, text: &'static str) -> Response<CacheBody> {
+    let mut response = Response::new(CacheBody::text(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
+    if !text.is_empty() {
+        headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"));
+    }
+    response
+}
+
+fn failed(why: &NoAnswer) -> Response<CacheBody> {
+    count("failed");
+    match why {
+        NoAnswer::Timeout => {
+            own(StatusCode::GATEWAY_TIMEOUT, "the origin did not answer in time\n")
+        }
+        NoAnswer::Unreachable(_) => own(StatusCode::BAD_GATEWAY, "the origin cannot be reached\n"),
+    }
+}
+
+fn count(result: &'static str) {
+    metrics::counter!("sendfile2_cache_requests_total", "result" => result).increment(1);
+}
+
+/// A request to GET or HEAD that is answered from the store, or by an origin's answer to GET.
+struct Wish {
+    target: Target,
+    method: Method,
+    headers: HeaderMap,
+    control: RequestControl,
+    interim: Option<Interim>,
+}
+
+impl Wish {
+    fn asked(&self) -> Asked<'_> {
+        Asked { method: &self.method, headers: &self.headers }
+    }
+
+    fn ask(&self, outgoing: Outgoing, old: Option<Box<Found>>, asking: Asking) -> Ask {
+        let (target, asked) = (self.target.clone(), self.headers.clone());
+        Ask { target, asked, outgoing, old, interim: self.interim.clone(), asking }
+    }
+}
+
+impl Inner {
+    async fn answer<B>(
+        self: &Arc<Self>,
+        request: Request<B>,
+        interim: Option<Interim>,
+    ) -> Response<CacheBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let target = match Target::of(&request, self.origins.authority()) {
+            Ok(target) => target,
+            Err(status) => return own(status, ""),
+        };
+        // These conditions are for the origin (RFC 9111, 4.3.2).
+        let conditions = [header::IF_MATCH, header::IF_UNMODIFIED_SINCE];
+        let for_origin = conditions.iter().any(|name| request.headers().contains_key(name));
+        let gets = matches!(*request.method(), Method::GET | Method::HEAD);
+        if !gets || for_origin || !request.body().is_end_stream() {
+            return self.pass(target, request, interim).await;
+        }
+        let (head, _) = request.into_parts();
+        let control = RequestControl::of(&head.headers);
+        let (method, headers) = (head.method, head.headers);
+        let wish = Wish { target, method, headers, control, interim };
+        if wish.method == Method::HEAD { self.head(wish).await } else { self.get(wish).await }
+    }
+
+    /// Answers from the store, if that may be; or returns what there is, where it is for use after
+    /// it was validated or completed, and why.
+    fn stored(
+        self: &Arc<Self>,
+        wish: &Wish,
+    ) -> Result<Response<CacheBody>, (find::Place, &'static str)> {
+        let place = find::find(&self.store, &wish.target, &wish.headers);
+        let found = match place {
+            find::Place::Found(found) => found,
+            find::Place::Unknown => return Err((place, "uri-miss")),
+            find::Place::Another(_) => return Err((place, "vary-miss")),
+        };
+        let now = seconds();
+        let reuse = found.known.reuse(&wish.control, now);
+        let why = match reuse {
+            _ if !has_wanted(wish.asked(), &found.stored, &found.known) => "partial",
+            Reuse::Validate => "stale",
+            Reuse::Asked => "request",
+            Reuse::Fresh | Reuse::Stale | Reuse::WhileRevalidating => {
+                if reuse == Reuse::WhileRevalidating {
+                    self.revalidate(wish, &found);
+                }
+                count(if reuse == Reuse::Fresh { "hit" } else { "stale" });
+                let Found { hit, known, stored, .. } = *found;
+                let ttl = Some(known.fresh_for(now));
+                let status = CacheStatus { hit: true, ttl, ..CacheStatus::default() };
+                let content = answer::Content::Hit(hit);
+                return Ok(answer(wish.asked(), &stored, &known, &content, (now, status), None));
+            }
+        };
+        Err((find::Place::Found(found), why))
+    }
+
+    async fn get(self: &Arc<Self>, wish: Wish) -> Response<CacheBody> {
+        let (place, why) = match self.stored(&wish) {
+            Ok(response) => return response,
+            Err(missing) => missing,
+        };
+        if wish.control.only_if_cached {
+            count("failed");
+            return own(StatusCode::GATEWAY_TIMEOUT, "");
+        }
+        let key = wish.target.flight(place.key(), &wish.headers);
+        let old = match place {
+            find::Place::Found(found) => Some(found),
+            _ => None,
+        };
+        let outgoing = self.outgoing(&wish.target, Method::GET, &wish.headers);
+        let validates = old.as_ref().is_some_and(|old| old.known.validator && why != "partial");
+        // A part is asked for as it is, unless it is to be taken from what is validated.
+        let part = wish.headers.contains_key(header::RANGE) && !validates;
+        let remembered = self.uncacheable.get(&key).is_some_and(|then| {
+            seconds().saturating_sub(then) < self.options.uncacheable.as_secs().max(1)
+        });
+        let mut ask = wish.ask(outgoing, old, self.changes.asking(wish.target.key()));
+        if remembered || wish.control.no_cache || wish.control.no_store {
+            if !remembered {
+                for_all(&mut ask, part);
+            }
+            return self.alone(&wish, ask, why, None).await;
+        }
+        if part {
+            if let Some(waits) = self.flights.find(key) {
+                if let Some(response) = self.waited(&wish, waits, why).await {
+                    return response;
+                }
+            }
+            return self.alone(&wish, ask, why, None).await;
+        }
+        for_all(&mut ask, false);
+        match self.flights.join(key, wish.target.key()) {
+            flight::Place::Waits(waits) => match self.waited(&wish, waits, why).await {
+                Some(response) => response,
+                None => {
+                    self.uncacheable.insert(key, seconds());
+                    self.alone(&wish, ask, why, None).await
+                }
+            },
+            flight::Place::Leads(flight) => {
+                // It may have come since.
+                match self.stored(&wish) {
+                    Ok(response) => response,
+                    Err(_) => self.alone(&wish, ask, why, Some((flight, key))).await,
+                }
+            }
+        }
+    }
+
+    /// Waits for the answer to another request; `None` if it is not for this one.
+    async fn waited(
+        &self,
+        wish: &Wish,
+        mut waits: watch::Receiver<Option<Landed>>,
+        why: &'static str,
+    ) -> Option<Response<CacheBody>> {
+        let landed = waits.wait_for(Option::is_some).await.ok()?.clone()?;
+        let shared = match landed {
+            Landed::Stored(shared) => shared,
+            Landed::Alone => return None,
+            Landed::Failed(why) => return Some(failed(&why)),
+        };
+        let now = seconds();
+        let same = shared.vary.values(&wish.headers, None) == shared.values;
+        let fresh = shared.known.reuse(&wish.control, now) == Reuse::Fresh;
+        if !same || !fresh || !has_wanted(wish.asked(), &shared.stored, &shared.known) {
+            return None;
+        }
+        count("collapsed");
+        let status = CacheStatus { fwd: Some(why), collapsed: true, ..CacheStatus::default() };
+        let Shared { stored, known, content, .. } = &*shared;
+        Some(answer(wish.asked(), stored, known, content, (now, status), None))
+    }
+
+    /// Asks an origin. With a flight others wait for it, and it goes on if the client does not wait.
+    async fn alone(
+        self: &Arc<Self>,
+        wish: &Wish,
+        ask: Ask,
+        why: &'static str,
+        flight: Option<(Flight, Key)>,
+    ) -> Response<CacheBody> {
+        let Ok(fetched) = self.begin(ask, flight).await else {
+            count("failed");
+            return own(StatusCode::INTERNAL_SERVER_ERROR, "");
+        };
+        let now = seconds();
+        let mut status = CacheStatus { fwd: Some(why), ..CacheStatus::default() };
+        let (shared, rest) = match fetched {
+            Fetched::Failed(why) => return failed(&why),
+            Fetched::Passing(response, detail) => {
+                count("pass");
+                return self.passed(*response, CacheStatus { detail: Some(detail), ..status });
+            }
+            Fetched::Storing(shared, rest) => {
+                status.stored = true;
+                count("miss");
+                (shared, rest)
+            }
+            Fetched::Validated(shared) => {
+                status.fwd_status = Some(StatusCode::NOT_MODIFIED);
+                count("validated");
+                (shared, None)
+            }
+            Fetched::InsteadOfError(shared, was) => {
+                status.fwd_status = was;
+                status.hit = was.is_none();
+                status.ttl = Some(shared.known.fresh_for(now));
+                count("stale");
+                (shared, None)
+            }
+        };
+        let Shared { stored, known, content, .. } = &*shared;
+        if !has_wanted(wish.asked(), stored, known) {
+            // A part came that is not the one that was asked for.
+            return own(StatusCode::BAD_GATEWAY, "the origin sent another part\n");
+        }
+        let mut response = answer(wish.asked(), stored, known, content, (now, status), rest);
+        if status.ttl.is_some() {
+            response.headers_mut().insert(header::AGE, known.age_at(now).into());
+        }
+        response
+    }
+
+    /// Begins to ask, apart from the client.
+    fn begin(
+        self: &Arc<Self>,
+        ask: Ask,
+        flight: Option<(Flight, Key)>,
+    ) -> oneshot::Receiver<Fetched> {
+        let (tell, told) = oneshot::channel();
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            let (fetched, pump) = inner.fetch(ask).await;
+            if let Some((flight, key)) = &flight {
+                flight.land(match &fetched {
+                    Fetched::Passing(..) => {
+                        inner.uncacheable.insert(*key, seconds());
+                        Landed::Alone
+                    }
+                    Fetched::Storing(shared, _)
+                    | Fetched::Validated(shared)
+                    | Fetched::InsteadOfError(shared, _) => Landed::Stored(Arc::clone(shared)),
+                    Fetched::Failed(why) => Landed::Failed(Arc::clone(why)),
+                });
+            }
+            // The client may be gone.
+            let _ = tell.send(fetched);
+            if let Some(pump) = pump {
+                pump.run().await;
+            }
+            drop(flight);
+        });
+        told
+    }
+
+    /// Validates in the background.
+    fn revalidate(self: &Arc<Self>, wish: &Wish, found: &Found) {
+        let key = wish.target.flight(Some(found.key), &wish.headers);
+        if let flight::Place::Leads(flight) = self.flights.join(key, wish.target.key()) {
+            let outgoing = self.outgoing(&wish.target, Method::GET, &wish.headers);
+            let asking = self.changes.asking(wish.target.key());
+            let mut ask = wish.ask(outgoing, Some(Box::new(found.clone())), asking);
+            ask.interim = None;
+            for_all(&mut ask, false);
+            drop(self.begin(ask, Some((flight, key))));
+        }
+    }
+
+    fn trouble(&self, target: &Target, why: &NoAnswer) {
+        tracing::warn!("no answer from the origin for {}: {why}", target.id());
+    }
+}
+
+/// Makes a request one whose answer others may have: without the client's own conditions, and with
+/// its wish for a part only where that is what is asked for.
+fn for_all(ask: &mut Ask, part: bool) {
+    if !part {
+        crate::policy::without_conditions(&mut ask.outgoing.headers);
+    }
+}

@@ -1,0 +1,283 @@
+//! The origins: where requests are sent, how long is waited for them, and which are left alone for a
+//! while.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use http::uri::{Authority, Scheme, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use super::body::{BoxError, RequestBody};
+use super::interim::Interim;
+use crate::store::Key;
+
+/// The time for which an origin is left alone that could not be reached, if there are others.
+const LEFT_ALONE: Duration = Duration::from_secs(10);
+
+/// The longest headers of an answer, and the number of its fields.
+const HEADERS: usize = 64 << 10;
+const FIELDS: usize = 200;
+
+/// How one of several origins is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// By the request's target: the same for the same, as long as it is well.
+    Hash,
+}
+
+/// The longest that is waited for an origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Until a connection is there.
+    pub connect: Duration,
+    /// From a request until its answer's head.
+    pub head: Duration,
+    /// Until more of a body comes.
+    pub stall: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Timeouts { connect: seconds(5), head: seconds(60), stall: seconds(30) }
+    }
+}
+
+/// The origins of a cache, and the connections to them.
+pub struct Origins {
+    all: Vec<Origin>,
+    choice: Choice,
+    next: AtomicUsize,
+    began: Instant,
+    pub(super) timeouts: Timeouts,
+    client: Client<HttpsConnector<HttpConnector>, RequestBody>,
+}
+
+struct Origin {
+    scheme: Scheme,
+    authority: Authority,
+    /// Until when it is left alone, in milliseconds from the beginning.
+    alone_until: AtomicU64,
+}
+
+/// Why origins cannot be used as they are given.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OriginError {
+    /// There is none.
+    #[error("an origin is needed, such as http://127.0.0.1:8080")]
+    None,
+    /// It is no address of an origin.
+    #[error("{0} is no origin: give http://HOST:PORT or https://HOST, without a path")]
+    NotOne(String),
+    /// The system's certificates cannot be read, by which those of https are judged.
+    #[error("cannot read the system's certificates: {0}")]
+    Certificates(std::io::Error),
+}
+
+/// Why no answer came.
+#[derive(Debug)]
+pub(super) enum NoAnswer {
+    /// The origin cannot be reached, or ended the connection.
+    Unreachable(BoxError),
+    /// It took too long.
+    Timeout,
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoAnswer::Unreachable(why) => {
+                write!(f, "{why}")?;
+                let sources = std::iter::successors(why.source(), |why| (*why).source());
+                sources.into_iter().try_for_each(|why| write!(f, ": {why}"))
+            }
+            NoAnswer::Timeout => f.write_str("it did not answer in time"),
+        }
+    }
+}
+
+/// A request as it goes to an origin.
+#[derive(Debug, Clone)]
+pub(super) struct Outgoing {
+    pub(super) method: Method,
+    /// The host that it names.
+    pub(super) authority: String,
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+}
+
+impl Origins {
+    /// Origins with these addresses, such as `http://127.0.0.1:8080`; https is verified by the
+    /// system's certificates.
+    ///
+    /// # Errors
+    /// If there is none, if one of them is none, or if the system's certificates cannot be read.
+    pub fn new(urls: &[Uri], choice: Choice, timeouts: Timeouts) -> Result<Self, OriginError> {
+        let origin = |uri: &Uri| {
+            let bare = uri.path_and_query().is_none_or(|path| path.as_str() == "/");
+            match (uri.scheme(), uri.authority()) {
+                (Some(scheme), Some(authority))
+                    if bare
+                        && (*scheme == Scheme::HTTP || *scheme == Scheme::HTTPS)
+                        && !authority.as_str().contains('@') =>
+                {
+                    let (scheme, authority) = (scheme.clone(), authority.clone());
+                    Ok(Origin { scheme, authority, alone_until: AtomicU64::new(0) })
+                }
+                _ => Err(OriginError::NotOne(uri.to_string())),
+            }
+        };
+        let all: Vec<_> = urls.iter().map(origin).collect::<Result<_, _>>()?;
+        if all.is_empty() {
+            return Err(OriginError::None);
+        }
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(timeouts.connect));
+        let provider = rustls::crypto::ring::default_provider();
+        let builder = HttpsConnectorBuilder::new();
+        let builder = if all.iter().any(|origin| origin.scheme == Scheme::HTTPS) {
+            builder.with_provider_and_native_roots(provider).map_err(OriginError::Certificates)?
+        } else {
+            // Nothing is verified where nothing is encrypted, and no certificates are needed.
+            let config = rustls::ClientConfig::builder_with_provider(provider.into())
+                .with_safe_default_protocol_versions()
+                .map_err(|e| OriginError::Certificates(std::io::Error::other(e)))?
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+            builder.with_tls_config(config)
+        };
+        let connector = builder.https_or_http().enable_http1().wrap_connector(http);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .http1_max_buf_size(HEADERS)
+            .http1_max_headers(FIELDS)
+            .build(connector);
+        let (next, began) = (AtomicUsize::new(0), Instant::now());
+        Ok(Origins { all, choice, next, began, timeouts, client })
+    }
+
+    /// The authority of the first, which requests have that name none.
+    pub(super) fn authority(&self) -> &str {
+        self.all.first().map_or("", |origin| origin.authority.as_str())
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The origins in the order in which they are tried: those that are left alone come last.
+    fn order(&self, request: &Outgoing) -> Vec<&Origin> {
+        let first = match self.choice {
+            Choice::RoundRobin => self.next.fetch_add(1, Ordering::Relaxed),
+            Choice::Hash => {
+                let key = Key::of(&[request.authority.as_bytes(), request.path.as_bytes()]);
+                let [a, b, c, d, ..] = *key.as_bytes();
+                usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(0)
+            }
+        };
+        let count = self.all.len();
+        let mut order: Vec<_> = (0..count).map(|i| &self.all[(first + i) % count]).collect();
+        let now = self.now();
+        order.sort_by_key(|origin| origin.alone_until.load(Ordering::Relaxed) > now);
+        order
+    }
+
+    /// Sends a request without a body, to another origin where the first cannot be reached; once
+    /// more where a connection ended without an answer, which a request that changes nothing may
+    /// be.
+    pub(super) async fn ask(
+        &self,
+        request: &Outgoing,
+        interim: Option<&Interim>,
+    ) -> Result<Response<Incoming>, NoAnswer> {
+        let order = self.order(request);
+        let tries = order.len().max(2);
+        let mut failed = None;
+        for origin in order.iter().cycle().take(tries) {
+            let body = RequestBody::new(Empty::new().map_err(|never| match never {}));
+            match self.send(origin, request, body, interim).await {
+                Ok(response) => return Ok(response),
+                // It has had its time.
+                Err(NoAnswer::Timeout) => return Err(NoAnswer::Timeout),
+                Err(e) => failed = Some(e),
+            }
+        }
+        Err(failed.unwrap_or(NoAnswer::Timeout))
+    }
+
+    /// Sends a request with a body, once.
+    pub(super) async fn ask_with(
+        &self,
+        request: &Outgoing,
+        body: RequestBody,
+        interim: Option<&Interim>,
+    ) -> Result<Response<Incoming>, NoAnswer> {
+        match self.order(request).first() {
+            Some(origin) => self.send(origin, request, body, interim).await,
+            None => Err(NoAnswer::Timeout),
+        }
+    }
+
+    async fn send(
+        &self,
+        origin: &Origin,
+        request: &Outgoing,
+        body: RequestBody,
+        interim: Option<&Interim>,
+    ) -> Result<Response<Incoming>, NoAnswer> {
+        let target = Uri::builder()
+            .scheme(origin.scheme.clone())
+            .authority(origin.authority.clone())
+            // `OPTIONS *` of a proxy has no path.
+            .path_and_query(if request.path == "*" { "" } else { &request.path })
+            .build();
+        let unreachable = |e: BoxError| NoAnswer::Unreachable(e);
+        let mut outgoing = Request::new(body);
+        *outgoing.uri_mut() = target.map_err(|e| unreachable(e.into()))?;
+        *outgoing.method_mut() = request.method.clone();
+        *outgoing.version_mut() = Version::HTTP_11;
+        *outgoing.headers_mut() = request.headers.clone();
+        let host = HeaderValue::try_from(&request.authority).map_err(|e| unreachable(e.into()))?;
+        outgoing.headers_mut().insert(header::HOST, host);
+        if let Some(interim) = interim.cloned() {
+            hyper::ext::on_informational(&mut outgoing, move |head| {
+                interim.push(head.status(), head.headers());
+            });
+        }
+        let answer = tokio::time::timeout(self.timeouts.head, self.client.request(outgoing)).await;
+        let result = match answer {
+            Ok(Ok(response)) => return Ok(response),
+            Ok(Err(e)) => Err(NoAnswer::Unreachable(e.into())),
+            Err(_) => Err(NoAnswer::Timeout),
+        };
+        let until = self.now().saturating_add(LEFT_ALONE.as_millis().try_into().unwrap_or(0));
+        origin.alone_until.store(until, Ordering::Relaxed);
+        metrics::counter!("sendfile2_cache_origin_failures_total").increment(1);
+        result
+    }
+}
+
+impl fmt::Debug for Origins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> =
+            self.all.iter().map(|o| format!("{}://{}", o.scheme, o.authority)).collect();
+        f.debug_struct("Origins")
+            .field("all", &names)
+            .field("choice", &self.choice)
+            .finish_non_exhaustive()
+    }
+}
