@@ -41,6 +41,7 @@ Examples:
   sendfile2 write slab --at 0 < slot  overwrite what a server may be sending
   sendfile2 run ./server              run a program, and make its sendfile(2) safe
   sendfile2 serve public              serve files by HTTP
+  sendfile2 cache --origin http://a   answer for another server, from a file
   sendfile2 torture --engine zerocopy overwrite a file while hundreds of clients receive it
   sendfile2 bench engines --quick     what each way of sending costs
   sendfile2 help demo                 what a command does
@@ -55,6 +56,7 @@ enum Command {
     Probe(probe::Args),
     Send(send::Args),
     Serve(Box<args::serve::Args>),
+    Cache(Box<args::cache::Args>),
     Recv(recv::Args),
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Run(run::Args),
@@ -74,7 +76,7 @@ fn main() -> ExitCode {
         Command::Bench(_) => return execute("sendfile2-bench", 2),
         Command::Probe(args) => probe::run(&args),
         Command::Send(args) => send::run(&args),
-        Command::Serve(_) => return execute("sendfile2-server", 1),
+        Command::Serve(_) | Command::Cache(_) => return execute("sendfile2-server", 1),
         Command::Recv(args) => recv::run(&args),
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         Command::Run(args) => return run::run(&args),

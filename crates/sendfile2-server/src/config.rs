@@ -14,16 +14,25 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use toml::de::{DeTable, DeValue};
 
 use crate::Cli;
-use crate::args::serve::{Args, ENVIRONMENT};
+use crate::args::operation::Operation;
+use crate::args::{cache, serve};
 
 /// The options, and where they come from.
 pub(crate) struct Config {
-    pub(crate) args: Args,
+    pub(crate) what: What,
     file: Option<PathBuf>,
     /// The lines of the file's options, one for each of their values.
     lines: HashMap<String, Vec<usize>>,
     /// The options that are from the environment.
     environment: Vec<String>,
+    /// The beginning of the variables' names.
+    prefix: &'static str,
+}
+
+/// What is served.
+pub(crate) enum What {
+    Files(Box<serve::Args>),
+    Cache(Box<cache::Args>),
 }
 
 /// Why there are no options.
@@ -45,7 +54,8 @@ impl Config {
     /// Reads the options of a command line, of the environment, and of the file that they name.
     pub(crate) fn read(line: &[OsString]) -> Result<Self, Wrong> {
         let given = matches(line.to_vec()).map_err(|e| of_environment(e, line))?;
-        unknown_variable(&given).map_err(Wrong::File)?;
+        let prefix = prefix(line);
+        unknown_variable(prefix, &given).map_err(Wrong::File)?;
         let environment = given
             .ids()
             .filter(|id| given.value_source(id.as_str()) == Some(ValueSource::EnvVariable))
@@ -56,12 +66,25 @@ impl Config {
             Some(file) => with_file(line, &given, file).map_err(Wrong::File)?,
             None => (given, Vec::new()),
         };
-        let args = Args::from_arg_matches(&given).map_err(Wrong::Usage)?;
+        let what = if prefix == cache::ENVIRONMENT {
+            cache::Args::from_arg_matches(&given).map(|args| What::Cache(Box::new(args)))
+        } else {
+            serve::Args::from_arg_matches(&given).map(|args| What::Files(Box::new(args)))
+        };
+        let what = what.map_err(Wrong::Usage)?;
         let mut lines: HashMap<_, Vec<_>> = HashMap::new();
         for entry in entries {
             lines.entry(entry.key).or_default().push(entry.line);
         }
-        Ok(Config { args, file, lines, environment })
+        Ok(Config { what, file, lines, environment, prefix })
+    }
+
+    /// The options of how it is run.
+    pub(crate) fn operation(&self) -> &Operation {
+        match &self.what {
+            What::Files(args) => &args.operation,
+            What::Cache(args) => &args.operation,
+        }
     }
 
     /// Returns the place where the value number `index` of an option was given, as its giver knows it.
@@ -69,7 +92,7 @@ impl Config {
         let line = self.lines.get(key).and_then(|lines| lines.get(index));
         match (&self.file, line) {
             (Some(file), Some(line)) => format!("{}:{line}: {key}", file.display()),
-            _ if self.environment.iter().any(|at| at == key) => variable(key),
+            _ if self.environment.iter().any(|at| at == key) => variable(self.prefix, key),
             _ if key == "dir" => "the directory".into(),
             _ => format!("--{key}"),
         }
@@ -77,11 +100,20 @@ impl Config {
 }
 
 /// Returns the name of an option's environment variable.
-fn variable(key: &str) -> String {
-    format!("{ENVIRONMENT}{}", key.replace('-', "_").to_uppercase())
+fn variable(prefix: &str, key: &str) -> String {
+    format!("{prefix}{}", key.replace('-', "_").to_uppercase())
 }
 
-/// Reads a command line; the result is of the command `serve`.
+/// Returns the beginning of the names of a command's variables.
+fn prefix(line: &[OsString]) -> &'static str {
+    if line.get(1).is_some_and(|name| name == "cache") {
+        cache::ENVIRONMENT
+    } else {
+        serve::ENVIRONMENT
+    }
+}
+
+/// Reads a command line; the result is of its command.
 fn matches(line: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
     let mut all = Cli::command().try_get_matches_from(line)?;
     Ok(all.remove_subcommand().map(|(_, matches)| matches).unwrap_or_default())
@@ -157,7 +189,7 @@ fn of_environment(error: clap::Error, line: &[OsString]) -> Wrong {
     let key = key_of(&error);
     let option = format!("--{key}");
     let given = line.iter().any(|it| it.to_string_lossy().split('=').next() == Some(&*option));
-    let variable = variable(&key);
+    let variable = variable(prefix(line), &key);
     if error.use_stderr() && !given && std::env::var_os(&variable).is_some() {
         return Wrong::File(anyhow!("{variable}: {}", text_of(&error)));
     }
@@ -165,13 +197,14 @@ fn of_environment(error: clap::Error, line: &[OsString]) -> Wrong {
 }
 
 /// Refuses a variable that is meant to be an option, and is none.
-fn unknown_variable(given: &ArgMatches) -> anyhow::Result<()> {
+fn unknown_variable(prefix: &str, given: &ArgMatches) -> anyhow::Result<()> {
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
-        let Some(option) = name.strip_prefix(ENVIRONMENT) else { continue };
+        let Some(option) = name.strip_prefix(prefix) else { continue };
         let id = option.to_lowercase();
-        let known = id != "check" && variable(&id) == name && given.try_contains_id(&id).is_ok();
-        ensure!(known, "{name}: there is no such option; sendfile2 serve --help lists them");
+        let known =
+            id != "check" && variable(prefix, &id) == name && given.try_contains_id(&id).is_ok();
+        ensure!(known, "{name}: there is no such option; --help lists them");
     }
     Ok(())
 }
@@ -239,11 +272,17 @@ fn scalar(value: &DeValue<'_>) -> Result<String, String> {
 
 /// Refuses what contradicts itself.
 pub(crate) fn agree(config: &Config) -> anyhow::Result<()> {
-    let args = &config.args;
-    ensure!(
-        args.dir.is_some(),
-        "which directory? Give it on the command line, or dir = \"...\" in a file"
-    );
+    let args = config.operation();
+    match &config.what {
+        What::Files(files) => ensure!(
+            files.dir.is_some(),
+            "which directory? Give it on the command line, or dir = \"...\" in a file"
+        ),
+        What::Cache(cache) => ensure!(
+            !cache.origin.is_empty(),
+            "which origin? Give --origin, such as --origin http://127.0.0.1:3000"
+        ),
+    }
     let tls = args.tls_cert.is_some();
     let (have, miss) = if tls { ("tls-cert", "tls-key") } else { ("tls-key", "tls-cert") };
     ensure!(

@@ -1,4 +1,4 @@
-//! The program `sendfile2-server`, which `sendfile2 serve` runs.
+//! The program `sendfile2-server`, which `sendfile2 serve` and `sendfile2 cache` run.
 #![forbid(unsafe_code)]
 
 mod config;
@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 // The modules below have them by `crate::`.
 use sendfile2_command::{args, net, output, units};
 
-/// The server of sendfile2
+/// The servers of sendfile2
 #[derive(Debug, Parser)]
 #[command(
     name = "sendfile2-server",
@@ -26,7 +26,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(args::serve::Args),
+    Serve(Box<args::serve::Args>),
+    Cache(Box<args::cache::Args>),
 }
 
 fn main() -> ExitCode {

@@ -1,8 +1,10 @@
-//! `sendfile2 serve`: the files beneath a directory, by HTTP.
+//! `sendfile2 serve` and `sendfile2 cache`: the files beneath a directory, or what other servers answer, by
+//! HTTP.
 
 mod access;
 mod admin;
 mod body;
+mod cached;
 mod connection;
 mod limits;
 mod listing;
@@ -27,6 +29,7 @@ use anyhow::Context;
 use sd_notify::NotifyState;
 use sendfile2::Engine;
 use sendfile2::probe::{self, Availability};
+use sendfile2_cache::store::Store;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -48,8 +51,9 @@ pub(crate) fn run(config: Config, line: Vec<OsString>) -> anyhow::Result<()> {
     needs::check()?;
     // Before the site, which keeps a part of them.
     let descriptors = descriptors();
-    let site = Site::new(&config)?;
-    let args = &config.args;
+    let store = if config.operation().check { None } else { cached::store(&config)? };
+    let site = Site::new(&config, store.as_ref())?;
+    let args = config.operation();
     let allowed = allowed(descriptors, site.kept_files());
     let connections = args.max_connections.get().min(allowed);
     let listeners = sockets::addresses(args, sockets::serve(&given)).len() + given.len();
@@ -78,7 +82,7 @@ pub(crate) fn run(config: Config, line: Vec<OsString>) -> anyhow::Result<()> {
         }
     };
     let runtime = build(runtime.enable_all()).context("cannot start the runtime")?;
-    let done = runtime.block_on(serve(config, line, connections, site, given));
+    let done = runtime.block_on(serve(config, line, connections, (site, store), given));
     // Threads that still read a file are not waited for; sends without a copy are, since it is the
     // process that keeps an eye on them.
     runtime.shutdown_background();
@@ -201,7 +205,7 @@ async fn serve(
     config: Config,
     line: Vec<OsString>,
     connections: u32,
-    site: Site,
+    (site, store): (Site, Option<Store>),
     given: Vec<Given>,
 ) -> anyhow::Result<()> {
     let mut ends = Ends {
@@ -210,7 +214,7 @@ async fn serve(
     };
     let mut hangup = listen_for(SignalKind::hangup(), "SIGHUP")?;
     let mut user1 = listen_for(SignalKind::user_defined1(), "SIGUSR1")?;
-    let args = &config.args;
+    let args = config.operation();
     let log = args.access_log.as_deref().map(log::open).transpose();
     let log = log.with_context(|| config.place("access-log", 0))?;
     let of_systemd = sockets::serve(&given);
@@ -219,10 +223,10 @@ async fn serve(
     let server = Server::new(connections, site, Log::new(log)?, Meters::new());
     let admin = opened.admin.zip(recorder).map(|((address, listener), recorder)| {
         output::note(&format!("sendfile2: metrics and health on {address}"));
-        admin::start(listener, recorder, args)
+        admin::start(listener, recorder, args, store.clone())
     });
     let wanted = args.max_connections.get();
-    let mut running = Running::new(Arc::clone(&server), config, line, of_systemd);
+    let mut running = Running::new(Arc::clone(&server), config, line, of_systemd, store);
     for listener in opened.listeners {
         running.listen(listener);
     }

@@ -4,4 +4,6 @@
 //! commands, and a wrong command line is reported the same way, whether the program is there or not.
 
 pub mod bench;
+pub mod cache;
+pub mod operation;
 pub mod serve;

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderName, Request, StatusCode, Version, header};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::args::serve::LogFormat;
+use crate::args::operation::LogFormat;
 
 /// The longest that a field is; the rest of a longer one is not logged.
 const LONGEST: usize = 2048;

@@ -12,13 +12,15 @@ use metrics::{describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 use sendfile2::{Engine, Options};
+use sendfile2_cache::store::Store;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use super::cached;
 use super::connection::http1;
 use super::sockets::Listening;
 use super::timeouts::{Clock, Limits, Pulse, Timed};
-use crate::args::serve::Args;
+use crate::args::operation::Operation;
 
 /// Seconds, from a release that comes with the send to one that comes with the peer's retreat.
 const RELEASE: [f64; 9] = [0.000_01, 0.000_1, 0.001, 0.005, 0.02, 0.1, 0.5, 5.0, 60.0];
@@ -49,13 +51,19 @@ pub(super) fn record() -> anyhow::Result<PrometheusHandle> {
 }
 
 /// Serves metrics and health at a listener, until the task is aborted.
-pub(super) fn start(listener: Listening, handle: PrometheusHandle, args: &Args) -> JoinHandle<()> {
+pub(super) fn start(
+    listener: Listening,
+    handle: PrometheusHandle,
+    args: &Operation,
+    store: Option<Store>,
+) -> JoinHandle<()> {
     let upkeep = handle.clone();
     tokio::spawn(async move {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             second.tick().await;
             sendfile2_axum::outstanding();
+            store.iter().for_each(cached::measure);
             // What histograms were told is kept until then, also where nobody asks for it.
             upkeep.run_upkeep();
         }

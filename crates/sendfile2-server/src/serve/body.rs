@@ -56,12 +56,12 @@ impl HttpBody for FilesBody {
 }
 
 /// The body of an answer before it is counted: boxes only where layers have been around it.
-pub(super) enum Content {
+pub(super) enum Uncounted {
     Files(FilesBody),
     Layered(Body),
 }
 
-impl HttpBody for Content {
+impl HttpBody for Uncounted {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -70,29 +70,29 @@ impl HttpBody for Content {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
         match self.get_mut() {
-            Content::Files(body) => Pin::new(body).poll_frame(cx).map_err(axum::Error::new),
-            Content::Layered(body) => Pin::new(body).poll_frame(cx),
+            Uncounted::Files(body) => Pin::new(body).poll_frame(cx).map_err(axum::Error::new),
+            Uncounted::Layered(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Content::Files(body) => body.is_end_stream(),
-            Content::Layered(body) => body.is_end_stream(),
+            Uncounted::Files(body) => body.is_end_stream(),
+            Uncounted::Layered(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
         match self {
-            Content::Files(body) => body.size_hint(),
-            Content::Layered(body) => body.size_hint(),
+            Uncounted::Files(body) => body.size_hint(),
+            Uncounted::Layered(body) => body.size_hint(),
         }
     }
 }
 
 /// An answer's body, which counts and logs the answer when it ends, however it does.
 pub(super) struct Answer {
-    pub(super) body: Content,
+    pub(super) body: Uncounted,
     pub(super) server: Arc<Server>,
     pub(super) began: Instant,
     pub(super) status: StatusCode,

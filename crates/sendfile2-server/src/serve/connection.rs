@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -21,6 +22,8 @@ use metrics::{counter, gauge};
 use rustix::net::RecvFlags;
 use sendfile2::{Engine, Options};
 use sendfile2_axum::{Io, Unread, ZeroCopyLayer, make_room};
+use sendfile2_cache::Cache;
+use sendfile2_cache::proxy::Interim;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Semaphore, watch};
@@ -31,12 +34,13 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::access::Line;
-use super::body::{Answer, Content};
+use super::body::{Answer, Uncounted};
+use super::cached;
 use super::limits::{Addresses, Counted};
 use super::log::Log;
 use super::meters::Meters;
 use super::request::tells_its_host;
-use super::site::{Site, Terms};
+use super::site::{Content, Files, Site, Terms};
 use super::sockets::Listening;
 use super::streams::{Streams, Telling};
 use super::timeouts::{Clock, Pulse, Timed};
@@ -74,6 +78,8 @@ struct Peer {
     /// Makes mapped bodies, on plain TCP or a unix socket.
     mapped: Option<ZeroCopyLayer>,
     pulse: Arc<Pulse>,
+    /// Where interim answers go, with HTTP/1.
+    interim: Option<Interim>,
 }
 
 /// The longest headers of a request with HTTP/1, and about what hyper keeps of an answer that is not
@@ -324,13 +330,13 @@ impl Server {
                     let mapped = Some(ZeroCopyLayer::of(&io));
                     let streams = streams(&terms, http, &pulse);
                     let io = Timed::new(io, Arc::clone(&pulse));
-                    let peer = Peer { address, redirect, mapped, pulse };
+                    let peer = Peer { address, redirect, mapped, pulse, interim: None };
                     self.http(&terms, streams, io, peer).await;
                 }
                 // In a box, so that connections without TLS are smaller.
                 (Ok(io), Some(tls)) => {
                     let io = Timed::new(io, Arc::clone(&pulse));
-                    let peer = Peer { address, redirect, mapped: None, pulse };
+                    let peer = Peer { address, redirect, mapped: None, pulse, interim: None };
                     Box::pin(self.https(&terms, tls, io, peer)).await;
                 }
                 (Err(e), _) => {
@@ -368,13 +374,19 @@ impl Server {
         }
     }
 
-    async fn http<I>(self: &Arc<Self>, terms: &Terms, streams: Option<Streams>, io: I, peer: Peer)
-    where
+    async fn http<I>(
+        self: &Arc<Self>,
+        terms: &Terms,
+        streams: Option<Streams>,
+        io: I,
+        mut peer: Peer,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let io = TokioIo::new(io);
+        let interim = (terms.interim && streams.is_none()).then(Interim::new);
+        peer.interim.clone_from(&interim);
         let peer = Arc::new(peer);
-        let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
+        let service = hyper::service::service_fn(|request: Request<Incoming>| {
             let (server, peer) = (Arc::clone(self), Arc::clone(&peer));
             async move { Ok::<_, Infallible>(server.answer(&peer, request).await.map(Telling::new)) }
         });
@@ -382,12 +394,21 @@ impl Server {
             return;
         }
         let ended = match streams {
-            None => {
-                let connection = terms.http1.serve_connection(io, service).with_upgrades();
-                let end = http1::UpgradeableConnection::graceful_shutdown;
-                self.until_the_end(connection, end).await.map_err(Into::into)
-            }
+            None => match interim {
+                None => {
+                    let served = terms.http1.serve_connection(TokioIo::new(io), service);
+                    let end = http1::UpgradeableConnection::graceful_shutdown;
+                    self.until_the_end(served.with_upgrades(), end).await.map_err(Into::into)
+                }
+                Some(interim) => {
+                    let io = TokioIo::new(interim.on(io));
+                    let served = terms.http1.serve_connection(io, service).with_upgrades();
+                    let end = http1::UpgradeableConnection::graceful_shutdown;
+                    Box::pin(self.until_the_end(served, end)).await.map_err(Into::into)
+                }
+            },
             Some(streams) => {
+                let io = TokioIo::new(io);
                 let http = http2(streams);
                 let connection = http.serve_connection(io, service);
                 // In a box, so that connections of HTTP/1 are smaller.
@@ -415,11 +436,7 @@ impl Server {
     }
 
     /// Answers a request: counts it, logs it, and refuses what is too much.
-    async fn answer(
-        self: Arc<Self>,
-        peer: &Peer,
-        request: Request<hyper::body::Incoming>,
-    ) -> Response<Answer> {
+    async fn answer(self: Arc<Self>, peer: &Peer, request: Request<Incoming>) -> Response<Answer> {
         let began = Instant::now();
         let answering =
             (request.version() < Version::HTTP_2).then(|| Arc::clone(&peer.pulse).answers());
@@ -428,14 +445,26 @@ impl Server {
         let line =
             site.log.map(|format| Line::begin(began, format, client, peer.address, &request));
         let (request, unread) = Unread::of(request);
-        // Nobody wants its body.
-        let request = request.map(drop);
         let at_once = AssertUnwindSafe(|| self.at_once(&site, peer, client, &request));
-        let mut response = match catch_unwind(at_once) {
-            Ok(Some(response)) => response,
+        let at_once = catch_unwind(at_once)
+            .unwrap_or_else(|panic| Some(self.panicked(&*panic).map(Uncounted::Layered)));
+        let mut response = match (at_once, &site.content) {
+            (Some(response), _) => {
+                // Nobody wants its body.
+                drop(request);
+                response
+            }
             // In a box, so that what is answered at once is smaller.
-            Ok(None) => Box::pin(self.files(&site, peer, request)).await.map(Content::Layered),
-            Err(panic) => self.panicked(&*panic).map(Content::Layered),
+            (None, Content::Files(files)) => {
+                let request = request.map(drop);
+                Box::pin(self.files(files, peer, request)).await.map(Uncounted::Layered)
+            }
+            (None, Content::Cache(cache)) => {
+                let trusted = site.proxies.trusts(peer.address);
+                let mut request = request;
+                cached::forwarded(request.headers_mut(), peer.address, trusted);
+                Box::pin(self.cached(cache, peer, request)).await.map(Uncounted::Layered)
+            }
         };
         unread.tell(&mut response);
         let status = response.status();
@@ -453,44 +482,45 @@ impl Server {
     }
 
     /// Answers a request that is too much, or wrong, or for what is at hand.
-    fn at_once(
+    fn at_once<B>(
         &self,
         site: &Site,
         peer: &Peer,
         client: Option<IpAddr>,
-        request: &Request<()>,
-    ) -> Option<Response<Content>> {
+        request: &Request<B>,
+    ) -> Option<Response<Uncounted>> {
         let asks = |rate, client| self.addresses.asks(client, rate);
         let too_much = |rate| client.is_some_and(|client| !asks(rate, client));
         if site.requests_per_address.is_some_and(too_much) {
             self.meters.refused_requests.increment(1);
-            let mut response = empty(StatusCode::TOO_MANY_REQUESTS).map(Content::Layered);
+            let mut response = empty(StatusCode::TOO_MANY_REQUESTS).map(Uncounted::Layered);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             return Some(response);
         }
         if !tells_its_host(request) {
-            return Some(empty(StatusCode::BAD_REQUEST).map(Content::Layered));
+            return Some(empty(StatusCode::BAD_REQUEST).map(Uncounted::Layered));
         }
         if let Some(response) = peer.redirect.then(|| site.redirected(request)).flatten() {
-            return Some(response.map(Content::Files));
+            return Some(response.map(Uncounted::Files));
         }
+        let Content::Files(files) = &site.content else { return None };
         // With HTTP/2 a body waits until the client wants it, and would wait in memory.
         let http1 = request.version() < Version::HTTP_2;
-        let response = http1.then(|| site.at_once(request, peer.mapped.as_ref())).flatten()?;
+        let response = http1.then(|| files.at_once(request, peer.mapped.as_ref())).flatten()?;
         self.meters.at_once(response.body());
-        Some(response.map(Content::Files))
+        Some(response.map(Uncounted::Files))
     }
 
     /// Answers a request for a file; with a mapped body, where the connection sends those.
     async fn files(
         self: &Arc<Self>,
-        site: &Arc<Site>,
+        files: &Arc<Files>,
         peer: &Peer,
         request: Request<()>,
     ) -> Response<Body> {
         let files = tower::service_fn(|request| {
-            let site = Arc::clone(site);
-            async move { Ok::<_, Infallible>(site.answer(request).await) }
+            let files = Arc::clone(files);
+            async move { Ok::<_, Infallible>(files.answer(request).await) }
         });
         match &peer.mapped {
             Some(layer) => {
@@ -499,6 +529,28 @@ impl Server {
             }
             None => {
                 let Ok(response) = self.caught(files).call(request).await;
+                response.map(Body::new)
+            }
+        }
+    }
+
+    /// Answers a request from a cache; with a mapped body, where the connection sends those.
+    async fn cached(
+        self: &Arc<Self>,
+        cache: &Cache,
+        peer: &Peer,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
+        if let Some(interim) = peer.interim.clone() {
+            request.extensions_mut().insert(interim);
+        }
+        match &peer.mapped {
+            Some(layer) => {
+                let Ok(response) = self.caught(layer.layer(cache.clone())).call(request).await;
+                response.map(Body::new)
+            }
+            None => {
+                let Ok(response) = self.caught(cache.clone()).call(request).await;
                 response.map(Body::new)
             }
         }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::config::Config;
 
-const FORWARDED_FOR: &str = "x-forwarded-for";
+pub(super) const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// The proxies whose word is taken for who their client is.
 pub(super) struct Proxies {
@@ -22,7 +22,7 @@ pub(super) struct Proxies {
 impl Proxies {
     pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
         let mut proxies = Proxies { networks: Vec::new(), unix: false };
-        for (i, name) in config.args.trusted_proxy.iter().enumerate() {
+        for (i, name) in config.operation().trusted_proxy.iter().enumerate() {
             let network =
                 || name.parse().ok().or_else(|| Some(name.parse::<IpAddr>().ok()?.into()));
             match network() {

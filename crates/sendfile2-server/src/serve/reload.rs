@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use sd_notify::NotifyState;
+use sendfile2_cache::store::Store;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use super::connection::{Server, Speaks};
@@ -13,8 +14,7 @@ use super::log;
 use super::site::Site;
 use super::sockets::{self, Listener};
 use super::tell;
-use crate::args::serve::Args;
-use crate::config::{Config, Wrong};
+use crate::config::{Config, What, Wrong};
 use crate::net::{self, Address};
 use crate::output;
 
@@ -26,6 +26,8 @@ pub(super) struct Running {
     at_start: AtStart,
     /// Whether systemd has given a socket to serve on.
     of_systemd: bool,
+    /// The store of a cache, which stays.
+    store: Option<Store>,
     listening: JoinSet<()>,
     /// The listeners at addresses of the options.
     own: VecDeque<((Speaks, Address), AbortHandle)>,
@@ -46,10 +48,11 @@ impl Running {
         config: Config,
         line: Vec<OsString>,
         of_systemd: bool,
+        store: Option<Store>,
     ) -> Self {
-        let at_start = AtStart::of(&config.args);
+        let at_start = AtStart::of(&config);
         let (listening, own) = (JoinSet::new(), VecDeque::new());
-        Running { server, config, line, at_start, of_systemd, listening, own }
+        Running { server, config, line, at_start, of_systemd, store, listening, own }
     }
 
     pub(super) fn listen(&mut self, Listener { speaks, name, of, socket }: Listener) {
@@ -101,15 +104,16 @@ impl Running {
         let mut old: Vec<_> = self.own.iter().map(|(of, _)| of.clone()).collect();
         let others = self.listening.len() - old.len();
         let room = self.server.connections;
+        let store = self.store.clone();
         let read = move || {
             let config = Config::read(&line).map_err(|wrong| match wrong {
                 Wrong::Usage(e) => anyhow::anyhow!("{}", e.render()),
                 Wrong::File(e) => e,
             })?;
-            let site = Site::new(&config)?;
-            let log = config.args.access_log.as_deref().map(log::open).transpose();
+            let site = Site::new(&config, store.as_ref())?;
+            let log = config.operation().access_log.as_deref().map(log::open).transpose();
             let log = log.with_context(|| config.place("access-log", 0))?;
-            let all = sockets::addresses(&config.args, of_systemd);
+            let all = sockets::addresses(config.operation(), of_systemd);
             ensure!(
                 u32::try_from(all.len() + others).is_ok_and(|listeners| listeners <= room),
                 "each listener needs a connection to accept, and there are {room}"
@@ -130,7 +134,7 @@ impl Running {
     async fn change(&mut self, Read { config, site, log, new }: Read) {
         self.server.site.store(Arc::new(site));
         self.turn(log).await;
-        let mut wanted = sockets::addresses(&config.args, self.of_systemd);
+        let mut wanted = sockets::addresses(config.operation(), self.of_systemd);
         for _ in 0..self.own.len() {
             let Some((of, task)) = self.own.pop_front() else { break };
             match wanted.iter().position(|it| *it == of) {
@@ -149,7 +153,7 @@ impl Running {
             }
         }
         output::note("sendfile2: reloaded");
-        for key in self.at_start.differ(&config.args) {
+        for key in self.at_start.differ(&config) {
             output::note(&format!(
                 "sendfile2: {}: this takes effect when the server is started anew",
                 config.place(key, 0)
@@ -160,7 +164,7 @@ impl Running {
 
     /// Opens the access log again, after it was renamed.
     pub(super) async fn reopen(&self) {
-        let path = self.config.args.access_log.clone();
+        let path = self.config.operation().access_log.clone();
         let open = move || path.as_deref().map(log::open).transpose();
         let open = move || {
             let log = open();
@@ -190,20 +194,27 @@ fn has_room_now(error: &anyhow::Error) -> bool {
 }
 
 /// The options that are only looked at when the server starts.
-struct AtStart([(&'static str, String); 3]);
+struct AtStart(Vec<(&'static str, String)>);
 
 impl AtStart {
-    fn of(args: &Args) -> Self {
-        AtStart([
+    fn of(config: &Config) -> Self {
+        let args = config.operation();
+        let mut all = vec![
             ("admin", format!("{:?}", args.admin)),
             ("workers", format!("{:?}", args.workers)),
             ("max-connections", format!("{:?}", args.max_connections)),
-        ])
+        ];
+        if let What::Cache(args) = &config.what {
+            all.push(("store", format!("{:?}", args.store)));
+            all.push(("size", format!("{:?}", args.size)));
+            all.push(("second-request", format!("{:?}", args.second_request)));
+        }
+        AtStart(all)
     }
 
     /// Returns those that are not what they were then.
-    fn differ(&self, args: &Args) -> Vec<&'static str> {
-        let now = AtStart::of(args).0.into_iter();
+    fn differ(&self, config: &Config) -> Vec<&'static str> {
+        let now = AtStart::of(config).0.into_iter();
         now.zip(&self.0).filter_map(|(now, then)| (now != *then).then_some(then.0)).collect()
     }
 }

@@ -6,6 +6,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use percent_encoding::percent_decode_str;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
+use crate::args::serve::Args;
 use crate::config::Config;
 
 /// Headers that say how an answer is framed, which only the server knows.
@@ -27,8 +28,7 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
-        let args = &config.args;
+    pub(super) fn new(config: &Config, args: &Args) -> anyhow::Result<Self> {
         let each = |key, rules: &[String]| {
             let rules = rules.iter().enumerate().map(|(i, rule)| {
                 rule_of(rule).with_context(|| format!("{}: {rule}", config.place(key, i)))
@@ -135,8 +135,8 @@ fn header_of(text: &str) -> anyhow::Result<(HeaderName, HeaderValue)> {
 }
 
 /// Returns what answers pages of other origins.
-pub(super) fn cors(config: &Config) -> anyhow::Result<Option<CorsLayer>> {
-    let origins = &config.args.cors;
+pub(super) fn cors(config: &Config, args: &Args) -> anyhow::Result<Option<CorsLayer>> {
+    let origins = &args.cors;
     if origins.is_empty() {
         return Ok(None);
     }

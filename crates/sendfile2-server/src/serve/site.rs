@@ -15,20 +15,24 @@ use hyper::server::conn::http1;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sendfile2::Engine;
 use sendfile2_axum::{ServeDir, ZeroCopyLayer};
+use sendfile2_cache::Cache;
+use sendfile2_cache::store::Store;
 use tokio_rustls::TlsAcceptor;
 use tower_http::cors::CorsLayer;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::body::FilesBody;
+use super::cached;
 use super::connection::http1;
 use super::limits::Proxies;
 use super::listing::Listing;
 use super::rules::{Rules, cors};
 use super::timeouts::Limits;
 use super::tls;
-use crate::args::serve::LogFormat;
-use crate::config::{self, Config};
+use crate::args::operation::LogFormat;
+use crate::args::serve::Args;
+use crate::config::{self, Config, What};
 
 /// The headers that ask for a part of a file, or for another version of it than a known one.
 const CONDITIONS: [HeaderName; 6] = [
@@ -41,13 +45,7 @@ const CONDITIONS: [HeaderName; 6] = [
 ];
 
 pub(super) struct Site {
-    dir: ServeDir,
-    rules: Rules,
-    cors: Option<CorsLayer>,
-    /// The path of the page of those that there are not, and its status.
-    instead: Option<(Uri, StatusCode)>,
-    listing: Option<Arc<Listing>>,
-    dotfiles: bool,
+    pub(super) content: Content,
     pub(super) redirect: Option<u16>,
     pub(super) log: Option<LogFormat>,
     pub(super) proxies: Proxies,
@@ -55,6 +53,23 @@ pub(super) struct Site {
     pub(super) requests_per_address: Option<u32>,
     pub(super) grace: Duration,
     pub(super) terms: Arc<Terms>,
+}
+
+/// What is served.
+pub(super) enum Content {
+    Files(Arc<Files>),
+    Cache(Cache),
+}
+
+/// The files beneath a directory.
+pub(super) struct Files {
+    dir: ServeDir,
+    rules: Rules,
+    cors: Option<CorsLayer>,
+    /// The path of the page of those that there are not, and its status.
+    instead: Option<(Uri, StatusCode)>,
+    listing: Option<Arc<Listing>>,
+    dotfiles: bool,
 }
 
 /// The options that a connection keeps from its beginning on. It keeps nothing else of a site, so that the files
@@ -66,37 +81,16 @@ pub(super) struct Terms {
     /// The builder for HTTP/1: hyper-util would find out the version by itself, but by reading,
     /// after which hyper's buffer is twice as large.
     pub(super) http1: http1::Builder,
+    /// Whether answers may be preceded by interim ones.
+    pub(super) interim: bool,
 }
 
 impl Site {
-    pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
+    /// Reads and opens what the options name. A cache has its store; without one it is only looked at.
+    pub(super) fn new(config: &Config, store: Option<&Store>) -> anyhow::Result<Self> {
         config::agree(config)?;
-        let args = &config.args;
+        let args = config.operation();
         super::usable(args.engine, args.listen.iter().chain(&args.listen_http))?;
-        let path = args.dir.as_deref().unwrap_or(Path::new("."));
-        let beneath = !args.follow_links_out;
-        let open = if beneath { ServeDir::new } else { ServeDir::follow_links_out };
-        let name = path.display();
-        let cannot = || format!("{}: cannot open {name}", config.place("dir", 0));
-        let mut dir = open(path).with_context(cannot)?.validity(args.file_validity);
-        if args.precompressed {
-            dir = dir.precompressed();
-        }
-        let page = |key, page: &Option<String>, status| {
-            page.as_ref().map(|page| {
-                let found = path.join(page).metadata();
-                anyhow::ensure!(
-                    found.is_ok_and(|found| found.is_file()),
-                    "{}: there is no file {page} beneath {name}",
-                    config.place(key, 0)
-                );
-                Ok((uri(page)?, status))
-            })
-        };
-        let instead = match page("fallback", &args.fallback, StatusCode::OK) {
-            None => page("not-found-page", &args.not_found_page, StatusCode::NOT_FOUND),
-            some => some,
-        };
         let tls = match (&args.tls_cert, &args.tls_key) {
             (Some(cert), Some(key)) => {
                 let acceptor = tls::acceptor(cert, key);
@@ -104,18 +98,11 @@ impl Site {
             }
             _ => None,
         };
+        let content = match &config.what {
+            What::Files(args) => Content::Files(Arc::new(Files::new(config, args)?)),
+            What::Cache(args) => Content::Cache(cached::cache(config, args, store)?),
+        };
         Ok(Site {
-            dir,
-            rules: Rules::new(config)?,
-            cors: cors(config)?,
-            instead: instead.transpose()?,
-            listing: match args.list_directories {
-                true => {
-                    Some(Arc::new(Listing::new(path, beneath, args.dotfiles).with_context(cannot)?))
-                }
-                false => None,
-            },
-            dotfiles: args.dotfiles,
             redirect: args.redirect_https.map(std::num::NonZeroU16::get),
             log: args.access_log.as_ref().map(|_| args.access_log_format),
             proxies: Proxies::new(config)?,
@@ -127,31 +114,19 @@ impl Site {
                 tls,
                 limits: Limits::of(args),
                 http1: http1(),
+                interim: matches!(content, Content::Cache(_)),
             }),
+            content,
         })
     }
 
-    /// The files that it keeps open at most.
+    /// The files that it keeps open at most. A cache has as many connections of its own as it has
+    /// clients' at most.
     pub(super) fn kept_files(&self) -> usize {
-        self.dir.kept_files()
-    }
-
-    /// Answers a request that has passed all limits.
-    pub(super) async fn answer<B: Send + 'static>(
-        self: Arc<Self>,
-        request: Request<B>,
-    ) -> Response<FilesBody> {
-        if self.cors.is_none() {
-            return self.file(request).await;
+        match &self.content {
+            Content::Files(files) => files.dir.kept_files(),
+            Content::Cache(_) => usize::MAX / 4,
         }
-        let site = Arc::clone(&self);
-        let file = tower::service_fn(move |request| {
-            let site = Arc::clone(&site);
-            async move { Ok::<_, Infallible>(site.file(request).await) }
-        });
-        let Some(cors) = &self.cors else { return Response::default() };
-        let Ok(response) = cors.layer(file).call(request).await;
-        response
     }
 
     /// Returns the redirect to HTTPS that answers a request by a plain listener, where there is one.
@@ -182,6 +157,66 @@ impl Site {
             Err(_) => StatusCode::BAD_REQUEST,
         };
         Some(response)
+    }
+}
+
+impl Files {
+    fn new(config: &Config, args: &Args) -> anyhow::Result<Self> {
+        let path = args.dir.as_deref().unwrap_or(Path::new("."));
+        let beneath = !args.follow_links_out;
+        let open = if beneath { ServeDir::new } else { ServeDir::follow_links_out };
+        let name = path.display();
+        let cannot = || format!("{}: cannot open {name}", config.place("dir", 0));
+        let mut dir = open(path).with_context(cannot)?.validity(args.file_validity);
+        if args.precompressed {
+            dir = dir.precompressed();
+        }
+        let page = |key, page: &Option<String>, status| {
+            page.as_ref().map(|page| {
+                let found = path.join(page).metadata();
+                anyhow::ensure!(
+                    found.is_ok_and(|found| found.is_file()),
+                    "{}: there is no file {page} beneath {name}",
+                    config.place(key, 0)
+                );
+                Ok((uri(page)?, status))
+            })
+        };
+        let instead = match page("fallback", &args.fallback, StatusCode::OK) {
+            None => page("not-found-page", &args.not_found_page, StatusCode::NOT_FOUND),
+            some => some,
+        };
+        Ok(Files {
+            dir,
+            rules: Rules::new(config, args)?,
+            cors: cors(config, args)?,
+            instead: instead.transpose()?,
+            listing: match args.list_directories {
+                true => {
+                    Some(Arc::new(Listing::new(path, beneath, args.dotfiles).with_context(cannot)?))
+                }
+                false => None,
+            },
+            dotfiles: args.dotfiles,
+        })
+    }
+
+    /// Answers a request that has passed all limits.
+    pub(super) async fn answer<B: Send + 'static>(
+        self: Arc<Self>,
+        request: Request<B>,
+    ) -> Response<FilesBody> {
+        if self.cors.is_none() {
+            return self.file(request).await;
+        }
+        let site = Arc::clone(&self);
+        let file = tower::service_fn(move |request| {
+            let site = Arc::clone(&site);
+            async move { Ok::<_, Infallible>(site.file(request).await) }
+        });
+        let Some(cors) = &self.cors else { return Response::default() };
+        let Ok(response) = cors.layer(file).call(request).await;
+        response
     }
 
     /// Answers a plain request for a file that was asked for before, as [`answer`](Self::answer)
@@ -350,7 +385,8 @@ mod tests {
             let mut line = vec!["sendfile2-server".into(), "serve".into(), dir.path().into()];
             line.extend(options.iter().map(Into::into));
             let Ok(config) = Config::read(&line) else { panic!("{options:?} is right") };
-            let site = Arc::new(Site::new(&config).unwrap());
+            let What::Files(args) = &config.what else { panic!("{options:?} is of files") };
+            let site = Arc::new(Files::new(&config, args).unwrap());
             let mut plain = 0;
             for path in open.iter().chain(&hidden).chain(&others) {
                 for (method, headers) in

@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow, ensure};
 use listenfd::ListenFd;
 
 use super::connection::Speaks;
-use crate::args::serve::Args;
+use crate::args::operation::Operation;
 use crate::net::{self, Address};
 
 /// The number of connections that may wait until they are accepted; the standard library's 128 are
@@ -81,7 +81,7 @@ pub(super) fn serve(given: &[Given]) -> bool {
 }
 
 /// Returns the addresses of the options; without any, and without a socket of systemd's, there is one.
-pub(super) fn addresses(args: &Args, of_systemd: bool) -> Vec<(Speaks, Address)> {
+pub(super) fn addresses(args: &Operation, of_systemd: bool) -> Vec<(Speaks, Address)> {
     let listen = args.listen.iter().map(|address| (Speaks::Tls, address.clone()));
     let http = args.listen_http.iter().map(|address| (Speaks::Plain, address.clone()));
     let mut all: Vec<_> = listen.chain(http).collect();
@@ -117,7 +117,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    pub(super) fn new(args: &Args, given: Vec<Given>) -> anyhow::Result<Self> {
+    pub(super) fn new(args: &Operation, given: Vec<Given>) -> anyhow::Result<Self> {
         let addresses = addresses(args, serve(&given));
         let mut opened = Opened { listeners: Vec::new(), admin: None };
         for given in given {

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::MissedTickBehavior;
 
 use super::streams::Open;
-use crate::args::serve::Args;
+use crate::args::operation::Operation;
 
 /// The least time between two looks at all connections.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    pub(super) fn of(args: &Args) -> Self {
+    pub(super) fn of(args: &Operation) -> Self {
         let (header, idle, stall) = (args.header_timeout, args.idle_timeout, args.stall_timeout);
         Limits { header, idle, stall }
     }

@@ -1,0 +1,115 @@
+//! What `sendfile2 cache` serves: the answers of other servers.
+
+use std::net::IpAddr;
+
+use anyhow::Context;
+use axum::http::{HeaderMap, HeaderValue, Uri};
+use metrics::{counter, gauge};
+use sendfile2_cache::Cache;
+use sendfile2_cache::proxy::{Choice, Limits, Origins, Timeouts};
+use sendfile2_cache::store::{Admission, Options, Store};
+
+use super::limits::FORWARDED_FOR;
+use crate::args::cache::{Args, Choose};
+use crate::config::{self, Config, What};
+use crate::{output, units};
+
+/// Opens the store that the options name, and says what is in it; `None` where files are served.
+pub(super) fn store(config: &Config) -> anyhow::Result<Option<Store>> {
+    let What::Cache(args) = &config.what else { return Ok(None) };
+    // No store is made for what is wrong.
+    config::agree(config)?;
+    origins(config, args)?;
+    let admission = if args.second_request { Admission::SecondRequest } else { Admission::Always };
+    let (path, size) = (args.store.clone(), args.size);
+    let (store, opened) = Store::open(&Options { path, size, admission, ..Options::default() })
+        .with_context(|| config.place("store", 0))?;
+    match &args.store {
+        None => output::note(&format!(
+            "sendfile2: keeps up to {} in a temporary file; --store makes it last",
+            units::bytes(args.size)
+        )),
+        Some(path) if opened.made => {
+            output::note(&format!("sendfile2: made the store {}", path.display()));
+        }
+        Some(path) => output::note(&format!(
+            "sendfile2: {} has {} responses",
+            path.display(),
+            opened.recovered
+        )),
+    }
+    for dropped in &opened.dropped {
+        let what = dropped.region.map_or("bans".into(), |region| format!("region {region}"));
+        output::note(&format!("sendfile2: dropped from the store: {what}: {}", dropped.why));
+    }
+    Ok(Some(store))
+}
+
+fn origins(config: &Config, args: &Args) -> anyhow::Result<Origins> {
+    let uris = args.origin.iter().enumerate().map(|(i, origin)| {
+        origin.parse::<Uri>().with_context(|| format!("{}: {origin}", config.place("origin", i)))
+    });
+    let uris: Vec<_> = uris.collect::<Result<_, _>>()?;
+    let timeouts = Timeouts {
+        connect: args.connect_timeout,
+        head: args.answer_timeout,
+        stall: args.origin_stall_timeout,
+    };
+    let choice = match args.choose {
+        Choose::RoundRobin => Choice::RoundRobin,
+        Choose::Hash => Choice::Hash,
+    };
+    Origins::new(&uris, choice, timeouts).with_context(|| config.place("origin", 0))
+}
+
+/// Makes the cache of the options; without a store it has one of its own, which nobody uses.
+pub(super) fn cache(config: &Config, args: &Args, store: Option<&Store>) -> anyhow::Result<Cache> {
+    let origins = origins(config, args)?;
+    let limits = Limits {
+        stale_if_error: u32::try_from(args.stale_if_error.as_secs()).unwrap_or(u32::MAX),
+        request_body: args.max_request_body,
+        ..Limits::default()
+    };
+    let store = match store {
+        Some(store) => store.clone(),
+        None => {
+            let options = Options { size: 64 << 20, region: 2 << 20, ..Options::default() };
+            Store::open(&options)?.0
+        }
+    };
+    Ok(Cache::new(store, origins, limits))
+}
+
+/// Tells an origin who the client is. What a client says of that counts only where it is a proxy
+/// that is trusted.
+pub(super) fn forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, trusted: bool) {
+    if !trusted {
+        headers.remove(FORWARDED_FOR);
+    }
+    if let Some(Ok(address)) = peer.map(|peer| HeaderValue::try_from(peer.to_string())) {
+        headers.append(FORWARDED_FOR, address);
+    }
+}
+
+/// Puts what the store counts into the metrics.
+#[expect(clippy::cast_precision_loss, reason = "metrics are numbers of this kind")]
+pub(super) fn measure(store: &Store) {
+    let now = store.counters();
+    for (name, value) in [
+        ("sendfile2_cache_objects", now.objects),
+        ("sendfile2_cache_bytes", now.bytes),
+        ("sendfile2_cache_capacity_bytes", now.capacity),
+        ("sendfile2_cache_bans", now.bans),
+    ] {
+        gauge!(name).set(value as f64);
+    }
+    for (name, value) in [
+        ("sendfile2_cache_stored_total", now.stored),
+        ("sendfile2_cache_evicted_total", now.evicted),
+        ("sendfile2_cache_reinserted_total", now.reinserted),
+        ("sendfile2_cache_regions_recycled_total", now.recycled),
+        ("sendfile2_cache_damaged_total", now.damaged),
+    ] {
+        counter!(name).absolute(value);
+    }
+}

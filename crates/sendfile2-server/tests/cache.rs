@@ -1,0 +1,114 @@
+//! `sendfile2 cache` as its users meet it, before `sendfile2 serve`.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+
+use common::{Server, ask, curl, files, get, have, number, status};
+
+/// A cache before these origins; the address of each `--listen`, and then the admin's.
+fn cache(origins: &[&str], args: &[&str]) -> Server {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sendfile2-server"));
+    command.arg("cache").args(args).stderr(Stdio::piped());
+    for origin in origins {
+        command.args(["--origin", origin]);
+    }
+    let mut child = command.spawn().expect("it starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+    let (mut addresses, mut admin) = (Vec::new(), None);
+    let wanted = args.iter().filter(|arg| **arg == "--listen" || **arg == "--admin").count();
+    while addresses.len() + usize::from(admin.is_some()) < wanted {
+        let mut line = String::new();
+        assert_ne!(stderr.read_line(&mut line).expect("UTF-8"), 0, "it ended early");
+        let address = line.trim().rsplit(' ').next().expect("an address").to_owned();
+        if line.contains("metrics") {
+            admin = Some(address);
+        } else if line.contains("listening") {
+            addresses.push(address);
+        }
+    }
+    addresses.extend(admin);
+    Server { child, addresses, stderr }
+}
+
+#[test]
+fn files_of_another_server_are_answered_from_the_store() {
+    let dir = files();
+    let origin =
+        Server::new(dir.path(), &["--listen", "127.0.0.1:0", "--cache-control", "*=max-age=60"]);
+    let url = format!("http://{}", origin.addresses[0]);
+    let cache = cache(&[&url], &["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let at = &cache.addresses[0];
+    assert!(get(at, "/small").contains("cache-status: sendfile2; fwd=uri-miss; stored\r\n"));
+    // It is stored when its last byte has come, which its reader has had then.
+    common::until("a hit", || get(at, "/small").contains("cache-status: sendfile2; hit; ttl="));
+    let part = b"GET /small HTTP/1.1\r\nhost: x\r\nrange: bytes=2-4\r\nconnection: close\r\n\r\n";
+    let part = ask(at, part);
+    assert_eq!(status(&part), Some(206));
+    assert!(
+        part.contains("content-range: bytes 2-4/10\r\n") && part.ends_with("\r\n\r\n234"),
+        "{part}"
+    );
+    let metrics = get(&cache.addresses[1], "/metrics");
+    assert!(number(&metrics, "sendfile2_cache_requests_total{result=\"hit\"}") >= 2.0, "{metrics}");
+    if have("curl") {
+        // What is larger than a window, twice: from the origin, and mapped.
+        let url = format!("http://{at}/large");
+        for _ in 0..2 {
+            let got = curl(&["-o", "/dev/null", "-w", "%{size_download}", &url]);
+            assert_eq!(String::from_utf8_lossy(&got.stdout), (64 << 20).to_string());
+        }
+    }
+}
+
+#[test]
+fn interim_answers_come_before_the_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("it listens");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let (go, goes) = std::sync::mpsc::channel::<()>();
+    let origin = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut lines = BufReader::new(stream.try_clone().expect("a handle")).lines();
+        while lines.next().is_some_and(|line| !line.expect("text").is_empty()) {}
+        stream.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").expect("it reads");
+        goes.recv().expect("it is told");
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\r\nbody";
+        stream.write_all(answer).expect("it reads");
+    });
+    let cache = cache(&[&url], &["--listen", "127.0.0.1:0"]);
+    let mut client = TcpStream::connect(&cache.addresses[0]).expect("it listens");
+    let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    client.write_all(request).expect("it reads");
+    let interim = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+    let mut first = vec![0; interim.len()];
+    // It is here before there is anything else.
+    client.read_exact(&mut first).expect("it comes");
+    assert_eq!(String::from_utf8_lossy(&first), String::from_utf8_lossy(interim));
+    go.send(()).expect("it waits");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("text");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("body"), "{answer}");
+    origin.join().expect("no panic");
+}
+
+#[test]
+fn what_is_wrong_is_said_before_a_store_is_made() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = dir.path().join("store");
+    for (args, told) in [
+        (&[][..], "which origin?"),
+        (&["--origin", "ftp://x"], "--origin: ftp://x/ is no origin"),
+        (&["--origin", "http://x/path"], "is no origin"),
+        (&["--origin", "http://x", "--tls-cert", "x"], "belong together"),
+    ] {
+        let server = env!("CARGO_BIN_EXE_sendfile2-server");
+        let mut command = Command::new(server);
+        command.arg("cache").arg("--store").arg(&store).args(args);
+        let output = command.output().expect("it runs");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(told), "{args:?}: {text}");
+        assert!(!store.exists(), "{args:?}");
+    }
+}
