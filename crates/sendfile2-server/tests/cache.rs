@@ -39,8 +39,8 @@ fn files_of_another_server_are_answered_from_the_store() {
     let origin =
         Server::new(dir.path(), &["--listen", "127.0.0.1:0", "--cache-control", "*=max-age=60"]);
     let url = format!("http://{}", origin.addresses[0]);
-    let cache = cache(&[&url], &["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-    let at = &cache.addresses[0];
+    let mut cache = cache(&[&url], &["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let at = &cache.addresses[0].clone();
     assert!(get(at, "/small").contains("cache-status: sendfile2; fwd=uri-miss; stored\r\n"));
     // It is stored when its last byte has come, which its reader has had then.
     common::until("a hit", || get(at, "/small").contains("cache-status: sendfile2; hit; ttl="));
@@ -53,6 +53,15 @@ fn files_of_another_server_are_answered_from_the_store() {
     );
     let metrics = get(&cache.addresses[1], "/metrics");
     assert!(number(&metrics, "sendfile2_cache_requests_total{result=\"hit\"}") >= 2.0, "{metrics}");
+    // A reload leaves the store as it is.
+    let pid = rustix::process::Pid::from_child(&cache.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("it is there");
+    let mut line = String::new();
+    while !line.contains("reloaded") {
+        line.clear();
+        assert_ne!(cache.stderr.read_line(&mut line).expect("UTF-8"), 0, "it ended");
+    }
+    assert!(get(at, "/small").contains("cache-status: sendfile2; hit; ttl="));
     if have("curl") {
         // What is larger than a window, twice: from the origin, and mapped.
         let url = format!("http://{at}/large");
