@@ -6,11 +6,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
-use common::{Server, ask, curl, files, get, have, number, status};
+use common::{Server, ask, certificate, curl, files, get, have, number, status};
 
 /// A cache before these origins; the address of each `--listen`, and then the admin's.
 fn cache(origins: &[&str], args: &[&str]) -> Server {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sendfile2-server"));
+    cache_by(Command::new(env!("CARGO_BIN_EXE_sendfile2-server")), origins, args)
+}
+
+fn cache_by(mut command: Command, origins: &[&str], args: &[&str]) -> Server {
     command.arg("cache").args(args).stderr(Stdio::piped());
     for origin in origins {
         command.args(["--origin", origin]);
@@ -69,6 +72,25 @@ fn files_of_another_server_are_answered_from_the_store() {
             let got = curl(&["-o", "/dev/null", "-w", "%{size_download}", &url]);
             assert_eq!(String::from_utf8_lossy(&got.stdout), (64 << 20).to_string());
         }
+    }
+}
+
+#[test]
+fn an_origin_is_asked_by_https_if_its_certificate_is_right() {
+    let dir = files();
+    if !have("openssl") {
+        return;
+    }
+    let (cert, key) = certificate(dir.path());
+    let tls = ["--listen", "127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key];
+    let origin = Server::new(dir.path(), &tls);
+    for (host, expected) in [("localhost", 200), ("127.0.0.1", 502)] {
+        let url = format!("https://{host}:{}", origin.port());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sendfile2-server"));
+        command.env("SSL_CERT_FILE", &cert);
+        let cache = cache_by(command, &[&url], &["--listen", "127.0.0.1:0"]);
+        let answer = get(&cache.addresses[0], "/small");
+        assert_eq!(status(&answer), Some(expected), "{url}: {answer}");
     }
 }
 
