@@ -161,6 +161,7 @@ fn help_has_examples_for_every_command() {
         &["write", "--help"],
         &["run", "--help"],
         &["serve", "--help"],
+        &["cache", "--help"],
         &["completions", "--help"],
         &["man", "--help"],
     ] {
