@@ -11,6 +11,7 @@ mod packages;
 mod rust;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
@@ -27,8 +28,19 @@ enum Chore {
     Guest(guest::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Chore::parse() {
+fn main() -> ExitCode {
+    match run(Chore::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Not by `Debug`, which adds a backtrace where RUST_BACKTRACE is set.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: Chore) -> anyhow::Result<()> {
+    match chore {
         Chore::Api(args) => api::run(&args),
         Chore::Ci(args) => ci::run(&args),
         Chore::Install(args) => install::run(&args),

@@ -34,6 +34,9 @@ pub(super) struct Ran {
     pub(super) lines: Vec<String>,
 }
 
+/// The time without a line after which is said that the guest still runs.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// Starts a command that is a guest with its console on standard output, and follows it to its
 /// end, or to the deadline.
 pub(super) fn follow(
@@ -49,14 +52,21 @@ pub(super) fn follow(
     let (sender, lines) = mpsc::channel();
     std::thread::Builder::new().name("console".into()).spawn(move || read(output, &sender))?;
     let mut outcome = Outcome::default();
+    let began = Instant::now();
+    println!("{label}: booting");
     loop {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match lines.recv_timeout(left.min(SILENCE)) {
             Ok(line) => {
                 if let Some(line) = outcome.line(&line) {
                     println!("{label}| {line}");
                 }
             }
             Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) if left > SILENCE => {
+                let at = outcome.running.as_ref().map_or("its boot", |step| step.name.as_str());
+                println!("{label}: still at {at}, {} s after the start", began.elapsed().as_secs());
+            }
             Err(RecvTimeoutError::Timeout) => {
                 outcome.broken = Some(format!("it was killed after {} s", patience.as_secs()));
                 return Ok(outcome.ended(label));

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 use super::cache;
-use super::initramfs::find;
 use super::patches::{Patch, UML, patches_in, series};
 
 /// The package of the source.
@@ -253,7 +252,6 @@ pub(super) fn each() -> anyhow::Result<()> {
 /// Checks that checkpatch finds nothing in any patch of the series.
 pub(super) fn checkpatch() -> anyhow::Result<()> {
     let tree = Source::new()?.pristine;
-    find("perl").context("perl is missing, which checkpatch.pl is written in")?;
     let mut said = String::new();
     let series = series()?;
     for patch in &series {
@@ -282,7 +280,6 @@ struct Source {
 
 impl Source {
     fn new() -> anyhow::Result<Self> {
-        tools()?;
         let package = cache::download(SOURCE)?;
         let source = Source::of(&package)?;
         if !source.pristine.exists() {
@@ -388,34 +385,6 @@ fn lock() -> anyhow::Result<File> {
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
     }
     Ok(file)
-}
-
-/// Checks that the programs are there that kernels are built with, and names Debian's packages of
-/// those that are missing.
-fn tools() -> anyhow::Result<()> {
-    let programs = [
-        ("make", "make"),
-        ("gcc", "gcc"),
-        ("flex", "flex"),
-        ("bison", "bison"),
-        ("bc", "bc"),
-        ("patch", "patch"),
-        ("xz", "xz-utils"),
-    ];
-    let mut lacking: Vec<&str> = programs
-        .into_iter()
-        .filter(|(program, _)| find(program).is_none())
-        .map(|(_, package)| package)
-        .collect();
-    if !Path::new("/usr/include/gelf.h").exists() {
-        lacking.push("libelf-dev");
-    }
-    ensure!(
-        lacking.is_empty(),
-        "to build kernels, install what is missing: apt-get install --no-install-recommends {}",
-        lacking.join(" ")
-    );
-    Ok(())
 }
 
 /// Runs make, shows how far it is, and its output if it fails. All of it is in `make.log`.

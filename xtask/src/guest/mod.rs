@@ -12,6 +12,7 @@ mod debug;
 mod detach;
 mod initramfs;
 mod kernel;
+mod needs;
 mod nic;
 mod patched;
 mod patches;
@@ -31,6 +32,9 @@ use clap::Subcommand;
 /// docs/guests.md says what each guest proves, and how long it takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Install Debian's packages that are missing; for root
+    #[arg(long, global = true)]
+    install: bool,
     #[command(subcommand)]
     guest: Guest,
 }
@@ -46,11 +50,22 @@ enum Guest {
     Patched(patched::Args),
 }
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    // Before hours of building, not after.
-    if !matches!(args.guest, Guest::Uml(_)) {
-        qemu::program()?;
+impl Guest {
+    fn needs(&self) -> Vec<&'static [needs::Need]> {
+        use needs::{CHECKPATCH, DISK, INITRAMFS, MODULE, QEMU, SOURCE, STOCK};
+        match self {
+            Guest::Nic(_) => vec![QEMU, INITRAMFS, STOCK, MODULE, DISK],
+            Guest::Detach(_) => vec![QEMU, INITRAMFS, STOCK, DISK],
+            Guest::Stock(_) | Guest::Count(_) => vec![QEMU, INITRAMFS, STOCK, MODULE],
+            Guest::Debug(_) | Guest::Patched(_) => vec![QEMU, INITRAMFS, SOURCE],
+            Guest::Uml(_) => vec![INITRAMFS, SOURCE, CHECKPATCH],
+        }
     }
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    // Before minutes of building and downloading, not after.
+    needs::check(&args.guest.needs(), args.install)?;
     match &args.guest {
         Guest::Nic(args) => nic::run(args),
         Guest::Detach(args) => detach::run(args),

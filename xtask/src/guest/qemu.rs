@@ -62,12 +62,8 @@ impl Disk {
     }
 }
 
-/// The message for a machine without QEMU.
-const INSTALL: &str = "qemu-system-x86_64 is missing: \
-                       apt-get install --no-install-recommends qemu-system-x86";
-
-pub(super) fn program() -> anyhow::Result<PathBuf> {
-    find("qemu-system-x86_64").context(INSTALL)
+fn program() -> anyhow::Result<PathBuf> {
+    find("qemu-system-x86_64").context("qemu-system-x86_64 is missing")
 }
 
 impl Machine<'_> {
