@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 use super::cache;
-use super::patches::{Patch, UML, patches_in, series};
+use super::patches::{DETACH as DETACH_SERIES, Patch, SERIES, UML, patches_in, series};
 
 /// The package of the source.
 const SOURCE: &str = "linux-source-6.12";
@@ -29,8 +29,8 @@ pub(super) struct Recipe {
     pub(super) name: &'static str,
     /// The architecture, as make knows it.
     pub(super) arch: Arch,
-    /// Whether the kernel has the patch series.
-    pub(super) series: bool,
+    /// The patch series that the kernel has, by its directory.
+    pub(super) series: Option<&'static str>,
     /// The fragments of its configuration, in `kernel/config`.
     pub(super) fragments: &'static [&'static str],
 }
@@ -60,13 +60,13 @@ impl Arch {
 
 /// User-mode Linux with the series.
 pub(super) const UML_PLAIN: Recipe =
-    Recipe { name: "uml", arch: Arch::Uml, series: true, fragments: &["common", "uml"] };
+    Recipe { name: "uml", arch: Arch::Uml, series: Some(SERIES), fragments: &["common", "uml"] };
 
 /// User-mode Linux with the series, which checks itself.
 pub(super) const UML_DEBUG: Recipe = Recipe {
     name: "uml-debug",
     arch: Arch::Uml,
-    series: true,
+    series: Some(SERIES),
     fragments: &["common", "uml", "checks", "uml-debug"],
 };
 
@@ -74,7 +74,7 @@ pub(super) const UML_DEBUG: Recipe = Recipe {
 pub(super) const PATCHED: Recipe = Recipe {
     name: "patched",
     arch: Arch::X86,
-    series: true,
+    series: Some(SERIES),
     fragments: &["common", "x86", "checks", "x86-debug"],
 };
 
@@ -82,8 +82,16 @@ pub(super) const PATCHED: Recipe = Recipe {
 pub(super) const DEBUG: Recipe = Recipe {
     name: "debug",
     arch: Arch::X86,
-    series: false,
+    series: None,
     fragments: &["common", "x86", "checks", "x86-debug", "modules"],
+};
+
+/// A kernel for several processors, with `RWF_DETACH` and disks' filesystems, which checks itself.
+pub(super) const DETACH: Recipe = Recipe {
+    name: "detach",
+    arch: Arch::X86,
+    series: Some(DETACH_SERIES),
+    fragments: &["common", "x86", "checks", "x86-debug", "filesystems"],
 };
 
 /// A kernel that is built.
@@ -152,8 +160,8 @@ impl Recipe {
 
     fn patches(&self) -> anyhow::Result<Vec<Patch>> {
         let mut patches = Vec::new();
-        if self.series {
-            patches.extend(series()?);
+        if let Some(directory) = self.series {
+            patches.extend(series(directory)?);
         }
         if self.arch == Arch::Uml {
             patches.extend(patches_in(UML)?);
@@ -230,30 +238,42 @@ fn missing<'a>(asked: &'a str, got: &str) -> Vec<&'a str> {
     missing
 }
 
-/// Compiles what the series touches after each of its patches.
-pub(super) fn each() -> anyhow::Result<()> {
+/// Compiles what the recipe's series touches, or these targets of make, after each of its patches.
+pub(super) fn each(recipe: &Recipe, targets: &[&str]) -> anyhow::Result<()> {
     let source = Source::new()?;
-    let series = series()?;
-    println!("compiling after each of {} patches: some 10 minutes", series.len());
+    let series = recipe.patches()?;
+    println!("compiling after each of {} patches: up to 10 minutes", series.len());
+    let objects: BTreeSet<String> = series
+        .iter()
+        .flat_map(Patch::files)
+        .filter_map(|file| file.strip_suffix(".c"))
+        .filter(|file| !file.starts_with("tools/"))
+        .map(|file| format!("{file}.o"))
+        .collect();
+    let mut all = vec!["KCFLAGS=-Werror"];
+    if targets.is_empty() {
+        all.extend(objects.iter().map(String::as_str));
+    } else {
+        all.extend(targets);
+    }
     let _alone = lock()?;
-    let kernel = UML_PLAIN.kernel(&source, "each");
+    let kernel = recipe.kernel(&source, &format!("{}-each", recipe.name));
     for (last, patch) in series.iter().enumerate() {
         println!("{}", patch.name);
         source.sync(&kernel.tree, &series[..=last])?;
         std::fs::create_dir_all(&kernel.build)?;
-        UML_PLAIN.configure(&kernel, &UML_PLAIN.config()?)?;
-        let targets = ["KCFLAGS=-Werror", "fs/", "net/core/", "net/ipv4/", "io_uring/"];
-        make(&kernel, Arch::Uml, &targets)
+        recipe.configure(&kernel, &recipe.config()?)?;
+        make(&kernel, recipe.arch, &all)
             .with_context(|| format!("{} does not compile", patch.name))?;
     }
     Ok(())
 }
 
-/// Checks that checkpatch finds nothing in any patch of the series.
-pub(super) fn checkpatch() -> anyhow::Result<()> {
+/// Checks that checkpatch finds nothing in any patch of a series.
+pub(super) fn checkpatch(directory: &str) -> anyhow::Result<()> {
     let tree = Source::new()?.pristine;
     let mut said = String::new();
-    let series = series()?;
+    let series = series(directory)?;
     for patch in &series {
         let output = Command::new(tree.join("scripts/checkpatch.pl"))
             .current_dir(&tree)

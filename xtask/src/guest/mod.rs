@@ -17,6 +17,7 @@ mod nic;
 mod patched;
 mod patches;
 mod qemu;
+mod rwf_detach;
 mod series;
 mod stock;
 mod uml;
@@ -48,6 +49,7 @@ enum Guest {
     Debug(debug::Args),
     Uml(uml::Args),
     Patched(patched::Args),
+    RwfDetach(rwf_detach::Args),
 }
 
 impl Guest {
@@ -59,6 +61,8 @@ impl Guest {
             Guest::Stock(_) | Guest::Count(_) => vec![QEMU, INITRAMFS, STOCK, MODULE],
             Guest::Debug(_) | Guest::Patched(_) => vec![QEMU, INITRAMFS, SOURCE],
             Guest::Uml(_) => vec![INITRAMFS, SOURCE, CHECKPATCH],
+            Guest::RwfDetach(args) if args.compile => vec![SOURCE, CHECKPATCH],
+            Guest::RwfDetach(_) => vec![QEMU, INITRAMFS, SOURCE, CHECKPATCH, DISK],
         }
     }
 }
@@ -74,6 +78,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Guest::Debug(args) => debug::run(args),
         Guest::Uml(args) => uml::run(args),
         Guest::Patched(args) => patched::run(args),
+        Guest::RwfDetach(args) => rwf_detach::run(args),
     }
 }
 

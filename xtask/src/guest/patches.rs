@@ -7,8 +7,10 @@ use anyhow::{Context, ensure};
 
 use super::cache;
 
-/// The directory of the series, in the checkout.
+/// The directory of the series that notifies, in the checkout.
 pub(super) const SERIES: &str = "kernel/patches/6.12";
+/// The directory of the series of `RWF_DETACH`; it needs nothing of the other.
+pub(super) const DETACH: &str = "kernel/patches/detach-6.12";
 /// The patches that user-mode Linux needs beside the series, on some hosts; not part of it.
 pub(super) const UML: &str = "kernel/patches/uml";
 
@@ -36,10 +38,10 @@ impl Patch {
     }
 }
 
-/// Reads the patches of the series, in their order; not its cover letter.
-pub(super) fn series() -> anyhow::Result<Vec<Patch>> {
-    let patches = patches_in(SERIES)?;
-    ensure!(!patches.is_empty(), "{SERIES} has no patches");
+/// Reads the patches of a series, in their order; not its cover letter.
+pub(super) fn series(directory: &str) -> anyhow::Result<Vec<Patch>> {
+    let patches = patches_in(directory)?;
+    ensure!(!patches.is_empty(), "{directory} has no patches");
     Ok(patches)
 }
 
@@ -64,14 +66,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_series_is_whole_and_in_order() {
-        let series = series().unwrap();
-        for (i, patch) in series.iter().enumerate() {
-            assert!(patch.name.starts_with(&format!("{:04}-", i + 1)), "{}", patch.name);
+    fn each_series_is_whole_and_in_order() {
+        for directory in [SERIES, DETACH] {
+            let series = series(directory).unwrap();
+            for (i, patch) in series.iter().enumerate() {
+                assert!(patch.name.starts_with(&format!("{:04}-", i + 1)), "{}", patch.name);
+            }
+            let cover = crate::root().unwrap().join(directory).join("0000-cover-letter.patch");
+            let cover = std::fs::read_to_string(cover).unwrap();
+            let (none, number) = if series.len() < 10 {
+                ("0", series.len().to_string())
+            } else {
+                ("00", format!("{:02}", series.len()))
+            };
+            assert!(cover.contains(&format!(" {none}/{number}]")), "{directory}");
         }
-        let cover = crate::root().unwrap().join(SERIES).join("0000-cover-letter.patch");
-        let cover = std::fs::read_to_string(cover).unwrap();
-        let last = series.last().unwrap();
-        assert!(cover.contains(&format!("00/{:02}]", series.len())), "{}", last.name);
     }
 }

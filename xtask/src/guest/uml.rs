@@ -7,6 +7,7 @@ use anyhow::Context;
 use sendfile2_guest::{Plan, Step};
 
 use super::kernel::{self, Kernel, UML_DEBUG, UML_PLAIN};
+use super::patches::SERIES;
 use super::{console, series};
 
 /// The patch series, in user-mode Linux: its tests, and a stress; and again with lockdep and kmemleak
@@ -25,9 +26,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    kernel::checkpatch()?;
+    kernel::checkpatch(SERIES)?;
     if args.each {
-        kernel::each()?;
+        kernel::each(&UML_PLAIN, &["fs/", "net/core/", "net/ipv4/", "io_uring/"])?;
     }
     let plain = UML_PLAIN.build()?;
     guest("uml", &plain, Vec::new())?;

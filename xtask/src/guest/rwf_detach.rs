@@ -1,0 +1,154 @@
+//! `guest rwf-detach`: the series that lets a write detach, on each filesystem that can.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+use sendfile2_guest::{Plan, Step};
+
+use super::initramfs::{Initramfs, find};
+use super::kernel::{self, DETACH, Kernel};
+use super::patches::DETACH as SERIES;
+use super::qemu::{Disk, Machine, Network};
+use super::{cache, cargo, nic};
+
+/// `RWF_DETACH` of `pwritev2(2)`, on two processors, with KASAN and lockdep, on ext4, XFS and btrfs
+///
+/// Builds a kernel, some twelve minutes on two processors, which the cache keeps until the series or
+/// the configuration changes. The series' selftest runs on each filesystem: whoever sends while
+/// others overwrite, a model, stores through mappings; then the filesystem is checked.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only check the patches: checkpatch, and compiling what they touch after each; no guest
+    #[arg(long)]
+    pub(super) compile: bool,
+    /// Seconds of each race
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Only the filesystems whose names contain this
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
+/// A filesystem, made and mounted in one of the ways that take other paths through the kernel.
+struct Kind {
+    name: &'static str,
+    maker: &'static str,
+    make: &'static str,
+    mount: &'static str,
+    check: &'static str,
+}
+
+impl Kind {
+    const fn new(name: &'static str, [maker, make, mount, check]: [&'static str; 4]) -> Self {
+        Kind { name, maker, make, mount, check }
+    }
+}
+
+const KINDS: [Kind; 9] = [
+    Kind::new("ext4", ["mkfs.ext4", "-q", "loop", "e2fsck -fn"]),
+    Kind::new("ext4, 1 KiB", ["mkfs.ext4", "-q -b 1024", "loop", "e2fsck -fn"]),
+    Kind::new("ext4, inline", ["mkfs.ext4", "-q -I 512 -O inline_data", "loop", "e2fsck -fn"]),
+    Kind::new("ext4, allocated at once", ["mkfs.ext4", "-q", "loop,nodelalloc", "e2fsck -fn"]),
+    Kind::new("xfs", ["mkfs.xfs", "-q", "loop", "xfs_repair -n"]),
+    Kind::new("xfs, 1 KiB", ["mkfs.xfs", "-q -b size=1024", "loop", "xfs_repair -n"]),
+    Kind::new("btrfs", ["mkfs.btrfs", "-q", "loop", "btrfs check"]),
+    Kind::new("btrfs, in place", ["mkfs.btrfs", "-q", "loop,nodatacow", "btrfs check"]),
+    Kind::new("btrfs, compressed", ["mkfs.btrfs", "-q", "loop,compress-force", "btrfs check"]),
+];
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    kernel::checkpatch(SERIES)?;
+    if args.compile {
+        return kernel::each(&DETACH, &[]);
+    }
+    let kernel = DETACH.build()?;
+    let directory = tempfile::tempdir()?;
+    let disk = Disk::new(4 << 30)?;
+    let mut initramfs = super::initramfs()?;
+    let test = directory.path().join("rwf_detach");
+    compile(&kernel, &test)?;
+    initramfs.program(&test, "/tests/rwf_detach")?;
+    let mut steps = vec![Step::setup(
+        "disk",
+        "ip link set lo up\nmkdir -p /work /fs\nmount -t ext4 /dev/vda /work",
+    )];
+    for kind in KINDS.iter().filter(|kind| kind.name.contains(&args.only)) {
+        let checker = kind.check.split(' ').next().unwrap_or_default();
+        if !add(&mut initramfs, kind.maker)? || !add(&mut initramfs, checker)? {
+            println!("SKIP: {}: {} or {checker} is missing", kind.name, kind.maker);
+            continue;
+        }
+        steps.extend(on(kind, args.seconds));
+    }
+    steps.extend(library(&mut initramfs)?);
+    initramfs.plan(&Plan { modules: Vec::new(), steps })?;
+    let archive = directory.path().join("initramfs");
+    initramfs.write(&archive)?;
+    let outcome = Machine {
+        label: "rwf-detach",
+        kernel: &kernel.image,
+        initramfs: &archive,
+        disk: Some(&disk),
+        mebibytes: 2048,
+        processors: 2,
+        network: Network::E1000e,
+        deterministic: false,
+        append: "",
+        patience: Duration::from_secs(5400),
+    }
+    .run()?;
+    outcome.verdict()
+}
+
+/// Returns the steps on a filesystem: made, tested as root and as a user, taken away, checked.
+fn on(kind: &Kind, seconds: u64) -> Vec<Step> {
+    let Kind { name, maker, make, mount, check } = kind;
+    let made = format!(
+        "truncate -s 512M /work/image\n{maker} {make} /work/image\n\
+         mount -o {mount} /work/image /fs\nchmod 1777 /fs"
+    );
+    let gone = format!("umount /fs\n{check} /work/image\nrm /work/image");
+    let (long, short) = (seconds.to_string(), "1".to_owned());
+    let test = |name: String, seconds: &str| {
+        Step::new(name, ["/tests/rwf_detach", "-s", seconds, "/fs"]).seconds(900)
+    };
+    vec![
+        Step::setup(format!("{name}: made"), made),
+        test((*name).to_owned(), &long),
+        test(format!("{name}, as a user"), &short).ordinary(),
+        Step::setup(format!("{name}: checked"), gone).seconds(300),
+    ]
+}
+
+/// Puts what the library promises beside senders that nobody controls into the initramfs; returns
+/// how to try it: it is to find the flag, and to use it.
+fn library(initramfs: &mut Initramfs) -> anyhow::Result<Vec<Step>> {
+    let words = ["test", "--no-run", "--package", "sendfile2", "--test", "uncontrolled"];
+    let tests = cargo::programs(&words)?;
+    let at = "/tests/uncontrolled";
+    initramfs.program(&cargo::program(&tests, "uncontrolled")?.path, at)?;
+    let scratch = nic::scratch(&tests)?;
+    let place = format!("mkdir -p {scratch}\nmount --bind /work {scratch}");
+    Ok(vec![
+        Step::setup("scratch", place),
+        Step::new("the library", [at, "--nocapture", "--test-threads=1"]).seconds(1800),
+    ])
+}
+
+/// Adds a program of Debian's; returns whether it is here.
+fn add(initramfs: &mut Initramfs, name: &str) -> anyhow::Result<bool> {
+    let Some(path) = find(name) else { return Ok(false) };
+    let at = path.to_str().context("a tool with a strange name")?;
+    initramfs.program(&path, at)?;
+    Ok(true)
+}
+
+/// Compiles the selftest that the series brings.
+fn compile(kernel: &Kernel, to: &Path) -> anyhow::Result<()> {
+    let source = kernel.tree.join("tools/testing/selftests/filesystems/rwf_detach.c");
+    let mut command = Command::new("cc");
+    command.args(["-O2", "-Wall", "-Werror", "-pthread", "-o"]).arg(to).arg(source);
+    cache::run(&mut command, "the series' selftest is compiled")
+}
