@@ -4,11 +4,13 @@
 mod common;
 
 use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
 
 use common::filesystems::{Filesystem, block_device, here, mounted};
 use common::peek::{LEN, Seen, beside};
 use rustix::fs::{IFlags, ioctl_setflags};
+use rustix::io::{Errno, ReadWriteFlags};
 use sendfile2::detach::{Detacher, NotDetached};
 
 /// Files that can be overwritten beside them; those of btrfs without and with copying on write.
@@ -104,5 +106,29 @@ fn control_to_detach_and_then_to_write_changes_what_they_have_handed_over() {
         });
         println!("{name}: {seen:?}");
         assert!(seen.changed > 0, "{name}: {seen:?}");
+    }
+}
+
+/// A kernel with `RWF_DETACH` is used where it is there: the new bytes are in the page cache, where
+/// direct I/O leaves none.
+#[test]
+fn where_the_kernel_detaches_what_was_written_is_cached() {
+    let flag = ReadWriteFlags::from_bits_retain(0x8000);
+    for (filesystem, file, detacher) in files() {
+        let name = filesystem.name;
+        match rustix::io::pwritev2(&file, &[IoSlice::new(&[0])], 0, flag) {
+            Ok(_) => {}
+            Err(Errno::OPNOTSUPP) => {
+                println!("SKIP: {name}: the kernel has no RWF_DETACH");
+                continue;
+            }
+            Err(error) => panic!("{name}: {error}"),
+        }
+        detacher.overwrite(&[7; LEN], 0).unwrap();
+        let mut bytes = vec![0; LEN];
+        let now = ReadWriteFlags::NOWAIT;
+        let read = rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut bytes)], 0, now);
+        assert_eq!(read, Ok(LEN), "{name}");
+        assert!(bytes == [7; LEN], "{name}");
     }
 }

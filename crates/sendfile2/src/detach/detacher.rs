@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ pub struct Detacher {
     later: u64,
     /// Multiples of this can be written by direct I/O whatever becomes of the file.
     whole: u64,
+    /// The file for writes that detach by themselves, if they were found to; once looked for.
+    pub(super) flagged: OnceLock<Option<OwnedFd>>,
     /// Times that pages were still cached after they had been taken out.
     pub(crate) stayed: AtomicU64,
 }
@@ -66,7 +69,9 @@ impl Detacher {
         let proof = Found::of(&source)?;
         let no_clone = AtomicBool::new(!source.is_btrfs());
         let (later, whole, stayed) = (1, page(), AtomicU64::new(0));
-        let mut detacher = Detacher { source, direct, proof, no_clone, later, whole, stayed };
+        let flagged = OnceLock::new();
+        let mut detacher =
+            Detacher { source, direct, proof, no_clone, later, whole, flagged, stayed };
         if detacher.no_clone.load(Ordering::Relaxed) {
             let (_, block) = detacher.direct_units()?;
             if !detacher.source.keeps_direct_unit() {

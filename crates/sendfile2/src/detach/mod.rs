@@ -39,6 +39,7 @@
 
 mod detacher;
 mod eraser;
+mod flag;
 mod overwrite;
 mod pages;
 mod proof;

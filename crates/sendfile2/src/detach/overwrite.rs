@@ -44,7 +44,8 @@ impl Detacher {
     ///
     /// The pages are taken out as by [`detach`](Self::detach); then the bytes are written by
     /// direct I/O with `RWF_NOWAIT`, which fails while any of their pages is in the page cache. On
-    /// btrfs they are cloned into their place, which is one step.
+    /// btrfs they are cloned into their place, which is one step. On a kernel with the patch series
+    /// that adds `RWF_DETACH`, one such write does it all, and the new bytes are cached.
     ///
     /// # Errors
     /// [`NotOverwritten`], with the bytes that were written before. The rest of the file has not
@@ -71,6 +72,9 @@ impl Detacher {
             return Err(NotDetached::BehindEnd { range: offset..end, size });
         }
         self.source.allowed(offset, end - offset)?;
+        if let Some(file) = self.flagged() {
+            return self.overwrite_flagged(file, data, offset, written);
+        }
         let chunk = usize::try_from(CHUNK.next_multiple_of(unit)).unwrap_or(usize::MAX);
         let mut buffer = self.buffer(chunk.min(data.len()))?;
         for data in data.chunks(chunk) {

@@ -193,7 +193,7 @@ impl Detacher {
     }
 
     /// A file without a name, beside the file.
-    fn scratch(&self) -> Result<std::os::fd::OwnedFd, NotDetached> {
+    pub(super) fn scratch(&self) -> Result<std::os::fd::OwnedFd, NotDetached> {
         let unsupported = NotDetached::unsupported("a scratch file beside it (O_TMPFILE)");
         let raw = std::os::fd::AsRawFd::as_raw_fd(&self.direct);
         let path = std::fs::read_link(format!("/proc/self/fd/{raw}"));
