@@ -13,7 +13,7 @@ use common::peek::{LEN, Seen, beside};
 use rustix::fs::{IFlags, ioctl_setflags};
 use rustix::io::{Errno, ReadWriteFlags};
 use sendfile2::detach::{Detacher, NotDetached};
-use sendfile2_sys::page_cache::cachestat;
+use sendfile2_sys::mapping::Mapping;
 
 /// Files that can be overwritten beside them; those of btrfs without and with copying on write.
 fn files() -> Vec<(Filesystem, File, Detacher)> {
@@ -127,7 +127,9 @@ fn where_the_kernel_detaches_what_was_written_is_cached() {
             Err(error) => panic!("{name}: {error}"),
         }
         detacher.overwrite(&[7; LEN], 0).unwrap();
-        let cached = cachestat(file.as_fd(), &(0..LEN as u64)).unwrap().cached;
+        let range = 0..LEN as u64;
+        let mapping = Mapping::new(file.as_fd(), range.clone()).unwrap();
+        let cached = mapping.region(range).unwrap().resident_pages().unwrap();
         assert_eq!(cached, LEN as u64 / rustix::param::page_size() as u64, "{name}");
         assert!(last(&file) == [7; LEN], "{name}");
     }
