@@ -5,8 +5,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use http::header::Entry;
 use http::uri::{Authority, Scheme, Uri};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::Body;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -260,7 +262,13 @@ impl Origins {
         }
         let answer = tokio::time::timeout(self.timeouts.head, self.client.request(outgoing)).await;
         let result = match answer {
-            Ok(Ok(response)) => return Ok(response),
+            Ok(Ok(response)) if response.status().is_informational() => {
+                Err(NoAnswer::Unreachable("it changes to a protocol that nobody asked for".into()))
+            }
+            Ok(Ok(mut response)) => {
+                of_one_length(&request.method, &mut response);
+                return Ok(response);
+            }
             Ok(Err(e)) => Err(NoAnswer::Unreachable(e.into())),
             Err(_) => Err(NoAnswer::Timeout),
         };
@@ -268,6 +276,24 @@ impl Origins {
         origin.alone_until.store(until, Ordering::Relaxed);
         metrics::counter!("sendfile2_cache_origin_failures_total").increment(1);
         result
+    }
+}
+
+/// Makes `Content-Length` what the body is (RFC 9112, 6.3): it does not count beside
+/// `Transfer-Encoding`, and may be there several times. Passed on as it came, a client would take
+/// the rest of the body for another answer.
+fn of_one_length(asked: &Method, response: &mut Response<Incoming>) {
+    let chunked = response.headers().contains_key(header::TRANSFER_ENCODING);
+    let has_body = *asked != Method::HEAD && response.status() != StatusCode::NOT_MODIFIED;
+    let len = response.body().size_hint().exact().filter(|_| has_body);
+    match response.headers_mut().entry(header::CONTENT_LENGTH) {
+        Entry::Occupied(entry) if chunked => drop(entry.remove_entry_mult()),
+        Entry::Occupied(mut entry) => {
+            if let Some(len) = len {
+                entry.insert(len.into());
+            }
+        }
+        Entry::Vacant(_) => {}
     }
 }
 

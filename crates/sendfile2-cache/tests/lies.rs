@@ -1,0 +1,73 @@
+//! Origins whose answers are not what they say, and clients who would have others get theirs.
+#![allow(clippy::unwrap_used)]
+
+mod origin;
+
+use origin::{cache_of, get, request};
+use sendfile2_cache::Cache;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+/// An origin that answers each request by these bytes, whatever they are.
+async fn raw(answer: &'static str) -> Cache {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    if stream.read_buf(&mut request).await? == 0 {
+                        return Ok(());
+                    }
+                }
+                stream.write_all(answer.as_bytes()).await
+            });
+        }
+    });
+    cache_of(&[&url])
+}
+
+#[tokio::test]
+async fn a_length_beside_chunks_does_not_count() {
+    let cache = raw("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 2\r\n\
+         transfer-encoding: chunked\r\n\r\na\r\n0123456789\r\n0\r\n\r\n")
+    .await;
+    for hit in [false, true] {
+        let answer = get(&cache, "/", &[]).await;
+        assert_eq!((answer.is_hit(), &*answer.body), (hit, "0123456789"));
+        assert!(matches!(answer.header("content-length"), "" | "10"), "{answer:?}");
+    }
+    // One that only passes.
+    let cache = raw("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n\
+         a\r\n0123456789\r\n0\r\n\r\n")
+    .await;
+    let answer = get(&cache, "/", &[]).await;
+    assert_eq!((&*answer.body, answer.header("content-length")), ("0123456789", ""));
+}
+
+#[tokio::test]
+async fn a_length_that_is_said_twice_is_said_once() {
+    for twice in ["content-length: 3, 3", "content-length: 3\r\ncontent-length: 3"] {
+        let answer = format!("HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\n{twice}\r\n\r\nabc");
+        let cache = raw(answer.leak()).await;
+        for hit in [false, true] {
+            let answer = get(&cache, "/", &[]).await;
+            let lengths: Vec<_> = answer
+                .headers
+                .get_all("content-length")
+                .iter()
+                .map(|len| len.to_str().unwrap())
+                .collect();
+            assert_eq!((answer.is_hit(), lengths), (hit, vec!["3"]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_protocol_is_not_passed_to_a_client_who_did_not_ask() {
+    let cache =
+        raw("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").await;
+    assert_eq!(get(&cache, "/", &[]).await.status, 502);
+    assert_eq!(origin::ask(&cache, "POST", "/", &[]).await.status, 502);
+}
