@@ -3,7 +3,7 @@
 
 mod origin;
 
-use origin::{cache_of, get, request};
+use origin::{Origin, cache_of, get, request, response};
 use sendfile2_cache::Cache;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -70,4 +70,21 @@ async fn another_protocol_is_not_passed_to_a_client_who_did_not_ask() {
         raw("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").await;
     assert_eq!(get(&cache, "/", &[]).await.status, 502);
     assert_eq!(origin::ask(&cache, "POST", "/", &[]).await.status, 502);
+}
+
+/// What is about the fields of one request is not for others.
+#[tokio::test]
+async fn an_answer_to_a_range_that_is_none_is_nobody_elses() {
+    let origin = Origin::new(|seen| async move {
+        let fields = [("cache-control", "max-age=60"), ("content-range", "bytes */4")];
+        match seen.header("range") {
+            Some(_) => response(416, &fields, "none"),
+            None => response(200, &fields[..1], "body"),
+        }
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    assert_eq!(get(&cache, "/", &[("range", "bytes=9-")]).await.status, 416);
+    let answer = get(&cache, "/", &[]).await;
+    assert_eq!((answer.status.as_u16(), &*answer.body), (200, "body"));
 }

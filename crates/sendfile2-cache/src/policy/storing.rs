@@ -72,6 +72,12 @@ fn is_understood(status: StatusCode) -> bool {
     )
 }
 
+/// Whether an answer of this status is about the fields of its own request: one that was asked for
+/// other bytes, or with other conditions, is not answered by it.
+fn is_of_one_request(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 304 | 412 | 416 | 417 | 431)
+}
+
 /// Whether an answer of this status may be taken for fresh though it does not say so.
 fn is_heuristic(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 204 | 206 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
@@ -112,7 +118,7 @@ impl Exchange<'_> {
         if RequestControl::of(self.request).no_store {
             return Err(Refusal::Request);
         }
-        if self.status.is_informational() || self.status == StatusCode::NOT_MODIFIED {
+        if self.status.is_informational() || is_of_one_request(self.status) {
             return Err(Refusal::Status);
         }
         if control.must_understand {
