@@ -88,3 +88,36 @@ async fn an_answer_to_a_range_that_is_none_is_nobody_elses() {
     let answer = get(&cache, "/", &[]).await;
     assert_eq!((answer.status.as_u16(), &*answer.body), (200, "body"));
 }
+
+/// What `Connection` names does not reach the origin: the answer is not the one for its value.
+#[tokio::test]
+async fn a_field_that_connection_names_decides_nothing() {
+    let origin = Origin::new(|seen| async move {
+        let fields = [("cache-control", "max-age=60"), ("vary", "accept-language")];
+        response(200, &fields, seen.header("accept-language").unwrap_or("none").to_owned())
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    let german = ("accept-language", "de");
+    let hidden = get(&cache, "/", &[german, ("connection", "accept-language")]).await;
+    assert_eq!(hidden.body, "none");
+    assert_eq!(get(&cache, "/", &[german]).await.body, "de");
+}
+
+#[tokio::test]
+async fn what_proxies_say_is_not_taken_away_by_connection() {
+    let origin = Origin::new(|_| async { response(200, &[], "") }).await;
+    let cache = cache_of(&[&origin.url]);
+    let names = "x-forwarded-for, x-forwarded-host, forwarded, x-other";
+    let fields = [
+        ("x-forwarded-for", "192.0.2.1"),
+        ("x-forwarded-host", "h"),
+        ("forwarded", "for=192.0.2.1"),
+        ("x-other", "1"),
+        ("connection", names),
+    ];
+    get(&cache, "/", &fields).await;
+    let seen = &origin.seen()[0];
+    assert!(fields[..3].iter().all(|(name, value)| seen.header(name) == Some(value)), "{seen:?}");
+    assert_eq!(seen.header("x-other"), None);
+}

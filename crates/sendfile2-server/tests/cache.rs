@@ -124,6 +124,37 @@ fn interim_answers_come_before_the_answer() {
     origin.join().expect("no panic");
 }
 
+/// Answers are for others, too: what one client says of its host or address makes none of them.
+#[test]
+fn an_origin_is_told_of_clients_by_trusted_proxies_only() {
+    for (trusts, told) in [(None, "127.0.0.1"), (Some("127.0.0.0/8"), "192.0.2.1,127.0.0.1")] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("it listens");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let origin = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let lines = BufReader::new(stream.try_clone().expect("a handle")).lines();
+            let lines = lines.map(|line| line.expect("text")).take_while(|line| !line.is_empty());
+            let lines: Vec<_> = lines.collect();
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.write_all(answer).expect("it reads");
+            lines
+        });
+        let mut args = vec!["--listen", "127.0.0.1:0"];
+        args.extend(trusts.iter().flat_map(|network| ["--trusted-proxy", network]));
+        let cache = cache(&[&url], &args);
+        let request = b"GET / HTTP/1.1\r\nhost: x\r\nx-forwarded-for: 192.0.2.1\r\n\
+            x-forwarded-host: other\r\nforwarded: host=other\r\n\
+            connection: close, x-forwarded-for\r\n\r\n";
+        assert_eq!(status(&ask(&cache.addresses[0], request)), Some(200));
+        let lines = origin.join().expect("no panic");
+        let values = |name| lines.iter().filter_map(move |line| line.strip_prefix(name));
+        let addresses: Vec<_> = values("x-forwarded-for: ").collect();
+        assert_eq!(addresses.join(","), told, "{lines:?}");
+        let hosts = values("x-forwarded-host: ").chain(values("forwarded: ")).count();
+        assert_eq!(hosts, if trusts.is_some() { 2 } else { 0 }, "{lines:?}");
+    }
+}
+
 #[test]
 fn what_is_wrong_is_said_before_a_store_is_made() {
     let dir = tempfile::tempdir().expect("a directory");

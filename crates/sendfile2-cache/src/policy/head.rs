@@ -81,7 +81,8 @@ const OF_CONNECTION: [&str; 10] = [
 ];
 
 /// Fields that `Connection` must not name (RFC 9110, 7.6.1), since they are for all: without them a
-/// private answer would look like one that may be stored, or a request like another user's.
+/// private answer would look like one that may be stored, or a request like another user's, or like
+/// the proxy's own.
 fn is_for_all(name: &HeaderName) -> bool {
     let name = name.as_str();
     [
@@ -95,6 +96,8 @@ fn is_for_all(name: &HeaderName) -> bool {
         "age",
     ]
     .contains(&name)
+        || name == "forwarded"
+        || name.starts_with("x-forwarded-")
         || name.starts_with("content-")
 }
 

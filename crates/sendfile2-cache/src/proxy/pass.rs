@@ -20,7 +20,7 @@ use crate::policy::{self, CacheStatus, Exchange, Times};
 use crate::store::Ban;
 
 impl Inner {
-    /// A request as it is forwarded.
+    /// A request as it is forwarded. The fields of its connection are gone already.
     pub(super) fn outgoing(
         &self,
         target: &Target,
@@ -28,7 +28,6 @@ impl Inner {
         headers: &HeaderMap,
     ) -> Outgoing {
         let mut headers = headers.clone();
-        policy::strip_hop_by_hop(&mut headers);
         for name in [header::HOST, header::EXPECT] {
             headers.remove(name);
         }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::Context;
-use axum::http::{HeaderMap, HeaderValue, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use metrics::{counter, gauge};
 use sendfile2_cache::Cache;
 use sendfile2_cache::proxy::{Choice, Limits, Origins, Timeouts};
@@ -80,11 +80,18 @@ pub(super) fn cache(config: &Config, args: &Args, store: Option<&Store>) -> anyh
     Ok(Cache::new(store, origins, limits))
 }
 
-/// Tells an origin who the client is. What a client says of that counts only where it is a proxy
-/// that is trusted.
+/// Tells an origin who the client is. What a client says of that, and of the host that it asked for,
+/// counts only where it is a proxy that is trusted: the answer is for others, too.
 pub(super) fn forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, trusted: bool) {
     if !trusted {
-        headers.remove(FORWARDED_FOR);
+        let told = |name: &HeaderName| {
+            let name = name.as_str();
+            name == "forwarded" || name.starts_with("x-forwarded-")
+        };
+        let names: Vec<_> = headers.keys().filter(|name| told(name)).cloned().collect();
+        for name in names {
+            headers.remove(name);
+        }
     }
     if let Some(Ok(address)) = peer.map(|peer| HeaderValue::try_from(peer.to_string())) {
         headers.append(FORWARDED_FOR, address);
