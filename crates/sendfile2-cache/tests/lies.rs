@@ -121,3 +121,22 @@ async fn what_proxies_say_is_not_taken_away_by_connection() {
     assert!(fields[..3].iter().all(|(name, value)| seen.header(name) == Some(value)), "{seen:?}");
     assert_eq!(seen.header("x-other"), None);
 }
+
+/// What was stored without regard to a field is not what the field's other values have.
+#[tokio::test]
+async fn an_answer_that_begins_to_vary_is_asked_for_anew() {
+    let origin = Origin::new(|seen| async move {
+        let vary = [("etag", "\"x\""), ("cache-control", "max-age=60"), ("vary", "x-user")];
+        let user = seen.header("x-user").unwrap_or("nobody").to_owned();
+        match (seen.number, seen.header("if-none-match")) {
+            (0, _) => response(200, &[("etag", "\"x\""), ("cache-control", "no-cache")], user),
+            (_, Some(_)) => response(304, &vary, ""),
+            (_, None) => response(200, &vary, user),
+        }
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    for user in ["a", "b", "c"] {
+        assert_eq!(get(&cache, "/", &[("x-user", user)]).await.body, user);
+    }
+}

@@ -140,7 +140,7 @@ impl Inner {
                 Validated::Unchanged => {
                     return match self.refreshed(&ask, old, &head.headers, times).await {
                         Some(shared) => (Fetched::Validated(shared), None),
-                        // It was banned, or has become one that must not be stored.
+                        // It was banned, or has become one of several, or one that must not be stored.
                         None => {
                             ask.old = None;
                             policy::without_conditions(&mut ask.outgoing.headers);
@@ -167,6 +167,10 @@ impl Inner {
     ) -> Option<Arc<Shared>> {
         let mut stored = old.stored.clone();
         policy::merge(&mut stored.headers, new);
+        // What is stored was not chosen by these fields.
+        if Vary::of(&stored.headers) != Vary::of(&old.stored.headers) {
+            return None;
+        }
         let (status, response) = (stored.status, &stored.headers);
         let exchange =
             Exchange { method: &Method::GET, request: &ask.asked, status, response, times };

@@ -16,7 +16,7 @@ use super::interim::Interim;
 use super::key::Target;
 use super::origin::{NoAnswer, Outgoing};
 use super::{Inner, Wish, count, failed, find, own, seconds};
-use crate::policy::{self, CacheStatus, Exchange, Times};
+use crate::policy::{self, CacheStatus, Exchange, Times, Vary};
 use crate::store::Ban;
 
 impl Inner {
@@ -246,7 +246,11 @@ impl Inner {
         let mut new = response.headers().clone();
         policy::strip_hop_by_hop(&mut new);
         let known = policy::head_confirms(&stored.headers, &new).then(|| {
+            let vary = Vary::of(&stored.headers);
             policy::merge(&mut stored.headers, &new);
+            if vary != Vary::of(&stored.headers) {
+                return None;
+            }
             let (request, response) = (&wish.headers, &stored.headers);
             let (method, status) = (&Method::GET, stored.status);
             Exchange { method, request, status, response, times }.judge().ok()
