@@ -3,7 +3,8 @@
 
 mod origin;
 
-use origin::{Origin, cache_of, get, request, response};
+use http_body_util::BodyExt;
+use origin::{Origin, cache_of, get, read, request, response, until};
 use sendfile2_cache::Cache;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -138,5 +139,35 @@ async fn an_answer_that_begins_to_vary_is_asked_for_anew() {
     let cache = cache_of(&[&origin.url]);
     for user in ["a", "b", "c"] {
         assert_eq!(get(&cache, "/", &[("x-user", user)]).await.body, user);
+    }
+}
+
+/// A part of another length than it says is not put together with what comes behind it.
+#[tokio::test]
+async fn a_part_of_another_length_is_cut_off() {
+    for lie in ["AB", "ABCDEF"] {
+        let origin = Origin::new(move |seen| async move {
+            let second = seen.header("range") == Some("bytes=4-7");
+            let range = if second { "bytes 4-7/8" } else { "bytes 0-3/8" };
+            let fields =
+                [("etag", "\"x\""), ("cache-control", "max-age=60"), ("content-range", range)];
+            if second {
+                return response(206, &fields, "4567");
+            }
+            let (pieces, mut answer) = origin::streaming(&fields);
+            *answer.status_mut() = http::StatusCode::PARTIAL_CONTENT;
+            pieces.send(lie).unwrap();
+            answer
+        })
+        .await;
+        let cache = cache_of(&[&origin.url]);
+        assert_eq!(get(&cache, "/", &[("range", "bytes=4-7")]).await.body, "4567");
+        let answer = cache.answer(request("GET", "/", &[("range", "bytes=0-3")])).await;
+        let ended = answer.into_body().collect().await;
+        assert!(ended.is_err(), "{ended:?}");
+        until(|| cache.filling() == 0).await;
+        // What was there is.
+        let answer = read(cache.answer(request("GET", "/", &[("range", "bytes=4-7")])).await).await;
+        assert_eq!((answer.is_hit(), &*answer.body), (true, "4567"));
     }
 }

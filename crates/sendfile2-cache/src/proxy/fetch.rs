@@ -61,6 +61,8 @@ pub(super) struct Pump {
     /// The parts of the old one that come before and behind it.
     before: Option<FileBody>,
     behind: Option<FileBody>,
+    /// Where a part ends that the body has.
+    end: Option<u64>,
     written: u64,
     from: watch::Sender<Option<u64>>,
     rest: mpsc::Sender<Bytes>,
@@ -222,7 +224,7 @@ impl Inner {
         let body = Passing::new(body, stall);
         let mut headers = head.headers.clone();
         let (mut status, mut length) = (status, body.length());
-        let (mut before, mut behind) = (None, None);
+        let (mut before, mut behind, mut part_end) = (None, None, None);
         if let Some(new) = Part::of(&headers).filter(|_| known.kind == Kind::Part) {
             let old = ask.old.as_ref().filter(|old| {
                 old.known.kind == Kind::Part
@@ -247,7 +249,9 @@ impl Inner {
                     behind = of_old(new.range.end, part.range.end);
                 }
             }
+            let end = new.range.end;
             let part = together.unwrap_or(new);
+            part_end = Some(end - part.range.start);
             headers.insert(header::CONTENT_LENGTH, part.len().into());
             headers.insert(header::CONTENT_RANGE, policy::content_range(&part));
             length = Some(part.len());
@@ -294,8 +298,19 @@ impl Inner {
         let shared = Arc::new(Shared { stored, known, content, vary, values });
         let _counted = Counted::new(&self.filling);
         let changes = Arc::clone(&self.changes);
-        let pump =
-            Pump { key, fill, changes, body, before, behind, written: 0, from, rest, _counted };
+        let pump = Pump {
+            key,
+            fill,
+            changes,
+            body,
+            before,
+            behind,
+            end: part_end,
+            written: 0,
+            from,
+            rest,
+            _counted,
+        };
         (Fetched::Storing(shared, Some(Rest { from: begins, bytes, begun: false })), Some(pump))
     }
 }
@@ -346,7 +361,14 @@ impl Pump {
         self.old(before).await?;
         while let Some(bytes) = self.body.next().await {
             let bytes = bytes?;
+            let end = self.written.saturating_add(bytes.len() as u64);
+            if self.end.is_some_and(|wanted| end > wanted) {
+                return Err(io::Error::other("a part is longer than it says"));
+            }
             self.write(bytes).await?;
+        }
+        if self.end.is_some_and(|end| self.written != end) {
+            return Err(io::Error::other("a part is shorter than it says"));
         }
         let behind = self.behind.take();
         self.old(behind).await
