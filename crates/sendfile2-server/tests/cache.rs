@@ -174,3 +174,28 @@ fn what_is_wrong_is_said_before_a_store_is_made() {
         assert!(!store.exists(), "{args:?}");
     }
 }
+
+#[test]
+fn with_tls_the_port_of_http_is_another_target() {
+    let dir = files();
+    if !have("openssl") || !have("curl") {
+        return;
+    }
+    let origin =
+        Server::new(dir.path(), &["--listen", "127.0.0.1:0", "--cache-control", "*=max-age=60"]);
+    let (cert, key) = certificate(dir.path());
+    let tls = ["--listen", "127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key];
+    let cache = cache(&[&format!("http://{}", origin.addresses[0])], &tls);
+    let url = format!("https://{}/small", cache.addresses[0]);
+    let how = |host: &str| {
+        let host = format!("host: {host}");
+        let got =
+            curl(&["-k", "--http1.1", "-D", "-", "-o", "/dev/null", "-H", &host, &url]).stdout;
+        let head = String::from_utf8_lossy(&got).into_owned();
+        head.lines().find_map(|line| line.strip_prefix("cache-status: ")).map(str::to_owned)
+    };
+    let is_hit = |host: &str| how(host).is_some_and(|how| how.starts_with("sendfile2; hit"));
+    common::until("a hit", || is_hit("h"));
+    assert!(is_hit("h:443"));
+    assert_eq!(how("h:80").as_deref(), Some("sendfile2; fwd=uri-miss; stored"));
+}

@@ -32,8 +32,8 @@ pub fn invalidated(
     all
 }
 
-/// The target at `authority` that a reference means, seen from a target there; `None` if it is
-/// another host's.
+/// The target at `authority`, which does not name its scheme's own port, that a reference means, seen
+/// from a target there; `None` if it is another host's.
 #[must_use]
 pub fn resolved(authority: &str, target: &str, reference: &str) -> Option<String> {
     let reference = reference.trim().split('#').next().unwrap_or_default();
@@ -66,9 +66,9 @@ fn of_authority(uri: &Uri, authority: &str) -> Option<String> {
         "https" => ":443",
         _ => return None,
     };
-    let bare = |host: &str| host.strip_suffix(of_scheme).unwrap_or(host).to_ascii_lowercase();
+    let bare = named.strip_suffix(of_scheme).unwrap_or(named);
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
-    (bare(named) == bare(authority)).then(|| without_dots(target))
+    bare.eq_ignore_ascii_case(authority).then(|| without_dots(target))
 }
 
 /// A target without the segments `.` and `..`.
@@ -125,6 +125,9 @@ mod tests {
         ] {
             assert_eq!(resolved("h", "/a/b?q", reference).as_deref(), expected, "{reference}");
         }
+        // The port of HTTP is another one's with TLS.
+        assert_eq!(resolved("h:80", "/a", "http://h:80/x"), None);
+        assert_eq!(resolved("h:80", "/a", "https://h:80/x").as_deref(), Some("/x"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The target of a request, by which its answer is found again: refused where it is not clear.
 
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 use http::{HeaderMap, Method, Request, StatusCode, Version, header};
 
 use crate::store::Key;
@@ -25,10 +25,13 @@ impl Target {
         {
             return Err(StatusCode::BAD_REQUEST);
         }
-        let scheme = uri.scheme_str();
-        if scheme.is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
-            return Err(StatusCode::BAD_REQUEST);
-        }
+        let scheme = uri.scheme().or(request.extensions().get()).unwrap_or(&Scheme::HTTP);
+        let default_port = match scheme.as_str() {
+            "http" => ":80",
+            "https" => ":443",
+            _ => return Err(StatusCode::BAD_REQUEST),
+        };
+        let plain = |text: &str| plain(text, default_port);
         let mut lines = headers.get_all(header::HOST).iter();
         let line = match (lines.next(), lines.next()) {
             (_, Some(_)) => return Err(StatusCode::BAD_REQUEST),
@@ -81,8 +84,8 @@ impl Target {
     }
 }
 
-/// An authority as it is forwarded: in lower case, without the port that HTTP has by itself.
-fn plain(text: &str) -> Result<String, StatusCode> {
+/// An authority as it is forwarded: in lower case, without the port that its scheme has by itself.
+fn plain(text: &str, default_port: &str) -> Result<String, StatusCode> {
     let authority: Authority = text.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
     let named = !authority.host().is_empty() && !text.contains('@');
     let port = text.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
@@ -91,7 +94,7 @@ fn plain(text: &str) -> Result<String, StatusCode> {
         return Err(StatusCode::BAD_REQUEST);
     }
     let text = text.to_ascii_lowercase();
-    Ok(text.strip_suffix(":80").map_or(text.clone(), str::to_owned))
+    Ok(text.strip_suffix(default_port).map_or(text.clone(), str::to_owned))
 }
 
 #[cfg(test)]
@@ -106,6 +109,35 @@ mod tests {
         }
         let request = request.body(()).unwrap();
         Target::of(&request, "origin").map(|target| target.id()).map_err(|status| status.as_u16())
+    }
+
+    #[test]
+    fn only_the_own_default_port_of_a_scheme_is_dropped() {
+        let of = |scheme: Option<Scheme>, version, uri: &str, host: &str| {
+            let mut request = Request::builder().version(version).uri(uri).header("host", host);
+            if let Some(scheme) = scheme {
+                request = request.extension(scheme);
+            }
+            Target::of(&request.body(()).unwrap(), "origin").unwrap().id()
+        };
+        let (one, two) = (Version::HTTP_11, Version::HTTP_2);
+        let (plain, tls) = (|| Some(Scheme::HTTP), || Some(Scheme::HTTPS));
+        for (scheme, version, uri, host, expected) in [
+            (None, one, "/a", "h:80", "h/a"),
+            (None, one, "/a", "h:443", "h:443/a"),
+            (plain(), one, "/a", "h:80", "h/a"),
+            (plain(), one, "/a", "h:443", "h:443/a"),
+            (tls(), one, "/a", "h:443", "h/a"),
+            (tls(), one, "/a", "h:80", "h:80/a"),
+            (tls(), one, "/a", "[::1]:80", "[::1]:80/a"),
+            // What a target says itself counts.
+            (tls(), one, "http://h:80/a", "h", "h/a"),
+            (None, two, "https://h:443/a", "h", "h/a"),
+            (None, two, "https://h:80/a", "h:80", "h:80/a"),
+            (None, two, "http://h:443/a", "h:443", "h:443/a"),
+        ] {
+            assert_eq!(of(scheme, version, uri, host), expected, "{uri} {host}");
+        }
     }
 
     #[test]

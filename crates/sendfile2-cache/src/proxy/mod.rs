@@ -67,7 +67,8 @@ const REMEMBERED: usize = 16 << 10;
 /// A caching reverse proxy, as a service: for the command, or in somebody's own server. A shared
 /// handle: clone it.
 ///
-/// An [`Interim`] in a request's extensions is where interim answers (1xx) go.
+/// An [`Interim`] in a request's extensions is where interim answers (1xx) go. An [`http::uri::Scheme`]
+/// there is the one that the client speaks, where the request's target names none: HTTPS with TLS.
 #[derive(Clone)]
 pub struct Cache(Arc<Inner>);
 

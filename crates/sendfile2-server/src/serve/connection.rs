@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use axum::body::Body;
+use axum::http::uri::Scheme;
 use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -550,6 +551,8 @@ impl Server {
                 response.map(Body::new)
             }
             None => {
+                // TLS only has none.
+                request.extensions_mut().insert(Scheme::HTTPS);
                 let Ok(response) = self.caught(cache.clone()).call(request).await;
                 response.map(Body::new)
             }
