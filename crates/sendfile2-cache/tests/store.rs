@@ -4,7 +4,7 @@
 mod common;
 
 use common::{HEAD, MIB, body, opened, small, store, stored};
-use sendfile2_cache::store::{Admission, Ban, Head, Key, Options, Store, StoreError};
+use sendfile2_cache::store::{Admission, Ban, Head, Key, MayWait, Options, Store, StoreError};
 
 fn key(n: u32) -> Key {
     Key::of(&[&n.to_le_bytes()])
@@ -244,4 +244,29 @@ fn many_at_once() {
     });
     let counters = store.counters();
     assert!(counters.recycled > 10 && counters.damaged == 0, "{counters:?}");
+}
+
+#[test]
+fn what_may_take_waiting_for_the_disk_is_not_found_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { path: Some(dir.path().join("store")), ..small() };
+    let made = store(&options);
+    common::put(&made, key(1), [0; 24], HEAD, &body(1, 200_000), None).unwrap();
+    assert_eq!(stored(&made.try_get(&key(1)).unwrap().unwrap()), body(1, 200_000));
+    assert!(made.try_get(&key(2)).unwrap().is_none());
+    drop(made);
+    // Nobody has compared it with its checksums.
+    let store = store(&options);
+    assert!(matches!(store.try_get(&key(1)), Err(MayWait)));
+    assert_eq!((store.counters().hits, store.counters().misses), (0, 0));
+    assert_has(&store, 1, &body(1, 200_000));
+    assert_eq!(stored(&store.try_get(&key(1)).unwrap().unwrap()), body(1, 200_000));
+    // It has left the page cache.
+    let file = std::fs::File::open(options.path.unwrap()).unwrap();
+    if !common::forget(&file) {
+        return;
+    }
+    assert!(matches!(store.try_get(&key(1)), Err(MayWait)));
+    assert_has(&store, 1, &body(1, 200_000));
+    assert!(store.try_get(&key(1)).unwrap().is_some());
 }

@@ -55,7 +55,8 @@ pub(super) enum Fetched {
 /// A body on its way into the store.
 pub(super) struct Pump {
     key: Key,
-    fill: Fill,
+    /// As long as nothing has failed.
+    fill: Option<Fill>,
     changes: Arc<Changes>,
     body: Passing,
     /// The parts of the old one that come before and behind it.
@@ -298,6 +299,7 @@ impl Inner {
         let shared = Arc::new(Shared { stored, known, content, vary, values });
         let _counted = Counted::new(&self.filling);
         let changes = Arc::clone(&self.changes);
+        let fill = Some(fill);
         let pump = Pump {
             key,
             fill,
@@ -339,6 +341,7 @@ impl Pump {
             return None;
         }
         let Pump { key, fill, changes, _counted, .. } = self;
+        let fill = fill?;
         let finish = move || {
             let _commit = changes.commit(key);
             fill.finish()
@@ -385,7 +388,20 @@ impl Pump {
     }
 
     async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
-        match self.fill.write(&bytes) {
+        let Some(mut fill) = self.fill.take() else { return Err(io::ErrorKind::Other.into()) };
+        let (fill, written) = if fill.stages(bytes.len()) {
+            let written = fill.write(&bytes);
+            (fill, written)
+        } else {
+            let bytes = bytes.clone();
+            let write = move || {
+                let written = fill.write(&bytes);
+                (fill, written)
+            };
+            tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
+        };
+        self.fill = Some(fill);
+        match written {
             Ok(()) => {
                 self.written += bytes.len() as u64;
                 Ok(())

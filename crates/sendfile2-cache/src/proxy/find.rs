@@ -4,11 +4,13 @@
 //! names the fields that decide, and the answers have keys of these fields' values. Each such object
 //! has a number of its own in the keys of its answers: with it, all of them are gone.
 
+use std::convert::Infallible;
+
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::key::Target;
 use crate::policy::{self, Kind, Known, Stored, Vary};
-use crate::store::{Hit, Key, Store, StoreError};
+use crate::store::{Hit, Key, MayWait, Store, StoreError};
 
 const GENERATION: HeaderName = HeaderName::from_static("x-generation");
 
@@ -44,7 +46,10 @@ impl Place {
 }
 
 fn get(store: &Store, key: Key) -> Option<Found> {
-    let hit = store.get(&key)?;
+    found(key, store.get(&key)?)
+}
+
+fn found(key: Key, hit: Hit) -> Option<Found> {
     // What is not ours, or of another version, is as good as nothing.
     let known = Known::of_state(&hit.state())?;
     let stored = Stored::parse(&hit.head())?;
@@ -74,32 +79,55 @@ impl Variants {
     }
 }
 
-/// Finds the answer to a request.
-pub(super) fn find(store: &Store, target: &Target, request: &HeaderMap) -> Place {
-    let Some(found) = get(store, target.key()) else { return Place::Unknown };
+/// Finds the answer to a request, on a thread that may wait if that takes waiting for the disk.
+pub(super) async fn find(store: &Store, target: &Target, request: &HeaderMap) -> Place {
+    match find_by(&|key| store.try_get(&key), target, request) {
+        Ok(place) => place,
+        Err(MayWait) => {
+            let (store, target, request) = (store.clone(), target.clone(), request.clone());
+            let find = move || {
+                let Ok(place) =
+                    find_by(&|key| Ok::<_, Infallible>(store.get(&key)), &target, &request);
+                place
+            };
+            // It does not panic; if it did, an origin would know the answer.
+            tokio::task::spawn_blocking(find).await.unwrap_or(Place::Unknown)
+        }
+    }
+}
+
+fn find_by<E>(
+    get: &impl Fn(Key) -> Result<Option<Hit>, E>,
+    target: &Target,
+    request: &HeaderMap,
+) -> Result<Place, E> {
+    let get = |key| Ok(get(key)?.and_then(|hit| found(key, hit)));
+    let Some(found) = get(target.key())? else { return Ok(Place::Unknown) };
     let variants = match found.known.kind {
-        Kind::Whole | Kind::Part => return Place::Found(Box::new(found)),
-        Kind::Language => return Place::Unknown,
+        Kind::Whole | Kind::Part => return Ok(Place::Found(Box::new(found))),
+        Kind::Language => return Ok(Place::Unknown),
         Kind::Variants => match variants(&found) {
             Some(variants) => variants,
-            None => return Place::Unknown,
+            None => return Ok(Place::Unknown),
         },
     };
     let key = variants.key(target, request, None);
     let is_answer = |found: &Found| matches!(found.known.kind, Kind::Whole | Kind::Part);
-    if let Some(found) = get(store, key).filter(is_answer) {
-        return Place::Found(Box::new(found));
+    if let Some(found) = get(key)?.filter(is_answer) {
+        return Ok(Place::Found(Box::new(found)));
     }
     // What the client likes best may be there, though it was asked for in other words.
-    let by_language = || {
-        let favourite = policy::favourite_language(request)
-            .filter(|_| variants.vary.names(&header::ACCEPT_LANGUAGE))?;
-        let key = variants.key_of_language(target, request, &favourite);
-        let alias = get(store, key).filter(|found| found.known.kind == Kind::Language)?;
-        let list = alias.stored.headers.get(header::ACCEPT_LANGUAGE)?.to_str().ok()?;
-        get(store, variants.key(target, request, Some(list))).filter(is_answer)
-    };
-    by_language().map_or(Place::Another(key), |found| Place::Found(Box::new(found)))
+    let favourite = policy::favourite_language(request)
+        .filter(|_| variants.vary.names(&header::ACCEPT_LANGUAGE));
+    let Some(favourite) = favourite else { return Ok(Place::Another(key)) };
+    let alias = get(variants.key_of_language(target, request, &favourite))?
+        .filter(|found| found.known.kind == Kind::Language);
+    let list = alias
+        .as_ref()
+        .and_then(|alias| alias.stored.headers.get(header::ACCEPT_LANGUAGE)?.to_str().ok());
+    let Some(list) = list else { return Ok(Place::Another(key)) };
+    let found = get(variants.key(target, request, Some(list)))?.filter(is_answer);
+    Ok(found.map_or(Place::Another(key), |found| Place::Found(Box::new(found))))
 }
 
 /// Stores an object without a body.

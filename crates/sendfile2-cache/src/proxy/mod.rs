@@ -249,11 +249,11 @@ impl Inner {
 
     /// Answers from the store, if that may be; or returns what there is, where it is for use after
     /// it was validated or completed, and why.
-    fn stored(
+    async fn stored(
         self: &Arc<Self>,
         wish: &Wish,
     ) -> Result<Response<CacheBody>, (find::Place, &'static str)> {
-        let place = find::find(&self.store, &wish.target, &wish.headers);
+        let place = find::find(&self.store, &wish.target, &wish.headers).await;
         let found = match place {
             find::Place::Found(found) => found,
             find::Place::Unknown => return Err((place, "uri-miss")),
@@ -281,7 +281,7 @@ impl Inner {
     }
 
     async fn get(self: &Arc<Self>, wish: Wish) -> Response<CacheBody> {
-        let (place, why) = match self.stored(&wish) {
+        let (place, why) = match self.stored(&wish).await {
             Ok(response) => return response,
             Err(missing) => missing,
         };
@@ -327,7 +327,7 @@ impl Inner {
             },
             flight::Place::Leads(flight) => {
                 // It may have come since.
-                match self.stored(&wish) {
+                match self.stored(&wish).await {
                     Ok(response) => response,
                     Err(_) => self.alone(&wish, ask, why, Some((flight, key))).await,
                 }

@@ -177,7 +177,7 @@ impl Inner {
 
     /// Answers HEAD from the store, or by the origin's answer, which tells of what is stored, too.
     pub(super) async fn head(self: &Arc<Self>, wish: Wish) -> Response<CacheBody> {
-        let (place, why) = match self.stored(&wish) {
+        let (place, why) = match self.stored(&wish).await {
             Ok(response) => return response,
             Err(missing) => missing,
         };

@@ -11,7 +11,7 @@ use super::ban::Ban;
 use super::banlog::BanLog;
 use super::check;
 use super::disk::{Disk, read_leased};
-use super::error::StoreError;
+use super::error::{MayWait, StoreError};
 use super::hit::Hit;
 use super::index::Entry;
 use super::key::{Key, State as Opaque};
@@ -57,13 +57,10 @@ impl Core {
     }
 
     /// Finds a response and leases it, with the generations that its records must have.
-    fn look_up(&self, key: &Key, count: bool) -> Option<(Entry, Lease, [u64; 2])> {
-        let mut state = self.state();
+    fn look_up(&self, key: &Key) -> Option<(Entry, Lease, [u64; 2])> {
+        let state = self.state();
         let entry = *state.index.get(key)?;
         let lease = self.lease(&entry)?;
-        if count {
-            state.hit(key);
-        }
         let generation = |region: u32| state.regions[region as usize].generation;
         let generations = [generation(entry.region), generation(entry.head_region)];
         Some((entry, lease, generations))
@@ -91,21 +88,46 @@ impl Core {
 
     /// Finds a response that is not banned, and whose bytes are what was stored.
     pub(super) fn find(&self, key: &Key, count: bool) -> Option<(Entry, Hit)> {
-        let (entry, lease, generations) = self.look_up(key, count)?;
+        let (entry, lease, generations) = self.look_up(key)?;
         let head = read_leased(&lease, self.head_of(&entry));
         let whole = entry.verified || check::is_whole(self, &entry, &lease, generations, &head);
-        let mut state = self.state();
         let Some(head) = head.ok().filter(|_| whole) else {
+            let mut state = self.state();
             state.counters.damaged += 1;
             state.remove_entry(&entry);
             return None;
         };
+        self.found(entry, lease, head, count)
+    }
+
+    /// As [`find`](Self::find), if that takes no waiting for the disk.
+    pub(super) fn try_find(&self, key: &Key, count: bool) -> Result<Option<(Entry, Hit)>, MayWait> {
+        let Some((entry, lease, _)) = self.look_up(key) else { return Ok(None) };
+        if !entry.verified {
+            return Err(MayWait);
+        }
+        // An error is the other's affair, too.
+        let head = self.disk.read_leased_now(&lease, self.head_of(&entry)).ok().flatten();
+        Ok(self.found(entry, lease, head.ok_or(MayWait)?, count))
+    }
+
+    fn found(
+        &self,
+        entry: Entry,
+        lease: Lease,
+        head: Vec<u8>,
+        count: bool,
+    ) -> Option<(Entry, Hit)> {
+        let mut state = self.state();
         if state.bans.hit_entry(&entry, &head) {
             state.remove_entry(&entry);
             return None;
         }
-        if let Some(known) = state.index.get_mut(key).filter(|known| known.is(&entry)) {
+        if let Some(known) = state.index.get_mut(&entry.key).filter(|known| known.is(&entry)) {
             known.verified = true;
+            if count {
+                state.hit(&entry.key);
+            }
         }
         drop(state);
         let hit =

@@ -1,13 +1,16 @@
 //! The file of a store: opening it, making it, and all reads and writes of it.
 
 use std::fs::{File, OpenOptions};
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, fdatasync, flock, ftruncate};
-use rustix::io::{Errno, pread};
+use rustix::fs::{
+    FallocateFlags, FlockOperation, OFlags, fallocate, fdatasync, flock, fstatfs, ftruncate,
+};
+use rustix::io::{Errno, ReadWriteFlags, pread, preadv2};
 use sendfile2::Source;
 use sendfile2::guard::{GuardOptions, GuardedFile, Lease};
 
@@ -18,12 +21,17 @@ use super::options::Options;
 /// A region is waited for so long where its file cannot be detached, and then another one is taken.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The number of tmpfs in statfs(2).
+const TMPFS: i64 = 0x0102_1994;
+
 /// The file of a store, which nobody else has open as one.
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) file: GuardedFile,
     pub(super) sizes: Sizes,
     pub(super) secret: Secret,
+    /// It is in memory as a whole, and its filesystem cannot tell.
+    pub(super) in_memory: bool,
     /// The lock is this one's: leases keep the other for longer than the store is there.
     _lock: File,
     #[cfg(test)]
@@ -61,11 +69,13 @@ impl Disk {
         let guard = GuardOptions::new();
         // Nobody has been sent anything of a file that was empty.
         let guard = if empty && !device { guard.nothing_exposed() } else { guard };
+        let in_memory = fstatfs(&file).is_ok_and(|at| i64::from(at.f_type) == TMPFS);
         let file = guard.guard(file)?;
         let disk = Disk {
             file,
             sizes,
             secret,
+            in_memory,
             _lock: lock,
             #[cfg(test)]
             log: super::tests::power::Log::default(),
@@ -78,6 +88,35 @@ impl Disk {
         match read_up_to(&self.file, &mut bytes, range.start)? {
             read if read < bytes.len() => Err(StoreError::io("pread")(Errno::IO)),
             _ => Ok(bytes),
+        }
+    }
+
+    /// Reads what was leased, as [`read_leased`], if that takes no waiting for the disk.
+    pub(super) fn read_leased_now(
+        &self,
+        lease: &Lease,
+        range: Range<u64>,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        if self.in_memory {
+            return read_leased(lease, range).map(Some);
+        }
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
+        // A part of it only: the rest is not in the page cache.
+        let read = lease.try_read_at(&mut bytes, range.start)?;
+        Ok(read.filter(|read| *read == bytes.len()).map(|_| bytes))
+    }
+
+    /// Reads a part at least of what is being stored; `None` if that may take waiting for the disk.
+    pub(super) fn try_read_at(
+        &self,
+        bytes: &mut [u8],
+        at: u64,
+    ) -> Result<Option<usize>, StoreError> {
+        let mut slices = [IoSliceMut::new(bytes)];
+        let mut read = || preadv2(&self.file, &mut slices, at, ReadWriteFlags::NOWAIT);
+        match rustix::io::retry_on_intr(&mut read) {
+            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
+            read => read.map(Some).map_err(StoreError::io("preadv2")),
         }
     }
 

@@ -71,3 +71,8 @@ impl StoreError {
         move |cause| StoreError::Io { op, cause: cause.into() }
     }
 }
+
+/// Something that is not done, since it may take waiting for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it may take waiting for the disk")]
+pub struct MayWait;

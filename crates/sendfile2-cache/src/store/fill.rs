@@ -1,5 +1,9 @@
 //! A response that is being stored, and those who read it meanwhile.
 
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
 use bytes::Bytes;
 use rustix::io::{Errno, pread};
 use sendfile2::guard::Lease;
@@ -33,7 +37,7 @@ pub struct Fill {
     expected: Option<u64>,
     length: u64,
     sums: Sums,
-    slot: Option<Slot>,
+    room: Option<Arc<Room>>,
     progress: watch::Sender<Progress>,
 }
 
@@ -44,8 +48,25 @@ struct Progress {
     staged: Vec<u8>,
     /// Where it is in the file.
     at: Option<u64>,
+    /// The room there, until it has ended.
+    room: Option<Arc<Room>>,
     length: u64,
     end: End,
+}
+
+/// Room in the file, which nobody else gets as long as this is there.
+#[derive(Debug)]
+struct Room {
+    store: Store,
+    slot: Slot,
+    /// The bytes of it that are needed in the end.
+    span: AtomicU32,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.store.core().release(&self.slot, *self.span.get_mut());
+    }
 }
 
 #[derive(Debug, Default)]
@@ -67,11 +88,18 @@ impl Fill {
     ) -> Self {
         let (progress, _) = watch::channel(Progress::default());
         let head = head.to_vec();
-        let (length, sums, slot) = (0, Sums::default(), None);
-        Fill { store, running, key, state, head, expected, length, sums, slot, progress }
+        let (length, sums, room) = (0, Sums::default(), None);
+        Fill { store, running, key, state, head, expected, length, sums, room, progress }
     }
 
-    /// Adds bytes of the body. After an error it is of no use any more.
+    /// Whether so many bytes more are kept in memory: then [`write`](Self::write) waits for nothing.
+    #[must_use]
+    pub fn stages(&self, bytes: usize) -> bool {
+        self.room.is_none() && self.length + bytes as u64 <= u64::from(CHUNK)
+    }
+
+    /// Adds bytes of the body. After an error it is of no use any more. Unless they are
+    /// [kept in memory](Self::stages), this waits for the disk, and up to a second for room.
     ///
     /// # Errors
     /// [`StoreError::WrongLength`]; [`StoreError::TooLarge`]; [`StoreError::Full`];
@@ -82,7 +110,7 @@ impl Fill {
             return Err(StoreError::WrongLength { expected });
         }
         self.store.takes(self.head.len() as u64 + length)?;
-        let staged = self.slot.is_none() && length <= u64::from(CHUNK);
+        let staged = self.stages(bytes.len());
         if !staged {
             let slot = self.spilled()?;
             let at = RECORD_HEADER + u32_of(self.length);
@@ -101,8 +129,8 @@ impl Fill {
 
     /// The room in the file; what was staged is written there when it is taken.
     fn spilled(&mut self) -> Result<Slot, StoreError> {
-        if let Some(slot) = self.slot {
-            return Ok(slot);
+        if let Some(room) = &self.room {
+            return Ok(room.slot);
         }
         let core = self.store.core();
         let head_len = self.head.len() as u64;
@@ -111,7 +139,8 @@ impl Fill {
         let span = Record::span_of(u32_of(head_len), body_len);
         let span = span.ok_or(StoreError::TooLarge { length: u64::from(body_len), most })?;
         let slot = core.reserve(span)?;
-        self.slot = Some(slot);
+        let room = Arc::new(Room { store: self.store.clone(), slot, span: AtomicU32::new(0) });
+        self.room = Some(Arc::clone(&room));
         // A scan passes over what is not complete.
         let pending = Record {
             kind: Kind::Pending,
@@ -131,7 +160,7 @@ impl Fill {
         core.write(&slot, &bytes, 0)?;
         let at = core.disk.sizes.start(slot.region) + u64::from(slot.offset + RECORD_HEADER);
         self.progress.send_modify(|progress| {
-            progress.at = Some(at);
+            (progress.at, progress.room) = (Some(at), Some(room));
             progress.staged = Vec::new();
         });
         Ok(slot)
@@ -161,8 +190,8 @@ impl Fill {
         let (key, state, body_len) = (self.key, self.state, u32_of(self.length));
         let parts =
             Parts { key, state, head: &self.head, body_len, sums: &sums, kind: Kind::Whole };
-        let hit = match self.slot {
-            Some(slot) => self.finish_spilled(&slot, &parts)?,
+        let hit = match &self.room {
+            Some(room) => self.finish_spilled(room, &parts)?,
             None => {
                 // Readers may read it meanwhile.
                 let progress = self.progress.borrow();
@@ -178,33 +207,29 @@ impl Fill {
         Ok(hit)
     }
 
-    fn finish_spilled(&self, slot: &Slot, parts: &Parts<'_>) -> Result<Hit, StoreError> {
-        let core = self.store.core();
+    fn finish_spilled(&self, room: &Room, parts: &Parts<'_>) -> Result<Hit, StoreError> {
+        let (core, slot) = (self.store.core(), &room.slot);
         let record = core.record(slot, parts, &self.running)?;
         let rest = [parts.sums, parts.head].concat();
         core.write(slot, &rest, RECORD_HEADER + parts.body_len)?;
         core.write(slot, &record.encode(&core.disk.secret), 0)?;
-        core.commit_or_undo(slot, &record, parts.head, None)
+        let hit = core.commit_or_undo(slot, &record, parts.head, None)?;
+        room.span.store(record.span, Relaxed);
+        Ok(hit)
     }
 }
 
 impl Drop for Fill {
     fn drop(&mut self) {
-        let mut whole = false;
+        // Others give the room back, too, who are reading from it now. From here on nobody does, but
+        // under a lease.
         self.progress.send_modify(|progress| {
-            whole = matches!(progress.end, End::Whole(_));
-            if !whole {
+            progress.room = None;
+            if !matches!(progress.end, End::Whole(_)) {
                 progress.end = End::Abandoned;
             }
         });
-        let core = self.store.core();
-        core.end(&self.running);
-        // No reader reads from it any more, but under a lease.
-        if let Some(slot) = self.slot {
-            let (body, head) = (u32_of(self.length), self.head.len() as u64);
-            let span = Record::span_of(u32_of(head), body).filter(|_| whole);
-            core.release(&slot, span.unwrap_or(0));
-        }
+        self.store.core().end(&self.running);
     }
 }
 
@@ -225,19 +250,24 @@ pub struct FillReader {
 
 impl FillReader {
     /// The next bytes of the body, at most 64 KiB; empty at its end. Dropping the future loses
-    /// nothing.
+    /// nothing. What is not in the page cache is read by a thread of tokio's that may wait.
     ///
     /// # Errors
     /// [`StoreError::Abandoned`] if the response was given up; [`StoreError::Io`].
     pub async fn read(&mut self) -> Result<Bytes, StoreError> {
         let at = self.at;
         let news = |p: &Progress| p.length > at || !matches!(p.end, End::None);
-        let progress = self.progress.wait_for(news).await.map_err(|_| StoreError::Abandoned)?;
-        if matches!(progress.end, End::Abandoned) {
-            return Err(StoreError::Abandoned);
-        }
-        // Under the lock of its progress, without which nobody else gets the room in the file.
-        let bytes = read(&self.store, &progress, at)?;
+        let next = {
+            let progress = self.progress.wait_for(news).await;
+            next(&*progress.map_err(|_| StoreError::Abandoned)?, at)?
+        };
+        let bytes = match next.read_now(self.store.core().disk.in_memory)? {
+            Some(bytes) => bytes,
+            None => {
+                let read = tokio::task::spawn_blocking(move || next.read());
+                read.await.unwrap_or(Err(StoreError::Abandoned))?
+            }
+        };
         self.at += bytes.len() as u64;
         Ok(bytes)
     }
@@ -268,21 +298,77 @@ impl FillReader {
     }
 }
 
-fn read(store: &Store, progress: &Progress, at: u64) -> Result<Bytes, StoreError> {
+/// The place of bytes that a reader wants next.
+#[derive(Debug)]
+enum Next {
+    Memory(Bytes),
+    Room(Arc<Room>, Range<u64>),
+    Leased(Lease, Range<u64>),
+}
+
+fn next(progress: &Progress, at: u64) -> Result<Next, StoreError> {
     let end = progress.length.min(at.saturating_add(READ));
-    if end <= at {
-        return Ok(Bytes::new());
+    let here = |start: u64| start + at..start + end;
+    Ok(match (progress.at, &progress.end, &progress.room) {
+        (_, End::Abandoned, _) => return Err(StoreError::Abandoned),
+        _ if end <= at => Next::Memory(Bytes::new()),
+        (Some(start), End::Whole(lease), _) => Next::Leased(lease.clone(), here(start)),
+        (Some(start), End::None, Some(room)) => Next::Room(Arc::clone(room), here(start)),
+        _ => {
+            let index = |at| usize::try_from(at).unwrap_or(usize::MAX);
+            Next::Memory(Bytes::copy_from_slice(&progress.staged[index(at)..index(end)]))
+        }
+    })
+}
+
+impl Next {
+    /// Reads some of it, if that takes no waiting for the disk.
+    fn read_now(&self, in_memory: bool) -> Result<Option<Bytes>, StoreError> {
+        if in_memory {
+            return self.read().map(Some);
+        }
+        let read = |range: &Range<u64>, read: &dyn Fn(&mut [u8], u64) -> Result<_, _>| {
+            let mut bytes = zeroes(range);
+            let read: Option<usize> = read(&mut bytes, range.start)?;
+            read.map(|read| some(bytes, read)).transpose()
+        };
+        match self {
+            Next::Memory(bytes) => Ok(Some(bytes.clone())),
+            Next::Room(room, range) => {
+                let disk = &room.store.core().disk;
+                read(range, &|bytes, at| disk.try_read_at(bytes, at))
+            }
+            Next::Leased(lease, range) => {
+                read(range, &|bytes, at| Ok(lease.try_read_at(bytes, at)?))
+            }
+        }
     }
-    let Some(start) = progress.at else {
-        let index = |at| usize::try_from(at).unwrap_or(usize::MAX);
-        return Ok(Bytes::copy_from_slice(&progress.staged[index(at)..index(end)]));
-    };
-    let mut bytes = vec![0; usize::try_from(end - at).unwrap_or(0)];
-    let read = match &progress.end {
-        End::Whole(lease) => lease.read_at(&mut bytes, start + at)?,
-        _ => pread(&store.core().disk.file, &mut bytes[..], start + at)
-            .map_err(StoreError::io("pread"))?,
-    };
+
+    /// Reads some of it. Waits for the disk.
+    fn read(&self) -> Result<Bytes, StoreError> {
+        match self {
+            Next::Memory(bytes) => Ok(bytes.clone()),
+            Next::Room(room, range) => {
+                let mut bytes = zeroes(range);
+                let file = &room.store.core().disk.file;
+                let read = || pread(file, &mut bytes[..], range.start);
+                let read = rustix::io::retry_on_intr(read).map_err(StoreError::io("pread"))?;
+                some(bytes, read)
+            }
+            Next::Leased(lease, range) => {
+                let mut bytes = zeroes(range);
+                let read = lease.read_at(&mut bytes, range.start)?;
+                some(bytes, read)
+            }
+        }
+    }
+}
+
+fn zeroes(range: &Range<u64>) -> Vec<u8> {
+    vec![0; usize::try_from(range.end - range.start).unwrap_or(0)]
+}
+
+fn some(mut bytes: Vec<u8>, read: usize) -> Result<Bytes, StoreError> {
     if read == 0 {
         return Err(StoreError::io("pread")(Errno::IO));
     }

@@ -49,7 +49,7 @@ mod state;
 mod store;
 
 pub use ban::Ban;
-pub use error::StoreError;
+pub use error::{MayWait, StoreError};
 pub use fill::{Fill, FillReader};
 pub use head::Head;
 pub use hit::Hit;

@@ -7,9 +7,10 @@ use super::ban::Ban;
 use super::banlog::BanLog;
 use super::core::Core;
 use super::disk::Disk;
-use super::error::StoreError;
+use super::error::{MayWait, StoreError};
 use super::fill::Fill;
 use super::hit::Hit;
+use super::index::Entry;
 use super::key::{Key, State};
 use super::options::{Admission, Counters, Dropped, Opened, Options, RegionState};
 use super::{keeper, recover};
@@ -79,7 +80,19 @@ impl Store {
     /// before it is given out first.
     #[must_use]
     pub fn get(&self, key: &Key) -> Option<Hit> {
-        let found = self.core().find(key, true);
+        self.counted(self.core().find(key, true))
+    }
+
+    /// As [`get`](Self::get), if that takes no waiting for the disk: what it has to read is in the
+    /// page cache, and was compared with its checksums, or written by this process.
+    ///
+    /// # Errors
+    /// [`MayWait`] if it may take waiting; then nothing is counted.
+    pub fn try_get(&self, key: &Key) -> Result<Option<Hit>, MayWait> {
+        self.core().try_find(key, true).map(|found| self.counted(found))
+    }
+
+    fn counted(&self, found: Option<(Entry, Hit)>) -> Option<Hit> {
         let counters = &mut self.core().state().counters;
         *(if found.is_some() { &mut counters.hits } else { &mut counters.misses }) += 1;
         found.map(|(_, hit)| hit)

@@ -1,6 +1,7 @@
 //! What the tests of the store share.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
+use rustix::io::Errno;
 use sendfile2_cache::store::{Hit, Key, Opened, Options, State, Store, StoreError};
 
 pub const HEAD: &[u8] = b"a head";
@@ -55,4 +56,17 @@ pub fn stored(hit: &Hit) -> Vec<u8> {
         done += lease.read_at(&mut bytes[done..], range.start + done as u64).unwrap();
     }
     bytes
+}
+
+/// Takes all of a file out of the page cache; `false` where its filesystem cannot tell.
+pub fn forget(file: &std::fs::File) -> bool {
+    let (mut bytes, flags) = ([0; 1], rustix::io::ReadWriteFlags::NOWAIT);
+    let mut slices = [std::io::IoSliceMut::new(&mut bytes)];
+    let tells = rustix::io::preadv2(file, &mut slices, 0, flags) != Err(Errno::OPNOTSUPP);
+    rustix::fs::fdatasync(file).unwrap();
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    if !tells {
+        println!("SKIP: the filesystem cannot tell what is in the page cache");
+    }
+    tells
 }
