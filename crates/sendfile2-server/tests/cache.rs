@@ -199,3 +199,57 @@ fn with_tls_the_port_of_http_is_another_target() {
     assert!(is_hit("h:443"));
     assert_eq!(how("h:80").as_deref(), Some("sendfile2; fwd=uri-miss; stored"));
 }
+
+#[test]
+fn what_was_purged_does_not_come_back() {
+    let dir = files();
+    for name in ["url", "prefix", "tag", "other"] {
+        std::fs::create_dir(dir.path().join(name)).expect("a directory");
+        std::fs::write(dir.path().join(name).join("file"), name).expect("a file");
+    }
+    let tag = "/tag/*=Cache-Tag: red, a&b";
+    let args = ["--listen", "127.0.0.1:0", "--cache-control", "*=max-age=60", "--header", tag];
+    let origin = Server::new(dir.path(), &args);
+    let url = format!("http://{}", origin.addresses[0]);
+    let store = dir.path().join("store").display().to_string();
+    let args =
+        ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--store", &store, "--size", "64M"];
+    let paths = ["/url/file", "/prefix/file", "/tag/file", "/other/file"];
+    let is_hit = |at: &str, path| get(at, path).contains("cache-status: sendfile2; hit; ttl=");
+    let purge = |at: &str, form: &str, more: &str| {
+        let len = form.len();
+        let head = format!("POST /purge HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{more}");
+        let request = format!("{head}content-length: {len}\r\n\r\n{form}");
+        ask(at, request.as_bytes())
+    };
+    let forms = ["url=http://x/url/file", "prefix=http://x/prefix", "tag=a%26b"];
+    {
+        let mut cache = cache(&[&url], &args);
+        let (at, admin) = (&cache.addresses[0].clone(), &cache.addresses[1].clone());
+        for path in paths {
+            common::until("a hit", || is_hit(at, path));
+        }
+        for form in ["", "tag=", "url=/url/file", "what=x"] {
+            let answer = purge(admin, form, "");
+            assert_eq!(status(&answer), Some(400), "{form}: {answer}");
+            assert!(!answer.ends_with("\r\n\r\n"), "it says why");
+        }
+        assert_eq!(status(&purge(admin, forms[0], "origin: http://y\r\n")), Some(403));
+        assert_eq!(status(&get(admin, "/purge")), Some(405));
+        assert!(is_hit(at, paths[0]));
+        for form in forms {
+            let answer = purge(admin, form, "");
+            assert_eq!(status(&answer), Some(200), "{form}: {answer}");
+        }
+        cache.child.kill().expect("it runs");
+        cache.child.wait().expect("it ends");
+    }
+    let cache = cache(&[&url], &args);
+    let at = &cache.addresses[0];
+    for path in &paths[..3] {
+        let answer = get(at, path);
+        assert!(answer.contains("cache-status: sendfile2; fwd=uri-miss"), "{path}: {answer}");
+    }
+    // Control: what was not purged is there.
+    assert!(is_hit(at, paths[3]));
+}

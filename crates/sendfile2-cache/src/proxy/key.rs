@@ -1,7 +1,7 @@
 //! The target of a request, by which its answer is found again: refused where it is not clear.
 
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, Method, Request, StatusCode, Version, header};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header};
 
 use crate::store::Key;
 
@@ -53,6 +53,14 @@ impl Target {
             return Err(StatusCode::BAD_REQUEST);
         }
         Ok(Target { authority, path: path.to_owned() })
+    }
+
+    /// The target of a request for this URL.
+    pub(super) fn of_url(url: &Uri) -> Option<Self> {
+        let mut request = Request::new(());
+        url.scheme()?;
+        (*request.uri_mut(), *request.version_mut()) = (url.clone(), Version::HTTP_2);
+        Target::of(&request, "").ok()
     }
 
     /// Another one at the same authority.

@@ -121,6 +121,19 @@ impl Cache {
         self.0.store.ban(ban)
     }
 
+    /// The ban of the answers to this URL, all variants of them; `None` if it is none of `http` or
+    /// `https` with a host. The schemes differ only in the port that need not be named.
+    #[must_use]
+    pub fn ban_of_url(url: &http::Uri) -> Option<Ban> {
+        Target::of_url(url).map(|target| Ban::Key(target.key()))
+    }
+
+    /// The ban of the answers to all URLs that begin with this one; as [`ban_of_url`](Self::ban_of_url).
+    #[must_use]
+    pub fn ban_of_prefix(url: &http::Uri) -> Option<Ban> {
+        Target::of_url(url).map(|target| Ban::Prefix(target.id()))
+    }
+
     /// The number of answers that are on their way into the store.
     #[must_use]
     pub fn filling(&self) -> usize {

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::Router;
-use axum::routing::get;
+use axum::body::Bytes;
+use axum::http::HeaderMap;
+use axum::routing::{get, post};
+use axum::{Extension, Router};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use metrics::{describe_counter, describe_gauge, describe_histogram};
@@ -16,10 +18,10 @@ use sendfile2_cache::store::Store;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use super::cached;
-use super::connection::http1;
+use super::connection::{Server, http1};
 use super::sockets::Listening;
 use super::timeouts::{Clock, Limits, Pulse, Timed};
+use super::{cached, purge};
 use crate::args::operation::Operation;
 
 /// Seconds, from a release that comes with the send to one that comes with the peer's retreat.
@@ -55,9 +57,10 @@ pub(super) fn start(
     listener: Listening,
     handle: PrometheusHandle,
     args: &Operation,
-    store: Option<Store>,
+    (server, store): (Arc<Server>, Option<Store>),
 ) -> JoinHandle<()> {
     let upkeep = handle.clone();
+    let has_store = store.is_some();
     tokio::spawn(async move {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
@@ -73,6 +76,16 @@ pub(super) fn start(
     let app = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/metrics", get(move || async move { render(&process, &handle) }));
+    let app = if has_store {
+        let purge = |headers: HeaderMap, Extension(pulse): Extension<Arc<Pulse>>, body: Bytes| async move {
+            // The disk may take its time.
+            let _answering = pulse.answers();
+            purge::answer(&server, &headers, &body).await
+        };
+        app.route("/purge", post(purge))
+    } else {
+        app
+    };
     let (http, limits, clock) = (http1(), Limits::of(args), Clock::start());
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::spawn(async move {
@@ -87,12 +100,13 @@ pub(super) fn start(
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let (http, app) = (http.clone(), TowerToHyperService::new(app.clone()));
+            let (http, app) = (http.clone(), app.clone());
             let clock = Arc::clone(&clock);
             tokio::spawn(async move {
                 let pulse = Pulse::begin(&clock, limits).await;
-                // Its answers are at hand: the next headers are awaited as soon as one is taken.
+                // Most answers are at hand: the next headers are awaited as soon as one is taken.
                 pulse.awaits_headers();
+                let app = TowerToHyperService::new(app.layer(Extension(Arc::clone(&pulse))));
                 let io = TokioIo::new(Timed::new(io, pulse));
                 // A client that goes away, or is too slow, is its own affair.
                 let _ = http.serve_connection(io, app).await;
