@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use http_body_util::BodyExt;
 use origin::{Origin, cache_of, get, request, response, streaming};
 use sendfile2_cache::Cache;
+use sendfile2_cache::proxy::{Limits, Timeouts};
+use sendfile2_cache::store::Ban;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -173,5 +175,27 @@ async fn a_stale_answer_is_sent_while_it_is_validated() {
             break;
         }
         tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_ban_is_of_what_the_cache_before_asks_for_too() {
+    // The second is the control: a cache that knows nothing of the one before.
+    for (renewed, stored) in [(true, false), (false, true)] {
+        let (origin, gate) = held(&[FRESH]).await;
+        let (urls, limit) = ([&*origin.url], std::time::Duration::from_secs(20));
+        let timeouts = Timeouts { connect: limit, head: limit, stall: limit };
+        let before = cache_of(&urls);
+        let (origins, limits) = (origin::origins(&urls, timeouts), Limits::default());
+        let cache = match renewed {
+            true => before.renewed(origins, limits),
+            false => Cache::new(before.store().clone(), origins, limits),
+        };
+        let asking = all(&before, &["1"]);
+        origin::until(|| origin.count() == 1).await;
+        cache.ban(Ban::All).unwrap();
+        gate.add_permits(2);
+        asking.join_all().await;
+        assert_eq!(get(&cache, "/", &[]).await.is_hit(), stored);
     }
 }

@@ -93,15 +93,29 @@ impl Cache {
     /// A cache of what these origins answer, in this store.
     #[must_use]
     pub fn new(store: Store, origins: Origins, limits: Limits) -> Self {
-        let (flights, uncacheable) = (Arc::default(), Remembered::new(REMEMBERED));
         Cache(Arc::new(Inner {
             store,
             origins,
             options: limits,
-            flights,
+            flights: Arc::default(),
             changes: Arc::default(),
-            uncacheable,
+            uncacheable: Remembered::new(REMEMBERED),
             filling: Arc::default(),
+        }))
+    }
+
+    /// A cache in the place of this one, in the same store: what is banned or changes by one of them
+    /// is not stored by the other any more.
+    #[must_use]
+    pub fn renewed(&self, origins: Origins, limits: Limits) -> Self {
+        Cache(Arc::new(Inner {
+            store: self.0.store.clone(),
+            origins,
+            options: limits,
+            flights: Arc::clone(&self.0.flights),
+            changes: Arc::clone(&self.0.changes),
+            uncacheable: Remembered::new(REMEMBERED),
+            filling: Arc::clone(&self.0.filling),
         }))
     }
 

@@ -101,9 +101,13 @@ pub fn cache_of(urls: &[&str]) -> Cache {
     cache_with(urls, timeouts, Limits::default())
 }
 
-pub fn cache_with(urls: &[&str], timeouts: Timeouts, limits: Limits) -> Cache {
+pub fn origins(urls: &[&str], timeouts: Timeouts) -> Origins {
     let urls: Vec<_> = urls.iter().map(|url| url.parse().expect("a URL")).collect();
-    let origins = Origins::new(&urls, Choice::RoundRobin, timeouts).expect("origins");
+    Origins::new(&urls, Choice::RoundRobin, timeouts).expect("origins")
+}
+
+pub fn cache_with(urls: &[&str], timeouts: Timeouts, limits: Limits) -> Cache {
+    let origins = origins(urls, timeouts);
     let options = Options { size: 64 << 20, region: 2 << 20, ..Options::default() };
     let (store, _) = Store::open(&options).expect("a store");
     Cache::new(store, origins, limits)

@@ -62,14 +62,23 @@ fn origins(config: &Config, args: &Args) -> anyhow::Result<Origins> {
     Origins::new(&uris, choice, timeouts).with_context(|| config.place("origin", 0))
 }
 
-/// Makes the cache of the options; without a store it has one of its own, which nobody uses.
-pub(super) fn cache(config: &Config, args: &Args, store: Option<&Store>) -> anyhow::Result<Cache> {
+/// Makes the cache of the options, in the place of the one `before`; without a store it has one of
+/// its own, which nobody uses.
+pub(super) fn cache(
+    config: &Config,
+    args: &Args,
+    store: Option<&Store>,
+    before: Option<&Cache>,
+) -> anyhow::Result<Cache> {
     let origins = origins(config, args)?;
     let limits = Limits {
         stale_if_error: u32::try_from(args.stale_if_error.as_secs()).unwrap_or(u32::MAX),
         request_body: args.max_request_body,
         ..Limits::default()
     };
+    if let Some(before) = before {
+        return Ok(before.renewed(origins, limits));
+    }
     let store = match store {
         Some(store) => store.clone(),
         None => {

@@ -104,13 +104,13 @@ impl Running {
         let mut old: Vec<_> = self.own.iter().map(|(of, _)| of.clone()).collect();
         let others = self.listening.len() - old.len();
         let room = self.server.connections;
-        let store = self.store.clone();
+        let (store, before) = (self.store.clone(), self.server.site.load_full());
         let read = move || {
             let config = Config::read(&line).map_err(|wrong| match wrong {
                 Wrong::Usage(e) => anyhow::anyhow!("{}", e.render()),
                 Wrong::File(e) => e,
             })?;
-            let site = Site::new(&config, store.as_ref())?;
+            let site = Site::new(&config, store.as_ref(), Some(&before))?;
             let log = config.operation().access_log.as_deref().map(log::open).transpose();
             let log = log.with_context(|| config.place("access-log", 0))?;
             let all = sockets::addresses(config.operation(), of_systemd);

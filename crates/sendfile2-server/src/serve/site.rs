@@ -87,7 +87,12 @@ pub(super) struct Terms {
 
 impl Site {
     /// Reads and opens what the options name. A cache has its store; without one it is only looked at.
-    pub(super) fn new(config: &Config, store: Option<&Store>) -> anyhow::Result<Self> {
+    /// What it knows of changes a cache has from the one `before`.
+    pub(super) fn new(
+        config: &Config,
+        store: Option<&Store>,
+        before: Option<&Site>,
+    ) -> anyhow::Result<Self> {
         config::agree(config)?;
         let args = config.operation();
         super::usable(args.engine, args.listen.iter().chain(&args.listen_http))?;
@@ -100,7 +105,13 @@ impl Site {
         };
         let content = match &config.what {
             What::Files(args) => Content::Files(Arc::new(Files::new(config, args)?)),
-            What::Cache(args) => Content::Cache(cached::cache(config, args, store)?),
+            What::Cache(args) => {
+                let before = before.and_then(|before| match &before.content {
+                    Content::Cache(cache) => Some(cache),
+                    Content::Files(_) => None,
+                });
+                Content::Cache(cached::cache(config, args, store, before)?)
+            }
         };
         Ok(Site {
             redirect: args.redirect_https.map(std::num::NonZeroU16::get),

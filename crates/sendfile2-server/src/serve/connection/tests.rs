@@ -31,7 +31,7 @@ fn a_panic_is_a_500_and_counted_and_the_gauge_goes_down() {
     let metrics = recorder.handle();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let served = async {
-        let (site, log) = (Site::new(&config, None).unwrap(), Log::new(None).unwrap());
+        let (site, log) = (Site::new(&config, None, None).unwrap(), Log::new(None).unwrap());
         let server = Server::new(1, site, log, Meters::new());
         let (mut client, stream) = tokio::io::duplex(4096);
         let served = tokio::spawn(async move {
@@ -89,7 +89,7 @@ fn a_panic_of_what_is_answered_at_once_is_a_500() {
     let metrics = recorder.handle();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let served = async {
-        let (site, log) = (Site::new(&config, None).unwrap(), Log::new(None).unwrap());
+        let (site, log) = (Site::new(&config, None, None).unwrap(), Log::new(None).unwrap());
         let read = metrics::Counter::from_arc(Arc::new(Counts));
         let mut meters = Meters::new();
         meters.read = read;
