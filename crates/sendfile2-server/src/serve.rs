@@ -11,6 +11,7 @@ mod listing;
 mod log;
 mod meters;
 mod needs;
+mod picture;
 mod purge;
 mod reload;
 mod request;
@@ -224,10 +225,10 @@ async fn serve(
     let server = Server::new(connections, site, Log::new(log)?, Meters::new());
     let admin = opened.admin.zip(recorder).map(|((address, listener), recorder)| {
         output::note(&format!("sendfile2: metrics and health on {address}"));
-        admin::start(listener, recorder, args, (Arc::clone(&server), store.clone()))
+        admin::start(listener, recorder, args, (Arc::clone(&server), store))
     });
     let wanted = args.max_connections.get();
-    let mut running = Running::new(Arc::clone(&server), config, line, of_systemd, store);
+    let mut running = Running::new(Arc::clone(&server), config, line, of_systemd);
     for listener in opened.listeners {
         running.listen(listener);
     }

@@ -56,6 +56,13 @@ fn files_of_another_server_are_answered_from_the_store() {
     );
     let metrics = get(&cache.addresses[1], "/metrics");
     assert!(number(&metrics, "sendfile2_cache_requests_total{result=\"hit\"}") >= 2.0, "{metrics}");
+    let page = get(&cache.addresses[1], "/cache");
+    assert!(page.contains("refresh: 2\r\n") && page.contains("<p>1 responses, 10 "), "{page}");
+    let json = get(&cache.addresses[1], "/cache.json");
+    assert!(json.contains("application/json") && json.contains("\"objects\":1,"), "{json}");
+    let regions = json.matches("\"state\":").count();
+    assert!(regions > 1 && page.matches("<rect ").count() == regions, "{page}");
+    assert_eq!(page.matches("<rect class=\"open\"").count(), json.matches("\"open\"").count());
     // A reload leaves the store as it is.
     let pid = rustix::process::Pid::from_child(&cache.child);
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("it is there");

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use super::connection::{Server, http1};
 use super::sockets::Listening;
 use super::timeouts::{Clock, Limits, Pulse, Timed};
-use super::{cached, purge};
+use super::{cached, picture, purge};
 use crate::args::operation::Operation;
 
 /// Seconds, from a release that comes with the send to one that comes with the peer's retreat.
@@ -60,7 +60,7 @@ pub(super) fn start(
     (server, store): (Arc<Server>, Option<Store>),
 ) -> JoinHandle<()> {
     let upkeep = handle.clone();
-    let has_store = store.is_some();
+    let shown = store.clone();
     tokio::spawn(async move {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
@@ -76,13 +76,19 @@ pub(super) fn start(
     let app = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/metrics", get(move || async move { render(&process, &handle) }));
-    let app = if has_store {
+    let app = if let Some(store) = shown {
         let purge = |headers: HeaderMap, Extension(pulse): Extension<Arc<Pulse>>, body: Bytes| async move {
             // The disk may take its time.
             let _answering = pulse.answers();
             purge::answer(&server, &headers, &body).await
         };
+        let of_json = store.clone();
+        let json = move || async move {
+            ([("content-type", "application/json")], picture::json(&of_json))
+        };
         app.route("/purge", post(purge))
+            .route("/cache", get(move || async move { picture::page(&store) }))
+            .route("/cache.json", get(json))
     } else {
         app
     };

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use sd_notify::NotifyState;
-use sendfile2_cache::store::Store;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use super::connection::{Server, Speaks};
@@ -26,8 +25,6 @@ pub(super) struct Running {
     at_start: AtStart,
     /// Whether systemd has given a socket to serve on.
     of_systemd: bool,
-    /// The store of a cache, which stays.
-    store: Option<Store>,
     listening: JoinSet<()>,
     /// The listeners at addresses of the options.
     own: VecDeque<((Speaks, Address), AbortHandle)>,
@@ -48,11 +45,10 @@ impl Running {
         config: Config,
         line: Vec<OsString>,
         of_systemd: bool,
-        store: Option<Store>,
     ) -> Self {
         let at_start = AtStart::of(&config);
         let (listening, own) = (JoinSet::new(), VecDeque::new());
-        Running { server, config, line, at_start, of_systemd, store, listening, own }
+        Running { server, config, line, at_start, of_systemd, listening, own }
     }
 
     pub(super) fn listen(&mut self, Listener { speaks, name, of, socket }: Listener) {
@@ -104,13 +100,14 @@ impl Running {
         let mut old: Vec<_> = self.own.iter().map(|(of, _)| of.clone()).collect();
         let others = self.listening.len() - old.len();
         let room = self.server.connections;
-        let (store, before) = (self.store.clone(), self.server.site.load_full());
+        // A cache keeps its store.
+        let before = self.server.site.load_full();
         let read = move || {
             let config = Config::read(&line).map_err(|wrong| match wrong {
                 Wrong::Usage(e) => anyhow::anyhow!("{}", e.render()),
                 Wrong::File(e) => e,
             })?;
-            let site = Site::new(&config, store.as_ref(), Some(&before))?;
+            let site = Site::new(&config, None, Some(&before))?;
             let log = config.operation().access_log.as_deref().map(log::open).transpose();
             let log = log.with_context(|| config.place("access-log", 0))?;
             let all = sockets::addresses(config.operation(), of_systemd);
