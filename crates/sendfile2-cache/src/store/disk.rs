@@ -22,7 +22,7 @@ use super::options::Options;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The number of tmpfs in statfs(2).
-const TMPFS: i64 = 0x0102_1994;
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 
 /// The file of a store, which nobody else has open as one.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Disk {
         let guard = GuardOptions::new();
         // Nobody has been sent anything of a file that was empty.
         let guard = if empty && !device { guard.nothing_exposed() } else { guard };
-        let in_memory = fstatfs(&file).is_ok_and(|at| i64::from(at.f_type) == TMPFS);
+        let in_memory = fstatfs(&file).is_ok_and(|at| at.f_type == TMPFS);
         let file = guard.guard(file)?;
         let disk = Disk {
             file,
