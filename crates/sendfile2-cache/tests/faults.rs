@@ -5,13 +5,14 @@
 mod common;
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{HEAD, MIB, body, opened, put, small, stored};
-use sendfile2_cache::store::{Ban, Key, Options, Store, StoreError};
+use sendfile2_cache::store::{Ban, Key, Opened, Options, Store, StoreError};
 
 const META: u64 = 4 * MIB;
 const REGION: u64 = 2 * MIB;
@@ -402,12 +403,12 @@ fn a_block_device_is_a_store_and_one_with_something_else_is_not() {
     let refused = Store::open(&options(path));
     last.write_all_at(&[0; 4], size - 512).unwrap();
     drop(last);
-    let (store, opened) = opened(&options(path));
+    let (store, opened) = once_free(&options(path));
     fill(&store, 0..600);
     let there = check(&store, 0..600);
     let counters = store.counters();
     drop(store);
-    let again = common::opened(&options(path));
+    let again = once_free(&options(path));
     let recovered = check(&again.0, 0..600);
     drop(again);
     let mut first = [0; 8];
@@ -415,4 +416,20 @@ fn a_block_device_is_a_store_and_one_with_something_else_is_not() {
     assert!(matches!(refused, Err(StoreError::NotAStore { .. })), "{refused:?}");
     assert!(opened.made && there > 0 && recovered == there, "{counters:?}");
     assert_eq!(&first, b"sf2cache");
+}
+
+/// Opens the store of a device. A child that another test has forked has it open, too, until it
+/// becomes another program.
+fn once_free(options: &Options) -> (Store, Opened) {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        match Store::open(options) {
+            Err(StoreError::Io { cause, .. })
+                if cause.kind() == ErrorKind::ResourceBusy && Instant::now() < end =>
+            {
+                std::thread::yield_now();
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }
