@@ -477,6 +477,7 @@ fn man_pages_are_generated_for_every_command() {
         sendfile2-bench-memory.1
         sendfile2-bench-report.1
         sendfile2-bench.1
+        sendfile2-cache.1
         sendfile2-completions.1
         sendfile2-demo.1
         sendfile2-man.1
