@@ -1,0 +1,151 @@
+//! A balancer (`HAProxy`) before three caches, as docs/cache.md configures it: one is killed under load, and comes
+//! back, and no client sees an error.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::ScopedJoinHandle;
+
+use common::{Server, get, have, number, until};
+
+const TARGETS: usize = 60;
+/// Requests in each part of the test.
+const REQUESTS: u64 = 600;
+
+/// A cache with a store that outlives it, at these addresses.
+fn cache(origin: &str, store: &Path, listen: &str, admin: &str) -> Server {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sendfile2-server"));
+    command.args(["cache", "--origin", origin, "--size", "64M", "--store"]).arg(store);
+    command.args(["--listen", listen, "--admin", admin]).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+    let (mut listening, mut metrics) = (None, None);
+    while listening.is_none() || metrics.is_none() {
+        let mut line = String::new();
+        assert_ne!(stderr.read_line(&mut line).expect("UTF-8"), 0, "it ended early");
+        let address = line.trim().rsplit(' ').next().map(str::to_owned);
+        if line.contains("metrics") {
+            metrics = address;
+        } else if line.contains("listening") {
+            listening = address;
+        }
+    }
+    Server { child, addresses: listening.into_iter().chain(metrics).collect(), stderr }
+}
+
+struct Haproxy(Child);
+
+impl Drop for Haproxy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The configuration of docs/cache.md, with these caches, at this socket.
+fn configured(caches: &[Server], socket: &Path) -> String {
+    let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cache.md");
+    let docs = std::fs::read_to_string(docs).expect("it is there");
+    let (_, shown) = docs.split_once("```haproxy\n").expect("a configuration");
+    let (shown, _) = shown.split_once("```").expect("its end");
+    let mut servers = caches.iter();
+    let lines = shown.lines().map(|line| match line.trim().split(' ').next() {
+        Some("bind") => format!("    bind unix@{}", socket.display()),
+        Some("server") => {
+            let cache = &servers.next().expect("as many as in the page").addresses;
+            let name = line.trim().split(' ').nth(1).expect("a name");
+            let (_, checked) = cache[1].rsplit_once(':').expect("a port");
+            let checks = "inter 100ms fall 2 rise 1";
+            format!("    server {name} {} check port {checked} {checks}", cache[0])
+        }
+        _ => line.to_owned(),
+    });
+    let configuration = lines.collect::<Vec<_>>().join("\n") + "\n";
+    assert!(servers.next().is_none(), "{configuration}");
+    configuration
+}
+
+/// Asks for a target; returns whether it was a hit.
+fn asks(socket: &Path, target: usize) -> Result<bool, String> {
+    let mut stream = UnixStream::connect(socket).map_err(|e| e.to_string())?;
+    let request = format!("GET /{target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(|e| e.to_string())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(|e| e.to_string())?;
+    let right = answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(&body(target));
+    if right { Ok(answer.contains("cache-status: sendfile2; hit")) } else { Err(answer) }
+}
+
+fn body(target: usize) -> String {
+    format!("\r\n\r\n{}", format!("{target:04}").repeat(1000))
+}
+
+#[test]
+fn a_cache_that_is_killed_and_comes_back_is_no_error_to_anybody() {
+    if !have("haproxy") {
+        return;
+    }
+    let dir = common::files();
+    for target in 0..TARGETS {
+        let contents = &body(target)[4..];
+        std::fs::write(dir.path().join(target.to_string()), contents).expect("a file");
+    }
+    let args = ["--listen", "127.0.0.1:0", "--cache-control", "*=max-age=600"];
+    let origin = Server::new(dir.path(), &args);
+    let origin = format!("http://{}", origin.addresses[0]);
+    let stores = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let store = |n: usize| stores.path().join(n.to_string());
+    let start = |n| cache(&origin, &store(n), "127.0.0.1:0", "127.0.0.1:0");
+    let mut caches = [0, 1, 2].map(start);
+    let socket = stores.path().join("socket");
+    let file = stores.path().join("haproxy.cfg");
+    std::fs::write(&file, configured(&caches, &socket)).expect("a file");
+    let haproxy = Command::new("haproxy").args(["-db", "-q", "-f"]).arg(&file).spawn();
+    let _haproxy = Haproxy(haproxy.expect("it starts"));
+    until("haproxy listens", || UnixStream::connect(&socket).is_ok());
+    until("everything is stored", || (0..TARGETS).all(|n| asks(&socket, n) == Ok(true)));
+
+    let (asked, hits, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let client = |seed: usize| {
+        let mut target = seed;
+        while !over.load(Relaxed) {
+            target = (target + 7) % TARGETS;
+            let hit = asks(&socket, target).expect("an answer");
+            hits.fetch_add(u64::from(hit), Relaxed);
+            asked.fetch_add(1, Relaxed);
+        }
+    };
+    // So many requests later. A client that has seen an error has ended, and its panic is the test's.
+    let more = |clients: &[ScopedJoinHandle<'_, ()>]| {
+        let (before, hits_before) = (asked.load(Relaxed), hits.load(Relaxed));
+        until("the clients have gone on", || {
+            asked.load(Relaxed) >= before + REQUESTS
+                || clients.iter().any(ScopedJoinHandle::is_finished)
+        });
+        let asked = asked.load(Relaxed) - before;
+        format!("{} of {asked} requests were hits", hits.load(Relaxed) - hits_before)
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4).map(|seed| scope.spawn(move || client(seed))).collect();
+        println!("three caches: {}", more(&clients));
+        caches[0].child.kill().expect("it runs");
+        caches[0].child.wait().expect("it ends");
+        println!("one of them killed: {}", more(&clients));
+        let [listen, admin] = &caches[0].addresses[..] else { panic!("two addresses") };
+        caches[0] = cache(&origin, &store(0), listen, admin);
+        let admin = caches[0].addresses[1].clone();
+        let served = || {
+            number(&get(&admin, "/metrics"), "sendfile2_cache_requests_total{result=\"hit\"}") > 0.0
+        };
+        until("it serves from its store again", || {
+            served() || clients.iter().any(ScopedJoinHandle::is_finished)
+        });
+        println!("and back, with its store: {}", more(&clients));
+        over.store(true, Relaxed);
+        clients.into_iter().for_each(|client| client.join().expect("no error"));
+    });
+}
