@@ -1,4 +1,4 @@
-//! What Python hands over: descriptors, numbers, times, bytes.
+//! The arguments that Python hands over: descriptors, numbers, times, bytes.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 pub(crate) enum Conn {
     Tokio(Box<Plain>),
     Sender(AsyncSender),
-    /// It could not be made a sender.
+    /// A socket that could not be made a sender.
     Lost,
 }
 

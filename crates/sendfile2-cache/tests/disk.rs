@@ -42,7 +42,7 @@ fn cache_in(path: &std::path::Path, url: &str) -> Cache {
     Cache::new(Store::open(&options).unwrap().0, origins, Limits::default())
 }
 
-/// What others could have done has been done.
+/// Waits until others have done what they could.
 async fn others_had_their_turn(cache: &Cache) {
     for _ in 0..5 {
         let answer = cache.answer(request("GET", "/passes", &[])).await;

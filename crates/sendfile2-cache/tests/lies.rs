@@ -73,7 +73,7 @@ async fn another_protocol_is_not_passed_to_a_client_who_did_not_ask() {
     assert_eq!(origin::ask(&cache, "POST", "/", &[]).await.status, 502);
 }
 
-/// What is about the fields of one request is not for others.
+/// An answer about the fields of one request is not for others.
 #[tokio::test]
 async fn an_answer_to_a_range_that_is_none_is_nobody_elses() {
     let origin = Origin::new(|seen| async move {
@@ -90,7 +90,7 @@ async fn an_answer_to_a_range_that_is_none_is_nobody_elses() {
     assert_eq!((answer.status.as_u16(), &*answer.body), (200, "body"));
 }
 
-/// What `Connection` names does not reach the origin: the answer is not the one for its value.
+/// A field that `Connection` names does not reach the origin: the answer is not the one for its value.
 #[tokio::test]
 async fn a_field_that_connection_names_decides_nothing() {
     let origin = Origin::new(|seen| async move {
@@ -123,7 +123,7 @@ async fn what_proxies_say_is_not_taken_away_by_connection() {
     assert_eq!(seen.header("x-other"), None);
 }
 
-/// What was stored without regard to a field is not what the field's other values have.
+/// An answer that was stored without regard to a field is not that of the field's other values.
 #[tokio::test]
 async fn an_answer_that_begins_to_vary_is_asked_for_anew() {
     let origin = Origin::new(|seen| async move {

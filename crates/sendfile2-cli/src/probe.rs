@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     output::print(&text)
 }
 
-/// What protects a program that cannot have the shim.
+/// The protection of a program that cannot have the shim.
 const WITHOUT_THE_SHIM: &str = "`sendfile2 run`, where the kernel can (Linux 5.19); or switch sendfile off \
     in its configuration, or overwrite by `sendfile2 write` or sendfile2_pwrite(3), which harm nothing \
     that is in flight";

@@ -144,7 +144,7 @@ fn make_file(path: &Path, length: u64) {
     }
 }
 
-/// What a client of `stream.c` has got.
+/// The bytes that a client of `stream.c` has got.
 #[derive(Debug, PartialEq, Eq)]
 enum Got {
     /// Exactly the file.

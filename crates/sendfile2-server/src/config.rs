@@ -29,7 +29,7 @@ pub(crate) struct Config {
     prefix: &'static str,
 }
 
-/// What is served.
+/// The contents that are served.
 pub(crate) enum What {
     Files(Box<serve::Args>),
     Cache(Box<cache::Args>),

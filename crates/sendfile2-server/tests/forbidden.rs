@@ -50,7 +50,7 @@ fn what_every_file_needs_is_asked_for_at_the_start() {
     }
 }
 
-/// It listened, and answered nobody; or gave a number of an error, and nothing else.
+/// A server that listened, and answered nobody; or gave a number of an error, and nothing else.
 #[test]
 fn what_every_connection_needs_is_asked_for_at_the_start() {
     let dir = files();

@@ -574,7 +574,7 @@ fn a_log_that_is_a_fifo_waits_for_nobody() {
     server.end();
 }
 
-/// What a reload waits for may never come: here certificates, by a FIFO that nobody writes to.
+/// A reload may wait for what never comes: here certificates, by a FIFO that nobody writes to.
 #[test]
 fn a_reload_that_never_ends_keeps_nobody_from_ending() {
     if !have("openssl") {

@@ -708,7 +708,7 @@ fn chromium_gets_the_whole_file() {
     assert!(page.contains("9000000 arrived"), "{page}");
 }
 
-/// What a page of Chromium's shows when nothing more happens.
+/// The text that a page of Chromium's shows when nothing more happens.
 fn chromium(url: &str) -> String {
     let profile = tempfile::tempdir().expect("a directory");
     let output = Command::new("chromium")

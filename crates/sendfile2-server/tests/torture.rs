@@ -168,12 +168,12 @@ fn cache(origin: &str, store: &Path) -> (Killed, String) {
     (Killed(child), address)
 }
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Debug, Default)]
 struct Got {
     generation: u64,
     hit: bool,
-    /// It has come to its end.
+    /// An answer that has come to its end.
     whole: bool,
     bytes: usize,
     wrong: usize,

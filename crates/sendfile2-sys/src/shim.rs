@@ -42,7 +42,7 @@ pub struct Counters {
     counts: [AtomicU64; COUNTS],
 }
 
-/// What a program's counters were when they were read.
+/// The values of a program's counters when they were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counted {
     mode: u64,

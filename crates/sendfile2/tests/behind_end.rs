@@ -46,7 +46,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// What a lease, or the file, has from `at` on: the bytes that one call reads.
+/// The bytes that a lease, or the file, has from `at` on, as one call reads them.
 fn bytes(lease: &Lease, at: u64) -> Vec<u8> {
     let mut buffer = vec![1; 100];
     let read = lease.read_at(&mut buffer, at).unwrap();

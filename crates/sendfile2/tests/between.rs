@@ -1,4 +1,4 @@
-//! What others do between two system calls of one that sends, or overwrites.
+//! Acts of others between two system calls of one that sends, or overwrites.
 #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 mod common;
@@ -170,7 +170,7 @@ fn time_passes(file: &File) {
     file.metadata().unwrap();
 }
 
-/// What was overwritten there.
+/// The bytes that were overwritten there.
 fn last(file: &File) -> Vec<u8> {
     let mut bytes = vec![0; 4096];
     file.read_exact_at(&mut bytes, 8192).unwrap();

@@ -240,7 +240,7 @@ fn what_was_detached_while_it_was_exposed_is_counted_in_whole_folios() {
     assert_eq!(guard.counters().kept_by_packets, 0);
 }
 
-/// What a hole or a new size drops as a whole stays with the packets, too.
+/// Folios that a hole or a new size drops as a whole stay with the packets, too.
 #[test]
 fn what_a_hole_and_a_new_size_drop_is_counted_in_whole_folios() {
     const FOLIO: u64 = 2 << 20;

@@ -57,7 +57,7 @@ fn what_was_sent_and_what_is_to_be_sent_keep_their_bytes() {
     }
 }
 
-/// What packets keep of it is counted as with any other writer.
+/// The memory that packets keep of it is counted as with any other writer.
 #[test]
 fn the_memory_that_packets_keep_is_counted() {
     for (filesystem, file) in files() {

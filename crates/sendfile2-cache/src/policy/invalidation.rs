@@ -1,4 +1,4 @@
-//! What a change at the origin makes invalid (RFC 9111, 4.4).
+//! The targets that a change at the origin makes invalid (RFC 9111, 4.4).
 
 use http::uri::Uri;
 use http::{HeaderMap, Method, StatusCode, header};

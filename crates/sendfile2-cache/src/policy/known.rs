@@ -1,4 +1,4 @@
-//! What is known of a stored response, in 24 bytes.
+//! The facts that are kept of a stored response, in 24 bytes.
 
 use crate::store::State;
 
@@ -15,7 +15,7 @@ pub enum Kind {
     Language,
 }
 
-/// What is known of a stored response: enough to judge whether it may be sent, without its headers.
+/// The facts of a stored response by which it is judged whether it may be sent, without its headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
     /// The kind of object.

@@ -4,23 +4,23 @@ use super::control::RequestControl;
 use super::freshness::MOST;
 use super::known::Known;
 
-/// What may be done with a stored response for a request.
+/// The use that may be made of a stored response for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reuse {
-    /// It may be sent.
+    /// Send it.
     Fresh,
-    /// It may be sent though it is stale, since its origin or the client allows it.
+    /// Send it though it is stale, since its origin or the client allows it.
     Stale,
-    /// It may be sent, and is to be validated meanwhile.
+    /// Send it, and validate it meanwhile.
     WhileRevalidating,
-    /// It must be validated first: it is stale, or must be validated always.
+    /// Validate it first: it is stale, or must be validated always.
     Validate,
-    /// It must be validated first, since the request says so.
+    /// Validate it first, since the request says so.
     Asked,
 }
 
 impl Known {
-    /// What may be done with it at the time `now`, for a request with these directives.
+    /// Returns the use that may be made of it at the time `now`, for a request with these directives.
     #[must_use]
     pub fn reuse(&self, request: &RequestControl, now: u64) -> Reuse {
         if self.no_cache {

@@ -32,17 +32,17 @@ pub enum Refusal {
     Request,
     /// The response says `no-store`, or `must-understand` with a status that is not understood.
     NoStore,
-    /// It is for one user.
+    /// A response for one user.
     Private,
     /// The request had `Authorization`, and nothing says that others may have the answer.
     Authorization,
-    /// It depends on more than the request's fields (`Vary: *`).
+    /// A response that depends on more than the request's fields (`Vary: *`).
     Vary,
-    /// It is not final, or says that something has not changed.
+    /// A response that is not final, or says that something has not changed.
     Status,
-    /// It is a part that is of no known whole, or whose lengths do not fit.
+    /// A part that is of no known whole, or whose lengths do not fit.
     Part,
-    /// It is stale, and there is nothing to validate it by.
+    /// A stale response, and there is nothing to validate it by.
     Useless,
 }
 
@@ -84,7 +84,7 @@ fn is_heuristic(status: StatusCode) -> bool {
 }
 
 impl Exchange<'_> {
-    /// What is known of the response, if it may be stored, or else why not.
+    /// Returns the facts of the response, if it may be stored, or else why not.
     ///
     /// # Errors
     /// The first reason that was found.

@@ -4,14 +4,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::date::parse_date;
 
-/// What a response to a request for validation says of the stored one.
+/// The meaning of a response to a request for validation, for the stored one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validated {
-    /// It is right.
+    /// The stored one is right.
     Unchanged,
-    /// It says that something has not changed, but of another response than the stored one.
+    /// A 304 about another response than the stored one.
     Another,
-    /// It is the response that is to be used instead.
+    /// A response that is to be used instead.
     Changed,
 }
 

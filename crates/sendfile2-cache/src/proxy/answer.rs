@@ -13,7 +13,7 @@ use crate::store::{FillReader, Hit};
 #[derive(Debug, Clone)]
 pub(super) enum Content {
     Hit(Hit),
-    /// It is being stored. What comes before `from` is no part of it.
+    /// A response that is being stored. The bytes before `from` are no part of it.
     Filling(FillReader),
 }
 

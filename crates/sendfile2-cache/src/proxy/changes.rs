@@ -1,4 +1,4 @@
-//! What changes while it is being asked for: an answer to a request that was sent before is not
+//! Targets that change while they are being asked for: an answer to a request that was sent before is not
 //! stored, and a 304 changes only what it is about.
 
 use std::collections::HashMap;

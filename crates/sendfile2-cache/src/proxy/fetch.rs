@@ -31,7 +31,7 @@ pub(super) struct Ask {
     pub(super) asked: HeaderMap,
     /// As it is forwarded.
     pub(super) outgoing: Outgoing,
-    /// What is stored: to be validated, or a part that may be completed.
+    /// The stored response: to be validated, or a part that may be completed.
     pub(super) old: Option<Box<Found>>,
     pub(super) interim: Option<Interim>,
     pub(super) asking: Asking,
@@ -40,13 +40,13 @@ pub(super) struct Ask {
 /// The outcome of asking.
 #[derive(Debug)]
 pub(super) enum Fetched {
-    /// It is not stored, and why.
+    /// A response that is not stored, and why.
     Passing(Box<Response<Incoming>>, &'static str),
-    /// It is being stored. The rest is for the one who asked.
+    /// A response that is being stored. The rest is for the one who asked.
     Storing(Arc<Shared>, Option<Rest>),
-    /// What is stored is right.
+    /// The stored response is right.
     Validated(Arc<Shared>),
-    /// What is stored stands for an error.
+    /// The stored response stands for an error.
     InsteadOfError(Arc<Shared>, Option<StatusCode>),
     /// There is no answer.
     Failed(Arc<NoAnswer>),

@@ -13,9 +13,9 @@ use crate::store::Key;
 /// The end of a flight, for those who waited for it.
 #[derive(Debug, Clone)]
 pub(super) enum Landed {
-    /// It may be sent to those whose request has the same values.
+    /// A response for those whose request has the same values.
     Stored(Arc<Shared>),
-    /// It is nobody else's.
+    /// A response for nobody else.
     Alone,
     /// There is no answer.
     Failed(Arc<NoAnswer>),
@@ -41,9 +41,9 @@ pub(super) struct Flights(Mutex<HashMap<Key, (Key, Waits)>>);
 
 /// A request's place.
 pub(super) enum Place {
-    /// It is the one that asks.
+    /// The request that asks the origin.
     Leads(Flight),
-    /// It waits for another.
+    /// A request that waits for another.
     Waits(Waits),
 }
 

@@ -33,7 +33,7 @@ pub enum Choice {
     /// One after the other.
     #[default]
     RoundRobin,
-    /// By the request's target: the same for the same, as long as it is well.
+    /// The request's target decides: the same origin for the same target, as long as it is well.
     Hash,
 }
 
@@ -79,7 +79,7 @@ pub enum OriginError {
     /// There is none.
     #[error("an origin is needed, such as http://127.0.0.1:8080")]
     None,
-    /// It is no address of an origin.
+    /// No address of an origin.
     #[error("{0} is no origin: give http://HOST:PORT or https://HOST, without a path")]
     NotOne(String),
     /// The system's certificates cannot be read, by which those of https are judged.
@@ -92,7 +92,7 @@ pub enum OriginError {
 pub(super) enum NoAnswer {
     /// The origin cannot be reached, or ended the connection.
     Unreachable(BoxError),
-    /// It took too long.
+    /// A time limit that has passed.
     Timeout,
 }
 

@@ -19,7 +19,7 @@ use super::layout::{BodyAt, Kind, RECORD_HEADER, Record, Tabled, sums_len};
 use super::options::Admission;
 use super::state::{Slot, State};
 
-/// Whoever stores waits so long for a region that can be filled.
+/// The time for which a fill waits for a region that can be filled.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(super) struct Running {
     pub(super) since: u64,
 }
 
-/// What a record is made of, but for its place.
+/// The parts of a record, but for its place.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parts<'a> {
     pub(super) key: Key,

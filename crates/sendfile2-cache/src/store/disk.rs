@@ -30,7 +30,7 @@ pub(super) struct Disk {
     pub(super) file: GuardedFile,
     pub(super) sizes: Sizes,
     pub(super) secret: Secret,
-    /// It is in memory as a whole, and its filesystem cannot tell.
+    /// A file that is in memory as a whole, whose filesystem cannot tell.
     pub(super) in_memory: bool,
     /// The lock is this one's: leases keep the other for longer than the store is there.
     _lock: File,

@@ -1,4 +1,4 @@
-//! What can go wrong with a store.
+//! The errors of a store.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ pub enum StoreError {
     NotAStore {
         /// The file.
         path: PathBuf,
-        /// What it has instead.
+        /// The bytes that it has instead.
         why: String,
     },
     /// Another process has the store open.

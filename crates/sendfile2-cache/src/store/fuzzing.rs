@@ -1,4 +1,4 @@
-//! What a fuzzer does with an input, which has a region's hashes made good: without that it would
+//! The calls that a fuzzer makes with an input, which has a region's hashes made good: without that it would
 //! see no more than that they are wrong.
 
 use super::layout::{

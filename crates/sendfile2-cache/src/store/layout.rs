@@ -125,7 +125,7 @@ pub(super) fn superblock(sizes: &Sizes, secret: &Secret) -> Vec<u8> {
     block
 }
 
-/// What a store's first bytes say; or why they are not a store's.
+/// The facts in a store's first bytes; or why they are not a store's.
 pub(super) fn read_superblock(block: &[u8]) -> Result<(Sizes, Secret), String> {
     let Some(rest) = block.strip_prefix(&SUPERBLOCK_MAGIC) else {
         return Err("it begins with something else".into());

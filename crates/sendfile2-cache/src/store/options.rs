@@ -1,4 +1,4 @@
-//! What a store is opened with, and what it tells of itself.
+//! The options of a store, and the figures that it tells of itself.
 
 use std::path::PathBuf;
 
@@ -41,7 +41,7 @@ pub struct Opened {
     pub recovered: u64,
     /// Regions that were being filled, and were scanned.
     pub scanned: u64,
-    /// What was dropped, and why.
+    /// The parts that were dropped, and why.
     pub dropped: Vec<Dropped>,
 }
 
@@ -76,7 +76,7 @@ pub struct Counters {
     pub reinserted: u64,
     /// Regions that were taken to be filled anew.
     pub recycled: u64,
-    /// Of these, those that were erased; the others were detached or waited for.
+    /// Recycled regions that were erased; the others were detached or waited for.
     pub erased: u64,
     /// Regions that are not used any more, since reading or writing them failed.
     pub failed: u64,

@@ -1,4 +1,4 @@
-//! What a store that is opened has: the tables of its regions, read by several threads.
+//! The contents of a store that is opened: the tables of its regions, read by several threads.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::sync_channel;

@@ -1,4 +1,4 @@
-//! What a region has, found by its table or by its records. Pure: it is given a way to read.
+//! The contents of a region, found by its table or by its records. Pure: it is given a way to read.
 
 use std::ops::Range;
 

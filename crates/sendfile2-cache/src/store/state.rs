@@ -1,4 +1,4 @@
-//! What a store knows of itself, under one lock: no call here waits for anything.
+//! The books of a store, under one lock: no call here waits for anything.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,17 +10,17 @@ use super::key::Key;
 use super::layout::{ENTRY, FOOTER, REGION_HEADER, Sizes, Tabled};
 use super::options::{Counters, RegionState};
 
-/// What a region is good for now.
+/// The state of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Phase {
     /// Nothing is in it.
     #[default]
     Free,
-    /// It is being made ready, or is, or was filled and has no table yet.
+    /// Being made ready, or ready, or filled and without a table yet.
     Busy,
     /// Records are added.
     Filling,
-    /// It has its table, or what it has was found without one.
+    /// Closed by its table, or found without one.
     Sealed,
     /// Reading or writing failed: it is not used any more.
     Failed,

@@ -1,4 +1,4 @@
-//! What the tests of the store share.
+//! Helpers that the tests of the store share.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use rustix::io::Errno;

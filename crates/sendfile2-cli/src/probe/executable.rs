@@ -28,11 +28,11 @@ pub(super) enum Libc {
 /// Whether a file calls `sendfile(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Calls {
-    /// It imports the function.
+    /// A program that imports the function.
     Yes,
-    /// It does not import the function; libraries that it loads may.
+    /// A program that does not import the function; libraries that it loads may.
     NotItself,
-    /// It has no imports to tell by, or need not import what it calls.
+    /// A program without imports to tell by, or that need not import what it calls.
     Unknown,
 }
 

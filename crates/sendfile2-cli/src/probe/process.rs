@@ -29,7 +29,7 @@ pub(super) struct Process {
     pub(super) executable: Executable,
     /// The mode of the shim, if the process has it loaded.
     pub(super) shim: Option<Mode>,
-    /// What the shim has counted, where its memory can be read.
+    /// The shim's counters, where its memory can be read.
     pub(super) counted: Option<Counted>,
     /// Whether it was started under `sendfile2 run`, and has a filter of system calls.
     pub(super) supervised: bool,

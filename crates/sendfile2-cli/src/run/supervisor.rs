@@ -42,7 +42,7 @@ const LOOK_AT: usize = 32;
 const LISTENER: u64 = u64::MAX;
 const GUARDIAN: u64 = u64::MAX - 1;
 
-/// What became of the calls.
+/// Counters of the calls, by their outcome.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     safe: u64,
@@ -57,7 +57,7 @@ pub(super) struct Tally {
 struct Stalled {
     /// When it began, or when the last byte was accepted.
     since: Instant,
-    /// What was sent by then.
+    /// The bytes that were sent by then.
     sent: u64,
     timeout: Option<Duration>,
     /// Whether epoll watches it. One that was woken for nothing rests until the next look.

@@ -72,10 +72,10 @@ pub struct Args {
 /// How one of several origins is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Choose {
-    /// One after the other.
+    /// One after the other
     #[default]
     RoundRobin,
-    /// By what is asked for: the same for the same.
+    /// The same one for the same target
     Hash,
 }
 

@@ -1,4 +1,4 @@
-//! What `sendfile2 cache` serves: the answers of other servers.
+//! The contents that `sendfile2 cache` serves: the answers of other servers.
 
 use std::net::IpAddr;
 

@@ -29,7 +29,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Where lines are written.
 pub(super) type Target = Box<dyn Write + Send>;
 
-/// What writes is a thread of its own, so that no writing stops the server.
+/// The writer is a thread of its own, so that no writing stops the server.
 pub(super) struct Log(Arc<Shared>);
 
 struct Shared {

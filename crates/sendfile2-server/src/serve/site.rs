@@ -55,7 +55,7 @@ pub(super) struct Site {
     pub(super) terms: Arc<Terms>,
 }
 
-/// What is served.
+/// The contents that are served.
 pub(super) enum Content {
     Files(Arc<Files>),
     Cache(Cache),

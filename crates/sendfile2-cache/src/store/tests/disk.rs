@@ -1,4 +1,4 @@
-//! What is on disk comes back, and nothing else does.
+//! Tests that everything on disk comes back, and nothing else does.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! What a power failure leaves: a log of what was done to the file.
+//! A model of what a power failure leaves: a log of what was done to the file.
 
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::store::{Ban, Key, Options, Store};
 pub(in crate::store) enum Done {
     Write(u64, Vec<u8>),
     Erase(Range<u64>),
-    /// What was done before the log had this length is on disk.
+    /// The length of the log up to which everything is on disk.
     Sync(usize),
 }
 
@@ -76,7 +76,7 @@ fn version(n: u32, bytes: &[u8]) -> Option<u32> {
     (bytes == body(n, version, bytes.len())).then_some(version)
 }
 
-/// What has been answered: the length of the log, and what was banned then at which version.
+/// The answers so far: the length of the log, and what was banned then at which version.
 type Answered = Vec<(usize, u32, u32)>;
 
 fn work(store: &Store, random: &mut Random) -> Answered {

@@ -78,7 +78,7 @@ impl metrics::CounterFn for Counts {
     fn absolute(&self, _: u64) {}
 }
 
-/// What is answered before the handlers are called, too.
+/// A panic before the handlers are called is answered, too.
 #[test]
 fn a_panic_of_what_is_answered_at_once_is_a_500() {
     let dir = tempfile::tempdir().unwrap();
