@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::uri::Scheme;
 use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
@@ -445,29 +445,16 @@ impl Server {
         let client = site.proxies.client(peer.address, request.headers());
         let line =
             site.log.map(|format| Line::begin(began, format, client, peer.address, &request));
-        let (request, unread) = Unread::of(request);
         let at_once = AssertUnwindSafe(|| self.at_once(&site, peer, client, &request));
         let at_once = catch_unwind(at_once)
             .unwrap_or_else(|panic| Some(self.panicked(&*panic).map(Uncounted::Layered)));
-        let mut response = match (at_once, &site.content) {
-            (Some(response), _) => {
-                // Nobody wants its body.
-                drop(request);
-                response
-            }
+        // No body, and no offer to speak something else: nothing of it can be left unread.
+        let whole = request.body().is_end_stream() && request.extensions().is_empty();
+        let response = match at_once {
+            Some(response) if whole => response,
             // In a box, so that what is answered at once is smaller.
-            (None, Content::Files(files)) => {
-                let request = request.map(drop);
-                Box::pin(self.files(files, peer, request)).await.map(Uncounted::Layered)
-            }
-            (None, Content::Cache(cache)) => {
-                let trusted = site.proxies.trusts(peer.address);
-                let mut request = request;
-                cached::forwarded(request.headers_mut(), peer.address, trusted);
-                Box::pin(self.cached(cache, peer, request)).await.map(Uncounted::Layered)
-            }
+            at_once => Box::pin(self.heard(&site, peer, request, at_once)).await,
         };
-        unread.tell(&mut response);
         let status = response.status();
         self.meters.answered(status);
         self.meters.began.record(began.elapsed());
@@ -480,6 +467,35 @@ impl Server {
             line,
             _answering: answering,
         })
+    }
+
+    /// Answers a request, if it was not at once, and sees to what is left unread of it.
+    async fn heard(
+        self: &Arc<Self>,
+        site: &Site,
+        peer: &Peer,
+        request: Request<Incoming>,
+        at_once: Option<Response<Uncounted>>,
+    ) -> Response<Uncounted> {
+        let (mut request, unread) = Unread::of(request);
+        let mut response = match (at_once, &site.content) {
+            (Some(response), _) => {
+                // Nobody wants its body.
+                drop(request);
+                response
+            }
+            (None, Content::Files(files)) => {
+                let request = request.map(drop);
+                self.files(files, peer, request).await.map(Uncounted::Layered)
+            }
+            (None, Content::Cache(cache)) => {
+                let trusted = site.proxies.trusts(peer.address);
+                cached::forwarded(request.headers_mut(), peer.address, trusted);
+                self.cached(cache, peer, request).await.map(Uncounted::Layered)
+            }
+        };
+        unread.tell(&mut response);
+        response
     }
 
     /// Answers a request that is too much, or wrong, or for what is at hand.
