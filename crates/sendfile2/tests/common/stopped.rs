@@ -8,8 +8,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Pid;
 
 /// `_IOWR('!', 0, struct seccomp_notif)` and `_IOWR('!', 1, struct seccomp_notif_resp)`.
-const RECEIVE: libc::c_ulong = 0xc050_2100;
-const RESPOND: libc::c_ulong = 0xc018_2101;
+const RECEIVE: libc::Ioctl = libc::SECCOMP_IOCTL_NOTIF_RECV;
+const RESPOND: libc::Ioctl = libc::SECCOMP_IOCTL_NOTIF_SEND;
 
 const _: () = assert!(size_of::<libc::seccomp_notif>() == 80);
 const _: () = assert!(size_of::<libc::seccomp_notif_resp>() == 24);
