@@ -7,7 +7,6 @@ use std::sync::mpsc;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Pid;
 
-/// `_IOWR('!', 0, struct seccomp_notif)` and `_IOWR('!', 1, struct seccomp_notif_resp)`.
 const RECEIVE: libc::Ioctl = libc::SECCOMP_IOCTL_NOTIF_RECV;
 const RESPOND: libc::Ioctl = libc::SECCOMP_IOCTL_NOTIF_SEND;
 
