@@ -1,8 +1,6 @@
 //! Erasing whole regions of a guarded file before they are filled anew.
 
 use std::ops::Range;
-use std::sync::Weak;
-use std::sync::atomic::Ordering;
 
 use super::clear::Need;
 use super::exclusive::Exclusive;
@@ -32,15 +30,11 @@ impl Exclusive {
     /// Erases the range. Whole folios leave the page cache, so that nothing at its edges has to be
     /// detached first.
     fn erase(&self, eraser: &Eraser) -> Result<(), Error> {
-        let shared = &self.file.0.shared;
-        let _busy = shared.detaching.regions.enter(&self.range, true);
+        let size = self.file.source().size()?;
+        let _busy = self.file.0.shared.detaching.regions.enter(&self.range, true);
         eraser.erase(&self.range).map_err(refused)?;
-        let (leases, _) = shared.table.blockers(self.key);
-        leases.iter().filter_map(Weak::upgrade).for_each(|lease| lease.keep(&self.range));
-        let exposed = shared.table.exposed_folios(&self.range);
-        shared.detaching.detached_exposed.fetch_add(exposed, Ordering::Relaxed);
-        shared.table.detached(self.key, &self.range).wake();
-        shared.writes.fetch_add(1, Ordering::Relaxed);
+        self.dropped(size);
+        self.count();
         Ok(())
     }
 }

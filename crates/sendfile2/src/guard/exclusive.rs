@@ -156,7 +156,7 @@ impl Exclusive {
 
     /// No page of the range is in the cache as it was in the file of this size: those at its edges
     /// were detached, and the others have been dropped as a whole, and stay with the packets.
-    fn dropped(&self, size: u64) {
+    pub(super) fn dropped(&self, size: u64) {
         let shared = &self.file.0.shared;
         let there = self.range.start..self.range.end.min(size);
         let (leases, _) = shared.table.blockers(self.key);
@@ -165,7 +165,7 @@ impl Exclusive {
         shared.table.detached(self.key, &self.pages).wake();
     }
 
-    fn count(&self) {
+    pub(super) fn count(&self) {
         self.file.0.shared.writes.fetch_add(1, Ordering::Relaxed);
     }
 }
