@@ -14,8 +14,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 const TARGETS: u64 = 800;
-const ROUNDS: u32 = 4;
-const ROUND: Duration = Duration::from_millis(2500);
 
 struct Random(u64);
 
@@ -250,6 +248,17 @@ fn ask(address: &str, path: &str, target: u64, random: &mut Random) -> Option<Go
 
 #[test]
 fn nothing_is_wrong_whatever_happens() {
+    torture(4, Duration::from_millis(2500));
+}
+
+#[test]
+#[ignore = "takes ten minutes"]
+fn nothing_is_wrong_for_ten_minutes() {
+    torture(10, Duration::from_secs(60));
+}
+
+/// Kills the cache after each round.
+fn torture(rounds: u32, round: Duration) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let store = dir.path().join("store");
     let origin = origin();
@@ -275,9 +284,9 @@ fn nothing_is_wrong_whatever_happens() {
     let all: Vec<Got> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..12).map(|seed| scope.spawn(move || client(seed))).collect();
         let over = Over(&over);
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             // When it is killed is a matter of chance: that is what is tried.
-            std::thread::sleep(ROUND);
+            std::thread::sleep(round);
             assert!(child.0.try_wait().expect("ours").is_none(), "it has ended by itself");
             child.kill();
             let (again, at) = cache(&origin, &store);
