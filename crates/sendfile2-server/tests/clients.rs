@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::{Read, Write};
+use std::process::Command;
 
 use common::{Server, ask, certificate, connect, curl, files, have, python, status};
 
@@ -84,6 +85,75 @@ fn python_reads_the_answer_to_a_megabyte_that_nobody_wants() {
         let args = ["--cacert", &*cert, version, "--data-binary", &*body, "-H", "Expect:"];
         let args = [&args[..], &["-o", "/dev/null", "-w", "%{http_code}", &*url]].concat();
         assert_eq!(String::from_utf8_lossy(&curl(&args).stdout), "405", "{version} {scheme}");
+    }
+}
+
+/// A megabyte to a file, ten times, each by a client of its own, as Java's asks by default.
+const JAVA: &str = r#"
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse.BodyHandlers;
+
+class Post {
+    public static void main(String[] port) {
+        var body = HttpRequest.BodyPublishers.ofByteArray(new byte[1_000_000]);
+        var request = HttpRequest.newBuilder(URI.create("http://localhost:" + port[0] + "/small"));
+        var post = request.POST(body).build();
+        for (int i = 0; i < 10; i++) {
+            try {
+                var answer = HttpClient.newHttpClient().send(post, BodyHandlers.ofString());
+                System.out.print(answer.statusCode() + " ");
+            } catch (Exception e) {
+                System.out.print(e + " ");
+            }
+        }
+        System.exit(0);
+    }
+}
+"#;
+
+#[test]
+fn java_reads_the_answer_to_a_megabyte_that_nobody_wants() {
+    if !have("javac") {
+        return;
+    }
+    let dir = files();
+    let server = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let program = dir.path().join("Post.java");
+    std::fs::write(&program, JAVA).expect("a file");
+    let mut java = Command::new("java");
+    let out = java.arg(&program).arg(server.port()).output().expect("it starts");
+    let answers = String::from_utf8_lossy(&out.stdout);
+    assert_eq!(answers, "405 ".repeat(10), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn h2load_gets_all_of_what_it_asks_for_at_once() {
+    if !have("h2load") || !have("openssl") {
+        return;
+    }
+    let dir = files();
+    std::fs::write(dir.path().join("large"), vec![b'x'; 300_000]).expect("a file");
+    let (cert, key) = certificate(dir.path());
+    let plain = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let tls = ["--listen", "127.0.0.1:0", "--tls-cert", &*cert, "--tls-key", &*key];
+    let tls = Server::new(dir.path(), &tls);
+    for url in [
+        format!("http://localhost:{}/large", plain.port()),
+        format!("https://localhost:{}/large", tls.port()),
+    ] {
+        // 4 connections of 50 requests at once, in windows smaller and larger than the file.
+        for window in ["16", "20"] {
+            let windows = ["-w", window, "-W", window];
+            let mut h2load = Command::new("h2load");
+            let h2load = h2load.args(["-n", "1000", "-c", "4", "-m", "50"]).args(windows);
+            let out = h2load.arg(&url).output().expect("it starts");
+            let told = String::from_utf8_lossy(&out.stdout);
+            let all = "1000 total, 1000 started, 1000 done, 1000 succeeded, 0 failed, 0 errored";
+            assert!(told.contains(all), "{url} {window}: {told}");
+            assert!(told.contains("1000 2xx"), "{url} {window}: {told}");
+        }
     }
 }
 
