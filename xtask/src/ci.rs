@@ -261,6 +261,7 @@ impl Ci {
         perl.args(
             ["sendfile2.c", "sendfile2_module.h", "Makefile"].map(|f| format!("kernel/module/{f}")),
         );
+        perl.args(["sendfile2_pages.c", "Makefile"].map(|f| format!("kernel/pages/{f}")));
         show(&mut perl)
     }
 
@@ -279,6 +280,9 @@ impl Ci {
             return Ok(());
         }
         self.cargo("xtask guest stock --rounds 20")?;
+        if !self.lacks("guest pages", &["nft", "wg"]) {
+            self.cargo("xtask guest pages")?;
+        }
         self.cargo("xtask guest nic --short")?;
         self.cargo("xtask guest detach --short")
     }

@@ -14,6 +14,7 @@ mod initramfs;
 mod kernel;
 mod needs;
 mod nic;
+mod pages;
 mod patched;
 mod patches;
 mod qemu;
@@ -45,6 +46,7 @@ enum Guest {
     Nic(nic::Args),
     Detach(detach::Args),
     Stock(stock::Args),
+    Pages(pages::Args),
     Count(count::Args),
     Debug(debug::Args),
     Uml(uml::Args),
@@ -59,6 +61,7 @@ impl Guest {
             Guest::Nic(_) => vec![QEMU, INITRAMFS, STOCK, MODULE, DISK],
             Guest::Detach(_) => vec![QEMU, INITRAMFS, STOCK, DISK],
             Guest::Stock(_) | Guest::Count(_) => vec![QEMU, INITRAMFS, STOCK, MODULE],
+            Guest::Pages(_) => vec![QEMU, INITRAMFS, STOCK, MODULE, DISK, pages::NEEDS],
             Guest::Debug(_) | Guest::Patched(_) => vec![QEMU, INITRAMFS, SOURCE],
             Guest::Uml(_) => vec![INITRAMFS, SOURCE, CHECKPATCH],
             Guest::RwfDetach(args) if args.compile => vec![SOURCE, CHECKPATCH],
@@ -74,6 +77,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Guest::Nic(args) => nic::run(args),
         Guest::Detach(args) => detach::run(args),
         Guest::Stock(args) => stock::run(args),
+        Guest::Pages(args) => pages::run(args),
         Guest::Count(args) => count::run(args),
         Guest::Debug(args) => debug::run(args),
         Guest::Uml(args) => uml::run(args),

@@ -93,7 +93,17 @@ pub(super) fn headers(release: &str) -> anyhow::Result<PathBuf> {
 
 /// Builds the module in a copy of its source; returns where it is.
 pub(super) fn build(kernel: &Path, copy: &Path) -> anyhow::Result<PathBuf> {
-    let source = crate::root()?.join("kernel/module");
+    built(kernel, "kernel/module", "sendfile2.ko", copy)
+}
+
+/// Builds the module of a directory in a copy of it; returns where it is.
+pub(super) fn built(
+    kernel: &Path,
+    directory: &str,
+    module: &str,
+    copy: &Path,
+) -> anyhow::Result<PathBuf> {
+    let source = crate::root()?.join(directory);
     for entry in std::fs::read_dir(&source).with_context(|| source.display().to_string())? {
         let entry = entry?;
         if entry.file_type()?.is_file() {
@@ -103,5 +113,5 @@ pub(super) fn build(kernel: &Path, copy: &Path) -> anyhow::Result<PathBuf> {
     let mut make = Command::new("make");
     make.arg("-C").arg(copy).arg(format!("KDIR={}", kernel.display())).arg("modules");
     cache::run(&mut make, "the module is built by make and gcc")?;
-    Ok(copy.join("sendfile2.ko"))
+    Ok(copy.join(module))
 }
