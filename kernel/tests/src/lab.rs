@@ -137,6 +137,14 @@ pub(crate) fn stall(socket: &TcpStream) -> usize {
     bytes
 }
 
+/// Returns whether a thread of this process sleeps.
+pub(crate) fn asleep(thread: rustix::thread::Pid) -> bool {
+    let path = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
+    let stat = std::fs::read_to_string(path).expect("is procfs mounted?");
+    // The name, in parentheses, may have blanks.
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+}
+
 /// Reads all ids there are by now.
 pub(crate) fn read_ids(socket: impl AsFd, ids: &mut Vec<u32>) {
     let mut entries = Vec::new();

@@ -9,6 +9,7 @@ mod log;
 mod release;
 mod ring;
 mod send;
+mod shared;
 mod sys;
 mod unload;
 mod wait;
@@ -111,6 +112,7 @@ fn main() -> anyhow::Result<ExitCode> {
             tally.run(part, &options);
         }
         tally.run(ring::TESTS, &options);
+        tally.run(shared::TESTS, &options);
     }
     let Tally { passed, failed, skipped } = tally;
     println!("kernel-tests: {passed} passed, {failed} failed, {skipped} skipped");

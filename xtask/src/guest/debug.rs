@@ -28,7 +28,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let copy = directory.path().join("module");
     std::fs::create_dir(&copy)?;
-    let module = stock::build(&kernel.build, &copy)?;
+    let module = stock::build(&kernel.build, DEBUG.arch, &copy)?;
     let mut initramfs = super::initramfs()?;
     initramfs.copy(&module, stock::MODULE, 0o644);
     let built = cargo::programs(&["build", "--release", "--package", "kernel-tests"])?;

@@ -42,7 +42,7 @@ pub(super) enum Arch {
 }
 
 impl Arch {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Arch::Uml => "um",
             Arch::X86 => "x86_64",
@@ -58,9 +58,13 @@ impl Arch {
     }
 }
 
-/// User-mode Linux with the series.
-pub(super) const UML_PLAIN: Recipe =
-    Recipe { name: "uml", arch: Arch::Uml, series: Some(SERIES), fragments: &["common", "uml"] };
+/// User-mode Linux with the series; it can load the kernel module beside it.
+pub(super) const UML_PLAIN: Recipe = Recipe {
+    name: "uml",
+    arch: Arch::Uml,
+    series: Some(SERIES),
+    fragments: &["common", "uml", "modules"],
+};
 
 /// User-mode Linux with the series, which checks itself.
 pub(super) const UML_DEBUG: Recipe = Recipe {

@@ -6,6 +6,7 @@ use anyhow::Context;
 use sendfile2_guest::{Plan, Step};
 
 use super::initramfs::find;
+use super::kernel::Arch;
 use super::needs::Need;
 use super::qemu::{Disk, Machine, Network};
 use super::{NETWORK, Stock, cargo, stock};
@@ -103,7 +104,8 @@ pub(super) fn run(_: &Args) -> anyhow::Result<()> {
     modules.push(stock::MODULE.into());
     let copy = tempfile::tempdir()?;
     let headers = stock::headers(&stock.release)?;
-    let looks = stock::built(&headers, "kernel/pages", "sendfile2_pages.ko", copy.path())?;
+    let looks =
+        stock::built(&headers, Arch::X86, "kernel/pages", "sendfile2_pages.ko", copy.path())?;
     initramfs.text(LOOKS, std::fs::read(looks)?, 0o644);
     modules.push(LOOKS.into());
     let late = initramfs.modules(&stock.modules, &["esp4_offload"])?;

@@ -10,7 +10,7 @@ use super::kernel::Kernel;
 use super::{cache, cargo};
 
 /// The variable that makes the tests fail, and not skip, where the series is not found.
-const REQUIRED: &str = "SENDFILE2_SERIES";
+pub(super) const REQUIRED: &str = "SENDFILE2_SERIES";
 
 /// Puts the tests into the initramfs; returns how to run them: as root, and as an ordinary user with
 /// a finite `RLIMIT_MEMLOCK`.

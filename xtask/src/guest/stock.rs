@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use sendfile2_guest::{Plan, Step};
 
 use super::initramfs::Initramfs;
+use super::kernel::Arch;
 use super::qemu::{Machine, Network};
 use super::{NETWORK, Stock, cache, cargo};
 
@@ -62,7 +63,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 /// Builds the module for this kernel, and puts it where [`MODULE`] says.
 pub(super) fn module(stock: &Stock, initramfs: &mut Initramfs) -> anyhow::Result<()> {
     let copy = tempfile::tempdir()?;
-    let module = build(&headers(&stock.release)?, copy.path())?;
+    let module = build(&headers(&stock.release)?, Arch::X86, copy.path())?;
     initramfs.text(MODULE, std::fs::read(&module)?, 0o644);
     Ok(())
 }
@@ -92,13 +93,14 @@ pub(super) fn headers(release: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Builds the module in a copy of its source; returns where it is.
-pub(super) fn build(kernel: &Path, copy: &Path) -> anyhow::Result<PathBuf> {
-    built(kernel, "kernel/module", "sendfile2.ko", copy)
+pub(super) fn build(kernel: &Path, arch: Arch, copy: &Path) -> anyhow::Result<PathBuf> {
+    built(kernel, arch, "kernel/module", "sendfile2.ko", copy)
 }
 
 /// Builds the module of a directory in a copy of it; returns where it is.
 pub(super) fn built(
     kernel: &Path,
+    arch: Arch,
     directory: &str,
     module: &str,
     copy: &Path,
@@ -112,6 +114,7 @@ pub(super) fn built(
     }
     let mut make = Command::new("make");
     make.arg("-C").arg(copy).arg(format!("KDIR={}", kernel.display())).arg("modules");
+    make.arg(format!("ARCH={}", arch.name()));
     cache::run(&mut make, "the module is built by make and gcc")?;
     Ok(copy.join(module))
 }

@@ -1,14 +1,16 @@
 //! `guest uml`: the patch series in user-mode Linux, a kernel that is an ordinary program.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
 use sendfile2_guest::{Plan, Step};
 
+use super::initramfs::Initramfs;
 use super::kernel::{self, Kernel, UML_DEBUG, UML_PLAIN};
 use super::patches::SERIES;
-use super::{console, series};
+use super::{cargo, console, series, stock};
 
 /// The patch series, in user-mode Linux: its tests, and a stress; and again with lockdep and kmemleak
 ///
@@ -31,12 +33,31 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         kernel::each(&UML_PLAIN, &["fs/", "net/core/", "net/ipv4/", "io_uring/"])?;
     }
     let plain = UML_PLAIN.build()?;
-    guest("uml", &plain, Vec::new())?;
+    guest("uml", &plain, |initramfs, directory| module(&plain, initramfs, directory))?;
     if args.cached && !UML_DEBUG.is_cached()? {
         return Ok(());
     }
     let debug = UML_DEBUG.build()?;
-    guest("uml-debug", &debug, vec![Step::setup("what the kernel lost", KMEMLEAK).seconds(120)])
+    guest("uml-debug", &debug, |_, _| {
+        Ok(vec![Step::setup("what the kernel lost", KMEMLEAK).seconds(120)])
+    })
+}
+
+/// Puts the kernel module, and its tests, into the initramfs; returns how to run them beside the
+/// series.
+fn module(
+    kernel: &Kernel,
+    initramfs: &mut Initramfs,
+    directory: &Path,
+) -> anyhow::Result<Vec<Step>> {
+    let copy = directory.join("module");
+    std::fs::create_dir(&copy)?;
+    let module = stock::build(&kernel.build, UML_PLAIN.arch, &copy)?;
+    initramfs.copy(&module, stock::MODULE, 0o644);
+    let built = cargo::programs(&["build", "--release", "--package", "kernel-tests"])?;
+    initramfs.program(&cargo::program(&built, "kernel-tests")?.path, "/usr/bin/kernel-tests")?;
+    let command = ["/usr/bin/kernel-tests", "--module", stock::MODULE, "--rounds", "5"];
+    Ok(vec![Step::new("module", command).env(series::REQUIRED, "1").seconds(300)])
 }
 
 /// The search for leaks: kmemleak takes memory that is younger than five seconds for in use, and
@@ -51,13 +72,17 @@ echo \"$leaks\"
 test -z \"$leaks\"
 ";
 
-fn guest(label: &str, kernel: &Kernel, more: Vec<Step>) -> anyhow::Result<()> {
+fn guest(
+    label: &str,
+    kernel: &Kernel,
+    more: impl FnOnce(&mut Initramfs, &Path) -> anyhow::Result<Vec<Step>>,
+) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let mut initramfs = super::initramfs()?;
     let mut steps = vec![Step::setup("network", "ip link set lo up")];
     steps.extend(series::steps(&mut initramfs, kernel)?);
     steps.extend(series::users(&mut initramfs, directory.path())?);
-    steps.extend(more);
+    steps.extend(more(&mut initramfs, directory.path())?);
     initramfs.plan(&Plan { modules: Vec::new(), steps })?;
     let archive = directory.path().join("initramfs");
     initramfs.write(&archive)?;
