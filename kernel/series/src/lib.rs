@@ -188,6 +188,14 @@ pub fn wait(socket: BorrowedFd<'_>, events: PollFlags, seconds: i64) {
     }
 }
 
+/// Returns whether a thread of this process sleeps.
+pub fn asleep(thread: rustix::thread::Pid) -> bool {
+    let path = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
+    let stat = std::fs::read_to_string(path).expect("is procfs mounted?");
+    // The name, in parentheses, may have blanks.
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+}
+
 /// Reads so many bytes, and counts those that differ from `byte`.
 pub fn wrong(mut socket: &TcpStream, len: usize, byte: u8) -> usize {
     let mut bytes = vec![0; len];

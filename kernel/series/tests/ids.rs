@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
-use series_tests::{Ids, Via, drain, file, piped, send, series, wait};
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use sendfile2_sys::socket::unacknowledged;
+use series_tests::{Ids, Via, asleep, drain, file, piped, send, series, wait};
 
 const MSG_ZEROCOPY: SendFlags = SendFlags::from_bits_retain(0x400_0000);
 
@@ -37,7 +39,7 @@ fn zerocopy(socket: &TcpStream, bytes: &[u8]) -> Result<usize, Errno> {
 fn each_id_comes_once_while_all_calls_are_made_at_the_same_time() {
     let Some(call) = series() else { return };
     let (sender, receiver) = Via::Loopback.connect(None);
-    rustix::net::sockopt::set_socket_send_buffer_size(&sender, 4 << 20).expect("SO_SNDBUF");
+    set_socket_send_buffer_size(&sender, 4 << 20).expect("SO_SNDBUF");
     sendfile2_c::enable_zerocopy(&sender).expect("SO_ZEROCOPY");
     sender.set_nonblocking(true).expect("O_NONBLOCK");
     let total = drain(receiver);
@@ -86,6 +88,46 @@ fn each_id_comes_once_while_all_calls_are_made_at_the_same_time() {
     ids.assert_each_once(all);
     drop(sender);
     total.join().expect("the receiver");
+}
+
+/// A series has no id until its end: until then nobody may add theirs to its notification. That
+/// shows where it gets the socket's first one.
+#[test]
+fn nobody_joins_a_notification_that_has_no_id_yet() {
+    const SIZE: usize = 4 << 20;
+    let Some(call) = series() else { return };
+    let (sender, receiver) = Via::Loopback.connect(Some(65_536));
+    sendfile2_c::enable_zerocopy(&sender).expect("SO_ZEROCOPY");
+    let mut buffer = 65_536;
+    set_socket_send_buffer_size(&sender, buffer).expect("SO_SNDBUF");
+    let data = file(7, SIZE);
+    std::thread::scope(|scope| {
+        // If anything fails it is closed, and the call ends.
+        let receiver = receiver;
+        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, data) = (&sender, &data);
+        let waits = scope.spawn(move || {
+            tell.send(rustix::thread::gettid()).expect("the main thread waits");
+            send(call, sender, data, SIZE)
+        });
+        let thread = told.recv().expect("its id");
+        while unacknowledged(sender).expect("SIOCOUTQ") == 0 || !asleep(thread) {
+            std::thread::yield_now();
+        }
+        // So little room that who waits for it is not woken: that takes a third of the buffer.
+        while zerocopy(sender, &[1; 64]) == Err(Errno::AGAIN) {
+            buffer += 1024;
+            set_socket_send_buffer_size(sender, buffer).expect("SO_SNDBUF");
+        }
+        assert!(!waits.is_finished(), "it did not wait: the socket took everything");
+        let total = drain(receiver);
+        assert_eq!(waits.join().expect("the call"), Ok(SIZE));
+        let mut ids = Ids::default();
+        ids.wait(sender, 2);
+        ids.assert_each_once(2);
+        sender.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        total.join().expect("the receiver");
+    });
 }
 
 /// Returns the number of calls of each kind: `SENDFILE2_CALLS`, or one that takes some seconds.
