@@ -21,6 +21,7 @@ mod qemu;
 mod rwf_detach;
 mod series;
 mod stock;
+mod tables;
 mod uml;
 
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ use sendfile2_guest::{Plan, Step};
 use super::initramfs::Initramfs;
 use super::kernel::{self, Kernel, UML_DEBUG, UML_PLAIN};
 use super::patches::SERIES;
-use super::{cargo, console, series, stock};
+use super::{cargo, console, series, stock, tables};
 
 /// The patch series, in user-mode Linux: its tests, and a stress; and again with lockdep and kmemleak
 ///
@@ -33,6 +33,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         kernel::each(&UML_PLAIN, &["fs/", "net/core/", "net/ipv4/", "io_uring/"])?;
     }
     let plain = UML_PLAIN.build()?;
+    tables::check(&plain.tree)?;
     guest("uml", &plain, |initramfs, directory| module(&plain, initramfs, directory))?;
     if args.cached && !UML_DEBUG.is_cached()? {
         return Ok(());
