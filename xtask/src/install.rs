@@ -1,6 +1,6 @@
 //! Building and installing: libraries, header, pkg-config file, commands, manual pages.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,7 +24,20 @@ pub(crate) struct Args {
     /// Only the libraries, the header, the pkg-config file and the pages that are written by hand
     #[arg(long)]
     only_libraries: bool,
+    /// Also the shim for programs that are linked with musl, below lib/ARCHITECTURE-linux-musl; needs the
+    /// target (rustup target add) and musl-gcc
+    #[arg(long)]
+    musl: bool,
 }
+
+const SHIM: &str = "libsendfile2_preload.so";
+
+/// The target of programs that are linked with musl.
+const MUSL: &str = if cfg!(target_arch = "aarch64") {
+    "aarch64-unknown-linux-musl"
+} else {
+    "x86_64-unknown-linux-musl"
+};
 
 /// The programs of the command `sendfile2`, each of a package.
 const COMMAND: [(&str, &str); 3] = [
@@ -36,14 +49,20 @@ const COMMAND: [(&str, &str); 3] = [
 impl Args {
     /// Returns the arguments that install only the libraries, to use them from there.
     pub(crate) fn libraries(prefix: PathBuf) -> Self {
-        Args { prefix, destdir: None, only_libraries: true }
+        Args { prefix, destdir: None, only_libraries: true, musl: false }
     }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let root = crate::root()?;
     ensure!(args.prefix.is_absolute(), "--prefix must be an absolute path");
-    let built = build(&root, args.only_libraries)?;
+    let mut packages = vec!["sendfile2-c", "sendfile2-preload"];
+    if !args.only_libraries {
+        packages.extend(COMMAND.map(|(_, package)| package));
+        packages.push("msg_zerocopy");
+    }
+    let target = build(&root, &packages, None)?;
+    let built = target.join("release");
     let to = Tree::new(args)?;
     let room = root.join("crates/sendfile2-c");
 
@@ -52,13 +71,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     to.stripped(&archive, "lib/libsendfile2.a", 0o644, "--strip-debug")?;
     let version = env!("CARGO_PKG_VERSION");
     let file = format!("libsendfile2.so.{version}");
-    link(&archive, &room.join("libsendfile2.map"), Some(SONAME), &to.path("lib")?.join(&file))?;
+    let map = room.join("libsendfile2.map");
+    link(cc(), &archive, &map, Some(SONAME), &to.path("lib")?.join(&file), &PRIVATE)?;
     to.symlink(&file, &format!("lib/{SONAME}"))?;
     to.symlink(SONAME, "lib/libsendfile2.so")?;
     to.file(&room.join("include/sendfile2.h"), "include/sendfile2.h", 0o644)?;
     let shim = root.join("crates/sendfile2-preload/libsendfile2_preload.map");
-    let at = to.path("lib")?.join("libsendfile2_preload.so");
-    link(&built.join("libsendfile2_preload.a"), &shim, None, &at)?;
+    let at = to.path("lib")?.join(SHIM);
+    link(cc(), &built.join("libsendfile2_preload.a"), &shim, None, &at, &PRIVATE)?;
+    if args.musl {
+        // The shim has its own: a musl system need not have libgcc_s.so, from which it would come.
+        let unwinder = unwinder_for_musl()?;
+        let target = build(&root, &["sendfile2-preload"], Some(MUSL))?;
+        let archive = target.join(MUSL).join("release/libsendfile2_preload.a");
+        let at = to.path(format!("lib/{}-linux-musl", std::env::consts::ARCH))?.join(SHIM);
+        link("musl-gcc".into(), &archive, &shim, None, &at, &[unwinder])
+            .context("Debian has musl-gcc in musl-tools")?;
+    }
     if !args.only_libraries {
         for command in COMMAND.map(|(command, _)| command).into_iter().chain(["msg_zerocopy"]) {
             to.stripped(&built.join(command), &format!("bin/{command}"), 0o755, "--strip-all")?;
@@ -144,21 +173,14 @@ fn manual(root: &Path, to: &Tree) -> anyhow::Result<()> {
 /// libgcc: which one it is depends on `-static`, and compilers add it themselves.
 pub(crate) const PRIVATE: [&str; 5] = ["-lpthread", "-lrt", "-lm", "-ldl", "-lc"];
 
-/// Builds in release mode; returns the directory of the results.
-fn build(root: &Path, only_libraries: bool) -> anyhow::Result<PathBuf> {
+/// Builds packages in release mode, for this machine or another target; returns the directory that
+/// everything is built below.
+fn build(root: &Path, packages: &[&str], target: Option<&str>) -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
-    command.current_dir(root).args(["build", "--release", "--locked", "--quiet"]).args([
-        "--package",
-        "sendfile2-c",
-        "--package",
-        "sendfile2-preload",
-    ]);
-    if !only_libraries {
-        for package in COMMAND.map(|(_, package)| package).into_iter().chain(["msg_zerocopy"]) {
-            command.args(["--package", package]);
-        }
-    }
+    command.current_dir(root).args(["build", "--release", "--locked", "--quiet"]);
+    command.args(packages.iter().flat_map(|package| ["--package", package]));
+    command.args(target.iter().flat_map(|target| ["--target", target]));
     run_command(&mut command)?;
     let metadata = Command::new(&cargo)
         .current_dir(root)
@@ -169,16 +191,36 @@ fn build(root: &Path, only_libraries: bool) -> anyhow::Result<PathBuf> {
     let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout)?;
     let target =
         metadata["target_directory"].as_str().context("cargo knows no target directory")?;
-    Ok(Path::new(target).join("release"))
+    Ok(target.into())
+}
+
+/// Returns the unwinder that comes with Rust's standard library for musl.
+fn unwinder_for_musl() -> anyhow::Result<PathBuf> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).args(["--print", "target-libdir", "--target", MUSL]).output();
+    let directory = String::from_utf8(output.context("rustc")?.stdout)?;
+    let library = Path::new(directory.trim()).join("self-contained/libunwind.a");
+    ensure!(library.exists(), "no {}: run `rustup target add {MUSL}`", library.display());
+    Ok(library)
+}
+
+fn cc() -> OsString {
+    std::env::var_os("CC").unwrap_or_else(|| "cc".into())
 }
 
 /// Makes a shared library from a static one. (rustc's own shared libraries come with a version
 /// script of rustc's, beside which another one has no effect.)
-fn link(archive: &Path, map: &Path, soname: Option<&str>, to: &Path) -> anyhow::Result<()> {
-    let cc = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+fn link(
+    cc: OsString,
+    archive: &Path,
+    map: &Path,
+    soname: Option<&str>,
+    to: &Path,
+    libraries: &[impl AsRef<OsStr>],
+) -> anyhow::Result<()> {
     let mut command = Command::new(cc);
     command.arg("-shared").arg("-o").arg(to);
-    let mut script = std::ffi::OsString::from("-Wl,--version-script=");
+    let mut script = OsString::from("-Wl,--version-script=");
     script.push(map);
     command.arg(script);
     if let Some(soname) = soname {
@@ -187,7 +229,7 @@ fn link(archive: &Path, map: &Path, soname: Option<&str>, to: &Path) -> anyhow::
     command.arg("-Wl,--whole-archive").arg(archive).arg("-Wl,--no-whole-archive");
     command.args(["-Wl,--gc-sections", "-Wl,--as-needed", "-Wl,-z,defs", "-Wl,-z,relro,-z,now"]);
     command.args(["-Wl,--strip-all"]);
-    run_command(command.args(PRIVATE))
+    run_command(command.args(libraries))
 }
 
 fn run_command(command: &mut Command) -> anyhow::Result<()> {

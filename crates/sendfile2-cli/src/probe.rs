@@ -13,8 +13,8 @@ use sendfile2::{Sender, probe};
 use sendfile2_sys::shim::{Count, Counted};
 use serde_json::{Value, json};
 
-use self::executable::{Executable, Program};
-pub(crate) use self::executable::{SHIM, may_have_the_shim};
+pub(crate) use self::executable::preload;
+use self::executable::{Executable, Program, SHIM, shim};
 use self::process::Process;
 use crate::net::{self, Address};
 use crate::output;
@@ -147,12 +147,20 @@ fn of_program(program: &Program) -> String {
     text += &program.executable.to_string();
     text += &line("calls sendfile", &program.executable.calls.to_string());
     match program.executable.uncovered() {
-        None => text + &line("protected by", &format!("the shim: LD_PRELOAD={SHIM} {path}")),
+        None => {
+            let shim = shim_of(&program.executable);
+            text + &line("protected by", &format!("the shim: LD_PRELOAD={shim} {path}"))
+        }
         Some(why) => {
             text + &line("the shim", &format!("does not take hold: {why}"))
                 + &line("protected by", WITHOUT_THE_SHIM)
         }
     }
+}
+
+/// The shim for a program that it takes hold of; its name, where it is not beside this command.
+fn shim_of(executable: &Executable) -> String {
+    executable.libc.and_then(shim).map_or(SHIM.into(), |path| path.display().to_string())
 }
 
 fn of_process(process: &Process) -> String {
@@ -173,7 +181,9 @@ fn of_process(process: &Process) -> String {
         (false, None) if process.shim.is_some() => {
             "no: SENDFILE2_MODE is off; start it again without that".into()
         }
-        (false, None) => format!("no: start it again with LD_PRELOAD={SHIM}"),
+        (false, None) => {
+            format!("no: start it again with LD_PRELOAD={}", shim_of(&process.executable))
+        }
     };
     text + &line("protected", &protected)
 }

@@ -31,7 +31,7 @@ use sendfile2_sys::seccomp;
 
 use self::supervisor::Supervisor;
 use crate::output;
-use crate::probe::{self, SHIM};
+use crate::probe;
 
 /// The most calls that are answered at a time.
 const CALLS: usize = 1 << 16;
@@ -246,10 +246,9 @@ fn environment(args: &Args, report: Option<&Path>, cookie: u64) -> anyhow::Resul
     if let Some(report) = report {
         variables.push(("SENDFILE2_REPORT".into(), report.into()));
     }
-    if let Some(shim) = shim().filter(|_| probe::may_have_the_shim(Path::new(&args.program[0]))) {
+    if let Some(mut all) = probe::preload(Path::new(&args.program[0])) {
         let others = variables.iter().position(|(name, _)| name == "LD_PRELOAD");
         let others = others.map(|at| variables.swap_remove(at).1).unwrap_or_default();
-        let mut all = shim.into_os_string();
         if !others.is_empty() {
             all.push(":");
             all.push(others);
@@ -271,17 +270,4 @@ fn c_string(string: OsString) -> anyhow::Result<CString> {
         Ok(string) => Ok(string),
         Err(_) => bail!("a zero byte in an argument or a variable"),
     }
-}
-
-/// Returns the path of the shim, if it is where it is installed: in the libraries beside the directory
-/// of this program. A path with a blank or a colon cannot be preloaded.
-fn shim() -> Option<PathBuf> {
-    let own = std::env::current_exe().ok()?;
-    let prefix = own.parent()?.parent()?;
-    let triple = format!("lib/{}-linux-gnu", std::env::consts::ARCH);
-    let directories = ["lib", "lib64", &triple].map(|directory| prefix.join(directory));
-    let mut shims = directories.into_iter().map(|directory| directory.join(SHIM));
-    shims.find(|shim| {
-        shim.is_file() && !shim.as_os_str().as_bytes().iter().any(|byte| b" \t\n:".contains(byte))
-    })
 }

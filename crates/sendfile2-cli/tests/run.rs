@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use programs::Kind;
@@ -49,14 +49,21 @@ fn can() -> bool {
 /// A process that ends with the test.
 struct Running {
     child: Child,
-    lines: BufReader<ChildStdout>,
+    lines: BufReader<Box<dyn Read>>,
 }
 
 impl Running {
     fn start(mut command: Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        Running { child, lines }
+        let lines: Box<dyn Read> = Box::new(child.stdout.take().unwrap());
+        Running { child, lines: BufReader::new(lines) }
+    }
+
+    /// Starts a program, whose lines are those of its standard error.
+    fn start_with_stderr(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines: Box<dyn Read> = Box::new(child.stderr.take().unwrap());
+        Running { child, lines: BufReader::new(lines) }
     }
 
     fn line(&mut self) -> String {
@@ -83,11 +90,15 @@ impl Drop for Running {
 
 /// The number of bytes that a program has sent and the client got changed, of 1 MiB.
 fn overtaken(program: &Path, protected: bool) -> usize {
+    overtaken_by(command(protected, program))
+}
+
+/// As [`overtaken`], of the program that this command runs.
+fn overtaken_by(mut command: Command) -> usize {
     const SIZE: usize = 1 << 20;
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let file = directory.path().join("file");
     std::fs::write(&file, vec![b'A'; SIZE]).unwrap();
-    let mut command = command(protected, program);
     command.arg(&file);
     let mut server = Running::start(command);
     let mut client = server.connect();
@@ -95,6 +106,8 @@ fn overtaken(program: &Path, protected: bool) -> usize {
     let mut body = Vec::new();
     client.read_to_end(&mut body).unwrap();
     assert_eq!(body.len(), SIZE);
+    drop(server.child.stdin.take());
+    assert!(server.child.wait().unwrap().success());
     body.iter().filter(|byte| **byte != b'A').count()
 }
 
@@ -433,30 +446,34 @@ impl Nginx {
         let id = std::fs::read_to_string(self.0.join("pid")).ok()?.trim().parse().ok()?;
         Pid::from_raw(id)
     }
+}
 
-    /// The number of bytes that it sends wrong, of a file that is overwritten when it says that it has
-    /// sent it.
-    fn wrong(&self, port: u16, log: &UnixDatagram) -> usize {
-        const SIZE: usize = 1 << 20;
-        let file = self.0.join("file");
-        std::fs::write(&file, vec![b'A'; SIZE]).unwrap();
-        let mut client = loop {
-            if let Ok(client) = TcpStream::connect(("127.0.0.1", port)) {
-                break client;
-            }
-            std::thread::yield_now();
-        };
-        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        client.write_all(b"GET /file HTTP/1.0\r\n\r\n").unwrap();
-        log.recv(&mut [0; 1024]).unwrap();
-        let written = File::options().write(true).open(&file).unwrap();
-        written.write_all_at(&[b'B'; SIZE], 0).unwrap();
-        let mut response = Vec::new();
-        client.read_to_end(&mut response).unwrap();
-        let head = response.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
-        assert_eq!(response.len() - head, SIZE);
-        response[head..].iter().filter(|byte| **byte != b'A').count()
-    }
+/// The number of bytes of a file that an HTTP server sends wrong, where the file is overwritten when the
+/// server has told that it is sent.
+fn wrong(file: &Path, port: u16, told: impl FnOnce()) -> usize {
+    const SIZE: usize = 1 << 20;
+    std::fs::write(file, vec![b'A'; SIZE]).unwrap();
+    let mut client = loop {
+        if let Ok(client) = TcpStream::connect(("127.0.0.1", port)) {
+            break client;
+        }
+        std::thread::yield_now();
+    };
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    client.write_all(b"GET /file HTTP/1.0\r\n\r\n").unwrap();
+    told();
+    let written = File::options().write(true).open(file).unwrap();
+    written.write_all_at(&[b'B'; SIZE], 0).unwrap();
+    let mut response = Vec::new();
+    client.read_to_end(&mut response).unwrap();
+    let head = response.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!(response.len() - head, SIZE);
+    response[head..].iter().filter(|byte| **byte != b'A').count()
+}
+
+fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap().port()
 }
 
 impl Drop for Nginx {
@@ -486,9 +503,7 @@ fn a_daemon_and_what_it_starts_anew_are_safe() {
         let here = directory.path();
         let log = UnixDatagram::bind(here.join("log")).unwrap();
         log.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = free_port();
         let at = here.display();
         let configuration = format!(
             "user root; worker_processes 1; pid {at}/pid; error_log {at}/errors;
@@ -506,7 +521,8 @@ fn a_daemon_and_what_it_starts_anew_are_safe() {
         assert!(start.arg("-c").arg(here.join("conf")).status().unwrap().success());
         let nginx = Nginx(here.to_owned());
         let expected = if protected { 0 } else { 1 << 20 };
-        assert_eq!(nginx.wrong(port, &log), expected);
+        let told = || assert_ne!(log.recv(&mut [0; 1024]).unwrap(), 0);
+        assert_eq!(wrong(&here.join("file"), port, told), expected);
         let before = loop {
             if let Some(id) = nginx.id() {
                 break id;
@@ -521,7 +537,118 @@ fn a_daemon_and_what_it_starts_anew_are_safe() {
         while rustix::process::test_kill_process(before).is_ok() {
             std::thread::yield_now();
         }
-        assert_eq!(nginx.wrong(port, &log), expected);
+        assert_eq!(wrong(&here.join("file"), port, told), expected);
+    }
+}
+
+#[test]
+fn http_servers_of_go_are_safe() {
+    if !can() {
+        return;
+    }
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let here = directory.path();
+    let file = here.join("file");
+    let expected = |wrong, protected| {
+        // net/http looks at the first bytes, and sends them by write(2).
+        let all = (1 << 20) - 512..=1 << 20;
+        if protected { wrong == 0 } else { all.contains(&wrong) }
+    };
+    if let Some(program) = Kind::Go.compile("serve", here) {
+        for protected in [false, true] {
+            std::fs::write(&file, vec![0; 1 << 20]).unwrap();
+            let mut command = command(protected, &program);
+            command.arg(&file);
+            let mut server = Running::start(command);
+            let port = server.line().parse().unwrap();
+            // It overwrites the file itself, each time.
+            for _ in 0..3 {
+                let wrong = wrong(&file, port, || assert_eq!(server.line(), "overwritten"));
+                assert!(expected(wrong, protected), "net/http: {wrong}, protected: {protected}");
+            }
+        }
+    }
+    let caddy = Path::new("/usr/bin/caddy");
+    if !caddy.exists() {
+        println!("SKIP: no /usr/bin/caddy");
+        return;
+    }
+    for protected in [false, true] {
+        let port = free_port();
+        let mut command = command(protected, caddy);
+        command.args(["file-server", "--access-log", "--listen", &format!("127.0.0.1:{port}")]);
+        command.arg("--root").arg(here).env("HOME", here).env_remove("XDG_DATA_HOME");
+        let mut server = Running::start_with_stderr(command);
+        for _ in 0..3 {
+            let wrong = wrong(&file, port, || {
+                while !server.line().contains("handled request") {
+                    assert!(server.child.try_wait().unwrap().is_none());
+                }
+            });
+            assert!(expected(wrong, protected), "Caddy: {wrong}, protected: {protected}");
+        }
+    }
+}
+
+/// Half of the clients read nothing until the others have all.
+#[test]
+fn a_thousand_connections_get_what_is_theirs() {
+    const COUNT: u32 = 1000;
+    const SIZE: usize = 128 << 10;
+    if !can() {
+        return;
+    }
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if files.maximum.is_some_and(|most| most < 4 * u64::from(COUNT)) {
+        println!("SKIP: no more than {:?} descriptors", files.maximum);
+        return;
+    }
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: files.maximum, maximum: files.maximum },
+    )
+    .unwrap();
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = directory.path().join("file");
+    let Some(program) = Kind::Static.compile("many", directory.path()) else { return };
+    let of = |number: u32| [u8::try_from(number % 251).unwrap(); SIZE];
+    for protected in [false, true] {
+        let file = File::create(&path).unwrap();
+        for number in 0..COUNT {
+            file.write_all_at(&of(number), u64::from(number) * SIZE as u64).unwrap();
+        }
+        let mut command = command(protected, &program);
+        command.arg(&path).arg(SIZE.to_string()).arg(COUNT.to_string());
+        let mut server = Running::start(command);
+        let port: u16 = server.line().parse().unwrap();
+        let address = rustix::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
+        let mut clients: Vec<TcpStream> = (0..COUNT)
+            .map(|number| {
+                let (family, kind) =
+                    (rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM);
+                let socket = rustix::net::socket(family, kind, None).unwrap();
+                // So that a client that does not read stalls the call.
+                rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 1 << 14).unwrap();
+                rustix::net::connect(&socket, &address).unwrap();
+                let mut client = TcpStream::from(socket);
+                client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+                client.write_all(&number.to_ne_bytes()).unwrap();
+                client
+            })
+            .collect();
+        let mut wrong = 0;
+        for first in [0, 1] {
+            for number in (first..COUNT).step_by(2) {
+                let mut body = Vec::new();
+                clients[number as usize].read_to_end(&mut body).unwrap();
+                assert_eq!(body.len(), SIZE, "client {number}, protected: {protected}");
+                wrong += usize::from(body[..] != of(number));
+            }
+        }
+        clients.clear();
+        assert_eq!(server.line(), "sent");
+        println!("protected: {protected}: {wrong} of {COUNT} clients got wrong bytes");
+        assert_eq!(wrong > 0, !protected);
     }
 }
 
@@ -533,11 +660,8 @@ fn what_the_shim_does_is_not_done_again() {
     }
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let program = Kind::Dynamic.compile("stalls", directory.path()).unwrap();
-    let bin = installed::prefix().join("bin");
-    std::fs::create_dir_all(&bin).unwrap();
-    std::fs::copy(RUN, bin.join("sendfile2")).unwrap();
     for (before, by_the_shim) in [(&[][..], true), (&["env", "-u", "LD_PRELOAD"], false)] {
-        let mut command = Command::new(bin.join("sendfile2"));
+        let mut command = Command::new(with_the_shim());
         command.args(["run", "--report"]).args(before).arg(&program).env_remove("LD_PRELOAD");
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -560,6 +684,94 @@ fn what_the_shim_does_is_not_done_again() {
             );
         }
     }
+}
+
+/// The shim's own symbols are those of glibc.
+#[test]
+fn programs_of_another_libc_begin_beside_the_shim() {
+    if !can() {
+        return;
+    }
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let Some(program) = Kind::DynamicMusl.compile("overtaken", directory.path()) else { return };
+    let shell = ["sh", "-c", "exec \"$0\" \"$1\""];
+    let mut command = Command::new(shell[0]);
+    command.args(&shell[1..]).arg(&program);
+    command.env("LD_PRELOAD", installed::prefix().join("lib/libsendfile2_preload.so"));
+    let control = command.arg("/dev/null").stderr(Stdio::null()).status().unwrap();
+    assert_eq!(control.code(), Some(127), "the control");
+    for before in [&shell[..], &[]] {
+        let mut command = Command::new(with_the_shim());
+        command.arg("run").args(before).arg(&program).env_remove("LD_PRELOAD");
+        assert_eq!(overtaken_by(command), 0);
+    }
+}
+
+/// The command, in a place where the shim is installed beside it.
+fn with_the_shim() -> std::path::PathBuf {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    let program = installed::prefix().join("bin/sendfile2");
+    ONCE.call_once(|| {
+        std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+        std::fs::copy(RUN, &program).unwrap();
+    });
+    program
+}
+
+/// Where programs are linked with musl, it is the only way but `sendfile2 run`.
+#[test]
+fn the_shim_for_musl_takes_hold_of_programs_of_musl() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let Some(program) = Kind::DynamicMusl.compile("overtaken", directory.path()) else { return };
+    let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join("installed/musl");
+    let output = installed::xtask(&[
+        "install",
+        "--only-libraries",
+        "--musl",
+        "--prefix",
+        prefix.to_str().unwrap(),
+    ]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    if text.contains("rustup target add") {
+        println!("SKIP: {}", text.trim_end());
+        return;
+    }
+    assert!(output.status.success(), "{text}");
+    let library = format!("lib/{}-linux-musl/libsendfile2_preload.so", std::env::consts::ARCH);
+    let shim = prefix.join(library);
+    let own = prefix.join("bin/sendfile2");
+    std::fs::create_dir_all(own.parent().unwrap()).unwrap();
+    std::fs::copy(RUN, &own).unwrap();
+
+    let report = directory.path().join("report");
+    let with_it = |program: &Path| {
+        let mut command = command(false, program);
+        command.env("LD_PRELOAD", &shim).env("SENDFILE2_REPORT", &report);
+        command
+    };
+    assert_eq!(overtaken(&program, false), 1 << 20, "the control");
+    assert_eq!(overtaken_by(with_it(&program)), 0);
+    let text = std::fs::read_to_string(&report).unwrap();
+    assert!(text.contains(" made safe (1048576 bytes)"), "{text}");
+    let stalls = Kind::DynamicMusl.compile("stalls", directory.path()).unwrap();
+    assert!(with_it(&stalls).status().unwrap().success());
+
+    let probe = |of: &str, what: &str| -> serde_json::Value {
+        let mut command = Command::new(&own);
+        let output = command.args(["probe", "--json", of, what]).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let name = program.to_str().unwrap();
+    assert_eq!(probe("--program", name)["program"]["executable"]["shim_takes_hold"], true);
+    let told = Command::new(&own).args(["probe", "--program", name]).output().unwrap();
+    let told: String = String::from_utf8_lossy(&told.stdout).split_whitespace().collect();
+    assert!(told.contains(&format!("LD_PRELOAD={}", shim.display())), "{told}");
+    let waits = Kind::DynamicMusl.compile("waits", directory.path()).unwrap();
+    let mut running = Running::start(with_it(&waits));
+    assert_eq!(running.line(), "-1");
+    let process = probe("--pid", &running.child.id().to_string())["process"].clone();
+    assert_eq!(process["protected"], true, "{process}");
+    assert_eq!(process["counted"]["passed_on_no_socket"], 1, "{process}");
 }
 
 /// Root may look into every process; others not into one that is not dumpable.

@@ -1,5 +1,6 @@
 //! The facts about a program's file by which it is decided what can protect its `sendfile`.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -84,11 +85,37 @@ impl Program {
     }
 }
 
-/// Returns whether a program can be run with the shim preloaded: one that is linked with another libc
-/// may not begin at all.
-pub(crate) fn may_have_the_shim(name: &Path) -> bool {
+/// Returns the value of `LD_PRELOAD` with which a program, and all that it starts, can be run: one that
+/// is linked with another libc than a shim that it finds does not begin. `None` if there is none.
+pub(crate) fn preload(name: &Path) -> Option<OsString> {
+    if let Some(shim) = shim(Libc::Glibc) {
+        // `$ORIGIN` is the directory of the program, to glibc; musl looks for a file of this name, and
+        // goes on without it.
+        let mut path = OsString::from("$ORIGIN");
+        path.push("/..".repeat(DEEPEST));
+        path.push(shim);
+        return Some(path);
+    }
     let libc = Program::find(name).ok().and_then(|program| program.executable.libc);
-    libc.is_none_or(|libc| libc == Libc::OWN)
+    shim(Libc::Musl).filter(|_| matches!(libc, None | Some(Libc::Musl))).map(Into::into)
+}
+
+/// The levels of directories that a program may be below and still find the shim.
+const DEEPEST: usize = 64;
+
+/// Returns the path of the shim for programs of this libc, if it is where it is installed: in the
+/// libraries beside the directory of this program. A path with a blank or a colon cannot be preloaded,
+/// nor one with a dollar sign.
+pub(super) fn shim(libc: Libc) -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    let prefix = own.parent()?.parent()?;
+    let of_libc = |name| format!("lib/{}-linux-{name}", std::env::consts::ARCH);
+    let directories = ["lib".into(), "lib64".into(), of_libc("gnu"), of_libc("musl")];
+    let mut shims = directories.iter().map(|directory| prefix.join(directory).join(SHIM));
+    shims.find(|shim| {
+        !shim.as_os_str().as_bytes().iter().any(|byte| b" \t\n:$".contains(byte))
+            && File::open(shim).is_ok_and(|file| Libc::of_library(file) == Some(libc))
+    })
 }
 
 fn open(path: &Path) -> anyhow::Result<File> {
@@ -152,7 +179,9 @@ impl Executable {
             _ if self.go => Some(Uncovered::Go),
             None => Some(Uncovered::Static),
             _ if !self.native => Some(Uncovered::Architecture),
-            Some(libc) if libc != Libc::OWN => Some(Uncovered::Libc(libc)),
+            Some(libc) if libc != Libc::Glibc && shim(libc).is_none() => {
+                Some(Uncovered::Libc(libc))
+            }
             _ if self.privileged => Some(Uncovered::Privileged),
             _ => None,
         }
@@ -160,8 +189,15 @@ impl Executable {
 }
 
 impl Libc {
-    /// The standard library that this program and the shim beside it are made for.
-    const OWN: Libc = if cfg!(target_env = "musl") { Libc::Musl } else { Libc::Glibc };
+    /// Returns the libc that a library is linked with: only glibc's functions have versions. `None` for
+    /// what is no library of this machine.
+    fn of_library(file: File) -> Option<Self> {
+        let data = ReadCache::new(file);
+        let file = ElfFile::<FileHeader64<Endianness>, _>::parse(&data).ok()?;
+        let imports = file.imports().ok().filter(|_| file.architecture() == NATIVE)?;
+        let glibc = imports.iter().any(|import| import.library().starts_with(b"libc.so."));
+        Some(if glibc { Libc::Glibc } else { Libc::Musl })
+    }
 
     /// Returns the library to which a dynamic linker belongs.
     fn of(linker: &[u8]) -> Self {
@@ -280,7 +316,10 @@ impl fmt::Display for Uncovered {
                 f.write_str("Go makes system calls itself, also where it is linked dynamically")
             }
             Uncovered::Libc(libc) => {
-                write!(f, "it is linked with {libc}, the shim with {}", Libc::OWN)
+                write!(
+                    f,
+                    "it is linked with {libc}, and no shim for that is installed beside this command"
+                )
             }
             Uncovered::Privileged => f.write_str(
                 "it is setuid, setgid or has file capabilities: the dynamic linker then ignores \
