@@ -251,6 +251,8 @@ enum Victim {
     Program,
     Supervisor,
     Guardian,
+    /// Who of them has the command's name.
+    Named,
     /// The guardian, while the supervisor cannot start another one, and then the supervisor.
     Both,
 }
@@ -276,6 +278,14 @@ fn killed(program: &Path, file: &Path, victim: Victim, round: u64) -> Got {
                 Victim::Program => kill(process, Signal::KILL),
                 Victim::Supervisor => kill(supervisor, Signal::KILL),
                 Victim::Guardian => kill(guardian, Signal::KILL),
+                Victim::Named => {
+                    for id in [supervisor, guardian] {
+                        let path = format!("/proc/{}/comm", id.as_raw_nonzero());
+                        if std::fs::read_to_string(path).is_ok_and(|name| name == "sendfile2\n") {
+                            kill(id, Signal::KILL);
+                        }
+                    }
+                }
                 Victim::Both => {
                     kill(supervisor, Signal::STOP);
                     kill(guardian, Signal::KILL);
@@ -296,7 +306,7 @@ fn whoever_is_killed_no_client_takes_wrong_bytes_for_right() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let file = directory.path().join("file");
     let Some(program) = Kind::Static.compile("stream", directory.path()) else { return };
-    for victim in [Victim::Program, Victim::Supervisor, Victim::Guardian] {
+    for victim in [Victim::Program, Victim::Supervisor, Victim::Guardian, Victim::Named] {
         let mut all = 0;
         for round in 0..ROUNDS {
             let got = killed(&program, &file, victim, round);
@@ -365,6 +375,53 @@ fn what_cannot_be_run_is_told_as_by_env() {
         assert_eq!(output.status.code(), Some(code), "{text}");
         assert!(text.starts_with("sendfile2: cannot run ") && text.contains(program), "{text}");
     }
+}
+
+/// A filter that lasts as long as its thread forbids what a supervisor needs.
+#[test]
+fn who_may_not_look_into_the_program_says_so_and_runs_nothing() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    if !can() {
+        return;
+    }
+    for (call, status) in [
+        (libc::SYS_pidfd_getfd, 125),
+        (libc::SYS_process_vm_readv, 125),
+        // The control.
+        (libc::SYS_acct, 0),
+    ] {
+        let filtered = || {
+            let filter = SeccompFilter::new(
+                [(call, vec![])].into_iter().collect(),
+                SeccompAction::Allow,
+                SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+                std::env::consts::ARCH.try_into().unwrap(),
+            );
+            let program: BpfProgram = filter.unwrap().try_into().unwrap();
+            seccompiler::apply_filter(&program).unwrap();
+            command(true, "echo").arg("run").output().unwrap()
+        };
+        let output = std::thread::scope(|scope| scope.spawn(filtered).join()).unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(status), "{text}");
+        assert_eq!(output.stdout.is_empty(), status != 0);
+        assert_eq!(text.contains("cannot be looked into"), status != 0, "{text}");
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_told_before_anything_is_run() {
+    if !can() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let report = directory.path().join("missing/report");
+    let mut run = Command::new(RUN);
+    run.arg("run").arg(format!("--report={}", report.display())).args(["echo", "run"]);
+    let output = run.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(125), 0), "{text}");
+    assert!(text.contains("cannot report to") && text.contains("missing/report"), "{text}");
 }
 
 #[test]

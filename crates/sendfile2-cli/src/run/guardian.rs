@@ -5,6 +5,7 @@
 //! of which a part has left. So each process that has such a call open is killed first: its connections
 //! end, and nobody takes what arrived for the whole.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,6 +13,9 @@ use rustix::process::Signal;
 use sendfile2_sys::daemon::{self, Forked, Slot};
 use sendfile2_sys::seccomp;
 use sendfile2_sys::thread::Thread;
+
+/// The guardian's name, as ps(1) and pkill(1) know it.
+const NAME: &CStr = c"sf2-guardian";
 
 /// Starts a guardian of this process, whose listener and open calls these are.
 pub(super) fn start(
@@ -23,6 +27,8 @@ pub(super) fn start(
     let given =
         vec![listener.try_clone_to_owned().map_err(|_| rustix::io::Errno::MFILE)?, supervisor];
     daemon::fork(given, |given| {
+        // Who kills the supervisor by the command's name does not kill its guardian with it.
+        let _ = rustix::thread::set_name(NAME);
         let mut given = given.into_iter();
         if let (Some(listener), Some(supervisor)) = (given.next(), given.next()) {
             guard(&listener, &supervisor, calls);
