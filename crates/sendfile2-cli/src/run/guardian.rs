@@ -29,6 +29,10 @@ pub(super) fn start(
     daemon::fork(given, |given| {
         // Who kills the supervisor by the command's name does not kill its guardian with it.
         let _ = rustix::thread::set_name(NAME);
+        // The supervisor may have the program's standard error still; its input is /dev/null.
+        if rustix::stdio::dup2_stderr(rustix::stdio::stdin()).is_err() {
+            return 1;
+        }
         let mut given = given.into_iter();
         if let (Some(listener), Some(supervisor)) = (given.next(), given.next()) {
             guard(&listener, &supervisor, calls);
