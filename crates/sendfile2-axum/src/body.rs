@@ -1,5 +1,6 @@
 //! A range of a file as an HTTP body.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::ops::Range;
@@ -41,7 +42,11 @@ pub(crate) const WORTH_MAPPING: u64 = 16 << 10;
 #[derive(Debug)]
 pub struct FileBody {
     shared: Arc<Shared>,
+    origin: Origin,
     left: Range<u64>,
+    /// What comes behind that.
+    later: VecDeque<Piece>,
+    /// Whether it is sent by windows.
     mapped: bool,
     busy: Option<JoinHandle<Done>>,
     /// The last window.
@@ -50,11 +55,12 @@ pub struct FileBody {
     error: Option<io::Error>,
 }
 
+/// Bytes of a file.
+type Piece = (Origin, Range<u64>);
+
 /// The state that a body and the offer to make a mapped one of it share.
 #[derive(Debug)]
 struct Shared {
-    origin: Origin,
-    range: Range<u64>,
     polled: AtomicBool,
     dropped: AtomicBool,
 }
@@ -101,14 +107,29 @@ impl FileBody {
         Ok(FileBody::of(Origin::Lease(lease), range, false))
     }
 
+    /// Adds the bytes of another body of files behind its own. The lease of each ends when its bytes
+    /// are read, or released by the kernel.
+    #[must_use]
+    pub fn followed_by(mut self, next: &FileBody) -> Self {
+        self.later.push_back((next.origin.clone(), next.left.clone()));
+        self.later.extend(next.later.iter().cloned());
+        self
+    }
+
     fn of(origin: Origin, range: Range<u64>, mapped: bool) -> Self {
         let range = range.start..range.end.max(range.start);
+        FileBody::of_pieces((origin, range), VecDeque::new(), mapped)
+    }
+
+    fn of_pieces((origin, left): Piece, later: VecDeque<Piece>, mapped: bool) -> Self {
         let (polled, dropped) = (AtomicBool::new(false), AtomicBool::new(false));
-        let shared = Shared { origin, range: range.clone(), polled, dropped };
+        let all = len(&left) + later.iter().map(|(_, range)| len(range)).sum::<u64>();
         FileBody {
-            shared: Arc::new(shared),
-            left: range,
-            mapped,
+            shared: Arc::new(Shared { polled, dropped }),
+            origin,
+            left,
+            later,
+            mapped: mapped && all >= WORTH_MAPPING,
             busy: None,
             last: None,
             error: None,
@@ -117,13 +138,28 @@ impl FileBody {
 
     /// The bytes of it that are left.
     pub(crate) fn len(&self) -> u64 {
-        self.left.end - self.left.start
+        len(&self.left) + self.later.iter().map(|(_, range)| len(range)).sum::<u64>()
+    }
+
+    fn is_over(&self) -> bool {
+        self.left.is_empty() && self.later.iter().all(|(_, range)| range.is_empty())
     }
 
     /// A part of it, counted from its beginning, in its place.
     pub(crate) fn part(self, part: &Range<u64>) -> Self {
-        let start = self.left.start;
-        FileBody::of(self.shared.origin.clone(), start + part.start..start + part.end, false)
+        let mut from = 0;
+        let of_it = |(origin, Range { start, end }): Piece| {
+            let (before, behind) = (from, from + end - start);
+            from = behind;
+            let here = part.start.clamp(before, behind)..part.end.clamp(before, behind);
+            (origin, start + (here.start - before)..start + (here.end - before))
+        };
+        let first = (self.origin.clone(), self.left.clone());
+        let pieces = std::iter::once(first).chain(self.later.iter().cloned()).map(of_it);
+        let mut pieces: VecDeque<Piece> = pieces.collect();
+        pieces.retain(|(_, range)| !range.is_empty());
+        let nothing = (self.origin.clone(), self.left.start..self.left.start);
+        FileBody::of_pieces(pieces.pop_front().unwrap_or(nothing), pieces, false)
     }
 
     /// A response of it, which [`ZeroCopyLayer`](crate::ZeroCopyLayer) knows it by.
@@ -144,7 +180,13 @@ impl FileBody {
 
     /// The offer by which the layer makes a mapped body of it, if it is still there then.
     pub(crate) fn offer(&self, encoding: Option<HeaderValue>) -> Offer {
-        Offer { shared: Arc::clone(&self.shared), encoding }
+        let (origin, left) = (self.origin.clone(), self.left.clone());
+        Offer {
+            shared: Arc::clone(&self.shared),
+            first: (origin, left),
+            later: self.later.clone(),
+            encoding,
+        }
     }
 
     fn off_the_loop(&mut self, work: impl FnOnce() -> Done + Send + 'static) {
@@ -153,9 +195,13 @@ impl FileBody {
 
     /// The next piece; `None` if it is being fetched.
     fn next(&mut self) -> io::Result<Option<Bytes>> {
+        while self.left.is_empty() {
+            let Some((origin, left)) = self.later.pop_front() else { break };
+            (self.origin, self.left) = (origin, left);
+        }
         let Range { start, end } = self.left;
-        let origin = &self.shared.origin;
-        if self.mapped && self.shared.range.end - self.shared.range.start >= WORTH_MAPPING {
+        let origin = &self.origin;
+        if self.mapped {
             if let Some(mapped) =
                 origin.mapped(start..end.min(start + WINDOW)).map_err(io::Error::from)?
             {
@@ -189,7 +235,7 @@ impl FileBody {
     }
 
     fn window(&mut self, mapped: Mapped) -> Bytes {
-        let (bytes, passed) = Window::into_bytes(mapped, self.shared.origin.clone());
+        let (bytes, passed) = Window::into_bytes(mapped, self.origin.clone());
         self.last = Some(passed);
         self.advance(bytes)
     }
@@ -198,6 +244,10 @@ impl FileBody {
         self.left.start += bytes.len() as u64;
         bytes
     }
+}
+
+fn len(range: &Range<u64>) -> u64 {
+    range.end - range.start
 }
 
 /// Fails where a file of `at` bytes does not have all of `range`.
@@ -225,7 +275,7 @@ impl Body for FileBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         self.shared.polled.store(true, Ordering::Relaxed);
-        if self.left.is_empty() && self.busy.is_none() {
+        if self.is_over() && self.busy.is_none() {
             return Poll::Ready(None);
         }
         loop {
@@ -256,7 +306,7 @@ impl Body for FileBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left.is_empty()
+        self.is_over()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -291,6 +341,8 @@ impl axum::response::IntoResponse for FileBody {
 #[derive(Debug, Clone)]
 pub(crate) struct Offer {
     shared: Arc<Shared>,
+    first: Piece,
+    later: VecDeque<Piece>,
     /// The content encoding of the file itself.
     encoding: Option<HeaderValue>,
 }
@@ -298,9 +350,9 @@ pub(crate) struct Offer {
 impl Offer {
     /// Returns a mapped body in place of the response's own, or what shows that something has
     /// changed that one.
-    pub(crate) fn accept(&self, response: &Response<impl Body>) -> Result<FileBody, &'static str> {
-        let Shared { origin, range, polled, dropped } = &*self.shared;
-        let len = range.end - range.start;
+    pub(crate) fn accept(self, response: &Response<impl Body>) -> Result<FileBody, &'static str> {
+        let Shared { polled, dropped } = &*self.shared;
+        let len = len(&self.first.1) + self.later.iter().map(|(_, range)| len(range)).sum::<u64>();
         let headers = response.headers();
         let length = headers.get(header::CONTENT_LENGTH).map(HeaderValue::as_bytes);
         if dropped.load(Ordering::Relaxed) {
@@ -316,7 +368,7 @@ impl Offer {
         {
             Err("resized")
         } else {
-            Ok(FileBody::of(origin.clone(), range.clone(), true))
+            Ok(FileBody::of_pieces(self.first, self.later, true))
         }
     }
 }
