@@ -86,7 +86,7 @@ fn child(path: &Path, seed: u64) {
 }
 
 fn put(store: &Store, random: &mut Random, n: u32, version: u32) {
-    let len = if random.below(4) == 0 { random.below(900_000) } else { random.below(40_000) };
+    let len = if random.below(4) == 0 { random.below(1_700_000) } else { random.below(40_000) };
     let known = (random.below(2) == 0).then_some(u64::from(len));
     let mut fill = store.begin(key(n), [1; 24], &head(n, version, len, 0), known).unwrap();
     for piece in body(n ^ version, len as usize).chunks(50_000) {

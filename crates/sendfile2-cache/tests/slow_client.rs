@@ -9,7 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use common::{HEAD, body, opened, put, small};
+use common::{HEAD, MIB, body, opened, put, small};
 use sendfile2::{Engine, SendFlags, Sender, Sent};
 use sendfile2_cache::store::{Hit, Key, Options, Store};
 
@@ -39,9 +39,8 @@ impl Slow {
     }
 
     fn send(&mut self, hit: &Hit) {
-        let (lease, range) = hit.lease();
         while self.sent < hit.len() {
-            let left = range.start + self.sent..range.end;
+            let (lease, left) = hit.leases(self.sent..hit.len()).swap_remove(0);
             match self.sender.try_send_lease(&lease, left, SendFlags::NONE).unwrap() {
                 Sent::Accepted { bytes, .. } => self.sent += bytes as u64,
                 _ => break,
@@ -80,13 +79,19 @@ fn overwrite_all(store: &Store) {
 #[test]
 fn regions_are_overwritten_and_nothing_changes_in_flight() {
     for engine in [Engine::Sendfile, Engine::Zerocopy, Engine::Copy] {
-        let (store, _) = opened(&small());
+        // So few regions that the oldest is next, whoever has it in hand.
+        let (store, _) = opened(&Options { size: 24 * MIB, ..small() });
         let old = body(1, 1_500_000);
-        let hit = put(&store, key(1), [0; 24], HEAD, &old, None).unwrap();
-        let slow = Slow::new(&hit, engine);
-        overwrite_all(&store);
-        assert_eq!(wrong(&slow.rest(&hit), &old), 0, "{engine}");
-        assert_eq!(store.counters().failed, 0);
+        // In one record, and in parts.
+        for length in [Some(old.len() as u64), None] {
+            let hit = put(&store, key(1), [0; 24], HEAD, &old, length).unwrap();
+            assert_eq!(hit.leases(0..hit.len()).len() > 1, length.is_none());
+            let slow = Slow::new(&hit, engine);
+            overwrite_all(&store);
+            assert!(store.get(&key(1)).is_none());
+            assert_eq!(wrong(&slow.rest(&hit), &old), 0, "{engine}");
+            assert_eq!(store.counters().failed, 0);
+        }
     }
 }
 
@@ -97,12 +102,16 @@ fn control_a_region_that_is_written_to_at_once_is_seen() {
     let path = dir.path().join("store");
     let (store, _) = opened(&Options { path: Some(path.clone()), ..small() });
     let old = body(1, 1_500_000);
-    let hit = put(&store, key(1), [0; 24], HEAD, &old, None).unwrap();
-    let slow = Slow::new(&hit, Engine::Sendfile);
-    let file = OpenOptions::new().write(true).open(&path).unwrap();
-    let (_, range) = hit.lease();
-    file.write_all_at(&body(2, 1_500_000), range.start).unwrap();
-    let wrong = wrong(&slow.rest(&hit), &old);
-    println!("{wrong} bytes wrong of {}", old.len());
-    assert!(wrong > 0);
+    for length in [Some(old.len() as u64), None] {
+        let hit = put(&store, key(1), [0; 24], HEAD, &old, length).unwrap();
+        let slow = Slow::new(&hit, Engine::Sendfile);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        for (_, range) in hit.leases(0..hit.len()) {
+            let len = usize::try_from(range.end - range.start).unwrap();
+            file.write_all_at(&body(2, len), range.start).unwrap();
+        }
+        let wrong = wrong(&slow.rest(&hit), &old);
+        println!("{wrong} bytes wrong of {}", old.len());
+        assert!(wrong > 0);
+    }
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use sendfile2::Error;
 use sendfile2_axum::{FileBody, Validators};
 
 use super::body::{CacheBody, Filling, Rest};
@@ -148,9 +149,9 @@ fn bodiless(status: StatusCode) -> bool {
 
 /// A body of what is stored, which may be sent from the store's own pages.
 fn of_hit(hit: &Hit, within: &Range<u64>, encoding: Option<HeaderValue>) -> Response<CacheBody> {
-    let (lease, at) = hit.lease();
-    match FileBody::leased(lease, at.start + within.start..at.start + within.end) {
-        Ok(body) => body.into_encoded_response(encoding).map(CacheBody::stored),
+    match file_body(hit, within) {
+        Ok(Some(body)) => body.into_encoded_response(encoding).map(CacheBody::stored),
+        Ok(None) => Response::new(CacheBody::text("")),
         Err(e) => {
             tracing::error!("a stored body cannot be read: {e}");
             let mut response = Response::new(CacheBody::text(""));
@@ -158,6 +159,19 @@ fn of_hit(hit: &Hit, within: &Range<u64>, encoding: Option<HeaderValue>) -> Resp
             response
         }
     }
+}
+
+/// A body of these bytes of what is stored; `None` of none.
+pub(super) fn file_body(hit: &Hit, within: &Range<u64>) -> Result<Option<FileBody>, Error> {
+    let mut body: Option<FileBody> = None;
+    for (lease, at) in hit.leases(within.clone()) {
+        let part = FileBody::leased(lease, at)?;
+        body = Some(match body {
+            None => part,
+            Some(body) => body.followed_by(&part),
+        });
+    }
+    Ok(body)
 }
 
 /// Makes the fields those of a part, or of an answer without what was asked for.

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use sendfile2_axum::FileBody;
 use tokio::sync::{mpsc, watch};
 
-use super::answer::Content;
+use super::answer::{Content, file_body};
 use super::body::{Passing, Rest};
 use super::changes::{Asking, Changes};
 use super::find::{self, Found};
@@ -238,10 +238,8 @@ impl Inner {
                 policy::merge(&mut merged, &headers);
                 headers = merged;
                 let of_old = |from: u64, to: u64| {
-                    let (lease, at) = old.hit.lease();
-                    let at =
-                        at.start + (from - part.range.start)..at.start + (to - part.range.start);
-                    FileBody::leased(lease, at).ok()
+                    let within = from - part.range.start..to - part.range.start;
+                    file_body(&old.hit, &within).ok().flatten()
                 };
                 if part.range.start < new.range.start {
                     before = of_old(part.range.start, new.range.start);
@@ -286,7 +284,9 @@ impl Inner {
             Ok(Ok(begun)) => begun,
             Ok(Err(e)) => {
                 tracing::debug!("a response is not stored: {e}");
-                return passing(head, body.into_inner(), "store");
+                let too_large = matches!(e, StoreError::TooLarge { .. });
+                let why = if too_large { "too-large" } else { "store" };
+                return passing(head, body.into_inner(), why);
             }
             Err(e) => {
                 tracing::error!("the store has failed: {e}");

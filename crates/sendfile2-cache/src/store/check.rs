@@ -80,7 +80,8 @@ pub(super) fn is_whole(
             .and_then(|at| header(entry.head_region, at, generations[1]))
             .filter(|record| matches!(record.kind, Kind::Refresh(_)))
     };
-    record.kind == Kind::Whole
+    record.kind.role() == entry.role
+        && !matches!(record.kind, Kind::Pending | Kind::Refresh(_))
         && of_head.is_some_and(|of| of.head_sum == crc32fast::hash(head))
         && body_is_whole(core, entry, &record, read)
 }

@@ -12,11 +12,12 @@ use super::banlog::BanLog;
 use super::check;
 use super::disk::{Disk, read_leased};
 use super::error::{MayWait, StoreError};
-use super::hit::Hit;
+use super::hit::{Hit, Part};
 use super::index::Entry;
 use super::key::{Key, State as Opaque};
-use super::layout::{BodyAt, Kind, RECORD_HEADER, Record, Tabled, sums_len};
+use super::layout::{BodyAt, Kind, RECORD_HEADER, Record, Role, Tabled, sums_len};
 use super::options::Admission;
+use super::parts;
 use super::state::{Slot, State};
 
 /// The time for which a fill waits for a region that can be filled.
@@ -35,7 +36,7 @@ pub(super) struct Core {
 /// A response that is being stored.
 #[derive(Debug)]
 pub(super) struct Running {
-    id: u64,
+    pub(super) id: u64,
     /// Bans with a larger number concern it.
     pub(super) since: u64,
 }
@@ -51,19 +52,36 @@ pub(super) struct Parts<'a> {
     pub(super) kind: Kind,
 }
 
+/// An entry that was found, with the generations that its records must have.
+#[derive(Debug)]
+struct Leased {
+    entry: Entry,
+    lease: Lease,
+    generations: [u64; 2],
+}
+
 impl Core {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finds a response and leases it, with the generations that its records must have.
-    fn look_up(&self, key: &Key) -> Option<(Entry, Lease, [u64; 2])> {
+    /// Finds a response and leases it, with its parts if it has any.
+    fn look_up(&self, key: &Key) -> Option<(Leased, Vec<Leased>)> {
         let state = self.state();
-        let entry = *state.index.get(key)?;
-        let lease = self.lease(&entry)?;
         let generation = |region: u32| state.regions[region as usize].generation;
-        let generations = [generation(entry.region), generation(entry.head_region)];
-        Some((entry, lease, generations))
+        let leased = |entry: Entry| {
+            let lease = self.lease(&entry)?;
+            let generations = [generation(entry.region), generation(entry.head_region)];
+            Some(Leased { entry, lease, generations })
+        };
+        let entry = *state.index.get(key)?;
+        let parts = match entry.role {
+            Role::Whole => Vec::new(),
+            Role::Head => state.parts_of(key, *state.sets.get(key)?)?,
+            Role::Part => return None,
+        };
+        let parts = parts.into_iter().map(leased).collect::<Option<_>>()?;
+        Some((leased(entry)?, parts))
     }
 
     /// Leases what there is of a response. Asked under the lock, so that it is still there.
@@ -88,51 +106,72 @@ impl Core {
 
     /// Finds a response that is not banned, and whose bytes are what was stored.
     pub(super) fn find(&self, key: &Key, count: bool) -> Option<(Entry, Hit)> {
-        let (entry, lease, generations) = self.look_up(key)?;
-        let head = read_leased(&lease, self.head_of(&entry));
-        let whole = entry.verified || check::is_whole(self, &entry, &lease, generations, &head);
+        let (leased, parts) = self.look_up(key)?;
+        let entry = leased.entry;
+        let head = read_leased(&leased.lease, self.head_of(&entry));
+        let is_whole = |it: &Leased, head: &Result<Vec<u8>, StoreError>| {
+            it.entry.verified || check::is_whole(self, &it.entry, &it.lease, it.generations, head)
+        };
+        let whole =
+            is_whole(&leased, &head) && parts.iter().all(|it| is_whole(it, &Ok(Vec::new())));
         let Some(head) = head.ok().filter(|_| whole) else {
             let mut state = self.state();
             state.counters.damaged += 1;
             state.remove_entry(&entry);
             return None;
         };
-        self.found(entry, lease, head, count)
+        self.found(leased, parts, head, count)
     }
 
     /// As [`find`](Self::find), if that takes no waiting for the disk.
     pub(super) fn try_find(&self, key: &Key, count: bool) -> Result<Option<(Entry, Hit)>, MayWait> {
-        let Some((entry, lease, _)) = self.look_up(key) else { return Ok(None) };
-        if !entry.verified {
+        let Some((leased, parts)) = self.look_up(key) else { return Ok(None) };
+        if !leased.entry.verified || parts.iter().any(|part| !part.entry.verified) {
             return Err(MayWait);
         }
         // An error is the other's affair, too.
-        let head = self.disk.read_leased_now(&lease, self.head_of(&entry)).ok().flatten();
-        Ok(self.found(entry, lease, head.ok_or(MayWait)?, count))
+        let head = self.head_of(&leased.entry);
+        let head = self.disk.read_leased_now(&leased.lease, head).ok().flatten();
+        Ok(self.found(leased, parts, head.ok_or(MayWait)?, count))
     }
 
     fn found(
         &self,
-        entry: Entry,
-        lease: Lease,
+        leased: Leased,
+        parts: Vec<Leased>,
         head: Vec<u8>,
         count: bool,
     ) -> Option<(Entry, Hit)> {
+        let Leased { entry, lease, .. } = leased;
         let mut state = self.state();
         if state.bans.hit_entry(&entry, &head) {
             state.remove_entry(&entry);
             return None;
         }
-        if let Some(known) = state.index.get_mut(&entry.key).filter(|known| known.is(&entry)) {
-            known.verified = true;
-            if count {
-                state.hit(&entry.key);
+        for it in std::iter::once(&entry).chain(parts.iter().map(|part| &part.entry)) {
+            if let Some(known) = state.index.get_mut(&it.key).filter(|known| known.is(it)) {
+                known.verified = true;
+                if count {
+                    state.hit(&it.key);
+                }
             }
         }
         drop(state);
-        let hit =
-            Hit { state: entry.state, head: Bytes::from(head), lease, body: self.body_of(&entry) };
-        Some((entry, hit))
+        let parts = parts.into_iter().map(|it| (it.lease, self.body_of(&it.entry)));
+        Some((entry, self.hit(&entry, lease, Bytes::from(head), parts)))
+    }
+
+    /// What was found: the parts are those of an entry that has only the head.
+    fn hit(
+        &self,
+        entry: &Entry,
+        lease: Lease,
+        head: Bytes,
+        parts: impl IntoIterator<Item = Part>,
+    ) -> Hit {
+        let mut parts = parts.into_iter();
+        let first = parts.next().unwrap_or_else(|| (lease, self.body_of(entry)));
+        Hit { state: entry.state, head, first, others: parts.collect() }
     }
 
     /// Room for a record, waited for shortly.
@@ -255,25 +294,77 @@ impl Core {
         if instead.is_some_and(|old| !known.is_some_and(|known| known.is(old))) {
             return Err(StoreError::Absent);
         }
+        let parts = match record.kind {
+            // One of them was overwritten, or lost, while the others came.
+            Kind::Head(set) => state.parts_of(&key, set).ok_or(StoreError::Full)?,
+            _ => Vec::new(),
+        };
+        let leased = |part: &Entry| Some((self.lease(part)?, self.body_of(part)));
+        let parts = parts.iter().map(leased).collect::<Option<Vec<_>>>();
         let mut entry = entry_of(slot.region, record, instead);
+        let (lease, parts) = self.lease(&entry).zip(parts).ok_or(StoreError::Full)?;
         entry.hits = known.map_or(0, |known| known.hits);
         let region = state.region(slot.region);
         region.table.push(Tabled::of(record));
         region.oldest = region.oldest.min(record.seq);
-        let newest = state.insert(entry);
+        let newest = match record.kind {
+            Kind::Head(set) => state.insert_head(entry, set),
+            _ => state.insert(entry),
+        };
         state.counters.stored += u64::from(newest && instead.is_none());
-        let lease = self.lease(&entry).ok_or(StoreError::Full)?;
         drop(state);
-        let (state, body) = (entry.state, self.body_of(&entry));
-        Ok(Hit { state, head: Bytes::copy_from_slice(head), lease, body })
+        Ok(self.hit(&entry, lease, Bytes::copy_from_slice(head), parts))
+    }
+
+    /// Ends a part of a body, which is written but for its checksums.
+    pub(super) fn end_part(
+        &self,
+        slot: &Slot,
+        (response, id, number): (&Key, u64, u64),
+        body_len: u32,
+        sums: &[u8],
+    ) -> Result<(Record, Part), StoreError> {
+        let seq = self.state().tick();
+        let span = Record::span_of(0, body_len).filter(|span| *span <= slot.span);
+        let record = Record {
+            kind: Kind::Part,
+            generation: slot.generation,
+            offset: slot.offset,
+            span: span.ok_or(StoreError::Full)?,
+            key: parts::key_of(response, id, number).0,
+            state: parts::state_of(response, id),
+            seq,
+            head_len: 0,
+            body_len,
+            sum: crc32fast::hash(sums),
+            head_sum: crc32fast::hash(b""),
+        };
+        self.write(slot, sums, RECORD_HEADER + body_len)?;
+        self.write(slot, &record.encode(&self.disk.secret), 0)?;
+        let mut state = self.state();
+        if state.region(slot.region).broken {
+            return Err(StoreError::Full);
+        }
+        let entry = entry_of(slot.region, &record, None);
+        let lease = self.lease(&entry).ok_or(StoreError::Full)?;
+        let region = state.region(slot.region);
+        region.table.push(Tabled::of(&record));
+        region.oldest = region.oldest.min(seq);
+        state.insert(entry);
+        Ok((record, (lease, self.body_of(&entry))))
     }
 
     /// Replaces the head of a response by a record of its own.
     pub(super) fn refresh(&self, key: &Key, state: Opaque, head: &[u8]) -> Result<(), StoreError> {
         let (entry, _) = self.find(key, false).ok_or(StoreError::Absent)?;
-        let generation = self.state().regions[entry.region as usize].generation;
-        let body = BodyAt { region: entry.region, generation, record: entry.record };
-        let kind = Kind::Refresh(body);
+        let kind = {
+            let state = self.state();
+            let generation = state.regions[entry.region as usize].generation;
+            let body = BodyAt { region: entry.region, generation, record: entry.record };
+            let set = state.sets.get(key).filter(|_| entry.role == Role::Head);
+            // A head has no body to be left where it is.
+            set.map_or(Kind::Refresh(body), |set| Kind::Head(*set))
+        };
         let parts = Parts { key: *key, state, head, body_len: entry.body_len, sums: &[], kind };
         self.store(None, &parts, &[], Some(entry.seq), Some(&entry)).map(drop)
     }
@@ -302,7 +393,7 @@ impl Core {
         instead: Option<&Entry>,
     ) -> Result<Hit, StoreError> {
         let length = parts.head.len() as u64 + body.len() as u64;
-        let most = self.disk.sizes.most();
+        let most = self.disk.sizes.most_in_one();
         let span = u32::try_from(length).ok().filter(|_| length <= most).and_then(|_| {
             Record::span_of(u32::try_from(parts.head.len()).ok()?, u32::try_from(body.len()).ok()?)
         });
@@ -342,8 +433,9 @@ impl Core {
 }
 
 fn entry_of(region: u32, record: &Record, instead: Option<&Entry>) -> Entry {
+    let here = (region, record.offset);
     let (body_region, body_record) =
-        instead.map_or((region, record.offset), |old| (old.region, old.record));
+        instead.filter(|old| old.role == Role::Whole).map_or(here, |old| (old.region, old.record));
     Entry {
         key: Key(record.key),
         state: record.state,
@@ -354,6 +446,7 @@ fn entry_of(region: u32, record: &Record, instead: Option<&Entry>) -> Entry {
         head_region: region,
         head_at: record.head_at(),
         head_len: record.head_len,
+        role: record.kind.role(),
         hits: 0,
         verified: true,
     }

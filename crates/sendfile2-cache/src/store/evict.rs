@@ -1,6 +1,7 @@
 //! Which region is overwritten next, and what of it is moved elsewhere before. Pure.
 
 use super::index::Entry;
+use super::layout::Role;
 
 /// A region that may be overwritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,9 +24,10 @@ pub(super) fn choose(mut candidates: Vec<Candidate>) -> Option<u32> {
     oldest.min_by_key(|c| (c.leased, c.useful, c.generation)).map(|c| c.region)
 }
 
-/// Those with hits, as many as fit into `room` bytes; what was hit most often first.
+/// Those with hits, as many as fit into `room` bytes; what was hit most often first. What is in parts
+/// is not moved: it goes as a whole, with the oldest of them.
 pub(super) fn survivors(mut entries: Vec<Entry>, room: u64) -> Vec<Entry> {
-    entries.retain(|e| e.hits > 0);
+    entries.retain(|e| e.hits > 0 && e.role == Role::Whole);
     entries.sort_unstable_by_key(|e| (std::cmp::Reverse(e.hits), e.seq));
     let mut left = room;
     entries.retain(|e| {
@@ -80,7 +82,7 @@ mod tests {
             let entries = given.iter().enumerate().map(|(seq, (hits, body_len))| Entry {
                 key: Key::of(&[&seq.to_le_bytes()]), state: [0; 24], seq: seq as u64, region: 0,
                 record: 0, body_len: *body_len, head_region: 0, head_at: 0, head_len: 1,
-                hits: *hits, verified: true,
+                role: Role::Whole, hits: *hits, verified: true,
             });
             let kept = survivors(entries.collect(), room);
             prop_assert!(kept.iter().all(|e| e.hits > 0));

@@ -12,9 +12,9 @@ use tokio::sync::watch;
 use super::check::Sums;
 use super::core::{Parts, Running};
 use super::error::StoreError;
-use super::hit::Hit;
+use super::hit::{Hit, Part};
 use super::key::{Key, State};
-use super::layout::{CHUNK, Kind, RECORD_HEADER, Record};
+use super::layout::{CHUNK, Kind, RECORD_HEADER, Record, Set};
 use super::state::Slot;
 use super::store::Store;
 
@@ -25,8 +25,8 @@ const READ: u64 = 64 << 10;
 /// readers fail.
 ///
 /// Up to 64 KiB of the body are kept in memory, so that a small one is written at once, whatever its
-/// length; a larger one is written as it comes. Where its length is not known it takes the room of
-/// the largest that there may be, and gives back what it does not need.
+/// length; a larger one is written as it comes. Where its length is not known, or more than a record
+/// has room for, it takes room for one part at a time, and gives back what it does not need.
 #[derive(Debug)]
 pub struct Fill {
     store: Store,
@@ -36,8 +36,15 @@ pub struct Fill {
     head: Vec<u8>,
     expected: Option<u64>,
     length: u64,
+    /// The most that the part has which is coming, or all of the body.
+    most: u64,
+    /// Where that part begins in the body, and how many come before it.
+    from: u64,
+    parts: u64,
+    /// Of that part.
     sums: Sums,
     room: Option<Arc<Room>>,
+    stored: bool,
     progress: watch::Sender<Progress>,
 }
 
@@ -46,12 +53,20 @@ pub struct Fill {
 struct Progress {
     /// As long as it is not in the file.
     staged: Vec<u8>,
-    /// Where it is in the file.
-    at: Option<u64>,
-    /// The room there, until it has ended.
-    room: Option<Arc<Room>>,
+    /// The parts that have ended, or the whole: where each begins in the body.
+    ended: Vec<(u64, Part)>,
+    /// What comes behind them, until that has ended.
+    open: Option<Open>,
     length: u64,
     end: End,
+}
+
+/// A part that is being written, where it begins in the body and in the file.
+#[derive(Debug)]
+struct Open {
+    from: u64,
+    at: u64,
+    room: Arc<Room>,
 }
 
 /// Room in the file, which nobody else gets as long as this is there.
@@ -73,7 +88,8 @@ impl Drop for Room {
 enum End {
     #[default]
     None,
-    Whole(Lease),
+    /// It is all there, stored or not.
+    Whole,
     Abandoned,
 }
 
@@ -88,14 +104,32 @@ impl Fill {
     ) -> Self {
         let (progress, _) = watch::channel(Progress::default());
         let head = head.to_vec();
-        let (length, sums, room) = (0, Sums::default(), None);
-        Fill { store, running, key, state, head, expected, length, sums, room, progress }
+        let sizes = &store.core().disk.sizes;
+        let in_one = |length: &u64| head.len() as u64 + length <= sizes.most_in_one();
+        let most = expected.filter(in_one).unwrap_or(u64::from(sizes.part()));
+        let sums = Sums::default();
+        Fill {
+            store,
+            running,
+            key,
+            state,
+            head,
+            expected,
+            length: 0,
+            most,
+            from: 0,
+            parts: 0,
+            sums,
+            room: None,
+            stored: false,
+            progress,
+        }
     }
 
     /// Whether so many bytes more are kept in memory: then [`write`](Self::write) waits for nothing.
     #[must_use]
     pub fn stages(&self, bytes: usize) -> bool {
-        self.room.is_none() && self.length + bytes as u64 <= u64::from(CHUNK)
+        self.room.is_none() && self.parts == 0 && self.length + bytes as u64 <= u64::from(CHUNK)
     }
 
     /// Adds bytes of the body. After an error it is of no use any more. Unless they are
@@ -110,19 +144,48 @@ impl Fill {
             return Err(StoreError::WrongLength { expected });
         }
         self.store.takes(self.head.len() as u64 + length)?;
-        let staged = self.stages(bytes.len());
-        if !staged {
-            let slot = self.spilled()?;
-            let at = RECORD_HEADER + u32_of(self.length);
-            self.store.core().write(&slot, bytes, at)?;
-        }
-        self.sums.update(bytes);
-        self.length = length;
-        self.progress.send_modify(|progress| {
-            if staged {
+        if self.stages(bytes.len()) {
+            self.sums.update(bytes);
+            self.length = length;
+            self.progress.send_modify(|progress| {
                 progress.staged.extend_from_slice(bytes);
+                progress.length = length;
+            });
+            return Ok(());
+        }
+        let mut bytes = bytes;
+        while !bytes.is_empty() {
+            if self.length - self.from == self.most {
+                self.end_part()?;
             }
-            progress.length = length;
+            let left = self.most - (self.length - self.from);
+            let left = usize::try_from(left).unwrap_or(usize::MAX);
+            let (now, rest) = bytes.split_at(bytes.len().min(left));
+            let slot = self.spilled()?;
+            let at = RECORD_HEADER + u32_of(self.length - self.from);
+            self.store.core().write(&slot, now, at)?;
+            self.sums.update(now);
+            self.length += now.len() as u64;
+            bytes = rest;
+        }
+        // All of it or nothing: where this fails, somebody may have to go on from here.
+        self.progress.send_modify(|progress| progress.length = length);
+        Ok(())
+    }
+
+    /// Ends the part that is coming, so that another one may begin.
+    fn end_part(&mut self) -> Result<(), StoreError> {
+        let Some(room) = self.room.take() else { return Ok(()) };
+        let sums = self.sums.finish();
+        let which = (&self.key, self.running.id, self.parts);
+        let body_len = u32_of(self.length - self.from);
+        let (record, part) = self.store.core().end_part(&room.slot, which, body_len, &sums)?;
+        room.span.store(record.span, Relaxed);
+        let from = std::mem::replace(&mut self.from, self.length);
+        self.parts += 1;
+        self.progress.send_modify(|progress| {
+            progress.ended.push((from, part));
+            progress.open = None;
         });
         Ok(())
     }
@@ -133,11 +196,12 @@ impl Fill {
             return Ok(room.slot);
         }
         let core = self.store.core();
-        let head_len = self.head.len() as u64;
-        let most = core.disk.sizes.most();
-        let body_len = u32_of(self.expected.unwrap_or(most - head_len));
-        let span = Record::span_of(u32_of(head_len), body_len);
-        let span = span.ok_or(StoreError::TooLarge { length: u64::from(body_len), most })?;
+        // What may turn out to be all of it has its head behind it.
+        let is_part = self.parts > 0 || self.expected.is_some_and(|all| all > self.most);
+        let head_len = if is_part { 0 } else { self.head.len() as u64 };
+        let left = self.expected.map_or(self.most, |all| self.most.min(all - self.from));
+        let span = Record::span_of(u32_of(head_len), u32_of(left));
+        let span = span.ok_or(StoreError::TooLarge { length: left, most: self.most })?;
         let slot = core.reserve(span)?;
         let room = Arc::new(Room { store: self.store.clone(), slot, span: AtomicU32::new(0) });
         self.room = Some(Arc::clone(&room));
@@ -159,8 +223,9 @@ impl Fill {
         bytes.extend_from_slice(&self.progress.borrow().staged);
         core.write(&slot, &bytes, 0)?;
         let at = core.disk.sizes.start(slot.region) + u64::from(slot.offset + RECORD_HEADER);
+        let open = Open { from: self.from, at, room };
         self.progress.send_modify(|progress| {
-            (progress.at, progress.room) = (Some(at), Some(room));
+            progress.open = Some(open);
             progress.staged = Vec::new();
         });
         Ok(slot)
@@ -178,6 +243,7 @@ impl Fill {
     }
 
     /// Ends the body, and puts the response into the store in place of what was there under its key.
+    /// Where that fails, those who read it have it all the same.
     ///
     /// # Errors
     /// [`StoreError::WrongLength`] if it is shorter than it was to be; [`StoreError::Banned`];
@@ -186,25 +252,58 @@ impl Fill {
         if let Some(expected) = self.expected.filter(|e| *e != self.length) {
             return Err(StoreError::WrongLength { expected });
         }
+        match self.store_all() {
+            Ok(hit) => {
+                self.stored = true;
+                self.progress.send_modify(|progress| {
+                    if progress.ended.is_empty() {
+                        progress.ended.push((0, hit.first.clone()));
+                    }
+                    (progress.open, progress.end) = (None, End::Whole);
+                    progress.staged = Vec::new();
+                });
+                Ok(hit)
+            }
+            Err(why) => {
+                self.leave();
+                Err(why)
+            }
+        }
+    }
+
+    /// Leaves the body, which is whole, to its readers, as a lease of what is in the file.
+    fn leave(&self) {
+        self.progress.send_modify(|progress| {
+            if let Some(Open { from, at, .. }) = progress.open {
+                let place = at..at + (progress.length - from);
+                let file = &self.store.core().disk.file;
+                let Some(lease) = file.try_lease([place.clone()]) else { return };
+                progress.ended.push((from, (lease, place)));
+            }
+            (progress.open, progress.end) = (None, End::Whole);
+        });
+    }
+
+    fn store_all(&mut self) -> Result<Hit, StoreError> {
+        if self.parts > 0 || self.expected.is_some_and(|all| all > self.most) {
+            self.end_part()?;
+        }
+        let kind = match self.parts {
+            0 => Kind::Whole,
+            _ => Kind::Head(Set { id: self.running.id, total: self.length }),
+        };
         let sums = self.sums.finish();
-        let (key, state, body_len) = (self.key, self.state, u32_of(self.length));
-        let parts =
-            Parts { key, state, head: &self.head, body_len, sums: &sums, kind: Kind::Whole };
-        let hit = match &self.room {
-            Some(room) => self.finish_spilled(room, &parts)?,
+        let (key, state, body_len) = (self.key, self.state, u32_of(self.length - self.from));
+        let parts = Parts { key, state, head: &self.head, body_len, sums: &sums, kind };
+        match &self.room {
+            Some(room) => self.finish_spilled(room, &parts),
             None => {
                 // Readers may read it meanwhile.
                 let progress = self.progress.borrow();
                 let core = self.store.core();
-                core.store_running(None, &parts, &progress.staged, &self.running, None)?
+                core.store_running(None, &parts, &progress.staged, &self.running, None)
             }
-        };
-        let (lease, body) = hit.lease();
-        self.progress.send_modify(|progress| {
-            (progress.at, progress.end) = (Some(body.start), End::Whole(lease));
-            progress.staged = Vec::new();
-        });
-        Ok(hit)
+        }
     }
 
     fn finish_spilled(&self, room: &Room, parts: &Parts<'_>) -> Result<Hit, StoreError> {
@@ -224,12 +323,17 @@ impl Drop for Fill {
         // Others give the room back, too, who are reading from it now. From here on nobody does, but
         // under a lease.
         self.progress.send_modify(|progress| {
-            progress.room = None;
-            if !matches!(progress.end, End::Whole(_)) {
+            progress.open = None;
+            if !matches!(progress.end, End::Whole) {
                 progress.end = End::Abandoned;
             }
         });
-        self.store.core().end(&self.running);
+        let core = self.store.core();
+        if !self.stored && self.parts > 0 {
+            let set = Set { id: self.running.id, total: self.from };
+            core.state().remove_parts(&self.key, set);
+        }
+        core.end(&self.running);
     }
 }
 
@@ -281,7 +385,7 @@ impl FillReader {
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         let progress = self.progress.borrow();
-        self.expected.or_else(|| matches!(progress.end, End::Whole(_)).then_some(progress.length))
+        self.expected.or_else(|| matches!(progress.end, End::Whole).then_some(progress.length))
     }
 
     /// Waits for the end of the body, and returns its length.
@@ -292,7 +396,7 @@ impl FillReader {
         let ended = |p: &Progress| !matches!(p.end, End::None);
         let progress = self.progress.wait_for(ended).await.map_err(|_| StoreError::Abandoned)?;
         match progress.end {
-            End::Whole(_) => Ok(progress.length),
+            End::Whole => Ok(progress.length),
             _ => Err(StoreError::Abandoned),
         }
     }
@@ -308,17 +412,26 @@ enum Next {
 
 fn next(progress: &Progress, at: u64) -> Result<Next, StoreError> {
     let end = progress.length.min(at.saturating_add(READ));
-    let here = |start: u64| start + at..start + end;
-    Ok(match (progress.at, &progress.end, &progress.room) {
-        (_, End::Abandoned, _) => return Err(StoreError::Abandoned),
-        _ if end <= at => Next::Memory(Bytes::new()),
-        (Some(start), End::Whole(lease), _) => Next::Leased(lease.clone(), here(start)),
-        (Some(start), End::None, Some(room)) => Next::Room(Arc::clone(room), here(start)),
-        _ => {
-            let index = |at| usize::try_from(at).unwrap_or(usize::MAX);
-            Next::Memory(Bytes::copy_from_slice(&progress.staged[index(at)..index(end)]))
+    if matches!(progress.end, End::Abandoned) {
+        return Err(StoreError::Abandoned);
+    }
+    if end <= at {
+        return Ok(Next::Memory(Bytes::new()));
+    }
+    let behind = progress.ended.partition_point(|(from, _)| *from <= at);
+    if let Some((from, (lease, place))) = behind.checked_sub(1).map(|last| &progress.ended[last]) {
+        let start = place.start + (at - from);
+        if start < place.end {
+            let end = place.end.min(start + (end - at));
+            return Ok(Next::Leased(lease.clone(), start..end));
         }
-    })
+    }
+    if let Some(Open { from, at: place, room }) = &progress.open {
+        let here = |at: u64| place + (at - from);
+        return Ok(Next::Room(Arc::clone(room), here(at)..here(end)));
+    }
+    let index = |at| usize::try_from(at).unwrap_or(usize::MAX);
+    Ok(Next::Memory(Bytes::copy_from_slice(&progress.staged[index(at)..index(end)])))
 }
 
 impl Next {

@@ -4,7 +4,7 @@
 use super::layout::{
     ALIGN, ENTRY, FOOTER, RECORD_HEADER, REGION_HEADER, Record, Secret, read_superblock,
 };
-use super::scan::contents;
+use super::scan::{Body, contents};
 
 const SIZE: u32 = 4 << 10;
 const GENERATION: u64 = 5;
@@ -36,7 +36,7 @@ pub fn region(data: &[u8]) {
         let span = Record::span_of(tabled.head_len, here).expect("it is within the region");
         assert!(tabled.offset >= REGION_HEADER && tabled.offset + span <= SIZE - FOOTER);
         assert!(tabled.head_at() + tabled.head_len <= tabled.offset + span);
-        assert_eq!(found.body.is_some(), tabled.refresh);
+        assert_eq!(matches!(found.body, Body::At(_)), tabled.refresh);
     }
 }
 

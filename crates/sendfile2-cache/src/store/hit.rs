@@ -12,9 +12,12 @@ use super::key::State;
 pub struct Hit {
     pub(super) state: State,
     pub(super) head: Bytes,
-    pub(super) lease: Lease,
-    pub(super) body: Range<u64>,
+    pub(super) first: Part,
+    pub(super) others: Vec<Part>,
 }
+
+/// A part of a body: a lease of it, and where in the store's file it is.
+pub(super) type Part = (Lease, Range<u64>);
 
 impl Hit {
     /// The policy's state.
@@ -32,18 +35,31 @@ impl Hit {
     /// The length of the body, in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.body.end - self.body.start
+        self.parts().map(|(_, at)| at.end - at.start).sum()
     }
 
     /// Whether the body is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.body.is_empty()
+        self.len() == 0
     }
 
-    /// A lease that covers the body, and where in the store's file that is.
+    /// Leases that cover these bytes of the body, in their order, each with where in the store's file
+    /// its own are: one, or several of a large body.
     #[must_use]
-    pub fn lease(&self) -> (Lease, Range<u64>) {
-        (self.lease.clone(), self.body.clone())
+    pub fn leases(&self, within: Range<u64>) -> Vec<(Lease, Range<u64>)> {
+        let mut from = 0;
+        let parts = self.parts().filter_map(|(lease, at)| {
+            let (before, behind) = (from, from + at.end - at.start);
+            from = behind;
+            let start = at.start + (within.start.clamp(before, behind) - before);
+            let end = at.start + (within.end.clamp(before, behind) - before);
+            (start < end).then(|| (lease.clone(), start..end))
+        });
+        parts.collect()
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        std::iter::once(&self.first).chain(&self.others)
     }
 }

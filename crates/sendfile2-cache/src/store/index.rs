@@ -3,8 +3,9 @@
 use hashbrown::HashTable;
 
 use super::key::{Key, State};
+use super::layout::Role;
 
-/// A stored response.
+/// A stored response, or a part of one, or its head where it is in parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) key: Key,
@@ -19,6 +20,7 @@ pub(super) struct Entry {
     pub(super) head_region: u32,
     pub(super) head_at: u32,
     pub(super) head_len: u32,
+    pub(super) role: Role,
     pub(super) hits: u8,
     /// Whether its bytes were compared with their checksums, or written by this process.
     pub(super) verified: bool,
@@ -138,6 +140,7 @@ mod tests {
             head_region: 0,
             head_at: 0,
             head_len: 0,
+            role: Role::Whole,
             hits: 0,
             verified: true,
         }

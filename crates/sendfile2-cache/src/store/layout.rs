@@ -6,6 +6,9 @@
 //! record   header | body | checksums of the body's chunks | head | to the next 64 bytes
 //! ```
 //!
+//! A response that is larger than one record has several, its parts, each with a key of its own, and
+//! one more for its head, without a body, which says of which set the parts are, and how long it is.
+//!
 //! What the store believes without a doubt (headers, tables, bans) has a keyed hash: no body that an
 //! origin makes up passes for it. Bodies and heads have checksums.
 
@@ -23,7 +26,7 @@ pub(super) const RECORD_HEADER: u32 = 128;
 pub(super) const ENTRY: u32 = 64;
 pub(super) const FOOTER: u32 = 64;
 /// The version of all this.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 const SUPERBLOCK_MAGIC: [u8; 8] = *b"sf2cache";
 const REGION_MAGIC: [u8; 8] = *b"sf2regn1";
@@ -103,9 +106,19 @@ impl Sizes {
 
     /// The most that a response may have, head and body.
     pub(super) fn most(&self) -> u64 {
+        self.size() / 16
+    }
+
+    /// The most that one record may have, head and body.
+    pub(super) fn most_in_one(&self) -> u64 {
         let chunks = self.region / CHUNK + 1;
         let room = self.region - REGION_HEADER - FOOTER - ENTRY - RECORD_HEADER - ALIGN;
-        u64::from(room - 4 * chunks).min(self.size() / 16)
+        u64::from(room - 4 * chunks).min(self.most())
+    }
+
+    /// The bytes of a body that each of its parts has, but for the last: four have room in a region.
+    pub(super) fn part(&self) -> u32 {
+        self.region / 4 - 1024
     }
 
     /// The two halves in which bans are listed.
@@ -170,6 +183,39 @@ pub(super) enum Kind {
     Whole,
     /// A new head and state for the body of another record.
     Refresh(BodyAt),
+    /// The head of a response that is in parts. Its body's length is that of all of them.
+    Head(Set),
+    /// A part of a body. Its state says of which one.
+    Part,
+}
+
+impl Kind {
+    pub(super) fn role(&self) -> Role {
+        match self {
+            Kind::Pending | Kind::Whole | Kind::Refresh(_) => Role::Whole,
+            Kind::Head(_) => Role::Head,
+            Kind::Part => Role::Part,
+        }
+    }
+}
+
+/// The role of a record in a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// All of it, or all but a head that is older.
+    Whole,
+    /// The head, and no body.
+    Head,
+    /// A part of the body, and no head.
+    Part,
+}
+
+/// The parts of a response: those that have this number in their keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Set {
+    pub(super) id: u64,
+    /// Bytes of all of them.
+    pub(super) total: u64,
 }
 
 /// The place of a body: that of its record.
@@ -219,23 +265,28 @@ impl Record {
     /// Where its head is in the region.
     pub(super) fn head_at(&self) -> u32 {
         match self.kind {
-            Kind::Refresh(_) => self.offset + RECORD_HEADER,
+            Kind::Refresh(_) | Kind::Head(_) => self.offset + RECORD_HEADER,
             _ => self.offset + RECORD_HEADER + self.body_len + sums_len(self.body_len),
         }
     }
 
     pub(super) fn encode(&self, secret: &Secret) -> [u8; 128] {
         let mut put = Put::new(&RECORD_MAGIC);
-        let (kind, body) = match self.kind {
-            Kind::Pending => (0, None),
-            Kind::Whole => (1, None),
-            Kind::Refresh(body) => (2, Some(body)),
+        let nowhere = BodyAt { region: 0, generation: 0, record: 0 };
+        let (kind, body, set) = match self.kind {
+            Kind::Pending => (0, nowhere, None),
+            Kind::Whole => (1, nowhere, None),
+            Kind::Refresh(body) => (2, body, None),
+            Kind::Head(set) => (3, nowhere, Some(set)),
+            Kind::Part => (4, nowhere, None),
         };
-        let body = body.unwrap_or(BodyAt { region: 0, generation: 0, record: 0 });
+        // What a head has not is the place of a body.
+        let generation = set.map_or(body.generation, |set| set.id);
+        let total = set.map_or(0, |set| set.total);
         put.u32(kind).u64(self.generation).u32(self.offset).u32(self.span);
         put.bytes(&self.key).bytes(&self.state).u64(self.seq);
         put.u32(self.head_len).u32(self.body_len).u32(self.sum);
-        put.u32(body.region).u64(body.generation).u32(body.record).u32(self.head_sum);
+        put.u32(body.region).u64(generation).u32(body.record).u32(self.head_sum).u64(total);
         secret.sealed(put)
     }
 
@@ -253,11 +304,13 @@ impl Record {
         let (key, state, seq) = (get.array()?, get.array()?, get.u64()?);
         let (head_len, body_len, sum) = (get.u32()?, get.u32()?, get.u32()?);
         let body = BodyAt { region: get.u32()?, generation: get.u64()?, record: get.u32()? };
-        let head_sum = get.u32()?;
+        let (head_sum, total) = (get.u32()?, get.u64()?);
         let (kind, here) = match kind {
             0 => (Kind::Pending, body_len),
             1 => (Kind::Whole, body_len),
             2 => (Kind::Refresh(body), 0),
+            3 if body_len == 0 => (Kind::Head(Set { id: body.generation, total }), 0),
+            4 => (Kind::Part, body_len),
             _ => return None,
         };
         let fits = Record::span_of(head_len, here)? <= span
@@ -290,17 +343,22 @@ pub(super) struct Tabled {
     pub(super) head_len: u32,
     /// Whether it is a [`Kind::Refresh`]: its header says where the body is.
     pub(super) refresh: bool,
+    pub(super) role: Role,
     pub(super) body_len: u32,
     pub(super) sum: u32,
 }
 
+/// In the length of a head, which is less than these.
 const REFRESH: u32 = 1 << 31;
+const HEAD: u32 = 1 << 30;
+const PART: u32 = 1 << 29;
 
 impl Tabled {
     pub(super) fn of(record: &Record) -> Self {
         let Record { key, state, seq, offset, head_len, body_len, sum, kind, .. } = *record;
         let refresh = matches!(kind, Kind::Refresh(_));
-        Tabled { key, state, seq, offset, head_len, refresh, body_len, sum }
+        let role = kind.role();
+        Tabled { key, state, seq, offset, head_len, refresh, role, body_len, sum }
     }
 
     /// Where its head is in the region.
@@ -314,7 +372,12 @@ impl Tabled {
 pub(super) fn table(secret: &Secret, generation: u64, entries: &[Tabled]) -> Vec<u8> {
     let mut put = Put::new(b"");
     for e in entries {
-        let head = e.head_len | if e.refresh { REFRESH } else { 0 };
+        let role = match e.role {
+            Role::Whole => 0,
+            Role::Head => HEAD,
+            Role::Part => PART,
+        };
+        let head = e.head_len | role | if e.refresh { REFRESH } else { 0 };
         put.bytes(&e.key).bytes(&e.state).u64(e.seq).u32(e.offset).u32(head);
         put.u32(e.body_len).u32(e.sum);
     }
@@ -349,7 +412,13 @@ fn read_entry(entry: &[u8], end: u32) -> Option<Tabled> {
     let mut get = Get(entry);
     let (key, state, seq) = (get.array()?, get.array()?, get.u64()?);
     let (offset, head, body_len, sum) = (get.u32()?, get.u32()?, get.u32()?, get.u32()?);
-    let (head_len, refresh) = (head & !REFRESH, head & REFRESH != 0);
+    let (head_len, refresh) = (head & !(REFRESH | HEAD | PART), head & REFRESH != 0);
+    let role = match head & (HEAD | PART) {
+        0 => Role::Whole,
+        HEAD => Role::Head,
+        PART => Role::Part,
+        _ => return None,
+    };
     let span = Record::span_of(head_len, if refresh { 0 } else { body_len })?;
     (offset.checked_add(span)? <= end && offset >= REGION_HEADER).then_some(Tabled {
         key,
@@ -358,6 +427,7 @@ fn read_entry(entry: &[u8], end: u32) -> Option<Tabled> {
         offset,
         head_len,
         refresh,
+        role,
         body_len,
         sum,
     })

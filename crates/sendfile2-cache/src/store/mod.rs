@@ -15,7 +15,9 @@
 //! * A [`Hit`] stays as it is, whatever becomes of its region.
 //!
 //! # What it does not
-//! * A response is no larger than a region, nor than a sixteenth of the store.
+//! * A response is no larger than a sixteenth of the store. One that does not fit into a region, or
+//!   whose length is not known and which turns out to be large, is stored in parts of a quarter of a
+//!   region: they go together, when the first of them is overwritten, also if it is asked for often.
 //! * The last responses before a power failure may be gone: only bans are waited for.
 //! * Where the disk fails to keep what it is given, the kernel tells so when it is asked next, when a
 //!   region is full or something is banned. Until then what it has dropped from the page cache may be
@@ -42,6 +44,7 @@ mod key;
 mod layout;
 mod log;
 mod options;
+mod parts;
 mod recover;
 mod scan;
 mod state;

@@ -7,10 +7,10 @@ use super::disk::Disk;
 use super::error::StoreError;
 use super::index::Entry;
 use super::key::Key;
-use super::layout::{BodyAt, read_region_header};
+use super::layout::{BodyAt, Role, read_region_header};
 use super::log::Listed;
 use super::options::{Dropped, Opened};
-use super::scan::{Contents, Found, contents};
+use super::scan::{Body, Contents, Found, contents};
 use super::state::{Phase, State};
 
 /// More than there can have been records in regions that cannot be read now, and may be later.
@@ -35,11 +35,12 @@ pub(super) fn recover(disk: &Disk, bans: Listed) -> (State, Opened) {
             Err(why) => fail(&mut state, &mut opened, region, &why),
         }
     }
-    read_all(disk, &mut state, &mut opened);
+    let parts = read_all(disk, &mut state, &mut opened);
+    state.remove_incomplete(&parts);
     if state.regions.iter().any(|r| r.phase == Phase::Failed) {
         state.clock += UNSEEN;
     }
-    opened.recovered = state.index.len() as u64;
+    opened.recovered = state.objects();
     (state, opened)
 }
 
@@ -56,7 +57,9 @@ fn fail(state: &mut State, opened: &mut Opened, region: u32, why: &StoreError) {
     opened.dropped.push(Dropped { region: Some(region), why: why.to_string() });
 }
 
-fn read_all(disk: &Disk, state: &mut State, opened: &mut Opened) {
+/// Reads all regions; returns the keys of the parts that were found.
+fn read_all(disk: &Disk, state: &mut State, opened: &mut Opened) -> Vec<Key> {
+    let mut parts = Vec::new();
     let written: Vec<(u32, u64)> = (0..disk.sizes.regions)
         .zip(&state.regions)
         .filter(|(_, r)| r.phase == Phase::Sealed)
@@ -86,15 +89,22 @@ fn read_all(disk: &Disk, state: &mut State, opened: &mut Opened) {
         drop(sender);
         for (region, read) in receiver {
             match read {
-                Ok(contents) => add(state, opened, region, contents),
+                Ok(contents) => add(state, opened, region, contents, &mut parts),
                 Err(why) => fail(state, opened, region, &why),
             }
         }
     });
+    parts
 }
 
-/// Adds what a region has to the index.
-fn add(state: &mut State, opened: &mut Opened, region: u32, contents: Contents) {
+/// Adds what a region has to the index, and notes which are parts.
+fn add(
+    state: &mut State,
+    opened: &mut Opened,
+    region: u32,
+    contents: Contents,
+    parts: &mut Vec<Key>,
+) {
     let Contents { found, scanned, used } = contents;
     let its = state.region(region);
     its.used = used;
@@ -109,9 +119,14 @@ fn add(state: &mut State, opened: &mut Opened, region: u32, contents: Contents) 
     opened.scanned += u64::from(scanned);
     for found in found {
         state.clock = state.clock.max(found.tabled.seq);
-        if let Some(entry) = entry(state, region, &found) {
-            state.insert(entry);
+        let Some(entry) = entry(state, region, &found) else { continue };
+        if entry.role == Role::Part {
+            parts.push(entry.key);
         }
+        match found.body {
+            Body::Set(set) => state.insert_head(entry, set),
+            Body::Here | Body::At(_) => state.insert(entry),
+        };
     }
 }
 
@@ -123,7 +138,10 @@ fn entry(state: &State, region: u32, found: &Found) -> Option<Entry> {
         return None;
     }
     let generation = state.regions[region as usize].generation;
-    let body = found.body.unwrap_or(BodyAt { region, generation, record: tabled.offset });
+    let body = match found.body {
+        Body::At(body) => body,
+        Body::Here | Body::Set(_) => BodyAt { region, generation, record: tabled.offset },
+    };
     let its = state.regions.get(body.region as usize)?;
     let there = its.generation == body.generation && its.phase != Phase::Failed;
     let end = u64::from(body.record) + u64::from(tabled.body_len) + 128;
@@ -137,6 +155,7 @@ fn entry(state: &State, region: u32, found: &Found) -> Option<Entry> {
         head_region: region,
         head_at: tabled.head_at(),
         head_len: tabled.head_len,
+        role: tabled.role,
         hits: 0,
         verified: false,
     })

@@ -3,15 +3,35 @@
 use std::ops::Range;
 
 use super::layout::{
-    ALIGN, BodyAt, ENTRY, FOOTER, Kind, RECORD_HEADER, REGION_HEADER, Record, Secret, Tabled,
-    read_footer, read_table,
+    ALIGN, BodyAt, ENTRY, FOOTER, Kind, RECORD_HEADER, REGION_HEADER, Record, Role, Secret, Set,
+    Tabled, read_footer, read_table,
 };
 
-/// A record of a region, with where its body is if that is elsewhere.
+/// A record of a region, with what its header alone says: where the body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) tabled: Tabled,
-    pub(super) body: Option<BodyAt>,
+    pub(super) body: Body,
+}
+
+/// The place of a record's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Body {
+    /// Behind its header.
+    Here,
+    At(BodyAt),
+    /// In parts.
+    Set(Set),
+}
+
+impl Body {
+    fn of(kind: &Kind) -> Self {
+        match kind {
+            Kind::Refresh(at) => Body::At(*at),
+            Kind::Head(set) => Body::Set(*set),
+            Kind::Pending | Kind::Whole | Kind::Part => Body::Here,
+        }
+    }
 }
 
 /// The records of a region.
@@ -58,13 +78,14 @@ fn tabled<E>(
         let here = if tabled.refresh { 0 } else { tabled.body_len };
         let span = Record::span_of(tabled.head_len, here).unwrap_or(0);
         used = used.max(tabled.offset.saturating_add(span));
-        let mut body = None;
-        if tabled.refresh {
+        let mut body = Body::Here;
+        if tabled.refresh || tabled.role == Role::Head {
             let header = read(tabled.offset..tabled.offset + RECORD_HEADER)?;
-            match Record::decode(secret, &header, generation, tabled.offset, size) {
-                Some(Record { kind: Kind::Refresh(at), .. }) => body = Some(at),
-                _ => continue,
-            }
+            let record = Record::decode(secret, &header, generation, tabled.offset, size);
+            let Some(record) = record.filter(|record| Tabled::of(record) == *tabled) else {
+                continue;
+            };
+            body = Body::of(&record.kind);
         }
         found.push(Found { tabled: *tabled, body });
     }
@@ -81,10 +102,7 @@ fn scan(secret: &Secret, generation: u64, bytes: &[u8]) -> Contents {
             at += ALIGN;
             continue;
         };
-        let body = match record.kind {
-            Kind::Refresh(body) => Some(body),
-            _ => None,
-        };
+        let body = Body::of(&record.kind);
         at += record.span;
         used = at;
         if record.kind != Kind::Pending {

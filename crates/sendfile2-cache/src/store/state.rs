@@ -7,7 +7,7 @@ use super::error::StoreError;
 use super::filter::Filter;
 use super::index::{Entry, Index};
 use super::key::Key;
-use super::layout::{ENTRY, FOOTER, REGION_HEADER, Sizes, Tabled};
+use super::layout::{ENTRY, FOOTER, REGION_HEADER, Role, Set, Sizes, Tabled};
 use super::options::{Counters, RegionState};
 
 /// The state of a region.
@@ -70,6 +70,10 @@ pub(super) struct Slot {
 pub(super) struct State {
     pub(super) sizes: Sizes,
     pub(super) index: Index,
+    /// The parts of those that have any, by the keys of their heads.
+    pub(super) sets: HashMap<Key, Set>,
+    /// Entries of the index that are parts.
+    parts: usize,
     pub(super) regions: Vec<Region>,
     /// Those that are filled, the newest last.
     pub(super) filling: Vec<u32>,
@@ -96,6 +100,8 @@ impl State {
         State {
             sizes,
             index: Index::default(),
+            sets: HashMap::new(),
+            parts: 0,
             regions,
             filling: Vec::new(),
             full: VecDeque::new(),
@@ -131,19 +137,36 @@ impl State {
             self.region(entry.head_region).slots.push(slot);
         }
         let useful = entry.useful();
+        let part = entry.role == Role::Part;
+        self.parts += usize::from(part);
         let region = self.region(entry.region);
         region.live += u64::from(entry.body_len);
-        region.objects += 1;
+        region.objects += u32::from(!part);
         region.useful += useful;
         self.counters.bytes += u64::from(entry.body_len);
         true
     }
 
+    /// Responses that are there.
+    pub(super) fn objects(&self) -> u64 {
+        (self.index.len() - self.parts) as u64
+    }
+
+    /// Removes an entry; with a head its parts, and with a part its head and the others.
     pub(super) fn remove(&mut self, key: &Key) -> Option<Entry> {
+        let entry = self.take(key)?;
+        self.removed(&entry);
+        Some(entry)
+    }
+
+    /// Removes one entry.
+    pub(super) fn take(&mut self, key: &Key) -> Option<Entry> {
         let entry = self.index.remove(key)?;
+        let part = entry.role == Role::Part;
+        self.parts -= usize::from(part);
         let region = self.region(entry.region);
         region.live -= u64::from(entry.body_len);
-        region.objects -= 1;
+        region.objects -= u32::from(!part);
         region.useful -= entry.useful();
         self.counters.bytes -= u64::from(entry.body_len);
         Some(entry)
@@ -239,15 +262,15 @@ impl State {
         self.retire(slot.region);
     }
 
-    /// Drops all that is in a region.
+    /// Drops all that is in a region; tells how many responses that were.
     pub(super) fn empty(&mut self, region: u32) -> u64 {
-        let entries = self.entries(region);
-        for entry in &entries {
+        let before = self.objects();
+        for entry in &self.entries(region) {
             self.remove(&entry.key);
         }
         let its = self.region(region);
         (its.slots, its.table) = (Vec::new(), Vec::new());
-        entries.len() as u64
+        before - self.objects()
     }
 
     /// Drops all that may not have come to the disk.
@@ -268,6 +291,8 @@ impl State {
     /// Drops all that is in the index.
     pub(super) fn clear(&mut self) {
         self.index = Index::default();
+        self.sets.clear();
+        self.parts = 0;
         self.counters.bytes = 0;
         for region in &mut self.regions {
             region.slots = Vec::new();

@@ -110,6 +110,10 @@ impl Store {
         length: Option<u64>,
     ) -> Result<Fill, StoreError> {
         self.takes(head.len() as u64 + length.unwrap_or(0))?;
+        let most = u64::from(self.core().disk.sizes.part());
+        if head.len() as u64 > most {
+            return Err(StoreError::TooLarge { length: head.len() as u64, most });
+        }
         if self.core().admission == Admission::SecondRequest {
             let mut state = self.core().state();
             if state.index.get(&key).is_none() && !state.filter.seen(&key) {
@@ -149,7 +153,7 @@ impl Store {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let state = self.core().state();
-        let (objects, bans) = (state.index.len() as u64, state.bans.len() as u64);
+        let (objects, bans) = (state.objects(), state.bans.len() as u64);
         Counters { objects, bans, ..state.counters }
     }
 

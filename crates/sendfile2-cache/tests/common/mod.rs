@@ -1,6 +1,12 @@
 //! Helpers that the tests of the store share.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
 use rustix::io::Errno;
 use sendfile2_cache::store::{Hit, Key, Opened, Options, State, Store, StoreError};
 
@@ -49,13 +55,17 @@ pub fn put(
 
 /// The body, as a client is sent it.
 pub fn stored(hit: &Hit) -> Vec<u8> {
-    let (lease, range) = hit.lease();
-    let mut bytes = vec![0; usize::try_from(hit.len()).unwrap()];
-    let mut done = 0;
-    while done < bytes.len() {
-        done += lease.read_at(&mut bytes[done..], range.start + done as u64).unwrap();
+    let mut all = Vec::new();
+    for (lease, range) in hit.leases(0..hit.len()) {
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap()];
+        let mut done = 0;
+        while done < bytes.len() {
+            done += lease.read_at(&mut bytes[done..], range.start + done as u64).unwrap();
+        }
+        all.append(&mut bytes);
     }
-    bytes
+    assert_eq!(all.len() as u64, hit.len());
+    all
 }
 
 /// Takes all of a file out of the page cache; `false` where its filesystem cannot tell.
@@ -69,4 +79,45 @@ pub fn forget(file: &std::fs::File) -> bool {
         println!("SKIP: the filesystem cannot tell what is in the page cache");
     }
     tells
+}
+
+/// A loop device over a file, which takes root.
+pub struct Loop(pub String);
+
+impl Loop {
+    pub fn new(image: &Path, size: u64) -> Option<Self> {
+        File::create(image).unwrap().set_len(size).unwrap();
+        Loop::over(image)
+    }
+
+    pub fn over(image: &Path) -> Option<Self> {
+        let losetup = Command::new("losetup").args(["-f", "--show"]).arg(image).output();
+        let Some(output) = losetup.ok().filter(|output| output.status.success()) else {
+            println!("SKIP: no loop device");
+            return None;
+        };
+        Some(Loop(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+/// Opens the store of a device. A child that another test has forked has it open, too, until it
+/// becomes another program.
+pub fn once_free(options: &Options) -> (Store, Opened) {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        match Store::open(options) {
+            Err(StoreError::Io { cause, .. })
+                if cause.kind() == ErrorKind::ResourceBusy && Instant::now() < end =>
+            {
+                std::thread::yield_now();
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }

@@ -136,7 +136,7 @@ pub fn streaming(fields: &[(&str, &str)]) -> (mpsc::UnboundedSender<&'static str
 
 type Piece = Option<Result<Frame<Bytes>, std::io::Error>>;
 
-fn futures_like(
+pub fn futures_like(
     poll: impl FnMut(&mut std::task::Context<'_>) -> std::task::Poll<Piece> + Send + Sync + 'static,
 ) -> impl futures_core::Stream<Item = Result<Frame<Bytes>, std::io::Error>> + Send + Sync {
     struct Polled<F>(F);

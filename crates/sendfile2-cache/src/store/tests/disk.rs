@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 
 use crate::store::layout::{
-    BodyAt, ENTRY, FOOTER, Kind, REGION_HEADER, Record, Secret, Sizes, Tabled, read_region_header,
-    read_superblock, region_header, superblock, table,
+    BodyAt, ENTRY, FOOTER, Kind, REGION_HEADER, Record, Secret, Set, Sizes, Tabled,
+    read_region_header, read_superblock, region_header, superblock, table,
 };
-use crate::store::scan::{Contents, contents};
+use crate::store::scan::{Body, Contents, contents};
 
 const SIZE: u32 = 64 << 10;
 const GENERATION: u64 = 5;
@@ -24,8 +24,12 @@ struct Made {
 }
 
 fn made() -> impl Strategy<Value = Made> {
-    (any::<[u8; 16]>(), 0..3000u32, 0..200u32, 0..3u8)
-        .prop_map(|(key, body_len, head_len, kind)| Made { key, body_len, head_len, kind })
+    (any::<[u8; 16]>(), 0..3000u32, 0..200u32, 0..5u8).prop_map(
+        |(key, body_len, head_len, kind)| {
+            let body_len = if kind == 3 { 0 } else { body_len };
+            Made { key, body_len, head_len, kind }
+        },
+    )
 }
 
 /// A region with these records, as far as they have room, and what is in it.
@@ -35,7 +39,9 @@ fn region(made: &[Made], filler: u8) -> (Vec<u8>, Vec<Record>) {
     let (mut at, mut records) = (REGION_HEADER, Vec::new());
     for (seq, made) in made.iter().enumerate() {
         let body = BodyAt { region: 9, generation: 2, record: 640 };
-        let kind = [Kind::Pending, Kind::Whole, Kind::Refresh(body)][usize::from(made.kind)];
+        let set = Set { id: 77, total: 1 << 40 };
+        let kinds = [Kind::Pending, Kind::Whole, Kind::Refresh(body), Kind::Head(set), Kind::Part];
+        let kind = kinds[usize::from(made.kind)];
         let here = if made.kind == 2 { 0 } else { made.body_len };
         let span = Record::span_of(made.head_len, here).unwrap();
         if at + span + ENTRY * (made_len(seq) + 1) + FOOTER > SIZE {
@@ -91,7 +97,7 @@ proptest! {
         let scanned = read(&bytes);
         prop_assert!(scanned.scanned);
         prop_assert_eq!(found(&scanned), whole(&records));
-        let refreshed = scanned.found.iter().filter(|f| f.body.is_some()).count();
+        let refreshed = scanned.found.iter().filter(|f| matches!(f.body, Body::At(_))).count();
         prop_assert_eq!(refreshed, scanned.found.iter().filter(|f| f.tabled.refresh).count());
         let table = table(&secret(), GENERATION, &whole(&records));
         let start = bytes.len() - table.len();

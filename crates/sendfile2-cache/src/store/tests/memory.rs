@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use crate::store::Key;
 use crate::store::index::Entry;
-use crate::store::layout::Sizes;
+use crate::store::layout::{Role, Sizes};
 use crate::store::state::State;
 
 thread_local! {
@@ -54,6 +54,7 @@ fn the_index_takes_at_most_100_bytes_a_response() {
                 head_region: region,
                 head_at: 5000,
                 head_len,
+                role: Role::Whole,
                 hits: 0,
                 verified: true,
             });
