@@ -5,14 +5,13 @@
 mod common;
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use common::{HEAD, MIB, body, opened, put, small, stored};
-use sendfile2_cache::store::{Ban, Key, Opened, Options, Store, StoreError};
+use common::{HEAD, Loop, MIB, body, opened, put, small, stored};
+use sendfile2_cache::store::{Ban, Key, Options, Store, StoreError};
 
 const META: u64 = 4 * MIB;
 const REGION: u64 = 2 * MIB;
@@ -305,92 +304,6 @@ fn what_a_disk_loses_is_not_served() {
     }
 }
 
-/// A loop device over a file of so many bytes, which takes root.
-struct Loop(String);
-
-impl Loop {
-    fn new(image: &Path, size: u64) -> Option<Self> {
-        File::create(image).unwrap().set_len(size).unwrap();
-        let losetup = Command::new("losetup").args(["-f", "--show"]).arg(image).output();
-        let Some(output) = losetup.ok().filter(|output| output.status.success()) else {
-            println!("SKIP: no loop device");
-            return None;
-        };
-        Some(Loop(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", &self.0]).status();
-    }
-}
-
-/// A device of which a part cannot be read or written, which takes root and the device mapper.
-struct Device {
-    name: String,
-    backing: Loop,
-    _image: tempfile::TempDir,
-}
-
-impl Device {
-    fn new(size: u64) -> Option<Self> {
-        let image = tempfile::tempdir().unwrap();
-        let backing = Loop::new(&image.path().join("image"), size)?;
-        let name = format!("sendfile2-store-{}", std::process::id());
-        let device = Device { name, backing, _image: image };
-        let table = format!("0 {} linear {} 0", size / 512, device.backing.0);
-        if device.mapper(&["create", &device.name, "--table", &table]) {
-            return Some(device);
-        }
-        println!("SKIP: no device mapper");
-        None
-    }
-
-    fn mapper(&self, arguments: &[&str]) -> bool {
-        let output = Command::new("dmsetup").args(arguments).output();
-        output.is_ok_and(|output| output.status.success())
-    }
-
-    /// Has the bytes from `at` on fail.
-    fn fails(&self, at: u64, len: u64, size: u64) {
-        let (at, len, size) = (at / 512, len / 512, size / 512);
-        let (backing, end) = (&self.backing.0, at + len);
-        let rest = size - end;
-        let table = format!(
-            "0 {at} linear {backing} 0\n{at} {len} error\n{end} {rest} linear {backing} {end}"
-        );
-        assert!(self.mapper(&["suspend", &self.name]));
-        assert!(self.mapper(&["load", &self.name, "--table", &table]));
-        assert!(self.mapper(&["resume", &self.name]));
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        self.mapper(&["remove", "--retry", &self.name]);
-    }
-}
-
-#[test]
-fn a_disk_that_fails_costs_what_was_there_and_no_more() {
-    let size = 28 * MIB;
-    let Some(device) = Device::new(size) else { return };
-    let path = Path::new("/dev/mapper").join(&device.name);
-    let (store, opened) = opened(&options(&path));
-    assert!(opened.made);
-    fill(&store, 0..300);
-    drop(store);
-    device.fails(META + 2 * REGION, REGION, size);
-    let (store, opened) = common::opened(&options(&path));
-    assert_eq!(opened.dropped.len(), 1, "{opened:?}");
-    assert_eq!(opened.dropped[0].region, Some(2));
-    assert!(check(&store, 0..300) > 0);
-    fill(&store, 300..900);
-    assert!(check(&store, 0..900) > 100);
-    assert!(store.regions()[2].failed && store.counters().failed == 1);
-}
-
 #[test]
 fn a_block_device_is_a_store_and_one_with_something_else_is_not() {
     let size = 28 * MIB;
@@ -403,12 +316,12 @@ fn a_block_device_is_a_store_and_one_with_something_else_is_not() {
     let refused = Store::open(&options(path));
     last.write_all_at(&[0; 4], size - 512).unwrap();
     drop(last);
-    let (store, opened) = once_free(&options(path));
+    let (store, opened) = common::once_free(&options(path));
     fill(&store, 0..600);
     let there = check(&store, 0..600);
     let counters = store.counters();
     drop(store);
-    let again = once_free(&options(path));
+    let again = common::once_free(&options(path));
     let recovered = check(&again.0, 0..600);
     drop(again);
     let mut first = [0; 8];
@@ -416,20 +329,4 @@ fn a_block_device_is_a_store_and_one_with_something_else_is_not() {
     assert!(matches!(refused, Err(StoreError::NotAStore { .. })), "{refused:?}");
     assert!(opened.made && there > 0 && recovered == there, "{counters:?}");
     assert_eq!(&first, b"sf2cache");
-}
-
-/// Opens the store of a device. A child that another test has forked has it open, too, until it
-/// becomes another program.
-fn once_free(options: &Options) -> (Store, Opened) {
-    let end = Instant::now() + Duration::from_secs(60);
-    loop {
-        match Store::open(options) {
-            Err(StoreError::Io { cause, .. })
-                if cause.kind() == ErrorKind::ResourceBusy && Instant::now() < end =>
-            {
-                std::thread::yield_now();
-            }
-            opened => return opened.unwrap(),
-        }
-    }
 }
