@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, hea
 use sendfile2::Error;
 use sendfile2_axum::{FileBody, Validators};
 
-use super::body::{CacheBody, Filling, Rest};
+use super::body::{CacheBody, Filling, Sharing};
 use crate::policy::{self, CacheStatus, Kind, Known, Part, Stored};
 use crate::store::{FillReader, Hit};
 
@@ -19,7 +19,7 @@ pub(super) enum Content {
 }
 
 impl Content {
-    fn length(&self) -> Option<u64> {
+    pub(super) fn length(&self) -> Option<u64> {
         match self {
             Content::Hit(hit) => Some(hit.len()),
             Content::Filling(reader) => reader.length(),
@@ -105,7 +105,7 @@ pub(super) fn answer(
     known: &Known,
     content: &Content,
     (now, status): (u64, CacheStatus),
-    rest: Option<Rest>,
+    rest: Option<Sharing>,
 ) -> Response<CacheBody> {
     let mut headers = stored.headers.clone();
     let part = (known.kind == Kind::Part).then(|| Part::of(&headers)).flatten();

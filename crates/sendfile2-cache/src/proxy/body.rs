@@ -11,9 +11,10 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use sendfile2_axum::FileBody;
-use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep};
 
+use super::again::{self, Again};
+use super::rest::{Joined, Next};
 use crate::store::FillReader;
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -115,54 +116,88 @@ impl std::fmt::Debug for Filling {
     }
 }
 
-/// A reader of what is being stored, and of the rest that the store did not take.
+/// A reader of what is being stored, of the rest that the store does not take, and of what the origin
+/// sends for it alone, one behind the other.
 struct Reader {
-    reader: FillReader,
-    rest: Option<Rest>,
+    /// As long as it may have more.
+    stored: Option<FillReader>,
+    rest: Option<Sharing>,
+    alone: Option<Passing>,
 }
 
-/// The rest of a body that the store did not take, for the one client that asked for it first.
+/// The rest of a body that is being stored, for one of its readers.
 #[derive(Debug)]
-pub(super) struct Rest {
-    /// From which byte on.
-    pub(super) from: watch::Receiver<Option<u64>>,
-    pub(super) bytes: mpsc::Receiver<Bytes>,
-    /// Whether all that the store has was read.
-    pub(super) begun: bool,
+pub(super) struct Sharing {
+    pub(super) joined: Joined,
+    pub(super) again: Option<Box<Again>>,
 }
 
 impl Reader {
     async fn next(mut self, at: u64) -> Read {
         let read = self.read(at).await;
+        if let (Ok(bytes), Some(Sharing { again: Some(again), .. })) = (&read, &mut self.rest) {
+            again.read(bytes);
+        }
         (self, read)
     }
 
     async fn read(&mut self, at: u64) -> io::Result<Bytes> {
-        let Some(Rest { from, bytes, begun }) = &mut self.rest else {
-            return self.reader.read().await.map_err(io::Error::other);
-        };
-        if !*begun {
-            let stored = tokio::select! {
-                biased;
-                stored = self.reader.read() => Some(stored),
-                Ok(_) = from.wait_for(|from| *from == Some(at)) => None,
+        if let Some(stored) = &mut self.stored {
+            let Some(Sharing { joined, .. }) = &mut self.rest else {
+                return stored.read().await.map_err(io::Error::other);
             };
-            match stored {
-                Some(Ok(stored)) => return Ok(stored),
-                Some(Err(e)) if *from.borrow() != Some(at) => return Err(io::Error::other(e)),
-                _ => *begun = true,
+            let read = tokio::select! {
+                biased;
+                read = stored.read() => Some(read),
+                () = joined.begins(at) => None,
+            };
+            if let Some(Ok(bytes)) = read {
+                return Ok(bytes);
+            }
+            self.stored = None;
+            match (joined.leave_store(), read) {
+                (Some(from), _) if from == at => {}
+                // It was in the store for as long as others wanted it.
+                (Some(_), _) if !joined.is_broken() => self.ask_again(at).await?,
+                (_, Some(Err(e))) => return Err(io::Error::other(e)),
+                _ => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
-        // Its end is no end where the sender goes away without a word.
-        bytes.recv().await.ok_or(io::ErrorKind::UnexpectedEof.into())
+        if let Some(Sharing { joined, .. }) = &mut self.rest {
+            match joined.next(at).await? {
+                Next::Piece(piece) => return Ok(piece),
+                Next::End => return Ok(Bytes::new()),
+                Next::LeftBehind => self.ask_again(at).await?,
+            }
+        }
+        match &mut self.alone {
+            Some(body) => again::next(body).await,
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    async fn ask_again(&mut self, at: u64) -> io::Result<()> {
+        let again = self.rest.take().and_then(|rest| rest.again);
+        let again = again.ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.alone = Some(again.body(at).await?);
+        Ok(())
     }
 }
 
 impl Filling {
-    pub(super) fn new(reader: FillReader, at: u64, end: Option<u64>, rest: Option<Rest>) -> Self {
-        let mut reader = reader;
+    pub(super) fn new(
+        reader: FillReader,
+        at: u64,
+        end: Option<u64>,
+        rest: Option<Sharing>,
+    ) -> Self {
+        let (mut reader, mut rest) = (reader, rest);
         reader.seek(at);
-        Filling { state: Reading::Idle(Reader { reader, rest }), at, end }
+        if let Some(again) = rest.as_mut().and_then(|rest| rest.again.as_mut()) {
+            again.seek(at);
+        }
+        let reader = Reader { stored: Some(reader), rest, alone: None };
+        Filling { state: Reading::Idle(reader), at, end }
     }
 
     fn size(&self) -> Option<u64> {
@@ -203,6 +238,8 @@ impl Filling {
 /// A body of the origin's, of which something must come before long.
 #[derive(Debug)]
 pub(super) struct Passing {
+    /// What comes before the body.
+    first: Bytes,
     body: Incoming,
     stall: Duration,
     timer: Option<Pin<Box<Sleep>>>,
@@ -210,10 +247,13 @@ pub(super) struct Passing {
 
 impl Passing {
     pub(super) fn new(body: Incoming, stall: Duration) -> Self {
-        Passing { body, stall, timer: None }
+        Passing { first: Bytes::new(), body, stall, timer: None }
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.first)))));
+        }
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.timer = None;
             return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
@@ -222,6 +262,11 @@ impl Passing {
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(latest)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())))
+    }
+
+    /// Puts back what comes next.
+    pub(super) fn put_back(&mut self, bytes: Bytes) {
+        self.first = bytes;
     }
 
     pub(super) fn into_inner(self) -> Incoming {

@@ -3,22 +3,23 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use sendfile2_axum::FileBody;
-use tokio::sync::{mpsc, watch};
 
 use super::answer::{Content, file_body};
-use super::body::{Passing, Rest};
-use super::changes::{Asking, Changes};
+use super::body::Passing;
+use super::changes::Asking;
 use super::find::{self, Found};
 use super::flight::Shared;
 use super::interim::Interim;
 use super::key::Target;
 use super::origin::{NoAnswer, Outgoing};
+use super::rest::{Joined, Past, Rest};
 use super::{Inner, seconds};
 use crate::policy::{self, Exchange, Kind, Part, Stored, Times, Validated, Vary};
 use crate::store::{Fill, Hit, Key, StoreError};
@@ -35,15 +36,22 @@ pub(super) struct Ask {
     pub(super) old: Option<Box<Found>>,
     pub(super) interim: Option<Interim>,
     pub(super) asking: Asking,
+    /// The key by which it is remembered that its answer is not stored.
+    pub(super) wanted: Key,
+    /// Whether its answer is known to be too large for the store.
+    pub(super) too_large: bool,
 }
+
+/// The time for which it is remembered that an answer of unknown length was too large.
+const TOO_LARGE: Duration = Duration::from_secs(300);
 
 /// The outcome of asking.
 #[derive(Debug)]
 pub(super) enum Fetched {
     /// A response that is not stored, and why.
     Passing(Box<Response<Incoming>>, &'static str),
-    /// A response that is being stored. The rest is for the one who asked.
-    Storing(Arc<Shared>, Option<Rest>),
+    /// A response that is being stored; the one who asked reads it.
+    Storing(Arc<Shared>, Option<Joined>),
     /// The stored response is right.
     Validated(Arc<Shared>),
     /// The stored response stands for an error.
@@ -54,10 +62,11 @@ pub(super) enum Fetched {
 
 /// A body on its way into the store.
 pub(super) struct Pump {
+    inner: Arc<Inner>,
     key: Key,
-    /// As long as nothing has failed.
+    wanted: Key,
+    /// As long as somebody may read what is stored.
     fill: Option<Fill>,
-    changes: Arc<Changes>,
     body: Passing,
     /// The parts of the old one that come before and behind it.
     before: Option<FileBody>,
@@ -65,8 +74,9 @@ pub(super) struct Pump {
     /// Where a part ends that the body has.
     end: Option<u64>,
     written: u64,
-    from: watch::Sender<Option<u64>>,
-    rest: mpsc::Sender<Bytes>,
+    rest: Arc<Rest>,
+    /// What the store does not take any more.
+    past: Option<Past>,
     _counted: Counted,
 }
 
@@ -93,6 +103,7 @@ fn shared(found: &Found) -> Arc<Shared> {
         content: Content::Hit(found.hit.clone()),
         vary: Vary::default(),
         values: Vec::new(),
+        rest: None,
     })
 }
 
@@ -190,7 +201,7 @@ impl Inner {
         }
         let (vary, values) = vary_of(&stored.headers, &ask.asked);
         let content = Content::Hit(old.hit.clone());
-        Some(Arc::new(Shared { stored, known, content, vary, values }))
+        Some(Arc::new(Shared { stored, known, content, vary, values, rest: None }))
     }
 
     /// Judges an answer, and begins to store it.
@@ -218,6 +229,7 @@ impl Inner {
             (Fetched::Passing(Box::new(Response::from_parts(head, body)), why), None)
         };
         let mut known = match judged {
+            Ok(_) if ask.too_large => return passing(head, body, "store"),
             Ok(known) => known,
             Err(why) => return passing(head, body, why.name()),
         };
@@ -293,27 +305,26 @@ impl Inner {
                 return passing(head, body.into_inner(), "store");
             }
         };
-        let (from, begins) = watch::channel(None);
-        let (rest, bytes) = mpsc::channel(1);
+        let rest = Rest::new();
+        let joined = rest.join();
         let content = Content::Filling(fill.reader());
-        let shared = Arc::new(Shared { stored, known, content, vary, values });
-        let _counted = Counted::new(&self.filling);
-        let changes = Arc::clone(&self.changes);
-        let fill = Some(fill);
+        let of_all = Some(Arc::clone(&rest));
+        let shared = Arc::new(Shared { stored, known, content, vary, values, rest: of_all });
         let pump = Pump {
+            inner: Arc::clone(self),
             key,
-            fill,
-            changes,
+            wanted: ask.wanted,
+            fill: Some(fill),
             body,
             before,
             behind,
             end: part_end,
             written: 0,
-            from,
             rest,
-            _counted,
+            past: None,
+            _counted: Counted::new(&self.filling),
         };
-        (Fetched::Storing(shared, Some(Rest { from: begins, bytes, begun: false })), Some(pump))
+        (Fetched::Storing(shared, joined), Some(pump))
     }
 }
 
@@ -340,10 +351,14 @@ impl Pump {
             tracing::debug!("a response was given up: {e}");
             return None;
         }
-        let Pump { key, fill, changes, _counted, .. } = self;
+        let Pump { inner, key, fill, written, past, _counted, .. } = self;
+        if let Some(past) = past {
+            past.end(written);
+            return None;
+        }
         let fill = fill?;
         let finish = move || {
-            let _commit = changes.commit(key);
+            let _commit = inner.changes.commit(key);
             fill.finish()
         };
         match tokio::task::spawn_blocking(finish).await {
@@ -388,12 +403,30 @@ impl Pump {
     }
 
     async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+        let (from, length) = (self.written, bytes.len() as u64);
+        self.written += length;
+        if self.past.is_none() {
+            let Err(e) = self.store(bytes.clone()).await? else { return Ok(()) };
+            tracing::debug!("a response is not stored: {e}");
+            if matches!(e, StoreError::TooLarge { .. }) {
+                self.inner.remember(self.wanted, TOO_LARGE, true);
+            }
+            self.past = Some(self.rest.begin(from));
+        }
+        let Some(past) = self.past.as_mut().filter(|_| length > 0) else { return Ok(()) };
+        past.send(bytes).await?;
+        if past.has_left_store() {
+            self.fill = None;
+        }
+        Ok(())
+    }
+
+    async fn store(&mut self, bytes: Bytes) -> io::Result<Result<(), StoreError>> {
         let Some(mut fill) = self.fill.take() else { return Err(io::ErrorKind::Other.into()) };
         let (fill, written) = if fill.stages(bytes.len()) {
             let written = fill.write(&bytes);
             (fill, written)
         } else {
-            let bytes = bytes.clone();
             let write = move || {
                 let written = fill.write(&bytes);
                 (fill, written)
@@ -401,30 +434,6 @@ impl Pump {
             tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
         };
         self.fill = Some(fill);
-        match written {
-            Ok(()) => {
-                self.written += bytes.len() as u64;
-                Ok(())
-            }
-            Err(e) => {
-                self.pass_on(bytes).await?;
-                Err(io::Error::other(e))
-            }
-        }
-    }
-
-    /// Hands the rest on to the one who asked for it, past the store.
-    async fn pass_on(&mut self, first: Bytes) -> io::Result<()> {
-        self.from.send_replace(Some(self.written));
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        self.rest.send(first).await.map_err(gone)?;
-        while let Some(bytes) = self.body.next().await {
-            let bytes = bytes?;
-            if !bytes.is_empty() {
-                self.rest.send(bytes).await.map_err(gone)?;
-            }
-        }
-        // Nothing is the end.
-        self.rest.send(Bytes::new()).await.map_err(gone)
+        Ok(written)
     }
 }

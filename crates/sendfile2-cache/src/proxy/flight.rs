@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::answer::Content;
 use super::origin::NoAnswer;
+use super::rest::Rest;
 use crate::policy::{Known, Stored, Vary};
 use crate::store::Key;
 
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub(super) vary: Vary,
     /// The values that the request had which it answers.
     pub(super) values: Vec<u8>,
+    /// The rest that the store may not take, of what is being stored.
+    pub(super) rest: Option<Arc<Rest>>,
 }
 
 type Waits = watch::Receiver<Option<Landed>>;

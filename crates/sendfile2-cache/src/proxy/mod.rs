@@ -1,15 +1,18 @@
 //! The proxy: a service that answers from the store, or asks an origin and stores what it may.
 
+mod again;
 mod answer;
 mod body;
 mod changes;
 mod fetch;
 mod find;
 mod flight;
+mod get;
 mod interim;
 mod key;
 mod origin;
 mod pass;
+mod rest;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -24,14 +27,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use quick_cache::sync::Cache as Remembered;
-use tokio::sync::{oneshot, watch};
 use tower_service::Service;
 
 use answer::{Asked, answer, has_wanted};
 use changes::{Asking, Changes};
-use fetch::{Ask, Fetched};
+use fetch::Ask;
 use find::Found;
-use flight::{Flight, Flights, Landed, Shared};
+use flight::Flights;
 use key::Target;
 use origin::{NoAnswer, Outgoing};
 
@@ -78,10 +80,19 @@ struct Inner {
     options: Limits,
     flights: Arc<Flights>,
     changes: Arc<Changes>,
-    /// When an answer to a request for this was not stored, in seconds since 1970.
-    uncacheable: Remembered<Key, u64>,
+    /// The requests whose answers were not stored.
+    uncacheable: Remembered<Key, Uncacheable>,
     /// The answers that are on their way into the store.
     filling: Arc<AtomicUsize>,
+}
+
+/// A request whose answer was not stored.
+#[derive(Debug, Clone, Copy)]
+struct Uncacheable {
+    /// Until when it counts, in seconds since 1970.
+    until: u64,
+    /// Whether it was too large for the store, which nobody had said before.
+    too_large: bool,
 }
 
 /// Now, in seconds since 1970.
@@ -237,9 +248,10 @@ impl Wish {
         Asked { method: &self.method, headers: &self.headers }
     }
 
-    fn ask(&self, outgoing: Outgoing, old: Option<Box<Found>>, asking: Asking) -> Ask {
+    fn ask(&self, outgoing: Outgoing, old: Option<Box<Found>>, asking: Asking, wanted: Key) -> Ask {
         let (target, asked) = (self.target.clone(), self.headers.clone());
-        Ask { target, asked, outgoing, old, interim: self.interim.clone(), asking }
+        let (interim, too_large) = (self.interim.clone(), false);
+        Ask { target, asked, outgoing, old, interim, asking, wanted, too_large }
     }
 }
 
@@ -307,190 +319,17 @@ impl Inner {
         Err((find::Place::Found(found), why))
     }
 
-    async fn get(self: &Arc<Self>, wish: Wish) -> Response<CacheBody> {
-        let (place, why) = match self.stored(&wish).await {
-            Ok(response) => return response,
-            Err(missing) => missing,
-        };
-        if wish.control.only_if_cached {
-            count("failed");
-            return own(StatusCode::GATEWAY_TIMEOUT, "");
-        }
-        let key = wish.target.flight(place.key(), &wish.headers);
-        let old = match place {
-            find::Place::Found(found) => Some(found),
-            _ => None,
-        };
-        let outgoing = self.outgoing(&wish.target, Method::GET, &wish.headers);
-        let validates = old.as_ref().is_some_and(|old| old.known.validator && why != "partial");
-        // A part is asked for as it is, unless it is to be taken from what is validated.
-        let part = wish.headers.contains_key(header::RANGE) && !validates;
-        let remembered = self.uncacheable.get(&key).is_some_and(|then| {
-            seconds().saturating_sub(then) < self.options.uncacheable.as_secs().max(1)
-        });
-        let mut ask = wish.ask(outgoing, old, self.changes.asking(wish.target.key()));
-        if remembered || wish.control.no_cache || wish.control.no_store {
-            if !remembered {
-                for_all(&mut ask, part);
-            }
-            return self.alone(&wish, ask, why, None).await;
-        }
-        if part {
-            if let Some(waits) = self.flights.find(key) {
-                if let Some(response) = self.waited(&wish, waits, why).await {
-                    return response;
-                }
-            }
-            return self.alone(&wish, ask, why, None).await;
-        }
-        for_all(&mut ask, false);
-        match self.flights.join(key, wish.target.key()) {
-            flight::Place::Waits(waits) => match self.waited(&wish, waits, why).await {
-                Some(response) => response,
-                None => {
-                    self.uncacheable.insert(key, seconds());
-                    self.alone(&wish, ask, why, None).await
-                }
-            },
-            flight::Place::Leads(flight) => {
-                // It may have come since.
-                match self.stored(&wish).await {
-                    Ok(response) => response,
-                    Err(_) => self.alone(&wish, ask, why, Some((flight, key))).await,
-                }
-            }
-        }
+    /// Remembers for a while that an answer was not stored.
+    fn remember(&self, wanted: Key, time: Duration, too_large: bool) {
+        let until = seconds().saturating_add(time.as_secs().max(1));
+        self.uncacheable.insert(wanted, Uncacheable { until, too_large });
     }
 
-    /// Waits for the answer to another request; `None` if it is not for this one.
-    async fn waited(
-        &self,
-        wish: &Wish,
-        mut waits: watch::Receiver<Option<Landed>>,
-        why: &'static str,
-    ) -> Option<Response<CacheBody>> {
-        let landed = waits.wait_for(Option::is_some).await.ok()?.clone()?;
-        let shared = match landed {
-            Landed::Stored(shared) => shared,
-            Landed::Alone => return None,
-            Landed::Failed(why) => return Some(failed(&why)),
-        };
-        let now = seconds();
-        let same = shared.vary.values(&wish.headers, None) == shared.values;
-        let fresh = shared.known.reuse(&wish.control, now) == Reuse::Fresh;
-        if !same || !fresh || !has_wanted(wish.asked(), &shared.stored, &shared.known) {
-            return None;
-        }
-        count("collapsed");
-        let status = CacheStatus { fwd: Some(why), collapsed: true, ..CacheStatus::default() };
-        let Shared { stored, known, content, .. } = &*shared;
-        Some(answer(wish.asked(), stored, known, content, (now, status), None))
-    }
-
-    /// Asks an origin. With a flight others wait for it, and it goes on if the client does not wait.
-    async fn alone(
-        self: &Arc<Self>,
-        wish: &Wish,
-        ask: Ask,
-        why: &'static str,
-        flight: Option<(Flight, Key)>,
-    ) -> Response<CacheBody> {
-        let Ok(fetched) = self.begin(ask, flight).await else {
-            count("failed");
-            return own(StatusCode::INTERNAL_SERVER_ERROR, "");
-        };
-        let now = seconds();
-        let mut status = CacheStatus { fwd: Some(why), ..CacheStatus::default() };
-        let (shared, rest) = match fetched {
-            Fetched::Failed(why) => return failed(&why),
-            Fetched::Passing(response, detail) => {
-                count("pass");
-                return self.passed(*response, CacheStatus { detail: Some(detail), ..status });
-            }
-            Fetched::Storing(shared, rest) => {
-                status.stored = true;
-                count("miss");
-                (shared, rest)
-            }
-            Fetched::Validated(shared) => {
-                status.fwd_status = Some(StatusCode::NOT_MODIFIED);
-                count("validated");
-                (shared, None)
-            }
-            Fetched::InsteadOfError(shared, was) => {
-                status.fwd_status = was;
-                status.hit = was.is_none();
-                status.ttl = Some(shared.known.fresh_for(now));
-                count("stale");
-                (shared, None)
-            }
-        };
-        let Shared { stored, known, content, .. } = &*shared;
-        if !has_wanted(wish.asked(), stored, known) {
-            // A part came that is not the one that was asked for.
-            return own(StatusCode::BAD_GATEWAY, "the origin sent another part\n");
-        }
-        let mut response = answer(wish.asked(), stored, known, content, (now, status), rest);
-        if status.ttl.is_some() {
-            response.headers_mut().insert(header::AGE, known.age_at(now).into());
-        }
-        response
-    }
-
-    /// Begins to ask, apart from the client.
-    fn begin(
-        self: &Arc<Self>,
-        ask: Ask,
-        flight: Option<(Flight, Key)>,
-    ) -> oneshot::Receiver<Fetched> {
-        let (tell, told) = oneshot::channel();
-        let inner = Arc::clone(self);
-        tokio::spawn(async move {
-            let (fetched, pump) = inner.fetch(ask).await;
-            if let Some((flight, key)) = &flight {
-                flight.land(match &fetched {
-                    Fetched::Passing(..) => {
-                        inner.uncacheable.insert(*key, seconds());
-                        Landed::Alone
-                    }
-                    Fetched::Storing(shared, _)
-                    | Fetched::Validated(shared)
-                    | Fetched::InsteadOfError(shared, _) => Landed::Stored(Arc::clone(shared)),
-                    Fetched::Failed(why) => Landed::Failed(Arc::clone(why)),
-                });
-            }
-            // The client may be gone.
-            let _ = tell.send(fetched);
-            if let Some(pump) = pump {
-                pump.run().await;
-            }
-            drop(flight);
-        });
-        told
-    }
-
-    /// Validates in the background.
-    fn revalidate(self: &Arc<Self>, wish: &Wish, found: &Found) {
-        let key = wish.target.flight(Some(found.key), &wish.headers);
-        if let flight::Place::Leads(flight) = self.flights.join(key, wish.target.key()) {
-            let outgoing = self.outgoing(&wish.target, Method::GET, &wish.headers);
-            let asking = self.changes.asking(wish.target.key());
-            let mut ask = wish.ask(outgoing, Some(Box::new(found.clone())), asking);
-            ask.interim = None;
-            for_all(&mut ask, false);
-            drop(self.begin(ask, Some((flight, key))));
-        }
+    fn remembers(&self, wanted: Key) -> Option<Uncacheable> {
+        self.uncacheable.get(&wanted).filter(|it| it.until > seconds())
     }
 
     fn trouble(&self, target: &Target, why: &NoAnswer) {
         tracing::warn!("no answer from the origin for {}: {why}", target.id());
-    }
-}
-
-/// Makes a request one whose answer others may have: without the client's own conditions, and with
-/// its wish for a part only where that is what is asked for.
-fn for_all(ask: &mut Ask, part: bool) {
-    if !part {
-        crate::policy::without_conditions(&mut ask.outgoing.headers);
     }
 }

@@ -9,7 +9,7 @@ use http_body_util::Limited;
 use hyper::body::Incoming;
 
 use super::answer::VIA;
-use super::body::{CacheBody, RequestBody};
+use super::body::{CacheBody, RequestBody, Sharing};
 use super::changes::Asking;
 use super::fetch::{Ask, Fetched};
 use super::interim::Interim;
@@ -154,11 +154,14 @@ impl Inner {
         }
         let outgoing = self.outgoing(&target, Method::POST, &headers);
         let asked = headers.clone();
-        let ask = Ask { target, asked, outgoing, old: None, interim: None, asking };
+        let wanted = target.flight(None, &headers);
+        let too_large = self.remembers(wanted).is_some_and(|remembered| remembered.too_large);
+        let (old, interim) = (None, None);
+        let ask = Ask { target, asked, outgoing, old, interim, asking, wanted, too_large };
         let (mut head, body) = response.into_parts();
         policy::strip_hop_by_hop(&mut head.headers);
         match self.received(ask, head, body, times).await {
-            (Fetched::Storing(shared, rest), pump) => {
+            (Fetched::Storing(shared, joined), pump) => {
                 if let Some(pump) = pump {
                     tokio::spawn(pump.run());
                 }
@@ -166,6 +169,8 @@ impl Inner {
                 let asked = super::Asked { method: &Method::POST, headers: &HeaderMap::new() };
                 let status = CacheStatus { stored: true, ..status };
                 let now = (times.answered, status);
+                // A POST is not sent again.
+                let rest = joined.map(|joined| Sharing { joined, again: None });
                 super::answer(asked, &shared.stored, &shared.known, &shared.content, now, rest)
             }
             (Fetched::Passing(response, detail), _) => {

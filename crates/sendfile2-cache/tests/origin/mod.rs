@@ -134,6 +134,25 @@ pub fn streaming(fields: &[(&str, &str)]) -> (mpsc::UnboundedSender<&'static str
     (sender, response)
 }
 
+/// A body of unknown length, of these pieces, as fast as they are taken.
+pub fn pieces(
+    fields: &[(&str, &str)],
+    mut piece: impl FnMut(usize) -> Option<Result<Bytes, std::io::Error>>
+    + Unpin
+    + Send
+    + Sync
+    + 'static,
+) -> Response<Body> {
+    let mut number = 0;
+    let stream = futures_like(move |_| {
+        number += 1;
+        std::task::Poll::Ready(piece(number - 1).map(|piece| piece.map(Frame::data)))
+    });
+    let mut response = response(200, fields, "");
+    *response.body_mut() = BodyExt::boxed(StreamBody::new(stream));
+    response
+}
+
 type Piece = Option<Result<Frame<Bytes>, std::io::Error>>;
 
 pub fn futures_like(
