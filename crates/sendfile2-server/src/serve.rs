@@ -6,6 +6,7 @@ mod admin;
 mod body;
 mod cached;
 mod connection;
+mod events;
 mod limits;
 mod listing;
 mod log;
@@ -223,6 +224,10 @@ async fn serve(
     let opened = Opened::new(args, given)?;
     let recorder = opened.admin.is_some().then(admin::record).transpose()?;
     let server = Server::new(connections, site, Log::new(log)?, Meters::new());
+    if store.is_some() {
+        events::tell();
+    }
+    server.site.load().check_origins();
     let admin = opened.admin.zip(recorder).map(|((address, listener), recorder)| {
         output::note(&format!("sendfile2: metrics and health on {address}"));
         admin::start(listener, recorder, args, (Arc::clone(&server), store))

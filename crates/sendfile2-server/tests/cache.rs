@@ -163,6 +163,48 @@ fn an_origin_is_told_of_clients_by_trusted_proxies_only() {
 }
 
 #[test]
+fn an_origin_that_is_down_is_told_and_shown() {
+    let dir = files();
+    std::fs::write(dir.path().join("well"), "").expect("a file");
+    let origin = Server::new(dir.path(), &["--listen", "127.0.0.1:0"]);
+    let url = format!("http://{}", origin.addresses[0]);
+    // Of no use, but the second of two.
+    let gone = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("an address");
+    let gone = format!("http://{gone}");
+    let listen = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let health = ["--health-path", "/well", "--health-interval", "100ms", "--health-fails", "2"];
+    let mut cache = cache(&[&url, &gone], &[&listen[..], &health].concat());
+    let mut line = String::new();
+    while !line.contains(&format!("the origin {gone} is down: ")) {
+        line.clear();
+        assert_ne!(cache.stderr.read_line(&mut line).expect("UTF-8"), 0, "it ended");
+    }
+    let (at, admin) = (&cache.addresses[0], &cache.addresses[1]);
+    let up = |url: &str| format!("sendfile2_cache_origin_up{{origin=\"{url}\"}}");
+    common::until("it is shown", || number(&get(admin, "/metrics"), &up(&gone)) == 0.0);
+    assert!(number(&get(admin, "/metrics"), &up(&url)) > 0.5);
+    let page = get(admin, "/cache");
+    let shown = format!("<p>origins: {url} is up, <b>{gone} is down</b>");
+    assert!(page.contains(&shown), "{page}");
+    let json = get(admin, "/cache.json");
+    assert!(json.contains(&format!("{{\"up\":false,\"url\":\"{gone}\"}}")), "{json}");
+    assert_eq!(status(&get(at, "/small")), Some(200));
+}
+
+#[test]
+fn why_no_answer_came_is_told() {
+    let gone = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("an address");
+    let mut cache = cache(&[&format!("http://{gone}")], &["--listen", "127.0.0.1:0"]);
+    assert_eq!(status(&get(&cache.addresses[0], "/path")), Some(502));
+    let mut line = String::new();
+    while !line.starts_with("sendfile2: no answer from the origin for ") {
+        line.clear();
+        assert_ne!(cache.stderr.read_line(&mut line).expect("UTF-8"), 0, "it ended");
+    }
+    assert!(line.contains("/path: ") && line.contains("refused"), "{line}");
+}
+
+#[test]
 fn what_is_wrong_is_said_before_a_store_is_made() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = dir.path().join("store");
@@ -171,6 +213,7 @@ fn what_is_wrong_is_said_before_a_store_is_made() {
         (&["--origin", "ftp://x"], "--origin: ftp://x/ is no origin"),
         (&["--origin", "http://x/path"], "is no origin"),
         (&["--origin", "http://x", "--tls-cert", "x"], "belong together"),
+        (&["--origin", "http://x", "--health-path", "x"], "--health-path: x is no path"),
     ] {
         let server = env!("CARGO_BIN_EXE_sendfile2-server");
         let mut command = Command::new(server);

@@ -32,6 +32,9 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// The name that this cache has in `Via`.
 pub(super) const VIA: HeaderValue = HeaderValue::from_static("1.1 sendfile2");
 
+/// The name that it has in requests of its own.
+pub(super) const AGENT: HeaderValue = HeaderValue::from_static("sendfile2");
+
 /// A client's request, as far as the answer depends on it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {

@@ -8,6 +8,7 @@ mod fetch;
 mod find;
 mod flight;
 mod get;
+mod health;
 mod interim;
 mod key;
 mod origin;
@@ -41,6 +42,7 @@ use crate::policy::{CacheStatus, RequestControl, Reuse};
 use crate::store::{Ban, Key, Store, StoreError};
 
 pub use body::CacheBody;
+pub use health::{HealthCheck, OriginState};
 pub use interim::{Interim, WithInterim};
 pub use origin::{Choice, OriginError, Origins, Timeouts};
 

@@ -17,6 +17,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::body::{BoxError, RequestBody};
+use super::health::{Checked, HealthCheck};
 use super::interim::Interim;
 use crate::store::Key;
 
@@ -57,7 +58,8 @@ impl Default for Timeouts {
 
 /// The origins of a cache, and the connections to them.
 pub struct Origins {
-    all: Vec<Origin>,
+    pub(super) all: Vec<Origin>,
+    pub(super) check: Option<HealthCheck>,
     choice: Choice,
     next: AtomicUsize,
     began: Instant,
@@ -65,11 +67,18 @@ pub struct Origins {
     client: Client<HttpsConnector<HttpConnector>, RequestBody>,
 }
 
-struct Origin {
+pub(super) struct Origin {
     scheme: Scheme,
-    authority: Authority,
+    pub(super) authority: Authority,
     /// Until when it is left alone, in milliseconds from the beginning.
-    alone_until: AtomicU64,
+    pub(super) alone_until: AtomicU64,
+    pub(super) checked: Checked,
+}
+
+impl Origin {
+    pub(super) fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.authority)
+    }
 }
 
 /// Why origins cannot be used as they are given.
@@ -135,7 +144,8 @@ impl Origins {
                         && !authority.as_str().contains('@') =>
                 {
                     let (scheme, authority) = (scheme.clone(), authority.clone());
-                    Ok(Origin { scheme, authority, alone_until: AtomicU64::new(0) })
+                    let (alone_until, checked) = (AtomicU64::new(0), Checked::default());
+                    Ok(Origin { scheme, authority, alone_until, checked })
                 }
                 _ => Err(OriginError::NotOne(uri.to_string())),
             }
@@ -169,7 +179,7 @@ impl Origins {
             .http1_max_headers(FIELDS)
             .build(connector);
         let (next, began) = (AtomicUsize::new(0), Instant::now());
-        Ok(Origins { all, choice, next, began, timeouts, client })
+        Ok(Origins { all, check: None, choice, next, began, timeouts, client })
     }
 
     /// The authority of the first, which requests have that name none.
@@ -177,24 +187,32 @@ impl Origins {
         self.all.first().map_or("", |origin| origin.authority.as_str())
     }
 
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The origins in the order in which they are tried: those that are left alone come last.
+    /// The origins in the order in which they are tried: those that are left alone come last, and
+    /// those that are down behind them.
     fn order(&self, request: &Outgoing) -> Vec<&Origin> {
-        let first = match self.choice {
-            Choice::RoundRobin => self.next.fetch_add(1, Ordering::Relaxed),
-            Choice::Hash => {
-                let key = Key::of(&[request.authority.as_bytes(), request.path.as_bytes()]);
-                let [a, b, c, d, ..] = *key.as_bytes();
-                usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(0)
+        let mut order: Vec<_> = self.all.iter().collect();
+        match self.choice {
+            Choice::RoundRobin => {
+                let first = self.next.fetch_add(1, Ordering::Relaxed) % order.len().max(1);
+                order.rotate_left(first);
             }
-        };
-        let count = self.all.len();
-        let mut order: Vec<_> = (0..count).map(|i| &self.all[(first + i) % count]).collect();
+            // The one whose hash with the target is the highest: without it the next, which is
+            // another one for each target, and nothing changes for the targets of others.
+            Choice::Hash if order.len() > 1 => order.sort_by_cached_key(|origin| {
+                let (url, of) = (origin.url(), [&request.authority, &request.path]);
+                let key = Key::of(&[url.as_bytes(), of[0].as_bytes(), of[1].as_bytes()]);
+                std::cmp::Reverse(*key.as_bytes())
+            }),
+            Choice::Hash => {}
+        }
         let now = self.now();
-        order.sort_by_key(|origin| origin.alone_until.load(Ordering::Relaxed) > now);
+        order.sort_by_key(|origin| {
+            (origin.checked.is_down(), origin.alone_until.load(Ordering::Relaxed) > now)
+        });
         order
     }
 
@@ -241,6 +259,22 @@ impl Origins {
         body: RequestBody,
         interim: Option<&Interim>,
     ) -> Result<Response<Incoming>, NoAnswer> {
+        let result = self.sent(origin, request, body, interim).await;
+        if result.is_err() {
+            let until = self.now().saturating_add(LEFT_ALONE.as_millis().try_into().unwrap_or(0));
+            origin.alone_until.store(until, Ordering::Relaxed);
+            metrics::counter!("sendfile2_cache_origin_failures_total").increment(1);
+        }
+        result
+    }
+
+    pub(super) async fn sent(
+        &self,
+        origin: &Origin,
+        request: &Outgoing,
+        body: RequestBody,
+        interim: Option<&Interim>,
+    ) -> Result<Response<Incoming>, NoAnswer> {
         let target = Uri::builder()
             .scheme(origin.scheme.clone())
             .authority(origin.authority.clone())
@@ -261,21 +295,17 @@ impl Origins {
             });
         }
         let answer = tokio::time::timeout(self.timeouts.head, self.client.request(outgoing)).await;
-        let result = match answer {
+        match answer {
             Ok(Ok(response)) if response.status().is_informational() => {
                 Err(NoAnswer::Unreachable("it changes to a protocol that nobody asked for".into()))
             }
             Ok(Ok(mut response)) => {
                 of_one_length(&request.method, &mut response);
-                return Ok(response);
+                Ok(response)
             }
             Ok(Err(e)) => Err(NoAnswer::Unreachable(e.into())),
             Err(_) => Err(NoAnswer::Timeout),
-        };
-        let until = self.now().saturating_add(LEFT_ALONE.as_millis().try_into().unwrap_or(0));
-        origin.alone_until.store(until, Ordering::Relaxed);
-        metrics::counter!("sendfile2_cache_origin_failures_total").increment(1);
-        result
+        }
     }
 }
 
@@ -299,11 +329,54 @@ fn of_one_length(asked: &Method, response: &mut Response<Incoming>) {
 
 impl fmt::Debug for Origins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> =
-            self.all.iter().map(|o| format!("{}://{}", o.scheme, o.authority)).collect();
+        let names: Vec<_> = self.all.iter().map(Origin::url).collect();
         f.debug_struct("Origins")
             .field("all", &names)
             .field("choice", &self.choice)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn origins(urls: &[&str]) -> Origins {
+        let urls: Vec<_> = urls.iter().map(|url| url.parse().unwrap()).collect();
+        Origins::new(&urls, Choice::Hash, Timeouts::default()).unwrap()
+    }
+
+    fn first(origins: &Origins, target: usize) -> String {
+        let (authority, path) = ("h".to_owned(), format!("/{target}"));
+        let headers = HeaderMap::new();
+        let request = Outgoing { method: Method::GET, authority, path, headers };
+        origins.order(&request)[0].url()
+    }
+
+    #[test]
+    fn without_an_origin_only_its_targets_move() {
+        const TARGETS: usize = 2000;
+        let all = ["http://a", "http://b", "http://c", "http://d"];
+        let before = origins(&all);
+        // It is left alone; and it is not one of them any more, in another order.
+        let alone = origins(&all);
+        alone.all[1].alone_until.store(u64::MAX, Ordering::Relaxed);
+        let fewer = origins(&["http://d", "http://a", "http://c"]);
+        for origins in [alone, fewer] {
+            let mut moved = std::collections::HashMap::<_, usize>::new();
+            for target in 0..TARGETS {
+                let (then, now) = (first(&before, target), first(&origins, target));
+                if then == "http://b" {
+                    *moved.entry(now).or_default() += 1;
+                } else {
+                    assert_eq!(then, now);
+                }
+            }
+            // About a quarter has moved, to all others alike.
+            let third = TARGETS / 4 / 3;
+            assert!(moved.len() == 3, "{moved:?}");
+            assert!(moved.values().all(|n| (third / 2..third * 2).contains(n)), "{moved:?}");
+        }
     }
 }

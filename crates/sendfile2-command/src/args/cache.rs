@@ -1,5 +1,6 @@
 //! The arguments of `sendfile2 cache`.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,6 +41,19 @@ pub struct Args {
     /// How one of several origins is chosen
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub choose: Choose,
+    /// Check each origin by a GET of this path, and leave those alone that do not pass: an answer of
+    /// 200 to 399 passes
+    #[arg(long, value_name = "PATH")]
+    pub health_path: Option<String>,
+    /// Time from one check to the next, in which one has to be answered
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = units::duration)]
+    pub health_interval: Duration,
+    /// Failed checks in a row by which an origin is down
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub health_fails: NonZeroU32,
+    /// Passed checks in a row by which it is up again
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub health_passes: NonZeroU32,
     /// File, or block device, that keeps what was answered [default: a temporary file, which goes
     /// with the process]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]

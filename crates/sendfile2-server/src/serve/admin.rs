@@ -14,6 +14,7 @@ use metrics::{describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 use sendfile2::{Engine, Options};
+use sendfile2_cache::Cache;
 use sendfile2_cache::store::Store;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -61,12 +62,14 @@ pub(super) fn start(
 ) -> JoinHandle<()> {
     let upkeep = handle.clone();
     let shown = store.clone();
+    let measured = Arc::clone(&server);
     tokio::spawn(async move {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             second.tick().await;
             sendfile2_axum::outstanding();
             store.iter().for_each(cached::measure);
+            measured.site.load().cache().into_iter().for_each(cached::measure_origins);
             // What histograms were told is kept until then, also where nobody asks for it.
             upkeep.run_upkeep();
         }
@@ -77,18 +80,23 @@ pub(super) fn start(
         .route("/health", get(|| async { "ok\n" }))
         .route("/metrics", get(move || async move { render(&process, &handle) }));
     let app = if let Some(store) = shown {
+        let (of_page, of_json) =
+            ((Arc::clone(&server), store.clone()), (Arc::clone(&server), store));
+        let origins = |server: &Server| {
+            let site = server.site.load();
+            site.cache().map(Cache::origins).unwrap_or_default()
+        };
+        let page = move || async move { picture::page(&of_page.1, &origins(&of_page.0)) };
+        let json = move || async move {
+            let json = picture::json(&of_json.1, &origins(&of_json.0));
+            ([("content-type", "application/json")], json)
+        };
         let purge = |headers: HeaderMap, Extension(pulse): Extension<Arc<Pulse>>, body: Bytes| async move {
             // The disk may take its time.
             let _answering = pulse.answers();
             purge::answer(&server, &headers, &body).await
         };
-        let of_json = store.clone();
-        let json = move || async move {
-            ([("content-type", "application/json")], picture::json(&of_json))
-        };
-        app.route("/purge", post(purge))
-            .route("/cache", get(move || async move { picture::page(&store) }))
-            .route("/cache.json", get(json))
+        app.route("/purge", post(purge)).route("/cache", get(page)).route("/cache.json", get(json))
     } else {
         app
     };

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use anyhow::Context;
+use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use metrics::{counter, gauge};
 use sendfile2_cache::Cache;
-use sendfile2_cache::proxy::{Choice, Limits, Origins, Timeouts};
+use sendfile2_cache::proxy::{Choice, HealthCheck, Limits, Origins, Timeouts};
 use sendfile2_cache::store::{Admission, Options, Store};
 
 use super::limits::FORWARDED_FOR;
@@ -59,7 +60,17 @@ fn origins(config: &Config, args: &Args) -> anyhow::Result<Origins> {
         Choose::RoundRobin => Choice::RoundRobin,
         Choose::Hash => Choice::Hash,
     };
-    Origins::new(&uris, choice, timeouts).with_context(|| config.place("origin", 0))
+    let origins =
+        Origins::new(&uris, choice, timeouts).with_context(|| config.place("origin", 0))?;
+    let Some(path) = args.health_path.clone() else { return Ok(origins) };
+    anyhow::ensure!(
+        path.starts_with('/') && path.parse::<PathAndQuery>().is_ok(),
+        "{}: {path} is no path: give one such as /health",
+        config.place("health-path", 0)
+    );
+    let (interval, fails, passes) =
+        (args.health_interval, args.health_fails.get(), args.health_passes.get());
+    Ok(origins.checked(HealthCheck { path, interval, fails, passes }))
 }
 
 /// Makes the cache of the options, in the place of the one `before`; without a store it has one of
@@ -127,5 +138,12 @@ pub(super) fn measure(store: &Store) {
         ("sendfile2_cache_damaged_total", now.damaged),
     ] {
         counter!(name).absolute(value);
+    }
+}
+
+/// Puts the state of the origins into the metrics.
+pub(super) fn measure_origins(cache: &Cache) {
+    for origin in cache.origins() {
+        gauge!("sendfile2_cache_origin_up", "origin" => origin.url).set(f64::from(origin.up));
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use axum::response::{Html, IntoResponse};
+use sendfile2_cache::proxy::OriginState;
 use sendfile2_cache::store::{Counters, RegionState, Store};
 use serde_json::{Value, json};
 
@@ -16,22 +17,25 @@ const CELLS: usize = 4096;
 const COLUMNS: usize = 64;
 
 /// Answers with the page.
-pub(super) fn page(store: &Store) -> impl IntoResponse + use<> {
+pub(super) fn page(store: &Store, origins: &[OriginState]) -> impl IntoResponse + use<> {
     (
         [("refresh", REFRESH), ("cache-control", "no-store")],
-        Html(html(store.counters(), &store.regions())),
+        Html(html(store.counters(), &store.regions(), origins)),
     )
 }
 
 /// Returns the counters and the regions as JSON.
-pub(super) fn json(store: &Store) -> String {
+pub(super) fn json(store: &Store, origins: &[OriginState]) -> String {
     let now = store.counters();
     let regions: Vec<Value> = store.regions().iter().map(region).collect();
+    let origins: Vec<Value> =
+        origins.iter().map(|origin| json!({ "url": origin.url, "up": origin.up })).collect();
     let all = json!({
         "objects": now.objects, "bytes": now.bytes, "capacity": now.capacity, "hits": now.hits,
         "misses": now.misses, "stored": now.stored, "evicted": now.evicted,
         "reinserted": now.reinserted, "recycled": now.recycled, "erased": now.erased,
         "failed": now.failed, "bans": now.bans, "damaged": now.damaged, "regions": regions,
+        "origins": origins,
     });
     format!("{all}\n")
 }
@@ -52,7 +56,7 @@ fn state(region: &RegionState) -> &'static str {
     }
 }
 
-fn html(now: Counters, regions: &[RegionState]) -> String {
+fn html(now: Counters, regions: &[RegionState], origins: &[OriginState]) -> String {
     let each = regions.len().div_ceil(CELLS).max(1);
     let rows = regions.len().div_ceil(each).div_ceil(COLUMNS);
     let mut page = format!(
@@ -101,8 +105,14 @@ fn html(now: Counters, regions: &[RegionState]) -> String {
             units::bytes(room),
         );
     }
+    let origins = origins.iter().map(|origin| match origin {
+        OriginState { up: true, url, .. } => format!("{url} is up"),
+        OriginState { url, .. } => format!("<b>{url} is down</b>"),
+    });
+    let origins = origins.collect::<Vec<_>>().join(", ");
+    let _ = writeln!(page, "</svg>\n<p>origins: {origins}");
     page.push_str(
-        "</svg>\n<p>grey: free; blue: being filled; green: full, the paler the less of it is stored \
+        "<p>grey: free; blue: being filled; green: full, the paler the less of it is stored \
          still; red: failed. <a href=\"/cache.json\">JSON</a></html>\n",
     );
     page

@@ -7,7 +7,6 @@ use sendfile2_cache::Cache;
 use sendfile2_cache::store::Ban;
 
 use super::connection::Server;
-use super::site::Content;
 
 /// The longest URL, prefix or tag, in bytes.
 const LONGEST: usize = 8 << 10;
@@ -27,10 +26,9 @@ pub(super) async fn answer(
         Ok(ban) => ban,
         Err(why) => return refused(why),
     };
-    let Content::Cache(cache) = &server.site.load().content else {
+    let Some(cache) = server.site.load().cache().cloned() else {
         return (StatusCode::NOT_FOUND, String::new());
     };
-    let cache = cache.clone();
     match tokio::task::spawn_blocking(move || cache.ban(ban)).await.map_err(anyhow::Error::from) {
         Ok(Ok(())) => (StatusCode::OK, "purged\n".into()),
         Ok(Err(e)) => failed(&e.into()),

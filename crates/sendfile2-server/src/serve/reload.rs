@@ -129,6 +129,7 @@ impl Running {
     }
 
     async fn change(&mut self, Read { config, site, log, new }: Read) {
+        site.check_origins();
         self.server.site.store(Arc::new(site));
         self.turn(log).await;
         let mut wanted = sockets::addresses(config.operation(), self.of_systemd);

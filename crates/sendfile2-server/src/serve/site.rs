@@ -106,10 +106,7 @@ impl Site {
         let content = match &config.what {
             What::Files(args) => Content::Files(Arc::new(Files::new(config, args)?)),
             What::Cache(args) => {
-                let before = before.and_then(|before| match &before.content {
-                    Content::Cache(cache) => Some(cache),
-                    Content::Files(_) => None,
-                });
+                let before = before.and_then(Site::cache);
                 Content::Cache(cached::cache(config, args, store, before)?)
             }
         };
@@ -137,6 +134,21 @@ impl Site {
         match &self.content {
             Content::Files(files) => files.dir.kept_files(),
             Content::Cache(_) => usize::MAX / 4,
+        }
+    }
+
+    /// The cache, where that is what it serves.
+    pub(super) fn cache(&self) -> Option<&Cache> {
+        match &self.content {
+            Content::Files(_) => None,
+            Content::Cache(cache) => Some(cache),
+        }
+    }
+
+    /// Begins to check a cache's origins, as long as there is this site.
+    pub(super) fn check_origins(&self) {
+        if let Some(cache) = self.cache() {
+            tokio::spawn(cache.check_origins());
         }
     }
 
