@@ -46,6 +46,9 @@ use reload::Running;
 use site::Site;
 use sockets::{Given, Opened};
 
+/// The longest that the end waits for answers that are being stored and that nobody reads any more.
+const FILLS: Duration = Duration::from_secs(5);
+
 /// The longest that the end waits for releases.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -265,8 +268,18 @@ async fn serve(
     running.stop_listening().await;
     output::note("sendfile2: ending");
     let ending = Instant::now();
+    let site = server.site.load_full();
+    let finish = async {
+        let left = server.finish(site.grace).await;
+        if let (0, Some(cache)) = (left, site.cache()) {
+            let longest = FILLS.min(site.grace.saturating_sub(ending.elapsed()));
+            // What is not there by then is not stored.
+            let _ = tokio::time::timeout(longest, cache.filled()).await;
+        }
+        left
+    };
     let left = tokio::select! {
-        left = server.finish(server.site.load().grace) => left,
+        left = finish => left,
         // A second signal means that its sender does not want to wait.
         () = ends.recv() => server.left(),
     };

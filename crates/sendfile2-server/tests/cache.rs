@@ -303,3 +303,92 @@ fn what_was_purged_does_not_come_back() {
     // Control: what was not purged is there.
     assert!(is_hit(at, paths[3]));
 }
+
+/// Who reads an answer when the server is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    Stays,
+    Leaves,
+}
+
+#[test]
+fn what_is_being_stored_at_the_end_is_there_at_the_next_start_or_not_at_all() {
+    const LENGTH: usize = 1 << 20;
+    let half = || vec![b'1'; LENGTH / 2];
+    for (reader, sends_all) in
+        [(Reader::Stays, true), (Reader::Leaves, true), (Reader::Leaves, false)]
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("it listens");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let (go, goes) = std::sync::mpsc::channel::<Vec<u8>>();
+        let origin = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut lines = BufReader::new(stream.try_clone().expect("a handle")).lines();
+            while lines.next().is_some_and(|line| !line.expect("text").is_empty()) {}
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: {LENGTH}\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).expect("it reads");
+            // The cache may be gone.
+            while goes.recv().is_ok_and(|bytes| stream.write_all(&bytes).is_ok()) {}
+            listener
+        });
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let store = dir.path().join("store").display().to_string();
+        let args = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        let args = [&args[..], &["--store", &store, "--size", "64M"]].concat();
+        let mut first = cache(&[&url], &args);
+        let mut client = common::connect(&first.addresses[0]);
+        let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        client.write_all(request).expect("it reads");
+        go.send(half()[1..].to_vec()).expect("it runs");
+        client.read_exact(&mut [0; 100]).expect("it comes");
+        let client = (reader == Reader::Stays).then_some(client);
+        go.send(b"1".to_vec()).expect("it runs");
+        if client.is_none() {
+            let admin = first.addresses[1].clone();
+            common::until("the connection ends", || {
+                let metrics = get(&admin, "/metrics");
+                number(&metrics, "sendfile2_http_connections") < 0.5
+            });
+        }
+        let pid = rustix::process::Pid::from_child(&first.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
+        let mut line = String::new();
+        while !line.contains("ending") {
+            line.clear();
+            assert_ne!(first.stderr.read_line(&mut line).expect("UTF-8"), 0, "it ended");
+        }
+        if sends_all {
+            go.send(half()).expect("it runs");
+        }
+        if let Some(mut client) = client {
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).expect("it comes");
+            assert!(answer.len() > LENGTH - 100, "{}", answer.len());
+        }
+        assert!(first.child.wait().expect("it ends").success());
+        drop(go);
+        let listener = origin.join().expect("no panic");
+        drop(first);
+        let second = cache(&[&url], &args);
+        let asks = std::thread::scope(|scope| {
+            let asks = scope.spawn(|| get(&second.addresses[0], "/"));
+            if !sends_all {
+                // The origin is asked anew.
+                let (mut stream, _) = listener.accept().expect("a connection");
+                let mut lines = BufReader::new(stream.try_clone().expect("a handle")).lines();
+                while lines.next().is_some_and(|line| !line.expect("text").is_empty()) {}
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nnew";
+                stream.write_all(answer).expect("it reads");
+            }
+            asks.join().expect("no panic")
+        });
+        if sends_all {
+            assert!(asks.contains("cache-status: sendfile2; hit"), "{reader:?}: {:.200}", asks);
+            assert!(asks.ends_with(&"1".repeat(LENGTH)), "{reader:?}: {:.200}", asks);
+        } else {
+            assert!(asks.ends_with("\r\n\r\nnew"), "{asks:.200}");
+        }
+    }
+}

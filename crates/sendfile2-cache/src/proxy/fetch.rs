@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +9,7 @@ use http::{HeaderMap, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use sendfile2_axum::FileBody;
+use tokio::sync::watch;
 
 use super::answer::{Content, file_body};
 use super::body::Passing;
@@ -81,18 +81,18 @@ pub(super) struct Pump {
 }
 
 /// One that is on its way into the store.
-struct Counted(Arc<AtomicUsize>);
+struct Counted(Arc<watch::Sender<usize>>);
 
 impl Counted {
-    fn new(all: &Arc<AtomicUsize>) -> Self {
-        all.fetch_add(1, Relaxed);
+    fn new(all: &Arc<watch::Sender<usize>>) -> Self {
+        all.send_modify(|all| *all += 1);
         Counted(Arc::clone(all))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.send_modify(|all| *all -= 1);
     }
 }
 

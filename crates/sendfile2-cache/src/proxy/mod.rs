@@ -20,7 +20,6 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -28,6 +27,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use quick_cache::sync::Cache as Remembered;
+use tokio::sync::watch;
 use tower_service::Service;
 
 use answer::{Asked, answer, has_wanted};
@@ -85,7 +85,7 @@ struct Inner {
     /// The requests whose answers were not stored.
     uncacheable: Remembered<Key, Uncacheable>,
     /// The answers that are on their way into the store.
-    filling: Arc<AtomicUsize>,
+    filling: Arc<watch::Sender<usize>>,
 }
 
 /// A request whose answer was not stored.
@@ -113,7 +113,7 @@ impl Cache {
             flights: Arc::default(),
             changes: Arc::default(),
             uncacheable: Remembered::new(REMEMBERED),
-            filling: Arc::default(),
+            filling: Arc::new(watch::Sender::new(0)),
         }))
     }
 
@@ -164,7 +164,14 @@ impl Cache {
     /// The number of answers that are on their way into the store.
     #[must_use]
     pub fn filling(&self) -> usize {
-        self.0.filling.load(std::sync::atomic::Ordering::Relaxed)
+        *self.0.filling.borrow()
+    }
+
+    /// Waits until no answer is on its way into the store.
+    pub async fn filled(&self) {
+        let mut filling = self.0.filling.subscribe();
+        // Its sender is here.
+        let _ = filling.wait_for(|filling| *filling == 0).await;
     }
 
     /// Answers a request.
