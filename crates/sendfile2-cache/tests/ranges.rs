@@ -4,7 +4,7 @@
 mod origin;
 
 use http::Response;
-use origin::{Body, Origin, Seen, cache_of, get, response};
+use origin::{Body, Origin, Seen, cache_of, get, request, response};
 
 const WHOLE: &str = "0123456789";
 
@@ -93,5 +93,70 @@ async fn a_part_whose_lengths_do_not_fit_is_not_stored() {
         let answer = get(&cache, "/", &[("range", "bytes=-5")]).await;
         assert_eq!((answer.status.as_u16(), &*answer.body), (206, "01234"));
         assert_eq!(answer.how(), "fwd=uri-miss; detail=part");
+    }
+}
+
+/// An origin may send less than what was asked for, or something else: a client can tell.
+#[tokio::test]
+async fn another_part_than_was_asked_for_is_passed_on_as_what_it_is() {
+    let origin = Origin::new(|_| async {
+        let fields =
+            [("etag", "\"x\""), ("cache-control", "max-age=60"), ("content-range", "bytes 2-4/8")];
+        response(206, &fields, "234")
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    for (range, hit) in [("bytes=0-", false), ("bytes=2-", false), ("bytes=2-4", true)] {
+        let answer = get(&cache, "/", &[("range", range)]).await;
+        assert_eq!((answer.status.as_u16(), answer.is_hit()), (206, hit), "{range}: {answer:?}");
+        assert_eq!(answer.header("content-range"), "bytes 2-4/8");
+        assert_eq!((&*answer.body, answer.header("content-length")), ("234", "3"));
+    }
+    // Who has not asked for a part does not get one.
+    assert_eq!(get(&cache, "/", &[]).await.status, 502);
+}
+
+#[tokio::test]
+async fn parts_of_what_is_on_its_way_are_read_from_it() {
+    let pieces = std::sync::Arc::new(std::sync::Mutex::new(None));
+    let sender = std::sync::Arc::clone(&pieces);
+    let origin = Origin::new(move |seen| {
+        let fields = [("etag", "\"x\""), ("cache-control", "max-age=60"), ("content-length", "8")];
+        let answer = if seen.method == http::Method::HEAD {
+            response(200, &fields, "")
+        } else {
+            let (pieces, answer) = origin::streaming(&fields);
+            pieces.send("0123").unwrap();
+            *sender.lock().unwrap() = Some(pieces);
+            answer
+        };
+        async { answer }
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    let whole = cache.answer(request("GET", "/", &[])).await;
+    let range = ("range", "bytes=2-5");
+    let mut answers = Vec::new();
+    for (fields, status) in [
+        (&[range][..], 206),
+        (&[range, ("if-range", "\"x\"")], 206),
+        (&[range, ("if-range", "\"y\"")], 200),
+        (&[range, ("if-range", "Sun, 01 Nov 2026 00:00:00 GMT")], 200),
+        (&[("range", "bytes=9-")], 416),
+        (&[("if-none-match", "\"x\"")], 304),
+    ] {
+        let answer = cache.answer(request("GET", "/", fields)).await;
+        assert_eq!(answer.status().as_u16(), status, "{fields:?}");
+        answers.push(answer);
+    }
+    let head = origin::read(cache.answer(request("HEAD", "/", &[])).await).await;
+    assert_eq!((head.status.as_u16(), head.header("content-length"), &*head.body), (200, "8", ""));
+    // The origin was asked by the first, and for the head.
+    assert_eq!(origin.count(), 2);
+    pieces.lock().unwrap().take().unwrap().send("4567").unwrap();
+    assert_eq!(origin::read(whole).await.body, "01234567");
+    for (answer, body) in answers.into_iter().zip(["2345", "2345", "01234567", "01234567", "", ""])
+    {
+        assert_eq!(origin::read(answer).await.body, body);
     }
 }

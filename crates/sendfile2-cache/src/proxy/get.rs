@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Method, Response, StatusCode, header};
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use tokio::sync::{oneshot, watch};
 
 use super::answer::{answer, has_wanted};
@@ -147,11 +147,16 @@ impl Inner {
             }
         };
         let Shared { stored, known, content, .. } = &*shared;
-        if !has_wanted(wish.asked(), stored, known) {
-            // A part came that is not the one that was asked for.
-            return own(StatusCode::BAD_GATEWAY, "the origin sent another part\n");
+        let mut asked = wish.asked();
+        let nothing = HeaderMap::new();
+        if !has_wanted(asked, stored, known) {
+            if !wish.headers.contains_key(header::RANGE) {
+                return own(StatusCode::BAD_GATEWAY, "the origin sent a part only\n");
+            }
+            // A part of what was asked for, or another one: the client looks which (RFC 9110, 15.3.7).
+            asked.headers = &nothing;
         }
-        let mut response = answer(wish.asked(), stored, known, content, (now, status), rest);
+        let mut response = answer(asked, stored, known, content, (now, status), rest);
         if status.ttl.is_some() {
             response.headers_mut().insert(header::AGE, known.age_at(now).into());
         }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::Context;
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, Request, Uri};
 use metrics::{counter, gauge};
 use sendfile2_cache::Cache;
 use sendfile2_cache::proxy::{Choice, HealthCheck, Limits, Origins, Timeouts};
@@ -100,13 +100,23 @@ pub(super) fn cache(
     Ok(Cache::new(store, origins, limits))
 }
 
-/// Tells an origin who the client is. What a client says of that, and of the host that it asked for,
-/// counts only where it is a proxy that is trusted: the answer is for others, too.
-pub(super) fn forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, trusted: bool) {
+/// The fields by which some origins answer as if for another target, and those by which they take a
+/// request for one of another method.
+const OF_TARGET: [&str; 4] = ["x-original-url", "x-rewrite-url", "x-original-host", "x-host"];
+const OF_METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+
+/// Tells an origin who the client is. What a client says of that, and of what it asks for, counts only
+/// where it is a proxy that is trusted: the answer is for others, too.
+pub(super) fn forwarded<B>(request: &mut Request<B>, peer: Option<IpAddr>, trusted: bool) {
+    let gets = matches!(*request.method(), Method::GET | Method::HEAD);
+    let headers = request.headers_mut();
     if !trusted {
         let told = |name: &HeaderName| {
             let name = name.as_str();
-            name == "forwarded" || name.starts_with("x-forwarded-")
+            name == "forwarded"
+                || name.starts_with("x-forwarded-")
+                || OF_TARGET.contains(&name)
+                || gets && OF_METHOD.contains(&name)
         };
         let names: Vec<_> = headers.keys().filter(|name| told(name)).cloned().collect();
         for name in names {

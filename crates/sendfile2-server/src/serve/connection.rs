@@ -490,7 +490,7 @@ impl Server {
             }
             (None, Content::Cache(cache)) => {
                 let trusted = site.proxies.trusts(peer.address);
-                cached::forwarded(request.headers_mut(), peer.address, trusted);
+                cached::forwarded(&mut request, peer.address, trusted);
                 self.cached(cache, peer, request).await.map(Uncounted::Layered)
             }
         };
