@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use origin::{Origin, get, origins, response, until};
+use http::Request;
+use origin::{Body, Origin, get, origins, response, until};
 use sendfile2_cache::Cache;
 use sendfile2_cache::proxy::{HealthCheck, Limits, Timeouts};
 use sendfile2_cache::store::{Options, Store};
@@ -73,4 +74,46 @@ async fn where_all_are_down_they_are_asked_nevertheless() {
     let _checks = tokio::spawn(cache.check_origins());
     until(|| !cache.origins()[0].up).await;
     assert_eq!(get(&cache, "/", &[]).await.body, "answer");
+}
+
+/// A body of these pieces, each of which comes a while after the one before.
+fn slowly(pieces: &'static [&'static str], each: Duration) -> Request<Body> {
+    let (sender, answer) = origin::streaming(&[]);
+    tokio::spawn(async move {
+        for piece in pieces {
+            tokio::time::sleep(each).await;
+            if sender.send(piece).is_err() {
+                return;
+            }
+        }
+        // One that has no pieces never ends.
+        if pieces.is_empty() {
+            std::future::pending::<()>().await;
+        }
+    });
+    let request = Request::builder().method("POST").uri("/").header("host", "h");
+    request.body(answer.into_body()).unwrap()
+}
+
+/// What a client does to its body is not its origin's fault.
+#[tokio::test]
+async fn an_upload_may_take_its_time_and_its_end_is_not_the_origins() {
+    let origin = Origin::new(|seen| async move { response(200, &[], seen.body) }).await;
+    let limit = Duration::from_secs(1);
+    let timeouts = Timeouts { connect: limit, head: limit, stall: limit };
+    let limits = Limits { request_body: 10, ..Limits::default() };
+    let cache = origin::cache_with(&[&origin.url], timeouts, limits);
+    // It takes longer than an answer may, in all.
+    let answer = cache.answer(slowly(&["a", "b", "c", "d"], Duration::from_millis(400))).await;
+    assert_eq!(origin::read(answer).await.body, "abcd");
+    let asks = async |request: Request<Body>| cache.answer(request).await.status().as_u16();
+    assert_eq!(asks(slowly(&["abcdef", "ghijkl"], Duration::ZERO)).await, 413);
+    assert_eq!(asks(slowly(&[], Duration::ZERO)).await, 408);
+    let broken = origin::pieces(&[], |n| match n {
+        0 => Some(Ok("a".into())),
+        _ => Some(Err(std::io::ErrorKind::BrokenPipe.into())),
+    });
+    let request = Request::builder().method("POST").uri("/").header("host", "h");
+    assert_eq!(asks(request.body(broken.into_body()).unwrap()).await, 400);
+    assert!(cache.origins()[0].up);
 }

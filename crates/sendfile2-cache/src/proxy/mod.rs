@@ -14,6 +14,7 @@ mod key;
 mod origin;
 mod pass;
 mod rest;
+mod upload;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -235,6 +236,9 @@ fn failed(why: &NoAnswer) -> Response<CacheBody> {
         NoAnswer::Timeout => {
             own(StatusCode::GATEWAY_TIMEOUT, "the origin did not answer in time\n")
         }
+        NoAnswer::TooLong => own(StatusCode::PAYLOAD_TOO_LARGE, ""),
+        NoAnswer::SlowClient => own(StatusCode::REQUEST_TIMEOUT, ""),
+        NoAnswer::BrokenClient => own(StatusCode::BAD_REQUEST, ""),
         NoAnswer::Unreachable(_) => own(StatusCode::BAD_GATEWAY, "the origin cannot be reached\n"),
     }
 }
@@ -339,6 +343,9 @@ impl Inner {
     }
 
     fn trouble(&self, target: &Target, why: &NoAnswer) {
+        if why.is_of_client() {
+            return;
+        }
         tracing::warn!("no answer from the origin for {}: {why}", target.id());
     }
 }

@@ -2,6 +2,7 @@
 //! while.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use super::body::{BoxError, RequestBody};
 use super::health::{Checked, HealthCheck};
 use super::interim::Interim;
+use super::upload::Progress;
 use crate::store::Key;
 
 /// The time for which an origin is left alone that could not be reached, if there are others.
@@ -43,7 +45,7 @@ pub enum Choice {
 pub struct Timeouts {
     /// Until a connection is there.
     pub connect: Duration,
-    /// From a request until its answer's head.
+    /// From a request, or what came last of its body, until its answer's head.
     pub head: Duration,
     /// Until more of a body comes.
     pub stall: Duration,
@@ -103,6 +105,18 @@ pub(super) enum NoAnswer {
     Unreachable(BoxError),
     /// A time limit that has passed.
     Timeout,
+    /// The body of the request is too long,
+    TooLong,
+    /// does not come,
+    SlowClient,
+    /// or broke off: no fault of the origin's.
+    BrokenClient,
+}
+
+impl NoAnswer {
+    pub(super) fn is_of_client(&self) -> bool {
+        matches!(self, NoAnswer::TooLong | NoAnswer::SlowClient | NoAnswer::BrokenClient)
+    }
 }
 
 impl fmt::Display for NoAnswer {
@@ -114,6 +128,9 @@ impl fmt::Display for NoAnswer {
                 sources.into_iter().try_for_each(|why| write!(f, ": {why}"))
             }
             NoAnswer::Timeout => f.write_str("it did not answer in time"),
+            NoAnswer::TooLong => f.write_str("the request's body is too long"),
+            NoAnswer::SlowClient => f.write_str("the request's body does not come"),
+            NoAnswer::BrokenClient => f.write_str("the request's body broke off"),
         }
     }
 }
@@ -260,7 +277,7 @@ impl Origins {
         interim: Option<&Interim>,
     ) -> Result<Response<Incoming>, NoAnswer> {
         let result = self.sent(origin, request, body, interim).await;
-        if result.is_err() {
+        if result.as_ref().is_err_and(|e| !e.is_of_client()) {
             let until = self.now().saturating_add(LEFT_ALONE.as_millis().try_into().unwrap_or(0));
             origin.alone_until.store(until, Ordering::Relaxed);
             metrics::counter!("sendfile2_cache_origin_failures_total").increment(1);
@@ -282,6 +299,7 @@ impl Origins {
             .path_and_query(if request.path == "*" { "" } else { &request.path })
             .build();
         let unreachable = |e: BoxError| NoAnswer::Unreachable(e);
+        let (progress, body) = Progress::of(body);
         let mut outgoing = Request::new(body);
         *outgoing.uri_mut() = target.map_err(|e| unreachable(e.into()))?;
         *outgoing.method_mut() = request.method.clone();
@@ -294,7 +312,20 @@ impl Origins {
                 interim.push(head.status(), head.headers());
             });
         }
-        let answer = tokio::time::timeout(self.timeouts.head, self.client.request(outgoing)).await;
+        let mut asked = pin!(self.client.request(outgoing));
+        // As long as a body moves, its answer is not late.
+        let answer = loop {
+            let latest = progress.moved() + self.timeouts.head;
+            match tokio::time::timeout_at(latest, asked.as_mut()).await {
+                Err(_) if progress.moved() + self.timeouts.head > latest => {}
+                answer => break answer,
+            }
+        };
+        if !matches!(answer, Ok(Ok(_))) {
+            if let Some(of_client) = progress.of_client(answer.is_err()) {
+                return Err(of_client);
+            }
+        }
         match answer {
             Ok(Ok(response)) if response.status().is_informational() => {
                 Err(NoAnswer::Unreachable("it changes to a protocol that nobody asked for".into()))

@@ -68,7 +68,7 @@ pub struct Args {
     /// Time until a connection to an origin is there
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = units::duration)]
     pub connect_timeout: Duration,
-    /// Time from a request to an origin until its answer begins
+    /// Time from a request to an origin, or the last of its body, until its answer begins
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = units::duration)]
     pub answer_timeout: Duration,
     /// Time for which nothing of an origin's answer may come
