@@ -1,4 +1,4 @@
-//! A balancer (`HAProxy`) before three caches, as docs/cache.md configures it: one is killed under load, and comes
+//! A balancer (`HAProxy`, nginx) before three caches, as docs/cache.md configures it: one is killed under load, and comes
 //! back, and no client sees an error.
 
 mod common;
@@ -37,36 +37,77 @@ fn cache(origin: &str, store: &Path, listen: &str, admin: &str) -> Server {
     Server { child, addresses: listening.into_iter().chain(metrics).collect(), stderr }
 }
 
-struct Haproxy(Child);
+struct Balancer(Child);
 
-impl Drop for Haproxy {
+impl Drop for Balancer {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// The configuration of docs/cache.md, with these caches, at this socket.
-fn configured(caches: &[Server], socket: &Path) -> String {
+/// A configuration of docs/cache.md, whose lines are changed where `line` says so: by the words of it,
+/// and by the caches that were not used yet.
+fn configured(
+    language: &str,
+    caches: &[Server],
+    line: impl Fn(&[&str], &mut std::slice::Iter<'_, Server>) -> Option<String>,
+) -> String {
     let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cache.md");
     let docs = std::fs::read_to_string(docs).expect("it is there");
-    let (_, shown) = docs.split_once("```haproxy\n").expect("a configuration");
+    let (_, shown) = docs.split_once(&format!("```{language}\n")).expect("a configuration");
     let (shown, _) = shown.split_once("```").expect("its end");
     let mut servers = caches.iter();
-    let lines = shown.lines().map(|line| match line.trim().split(' ').next() {
-        Some("bind") => format!("    bind unix@{}", socket.display()),
-        Some("server") => {
-            let cache = &servers.next().expect("as many as in the page").addresses;
-            let name = line.trim().split(' ').nth(1).expect("a name");
-            let (_, checked) = cache[1].rsplit_once(':').expect("a port");
-            let checks = "inter 100ms fall 2 rise 1";
-            format!("    server {name} {} check port {checked} {checks}", cache[0])
-        }
-        _ => line.to_owned(),
+    let lines = shown.lines().map(|shown| {
+        let words: Vec<_> = shown.split_whitespace().collect();
+        line(&words, &mut servers).unwrap_or_else(|| shown.to_owned())
     });
     let configuration = lines.collect::<Vec<_>>().join("\n") + "\n";
     assert!(servers.next().is_none(), "{configuration}");
     configuration
+}
+
+fn haproxy(caches: &[Server], socket: &Path) -> Command {
+    let configuration = configured("haproxy", caches, |words, servers| match words {
+        ["bind", ..] => Some(format!("    bind unix@{}", socket.display())),
+        ["server", name, ..] => {
+            let cache = &servers.next().expect("as many as in the page").addresses;
+            let (_, checked) = cache[1].rsplit_once(':').expect("a port");
+            let checks = "inter 100ms fall 2 rise 1";
+            Some(format!("    server {name} {} check port {checked} {checks}", cache[0]))
+        }
+        _ => None,
+    });
+    let file = socket.with_file_name("haproxy.cfg");
+    std::fs::write(&file, configuration).expect("a file");
+    let mut command = Command::new("haproxy");
+    command.args(["-db", "-q", "-f"]).arg(file);
+    command
+}
+
+fn nginx(caches: &[Server], socket: &Path) -> Command {
+    let shown = configured("nginx", caches, |words, servers| match words {
+        ["listen", ..] => Some(format!("    listen unix:{};", socket.display())),
+        ["server", _, more @ ..] if !more.is_empty() => {
+            let cache = &servers.next().expect("as many as in the page").addresses;
+            Some(format!("    server {} {}", cache[0], more.join(" ")))
+        }
+        _ => None,
+    });
+    let dir = socket.parent().expect("a directory").display();
+    let own = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|of| format!("{of}_temp_path {dir}/{of};\n"))
+        .concat();
+    let configuration = format!(
+        "daemon off; master_process off; pid {dir}/pid; error_log {dir}/errors;\n\
+         events {{}}\nhttp {{ access_log off;\n{own}{shown}}}\n"
+    );
+    let file = socket.with_file_name("nginx.conf");
+    std::fs::write(&file, configuration).expect("a file");
+    let mut command = Command::new("nginx");
+    command.args(["-e".as_ref(), socket.with_file_name("errors").as_os_str(), "-c".as_ref()]);
+    command.arg(file);
+    command
 }
 
 /// Asks for a target; returns whether it was a hit.
@@ -86,9 +127,19 @@ fn body(target: usize) -> String {
 
 #[test]
 fn a_cache_that_is_killed_and_comes_back_is_no_error_to_anybody() {
-    if !have("haproxy") {
-        return;
+    if have("haproxy") {
+        no_client_sees_an_error(haproxy);
     }
+}
+
+#[test]
+fn nor_behind_nginx() {
+    if have("nginx") {
+        no_client_sees_an_error(nginx);
+    }
+}
+
+fn no_client_sees_an_error(balancer: fn(&[Server], &Path) -> Command) {
     let dir = common::files();
     for target in 0..TARGETS {
         let contents = &body(target)[4..];
@@ -102,11 +153,8 @@ fn a_cache_that_is_killed_and_comes_back_is_no_error_to_anybody() {
     let start = |n| cache(&origin, &store(n), "127.0.0.1:0", "127.0.0.1:0");
     let mut caches = [0, 1, 2].map(start);
     let socket = stores.path().join("socket");
-    let file = stores.path().join("haproxy.cfg");
-    std::fs::write(&file, configured(&caches, &socket)).expect("a file");
-    let haproxy = Command::new("haproxy").args(["-db", "-q", "-f"]).arg(&file).spawn();
-    let _haproxy = Haproxy(haproxy.expect("it starts"));
-    until("haproxy listens", || UnixStream::connect(&socket).is_ok());
+    let _balancer = Balancer(balancer(&caches, &socket).spawn().expect("it starts"));
+    until("the balancer listens", || UnixStream::connect(&socket).is_ok());
     until("everything is stored", || (0..TARGETS).all(|n| asks(&socket, n) == Ok(true)));
 
     let (asked, hits, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
