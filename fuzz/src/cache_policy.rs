@@ -57,7 +57,7 @@ pub fn run(data: &[u8]) {
     }
 
     let stored = Stored { id: "h/".into(), status, headers: response.clone() };
-    let again = Stored::parse(&stored.encode()).expect("it comes back");
+    let again = Stored::parse(&stored.encode().into()).expect("it comes back");
     assert_eq!(again.headers, response);
     let mut merged = response.clone();
     merge(&mut merged, &request);

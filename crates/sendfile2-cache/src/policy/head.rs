@@ -1,5 +1,6 @@
 //! The head of a response, as it is stored, and the fields that are of one connection only.
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::store::Head;
@@ -31,13 +32,14 @@ impl Stored {
         Head { id: &self.id, tags: &tags(&self.headers), rest: &rest }.encode()
     }
 
-    /// Reads such bytes; `None` if they are none.
+    /// Reads such bytes, which the values of its fields keep; `None` if they are none.
     #[must_use]
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    pub fn parse(bytes: &Bytes) -> Option<Self> {
         let head = Head::parse(bytes)?;
         let (status, mut rest) = head.rest.split_first_chunk()?;
         let status = StatusCode::from_u16(u16::from_le_bytes(*status)).ok()?;
-        let mut headers = HeaderMap::new();
+        // As many as most answers have with what is added to them.
+        let mut headers = HeaderMap::with_capacity(16);
         let mut next = || {
             let (len, behind) = rest.split_first_chunk()?;
             let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
@@ -47,7 +49,8 @@ impl Stored {
         };
         while let Some(name) = next() {
             let name = HeaderName::from_bytes(name).ok()?;
-            headers.try_append(name, HeaderValue::from_bytes(next()?).ok()?).ok()?;
+            let value = HeaderValue::from_maybe_shared(bytes.slice_ref(next()?)).ok()?;
+            headers.try_append(name, value).ok()?;
         }
         rest.is_empty().then_some(Stored { id: head.id.to_owned(), status, headers })
     }
@@ -110,11 +113,10 @@ pub fn connection_fields(headers: &HeaderMap) -> impl Iterator<Item = HeaderName
 
 /// Removes the fields that are of one connection only.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<_> = connection_fields(headers).filter(|name| !is_for_all(name)).collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in OF_CONNECTION {
+    let named = connection_fields(headers).filter(|name| !is_for_all(name));
+    let of_connection = headers.keys().filter(|name| OF_CONNECTION.contains(&name.as_str()));
+    let names: Vec<_> = named.chain(of_connection.cloned()).collect();
+    for name in names {
         headers.remove(name);
     }
 }
@@ -134,7 +136,7 @@ mod tests {
         headers.append("cache-tag", HeaderValue::from_static("one, two,"));
         headers.append("empty", HeaderValue::from_static(""));
         let stored = Stored { id: "a/b".into(), status: StatusCode::NOT_FOUND, headers };
-        let bytes = stored.encode();
+        let bytes = Bytes::from(stored.encode());
         assert_eq!(Head::parse(&bytes).unwrap().tags, "red\nblue\none\ntwo");
         let again = Stored::parse(&bytes).unwrap();
         assert_eq!(
@@ -142,9 +144,9 @@ mod tests {
             (stored.id, stored.status, stored.headers)
         );
         for end in 0..bytes.len() {
-            let _ = Stored::parse(&bytes[..end]);
+            let _ = Stored::parse(&bytes.slice(..end));
         }
-        assert!(Stored::parse(&bytes[..bytes.len() - 1]).is_none());
+        assert!(Stored::parse(&bytes.slice(..bytes.len() - 1)).is_none());
     }
 
     #[test]

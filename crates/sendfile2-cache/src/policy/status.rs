@@ -28,7 +28,9 @@ impl CacheStatus {
     /// The field's value.
     #[must_use]
     pub fn value(&self) -> HeaderValue {
-        let mut text = String::from("sendfile2");
+        // Longer than the longest but for details.
+        let mut text = String::with_capacity(64);
+        text += "sendfile2";
         if self.hit {
             text += "; hit";
         }

@@ -133,11 +133,12 @@ proptest! {
     #[test]
     fn heads_come_back(headers in headers(), id in ".{0,9}", cut in 0..300_usize) {
         let stored = Stored { id, status: StatusCode::OK, headers };
-        let bytes = stored.encode();
+        let bytes = bytes::Bytes::from(stored.encode());
         let again = Stored::parse(&bytes).unwrap();
         prop_assert_eq!((&again.id, &again.headers), (&stored.id, &stored.headers));
-        if let Some(cut) = bytes.get(..cut) {
-            let fields = Stored::parse(cut).map(|part| part.headers.len());
+        if cut <= bytes.len() {
+            let cut = bytes.slice(..cut);
+            let fields = Stored::parse(&cut).map(|part| part.headers.len());
             let fewer = fields.is_none_or(|fields| fields < stored.headers.len());
             prop_assert!(cut.len() == bytes.len() || fewer);
         }

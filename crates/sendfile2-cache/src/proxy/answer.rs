@@ -104,25 +104,23 @@ pub(super) fn has_wanted(asked: Asked<'_>, stored: &Stored, known: &Known) -> bo
 /// Makes the answer to a request of what is stored; [`has_wanted`] says whether that can be.
 pub(super) fn answer(
     asked: Asked<'_>,
-    stored: &Stored,
+    stored: Stored,
     known: &Known,
     content: &Content,
     (now, status): (u64, CacheStatus),
     rest: Option<Sharing>,
 ) -> Response<CacheBody> {
-    let mut headers = stored.headers.clone();
-    let part = (known.kind == Kind::Part).then(|| Part::of(&headers)).flatten();
+    let part = (known.kind == Kind::Part).then(|| Part::of(&stored.headers)).flatten();
     let whole = part.as_ref().map(|part| part.whole).or(content.length());
     let begin = part.as_ref().map_or(0, |part| part.range.start);
-    let mut sent = stored.status;
+    let is_asked = part.is_some() || stored.status == StatusCode::OK;
+    let wanted = is_asked.then(|| wanted(asked, &stored, whole));
+    let Stored { status: mut sent, mut headers, .. } = stored;
     let mut range = None;
-    if part.is_some() || stored.status == StatusCode::OK {
-        let wanted = wanted(asked, stored, whole);
-        if wanted.status != StatusCode::OK {
-            sent = wanted.status;
-            range = wanted.range;
-            about(&mut headers, &wanted.fields, sent);
-        }
+    if let Some(wanted) = wanted.filter(|wanted| wanted.status != StatusCode::OK) {
+        sent = wanted.status;
+        range = wanted.range;
+        about(&mut headers, &wanted.fields, sent);
     }
     if status.hit || status.fwd_status == Some(StatusCode::NOT_MODIFIED) {
         headers.insert(header::AGE, known.age_at(now).into());
@@ -152,6 +150,11 @@ fn bodiless(status: StatusCode) -> bool {
 
 /// A body of what is stored, which may be sent from the store's own pages.
 fn of_hit(hit: &Hit, within: &Range<u64>, encoding: Option<HeaderValue>) -> Response<CacheBody> {
+    if let Some(small) = &hit.small {
+        // It fits: it is in memory.
+        let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(small.len());
+        return Response::new(CacheBody::text(small.slice(at(within.start)..at(within.end))));
+    }
     match file_body(hit, within) {
         Ok(Some(body)) => body.into_encoded_response(encoding).map(CacheBody::stored),
         Ok(None) => Response::new(CacheBody::text("")),

@@ -52,7 +52,7 @@ fn get(store: &Store, key: Key) -> Option<Found> {
 fn found(key: Key, hit: Hit) -> Option<Found> {
     // What is not ours, or of another version, is as good as nothing.
     let known = Known::of_state(&hit.state())?;
-    let stored = Stored::parse(&hit.head())?;
+    let stored = Stored::parse(&hit.head)?;
     Some(Found { key, hit, known, stored })
 }
 

@@ -100,7 +100,7 @@ impl Inner {
         count("collapsed");
         let status = CacheStatus { fwd: Some(why), collapsed: true, ..CacheStatus::default() };
         let Shared { stored, known, content, .. } = &*shared;
-        Some(answer(wish.asked(), stored, known, content, (now, status), rest))
+        Some(answer(wish.asked(), stored.clone(), known, content, (now, status), rest))
     }
 
     fn sharing(self: &Arc<Self>, wish: &Wish, shared: &Shared, joined: Joined) -> Sharing {
@@ -156,7 +156,7 @@ impl Inner {
             // A part of what was asked for, or another one: the client looks which (RFC 9110, 15.3.7).
             asked.headers = &nothing;
         }
-        let mut response = answer(asked, stored, known, content, (now, status), rest);
+        let mut response = answer(asked, stored.clone(), known, content, (now, status), rest);
         if status.ttl.is_some() {
             response.headers_mut().insert(header::AGE, known.age_at(now).into());
         }

@@ -101,8 +101,7 @@ fn plain(text: &str, default_port: &str) -> Result<String, StatusCode> {
     if !named || !port_fits {
         return Err(StatusCode::BAD_REQUEST);
     }
-    let text = text.to_ascii_lowercase();
-    Ok(text.strip_suffix(default_port).map_or(text.clone(), str::to_owned))
+    Ok(text.strip_suffix(default_port).unwrap_or(text).to_ascii_lowercase())
 }
 
 #[cfg(test)]

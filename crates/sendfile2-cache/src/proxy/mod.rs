@@ -253,6 +253,7 @@ struct Wish {
     method: Method,
     headers: HeaderMap,
     control: RequestControl,
+    version: Version,
     interim: Option<Interim>,
 }
 
@@ -294,8 +295,8 @@ impl Inner {
         }
         let (head, _) = request.into_parts();
         let control = RequestControl::of(&head.headers);
-        let (method, headers) = (head.method, head.headers);
-        let wish = Wish { target, method, headers, control, interim };
+        let (method, headers, version) = (head.method, head.headers, head.version);
+        let wish = Wish { target, method, headers, control, version, interim };
         if wish.method == Method::HEAD { self.head(wish).await } else { self.get(wish).await }
     }
 
@@ -322,11 +323,15 @@ impl Inner {
                     self.revalidate(wish, &found);
                 }
                 count(if reuse == Reuse::Fresh { "hit" } else { "stale" });
-                let Found { hit, known, stored, .. } = *found;
+                let Found { mut hit, known, stored, .. } = *found;
+                if wish.version > Version::HTTP_11 {
+                    // There are many bodies at a time, of which none is to be in memory before it is taken.
+                    hit.small = None;
+                }
                 let ttl = Some(known.fresh_for(now));
                 let status = CacheStatus { hit: true, ttl, ..CacheStatus::default() };
                 let content = answer::Content::Hit(hit);
-                return Ok(answer(wish.asked(), &stored, &known, &content, (now, status), None));
+                return Ok(answer(wish.asked(), stored, &known, &content, (now, status), None));
             }
         };
         Err((find::Place::Found(found), why))

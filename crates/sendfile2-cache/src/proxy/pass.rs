@@ -171,7 +171,8 @@ impl Inner {
                 let now = (times.answered, status);
                 // A POST is not sent again.
                 let rest = joined.map(|joined| Sharing { joined, again: None });
-                super::answer(asked, &shared.stored, &shared.known, &shared.content, now, rest)
+                let stored = shared.stored.clone();
+                super::answer(asked, stored, &shared.known, &shared.content, now, rest)
             }
             (Fetched::Passing(response, detail), _) => {
                 self.passed(*response, CacheStatus { detail: Some(detail), ..status })
@@ -221,15 +222,9 @@ impl Inner {
                 count("stale");
                 let ttl = Some(found.known.fresh_for(now));
                 let status = CacheStatus { hit: true, ttl, ..CacheStatus::default() };
-                let content = super::answer::Content::Hit(found.hit.clone());
-                super::answer(
-                    wish.asked(),
-                    &found.stored,
-                    &found.known,
-                    &content,
-                    (now, status),
-                    None,
-                )
+                let find::Found { hit, known, stored, .. } = *found;
+                let content = super::answer::Content::Hit(hit);
+                super::answer(wish.asked(), stored, &known, &content, (now, status), None)
             }
             _ => failed(why),
         }

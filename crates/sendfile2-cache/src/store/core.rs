@@ -20,6 +20,9 @@ use super::options::Admission;
 use super::parts;
 use super::state::{Slot, State};
 
+/// Bodies of so many bytes at most are read with their heads: as many as leave with them in one call.
+const SMALL: u32 = 16 << 10;
+
 /// The time for which a fill waits for a region that can be filled.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -120,7 +123,7 @@ impl Core {
             state.remove_entry(&entry);
             return None;
         };
-        self.found(leased, parts, head, count)
+        self.found(leased, parts, (Bytes::from(head), None), count)
     }
 
     /// As [`find`](Self::find), if that takes no waiting for the disk.
@@ -129,17 +132,27 @@ impl Core {
         if !leased.entry.verified || parts.iter().any(|part| !part.entry.verified) {
             return Err(MayWait);
         }
+        let entry = &leased.entry;
+        let (head, body) = (self.head_of(entry), self.body_of(entry));
+        // A body that is whole is before its own head, with only its checksums between them: one
+        // read has both.
+        let together = parts.is_empty()
+            && entry.body_len <= SMALL
+            && head.start == body.end + u64::from(sums_len(entry.body_len));
+        let start = if together { body.start } else { head.start };
         // An error is the other's affair, too.
-        let head = self.head_of(&leased.entry);
-        let head = self.disk.read_leased_now(&leased.lease, head).ok().flatten();
-        Ok(self.found(leased, parts, head.ok_or(MayWait)?, count))
+        let read = self.disk.read_leased_now(&leased.lease, start..head.end).ok().flatten();
+        let read = Bytes::from(read.ok_or(MayWait)?);
+        let small = together.then(|| read.slice(..entry.body_len as usize));
+        let head = read.slice(read.len() - entry.head_len as usize..);
+        Ok(self.found(leased, parts, (head, small), count))
     }
 
     fn found(
         &self,
         leased: Leased,
         parts: Vec<Leased>,
-        head: Vec<u8>,
+        (head, small): (Bytes, Option<Bytes>),
         count: bool,
     ) -> Option<(Entry, Hit)> {
         let Leased { entry, lease, .. } = leased;
@@ -158,7 +171,7 @@ impl Core {
         }
         drop(state);
         let parts = parts.into_iter().map(|it| (it.lease, self.body_of(&it.entry)));
-        Some((entry, self.hit(&entry, lease, Bytes::from(head), parts)))
+        Some((entry, Hit { small, ..self.hit(&entry, lease, head, parts) }))
     }
 
     /// What was found: the parts are those of an entry that has only the head.
@@ -171,7 +184,7 @@ impl Core {
     ) -> Hit {
         let mut parts = parts.into_iter();
         let first = parts.next().unwrap_or_else(|| (lease, self.body_of(entry)));
-        Hit { state: entry.state, head, first, others: parts.collect() }
+        Hit { state: entry.state, head, first, others: parts.collect(), small: None }
     }
 
     /// Room for a record, waited for shortly.

@@ -11,9 +11,11 @@ use super::key::State;
 #[derive(Debug, Clone)]
 pub struct Hit {
     pub(super) state: State,
-    pub(super) head: Bytes,
+    pub(crate) head: Bytes,
     pub(super) first: Part,
     pub(super) others: Vec<Part>,
+    /// The body, where it was read with the head.
+    pub(crate) small: Option<Bytes>,
 }
 
 /// A part of a body: a lease of it, and where in the store's file it is.
