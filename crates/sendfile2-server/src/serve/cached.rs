@@ -1,7 +1,5 @@
 //! The contents that `sendfile2 cache` serves: the answers of other servers.
 
-use std::net::IpAddr;
-
 use anyhow::Context;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderName, HeaderValue, Method, Request, Uri};
@@ -107,7 +105,7 @@ const OF_METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-meth
 
 /// Tells an origin who the client is. What a client says of that, and of what it asks for, counts only
 /// where it is a proxy that is trusted: the answer is for others, too.
-pub(super) fn forwarded<B>(request: &mut Request<B>, peer: Option<IpAddr>, trusted: bool) {
+pub(super) fn forwarded<B>(request: &mut Request<B>, peer: Option<HeaderValue>, trusted: bool) {
     let gets = matches!(*request.method(), Method::GET | Method::HEAD);
     let headers = request.headers_mut();
     if !trusted {
@@ -123,7 +121,7 @@ pub(super) fn forwarded<B>(request: &mut Request<B>, peer: Option<IpAddr>, trust
             headers.remove(name);
         }
     }
-    if let Some(Ok(address)) = peer.map(|peer| HeaderValue::try_from(peer.to_string())) {
+    if let Some(address) = peer {
         headers.append(FORWARDED_FOR, address);
     }
 }

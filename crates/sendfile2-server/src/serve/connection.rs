@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -74,6 +74,8 @@ pub(super) enum Speaks {
 /// A connection, as its requests know it.
 struct Peer {
     address: Option<IpAddr>,
+    /// The address as origins are told it, once they were.
+    told: OnceLock<HeaderValue>,
     /// The port of HTTPS that requests are redirected to.
     redirect: bool,
     /// Makes mapped bodies, on plain TCP or a unix socket.
@@ -81,6 +83,16 @@ struct Peer {
     pulse: Arc<Pulse>,
     /// Where interim answers go, with HTTP/1.
     interim: Option<Interim>,
+}
+
+impl Peer {
+    /// Returns its address as origins are told it.
+    fn told(&self) -> Option<HeaderValue> {
+        let address = self.address?;
+        // Letters, digits and a few signs are a value.
+        let text = || HeaderValue::try_from(address.to_string());
+        Some(self.told.get_or_init(|| text().unwrap_or(HeaderValue::from_static(""))).clone())
+    }
 }
 
 /// The longest headers of a request with HTTP/1, and about what hyper keeps of an answer that is not
@@ -331,13 +343,15 @@ impl Server {
                     let mapped = Some(ZeroCopyLayer::of(&io));
                     let streams = streams(&terms, http, &pulse);
                     let io = Timed::new(io, Arc::clone(&pulse));
-                    let peer = Peer { address, redirect, mapped, pulse, interim: None };
+                    let told = OnceLock::new();
+                    let peer = Peer { address, told, redirect, mapped, pulse, interim: None };
                     self.http(&terms, streams, io, peer).await;
                 }
                 // In a box, so that connections without TLS are smaller.
                 (Ok(io), Some(tls)) => {
                     let io = Timed::new(io, Arc::clone(&pulse));
-                    let peer = Peer { address, redirect, mapped: None, pulse, interim: None };
+                    let (told, mapped) = (OnceLock::new(), None);
+                    let peer = Peer { address, told, redirect, mapped, pulse, interim: None };
                     Box::pin(self.https(&terms, tls, io, peer)).await;
                 }
                 (Err(e), _) => {
@@ -490,7 +504,7 @@ impl Server {
             }
             (None, Content::Cache(cache)) => {
                 let trusted = site.proxies.trusts(peer.address);
-                cached::forwarded(&mut request, peer.address, trusted);
+                cached::forwarded(&mut request, peer.told(), trusted);
                 self.cached(cache, peer, request).await.map(Uncounted::Layered)
             }
         };

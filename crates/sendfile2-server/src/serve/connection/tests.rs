@@ -98,7 +98,9 @@ fn a_panic_of_what_is_answered_at_once_is_a_500() {
         let served = tokio::spawn(async move {
             let terms = Arc::clone(&server.site.load().terms);
             let pulse = Pulse::begin(&server.clock, terms.limits).await;
-            let peer = Peer { address: None, redirect: false, mapped: None, pulse, interim: None };
+            let told = OnceLock::new();
+            let peer =
+                Peer { address: None, told, redirect: false, mapped: None, pulse, interim: None };
             server.http(&terms, None, stream, peer).await;
         });
         // The first makes it known.
