@@ -4,7 +4,7 @@ use anyhow::ensure;
 use comfy_table::Cell;
 use serde::Serialize;
 
-use super::result::{GuardRow, HttpRow, Row, Rows, Saved};
+use super::result::{CacheRow, Figure, GuardRow, HttpRow, Row, Rows, Saved};
 use super::table::{self, figure};
 use crate::{args, output, units};
 
@@ -50,7 +50,7 @@ pub(super) fn run(args: &args::Compare) -> anyhow::Result<()> {
         after.bench()
     );
     ensure!(
-        matches!(before.rows, Rows::Engines(_) | Rows::Guard(_) | Rows::Http(_)),
+        matches!(before.rows, Rows::Engines(_) | Rows::Guard(_) | Rows::Http(_) | Rows::Cache(_)),
         "results of bench {} have no confidence intervals to compare by",
         before.bench()
     );
@@ -110,6 +110,7 @@ fn named(rows: &Rows) -> Vec<(String, Figures)> {
         Rows::Engines(rows) => rows.iter().map(engine).collect(),
         Rows::Guard(rows) => rows.iter().map(guard).collect(),
         Rows::Http(rows) => rows.iter().map(http).collect(),
+        Rows::Cache(rows) => rows.iter().map(cache).collect(),
         Rows::Latency(_) | Rows::Memory(_) | Rows::Crowd(_) => Vec::new(),
     }
 }
@@ -148,13 +149,34 @@ fn http(row: &HttpRow) -> (String, Figures) {
         ("server CPU s/GB", "server CPU ratio", false, row.server_cpu_s_per_gb),
         ("total CPU s/GB", "total CPU ratio", false, row.total_cpu_s_per_gb),
     ];
+    let figures = with_ratios(figures, server != "nginx");
+    (format!("{server}: {connections} connections, {}", units::bytes(*size)), figures)
+}
+
+/// Returns figures and their ratios, if these are not the reference's own, which are always 1.
+fn with_ratios(
+    figures: impl IntoIterator<Item = (&'static str, &'static str, bool, Figure)>,
+    ratios: bool,
+) -> Figures {
     let figures = figures.into_iter().flat_map(|(name, of, more, figure)| {
-        // The reference's own ratios are always 1.
-        let ratio = figure.ratio.filter(|_| server != "nginx");
+        let ratio = figure.ratio.filter(|_| ratios);
         let ratio = ratio.map(|ratio| (of, more, ratio, figure.ratio_ci));
         [Some((name, more, figure.value, figure.ci)), ratio].into_iter().flatten()
     });
-    (format!("{server}: {connections} connections, {}", units::bytes(*size)), figures.collect())
+    figures.collect()
+}
+
+fn cache(row: &CacheRow) -> (String, Figures) {
+    let CacheRow { server, load, size, connections, .. } = row;
+    let figures = [
+        ("requests/s", "requests/s ratio", true, row.requests_per_s),
+        ("server CPU µs", "server CPU ratio", false, row.server_cpu_us_per_request),
+        ("total CPU µs", "total CPU ratio", false, row.total_cpu_us_per_request),
+        ("p99 µs", "p99 ratio", false, row.p99_us),
+    ];
+    let figures = figures.into_iter().filter_map(|(name, of, more, f)| Some((name, of, more, f?)));
+    let figures = with_ratios(figures, !server.starts_with("nginx"));
+    (format!("{server}: {load}, {connections} connections, {}", units::bytes(*size)), figures)
 }
 
 /// Returns the other differences between two results: of the machine and the settings.

@@ -11,14 +11,12 @@ use anyhow::{Context, ensure};
 use super::clock;
 use super::result::{Figure, HttpRow, Rows, Skipped};
 use super::rounds::{self, Limits};
-use super::stats::Median;
 use super::test_bed::TestBed;
 use crate::args::{self, HttpServer};
 use crate::scratch::Files;
 use crate::units;
-pub(super) use server::Server;
-pub(super) use server::serve_dir;
-use wrk::{Sample, Wrk};
+pub(super) use server::{Server, listens, program, serve, serve_dir};
+pub(super) use wrk::{Sample, Wrk};
 
 /// The longest that --quick may measure.
 const QUICK: Duration = Duration::from_secs(25);
@@ -89,7 +87,8 @@ fn measure(
         let mut round: Vec<_> = servers.iter().zip(&mut measured).collect();
         fastrand::shuffle(&mut round);
         for (server, (which, samples)) in round {
-            let sample = wrk.run(server, size, connections);
+            let path = format!("/{size}");
+            let sample = wrk.run(server.address, &path, connections, || server.cpu());
             let sample = sample.with_context(|| format!("{which}, {}", units::bytes(size)))?;
             samples.push(sample);
             progress();
@@ -102,18 +101,7 @@ fn measure(
 fn row(measured: &Measured, connections: u32, size: u64) -> impl Iterator<Item = HttpRow> {
     let reference = measured.iter().find(|(which, _)| *which == REFERENCE).map(|(_, s)| s);
     measured.iter().map(move |(which, samples)| {
-        let figure = |of: fn(&Sample) -> f64| {
-            let own = Median::of(samples.iter().map(of));
-            let ratio = reference.map(|reference| {
-                Median::of(samples.iter().zip(reference).map(|(a, b)| of(a) / of(b)))
-            });
-            Figure {
-                value: own.value,
-                ci: own.interval,
-                ratio: ratio.map(|ratio| ratio.value),
-                ratio_ci: ratio.and_then(|ratio| ratio.interval),
-            }
-        };
+        let figure = |of: fn(&Sample) -> f64| Figure::of(samples, reference.map(Vec::as_slice), of);
         HttpRow {
             server: which.to_string(),
             size,
@@ -140,8 +128,10 @@ pub(super) fn spawn(
     rustix::thread::sched_setaffinity(None, &before)?;
     child.map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {
+            // Names of Debian's packages.
+            let package = if program == "varnishd" { "varnish" } else { &program };
             anyhow::anyhow!(
-                "there is no program {program} here (Debian: apt-get install {program})"
+                "there is no program {program} here (Debian: apt-get install {package})"
             )
         }
         _ => anyhow::Error::new(e).context(format!("cannot start {program}")),

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench_conn;
+mod cache;
 mod clock;
 mod compare;
 mod crowd;
@@ -77,6 +78,7 @@ fn run(command: &args::Command) -> anyhow::Result<()> {
         args::Command::Guard(args) => guard::run(args).context("bench guard"),
         args::Command::Memory(args) => memory::run(args).context("bench memory"),
         args::Command::Http(args) => http::run(args).context("bench http"),
+        args::Command::Cache(args) => cache::run(args).context("bench cache"),
         args::Command::Crowd(args) => crowd::run(args).context("bench crowd"),
         args::Command::Compare(args) => compare::run(args).context("bench compare"),
         args::Command::Report(args) => report::run(args).context("bench report"),
@@ -90,6 +92,7 @@ fn run_role() -> anyhow::Result<()> {
         Role::Sender(role) => sender::run(&role),
         Role::Receiver { cpu } => receiver::run(cpu),
         Role::ServeDir { files, cpu } => http::serve_dir(&files, cpu),
+        Role::Origin { cpu } => cache::origin(cpu),
         Role::Crowd(role) => crowd::clients(&role),
         Role::Memory(object) => {
             message::answer(memory::measure(object));

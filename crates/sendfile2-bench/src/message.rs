@@ -23,6 +23,10 @@ pub(super) enum Role {
         files: PathBuf,
         cpu: Option<usize>,
     },
+    /// The origin of caches. First answer: its address.
+    Origin {
+        cpu: Option<usize>,
+    },
     /// Many slow clients. Answers: `()` when all are connected, and after any order [`Crowded`].
     Crowd(Crowd),
     /// A process that reports by how much its own memory has grown.

@@ -41,6 +41,7 @@ fn heading(name: &str, saved: &Saved) -> String {
         Rows::Memory(_) => "What is kept in memory",
         Rows::Http(_) => "What serving by HTTP costs",
         Rows::Crowd(_) => "Many slow clients",
+        Rows::Cache(_) => "What answers from a cache cost",
     };
     format!("{what} ({name})")
 }

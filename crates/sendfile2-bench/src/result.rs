@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::machine::Machine;
 use super::message::Hello;
 use super::rounds::Measured;
+use super::stats::Median;
 
 /// The format of saved results. Fields may be added to it.
 const VERSION: u32 = 1;
@@ -36,6 +37,7 @@ pub(super) enum Rows {
     Memory(Vec<MemoryRow>),
     Http(Vec<HttpRow>),
     Crowd(Vec<CrowdRow>),
+    Cache(Vec<CacheRow>),
 }
 
 /// A path that was measured, and what its network is set to.
@@ -172,6 +174,33 @@ pub(super) struct HttpRow {
     pub(super) rounds: usize,
 }
 
+/// The figures of a cache under one load. Those that the load does not show are `None`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct CacheRow {
+    pub(super) server: String,
+    /// The load: "hits", "misses" (a quarter of the requests miss) or "restart".
+    pub(super) load: String,
+    pub(super) size: u64,
+    pub(super) connections: u32,
+    pub(super) requests_per_s: Option<Figure>,
+    pub(super) server_cpu_us_per_request: Option<Figure>,
+    /// The CPU time of the server and its client.
+    pub(super) total_cpu_us_per_request: Option<Figure>,
+    /// The time that 99 % of the hits took at most, in microseconds.
+    pub(super) p99_us: Option<Figure>,
+    /// The share of the requests that were hits.
+    pub(super) hit_share: Option<f64>,
+    pub(super) rounds: usize,
+    /// The responses that were stored before the server was killed.
+    pub(super) objects: Option<u64>,
+    /// The time that storing them took.
+    pub(super) fill_s: Option<f64>,
+    /// The time from its start to its first hit.
+    pub(super) first_hit_s: Option<f64>,
+    /// The anonymous memory that the server then has beyond that of an empty one, for each of them.
+    pub(super) bytes_per_object: Option<f64>,
+}
+
 /// The cost of many slow clients.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct CrowdRow {
@@ -212,6 +241,7 @@ impl Saved {
             Rows::Memory(_) => "memory",
             Rows::Http(_) => "http",
             Rows::Crowd(_) => "crowd",
+            Rows::Cache(_) => "cache",
         }
     }
 
@@ -240,6 +270,21 @@ impl Saved {
     }
 }
 
+impl Figure {
+    /// Returns a figure of the samples, with its ratio to those of `reference`, round by round.
+    pub(super) fn of<S>(samples: &[S], reference: Option<&[S]>, of: impl Fn(&S) -> f64) -> Self {
+        let own = Median::of(samples.iter().map(&of));
+        let ratio = reference
+            .map(|reference| Median::of(samples.iter().zip(reference).map(|(a, b)| of(a) / of(b))));
+        Figure {
+            value: own.value,
+            ci: own.interval,
+            ratio: ratio.map(|ratio| ratio.value),
+            ratio_ci: ratio.and_then(|ratio| ratio.interval),
+        }
+    }
+}
+
 impl Rows {
     pub(super) fn is_empty(&self) -> bool {
         match self {
@@ -249,6 +294,7 @@ impl Rows {
             Rows::Memory(rows) => rows.is_empty(),
             Rows::Http(rows) => rows.is_empty(),
             Rows::Crowd(rows) => rows.is_empty(),
+            Rows::Cache(rows) => rows.is_empty(),
         }
     }
 }

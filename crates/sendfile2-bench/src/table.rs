@@ -2,7 +2,9 @@
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, TableComponent, presets};
 
-use super::result::{CrowdRow, Figure, GuardRow, HttpRow, LatencyRow, MemoryRow, Row, Rows, Saved};
+use super::result::{
+    CacheRow, CrowdRow, Figure, GuardRow, HttpRow, LatencyRow, MemoryRow, Row, Rows, Saved,
+};
 use crate::{output, units};
 
 /// Returns a result as text for a terminal: the table, and the notes.
@@ -85,6 +87,21 @@ fn legend(rows: &Rows) -> Vec<&'static str> {
              (10^9 bytes), that of the server and that of server and client together; \"x\" is the \
              ratio to nginx in the same round. Over loopback what the receiving end's TCP does is \
              counted where it was done, mostly with the server.",
+        ],
+        Rows::Cache(_) => vec![
+            "Medians, with half the width of their 95 % confidence intervals. CPU is in microseconds a \
+             request, that of the server, with all its processes, and that of server and client \
+             together; \"x\" is the ratio in the same round to the better of both nginx, which is the one \
+             that has 1. Over loopback what the receiving end's TCP does is counted where it was done, \
+             mostly with the server.",
+            "Misses: a quarter of the requests is for what nobody asked for before, and the store is \
+             smaller than what is asked for, so that old answers are overwritten or deleted all the \
+             time. p99 is of the hits among them; each connection waits for its answer before it asks \
+             again, so that a slow server is asked less.",
+            "Restart: the objects were stored one by one, by requests, in the time \"filled\"; the server was \
+             killed (SIGKILL) and started again, and \"first hit\" is the time from its start until it had \
+             answered one of the first objects from its store. Memory is anonymous memory for each object, \
+             beyond that of an empty server: nginx keeps its index in a shared zone, which is not in it.",
         ],
         Rows::Crowd(_) => vec![
             "All clients were connected at once, and each read one file at a steady rate. Complete is \
@@ -206,6 +223,29 @@ pub(super) fn rows(rows: &Rows) -> Table {
             numbers,
             rows.iter().map(http_cells),
         ),
+        Rows::Cache(rows) => table(
+            &[
+                "load",
+                "body",
+                "clients",
+                "server",
+                "requests/s",
+                "x",
+                "server CPU",
+                "x",
+                "total CPU",
+                "x",
+                "p99",
+                "x",
+                "hits",
+                "rounds",
+                "filled",
+                "first hit",
+                "memory",
+            ],
+            numbers,
+            rows.iter().map(cache_cells),
+        ),
         Rows::Crowd(rows) => table(
             &[
                 "engine",
@@ -229,6 +269,7 @@ pub(super) fn text_columns(rows: &Rows) -> usize {
         Rows::Engines(_) => 6,
         Rows::Latency(_) => 5,
         Rows::Http(_) => 3,
+        Rows::Cache(_) => 4,
         Rows::Guard(_) | Rows::Memory(_) | Rows::Crowd(_) => 1,
     }
 }
@@ -335,6 +376,35 @@ fn http_cells(row: &HttpRow) -> Vec<Cell> {
         ratio(&row.total_cpu_s_per_gb),
         Cell::new(row.rounds),
     ]
+}
+
+fn cache_cells(row: &CacheRow) -> Vec<Cell> {
+    let both = |f: &Option<Figure>, digits| {
+        let value = f.map_or(String::new(), |f| figure(f.value, f.ci, digits));
+        let ratio = f.and_then(|f| Some(figure(f.ratio?, f.ratio_ci, 2)));
+        [Cell::new(value), Cell::new(ratio.unwrap_or_default())]
+    };
+    let some = |value: Option<String>| Cell::new(value.unwrap_or_default());
+    let load = match row.objects {
+        Some(objects) => format!("{}, {objects} objects", row.load),
+        None => row.load.clone(),
+    };
+    let mut cells = vec![
+        Cell::new(load),
+        Cell::new(units::bytes(row.size)),
+        Cell::new(row.connections),
+        Cell::new(&row.server),
+    ];
+    cells.extend(both(&row.requests_per_s, 0));
+    cells.extend(both(&row.server_cpu_us_per_request, 1));
+    cells.extend(both(&row.total_cpu_us_per_request, 1));
+    cells.extend(both(&row.p99_us, 0));
+    cells.push(some(row.hit_share.map(|share| format!("{:.0} %", share * 100.0))));
+    cells.push(Cell::new(row.rounds));
+    cells.push(some(row.fill_s.map(|seconds| format!("{seconds:.0} s"))));
+    cells.push(some(row.first_hit_s.map(|seconds| format!("{seconds:.2} s"))));
+    cells.push(some(row.bytes_per_object.map(|bytes| format!("{bytes:.0} B"))));
+    cells
 }
 
 fn crowd_cells(row: &CrowdRow) -> Vec<Cell> {

@@ -292,6 +292,54 @@ fn http_servers_are_measured_beside_each_other() {
 }
 
 #[test]
+fn caches_are_measured_beside_each_other() {
+    if !have_server() {
+        return;
+    }
+    if Command::new("wrk").arg("-v").output().is_err() {
+        println!("SKIP: there is no wrk here");
+        assert!(fail(&["cache", "--time", "1s"]).contains("apt-get install wrk"));
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let saved = directory.path().join("cache.json");
+    let saved = saved.to_str().expect("UTF-8");
+    let some = ["cache", "--size", "4K", "--time", "8s", "--objects", "500", "--save", saved];
+    let result = json(&some);
+    let skipped = result["skipped"].as_array().expect("skipped");
+    for skipped in skipped {
+        println!("SKIP: {}: {}", skipped["what"], skipped["why"]);
+    }
+    let there = |server: &str| !skipped.iter().any(|skipped| skipped["what"] == server);
+    let row = |server: &str, load: &str| {
+        rows(&result).iter().find(|row| row["server"] == server && row["load"] == load)
+    };
+    for server in ["sendfile2", "nginx", "nginx-copy", "varnish"] {
+        for load in ["hits", "misses"] {
+            assert_eq!(row(server, load).is_some(), there(server), "{server} {load}: {result}");
+            let Some(row) = row(server, load) else { continue };
+            let last = if load == "hits" { "total_cpu_us_per_request" } else { "p99_us" };
+            for figure in ["requests_per_s", "server_cpu_us_per_request", last] {
+                assert!(number(&row[figure], "value") > 0.0, "{figure}: {row}");
+                let nginx = there("nginx") || there("nginx-copy");
+                assert_eq!(row[figure]["ratio"].is_f64(), nginx, "{figure}: {row}");
+            }
+            // A quarter was asked for the first time.
+            let hits = row["hit_share"].as_f64();
+            assert!(hits.is_none_or(|hits| hits > 0.0 && hits < 0.8), "{row}");
+        }
+        let lasts = there(server) && ["sendfile2", "nginx"].contains(&server);
+        assert_eq!(row(server, "restart").is_some(), lasts, "{server}: {result}");
+        let Some(row) = row(server, "restart") else { continue };
+        assert!(number(row, "first_hit_s") > 0.0 && number(row, "fill_s") > 0.0, "{row}");
+        assert_eq!(row["objects"], 500, "{row}");
+    }
+    assert!(succeed(&["compare", saved, saved]).contains("\n0 of "));
+    let page = directory.path().join("page.html");
+    succeed(&["report", saved, "-o", page.to_str().expect("UTF-8")]);
+}
+
+#[test]
 fn a_crowd_of_slow_clients_gets_everything() {
     if !have_server() {
         return;
@@ -489,6 +537,7 @@ fn wrong_arguments_are_usage_errors_that_say_what_is_right() {
         (&["engines", "--path", "eth0"], "there are lo and veth"),
         (&["engines", "--ci", "0"], "percent"),
         (&["http", "--server", "apache"], "nginx"),
+        (&["cache", "--server", "squid"], "varnish"),
         (&["crowd", "--connections", "0"], "1..=28000"),
         (&["engines", "--quick", "--time", "1m"], "cannot be used with"),
         (&["report", "a.json", "-o", "a.pdf"], ".html or .md"),

@@ -154,6 +154,7 @@ fn help_has_examples_for_every_command() {
         &["bench", "guard", "--help"],
         &["bench", "memory", "--help"],
         &["bench", "http", "--help"],
+        &["bench", "cache", "--help"],
         &["bench", "crowd", "--help"],
         &["bench", "compare", "--help"],
         &["bench", "report", "--help"],
@@ -468,6 +469,7 @@ fn man_pages_are_generated_for_every_command() {
     pages.sort();
     // One a line, so that a command is a line.
     let commands = "
+        sendfile2-bench-cache.1
         sendfile2-bench-compare.1
         sendfile2-bench-crowd.1
         sendfile2-bench-engines.1

@@ -138,21 +138,27 @@ fn nginx(files: &Path, cpu: Option<usize>) -> anyhow::Result<(SocketAddr, u32, R
     let child = spawn(&mut command, cpu)?;
     let pid = child.id();
     let mut running = Running::Program { child, _directory: Some(directory) };
-    let timeout = Instant::now() + Duration::from_secs(30);
-    while TcpStream::connect(address).is_err() {
-        if let Running::Program { child, .. } = &mut running {
-            if let Some(status) = child.try_wait()? {
-                bail!("nginx does not start ({status})");
-            }
-        }
-        ensure!(Instant::now() < timeout, "nginx does not listen");
-        std::thread::sleep(Duration::from_millis(10));
+    if let Running::Program { child, .. } = &mut running {
+        listens("nginx", child, address)?;
     }
     Ok((address, pid, running))
 }
 
+/// Returns when a program that was started accepts connections.
+pub(crate) fn listens(name: &str, child: &mut Child, address: SocketAddr) -> anyhow::Result<()> {
+    let timeout = Instant::now() + Duration::from_secs(30);
+    while TcpStream::connect(address).is_err() {
+        if let Some(status) = child.try_wait()? {
+            bail!("{name} does not start ({status})");
+        }
+        ensure!(Instant::now() < timeout, "{name} does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
 /// Servers are not in every user's PATH.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places: Vec<_> = std::env::split_paths(&path).collect();
     places.push("/usr/sbin".into());
@@ -162,12 +168,16 @@ fn program(name: &str) -> PathBuf {
 
 /// tower-http's server, as a child of the benchmark: the `ServeDir` that axum's users take.
 pub(crate) fn serve_dir(files: &Path, cpu: Option<usize>) -> anyhow::Result<()> {
+    serve(axum::Router::new().fallback_service(tower_http::services::ServeDir::new(files)), cpu)
+}
+
+/// Serves from one thread, as a child of the benchmark, and answers it with the address.
+pub(crate) fn serve(app: axum::Router, cpu: Option<usize>) -> anyhow::Result<()> {
     use axum::serve::ListenerExt;
     clock::pin(cpu)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = runtime.block_on(tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
     message::answer(Ok(listener.local_addr()?));
-    let app = axum::Router::new().fallback_service(tower_http::services::ServeDir::new(files));
     let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
     std::thread::scope(|scope| {
         // Blocked in reading what never comes, until the parent is gone.

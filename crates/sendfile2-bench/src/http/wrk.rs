@@ -1,13 +1,13 @@
 //! wrk, the client of the HTTP benchmark.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 use tempfile::NamedTempFile;
 
-use super::server::Server;
 use super::spawn;
 
 /// The script by which wrk prints its summary in the end, as JSON.
@@ -25,7 +25,7 @@ const SECONDS: u32 = 1;
 
 /// The program wrk, and what each run of it needs.
 #[derive(Debug)]
-pub(super) struct Wrk {
+pub(crate) struct Wrk {
     script: NamedTempFile,
     /// The processor that it runs on.
     cpu: Option<usize>,
@@ -43,7 +43,7 @@ struct Summary {
 
 /// One measurement of a server, of which each has one a round.
 #[derive(Debug)]
-pub(super) struct Sample {
+pub(crate) struct Sample {
     summary: Summary,
     /// The CPU time of the server, in seconds.
     server: f64,
@@ -53,7 +53,7 @@ pub(super) struct Sample {
 
 impl Wrk {
     /// Finds wrk, which is to run on the processor `cpu` if that is given.
-    pub(super) fn find(cpu: Option<usize>) -> anyhow::Result<Self> {
+    pub(crate) fn find(cpu: Option<usize>) -> anyhow::Result<Self> {
         // wrk exits with an error for this option; that it starts is all that is asked.
         Command::new("wrk").arg("--version").output().context(
             "wrk, which makes the requests, does not start (Debian: apt-get install wrk)",
@@ -63,20 +63,22 @@ impl Wrk {
         Ok(Wrk { script, cpu })
     }
 
-    /// Runs wrk for a sample: each connection requests the file of `size` bytes again and again.
-    pub(super) fn run(
+    /// Runs wrk for a sample: each connection requests the path again and again of the server, whose
+    /// seconds of CPU `cpu` returns.
+    pub(crate) fn run(
         &self,
-        server: &Server,
-        size: u64,
+        address: SocketAddr,
+        path: &str,
         connections: u32,
+        cpu: impl Fn() -> anyhow::Result<f64>,
     ) -> anyhow::Result<Sample> {
         let mut command = Command::new("wrk");
         command.args(["-t1", "-c", &connections.to_string(), "-d", &format!("{SECONDS}s")]);
         command.args(["--timeout", "60s", "-s"]).arg(self.script.path());
-        command.arg(format!("http://{}/{size}", server.address)).stdout(Stdio::piped());
-        let before = (server.cpu()?, cpu_of_children()?);
+        command.arg(format!("http://{address}{path}")).stdout(Stdio::piped());
+        let before = (cpu()?, cpu_of_children()?);
         let output = spawn(&mut command, self.cpu)?.wait_with_output().context("wrk")?;
-        let (server, client) = (server.cpu()? - before.0, cpu_of_children()? - before.1);
+        let (server, client) = (cpu()? - before.0, cpu_of_children()? - before.1);
         let text = String::from_utf8_lossy(&output.stdout);
         let line = text.lines().find_map(|line| line.strip_prefix("RESULT "));
         let line = line.with_context(|| format!("wrk failed: {text}"))?;
@@ -104,12 +106,22 @@ impl Sample {
         self.summary.bytes as f64 / 1e9
     }
 
-    pub(super) fn requests_per_s(&self) -> f64 {
+    pub(crate) fn requests_per_s(&self) -> f64 {
         self.summary.requests as f64 / self.seconds()
     }
 
     pub(super) fn gb_per_s(&self) -> f64 {
         self.gb() / self.seconds()
+    }
+
+    /// Returns the CPU time of the server, in microseconds a request.
+    pub(crate) fn server_cpu_of_request(&self) -> f64 {
+        self.server * 1e6 / self.summary.requests as f64
+    }
+
+    /// Returns the CPU time of server and client together, in microseconds a request.
+    pub(crate) fn total_cpu_of_request(&self) -> f64 {
+        (self.server + self.client) * 1e6 / self.summary.requests as f64
     }
 
     /// Returns the CPU time of the server, in seconds a GB.

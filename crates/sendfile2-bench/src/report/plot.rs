@@ -55,7 +55,9 @@ pub(super) fn plots(rows: &Rows) -> anyhow::Result<String> {
     match rows {
         Rows::Engines(rows) => engines(rows),
         Rows::Latency(rows) => latency(rows),
-        Rows::Guard(_) | Rows::Memory(_) | Rows::Http(_) | Rows::Crowd(_) => Ok(String::new()),
+        Rows::Guard(_) | Rows::Memory(_) | Rows::Http(_) | Rows::Crowd(_) | Rows::Cache(_) => {
+            Ok(String::new())
+        }
     }
 }
 

@@ -37,6 +37,7 @@ pub enum Command {
     Memory(Memory),
     Http(Http),
     Crowd(Crowd),
+    Cache(Cache),
     Compare(Compare),
     Report(Report),
 }
@@ -239,6 +240,48 @@ pub struct Http {
     pub common: Common,
 }
 
+/// Measure what answers from a cache cost, beside nginx and Varnish
+///
+/// Caches with one worker each on one processor, and on another one the clients and the origin. They
+/// take turns of a second in an order of chance. First hits, by wrk, of each size; then three hits to a
+/// miss, of bodies of 64 KiB, in a store that is smaller than what is asked for; then the time from a
+/// start to the first hit, after many objects were stored and the server was killed.
+///
+/// nginx is there twice, with sendfile and without; ratios are to the better one in the same round. It
+/// keeps files open, and does not wait to fill packets (`tcp_nopush` stalls for 40 ms on loopback).
+/// Varnish keeps its bodies in memory, and nothing after it was killed: it has no third part. It is
+/// one process with many threads.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Needs the programs wrk, nginx and varnishd (Debian: apt-get install wrk nginx-light varnish); a cache
+that is not there is left out, which the result says.
+
+Examples:
+  sendfile2 bench cache --quick
+  sendfile2 bench cache --time 10m --save cache.json
+  sendfile2 bench cache --json | jq '.rows[] | {server, load, size, server_cpu_us_per_request}'")]
+pub struct Cache {
+    /// Caches to measure; nginx-copy is nginx without sendfile
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = CacheServer::parser(),
+          default_value = "sendfile2,nginx,nginx-copy,varnish")]
+    pub server: Vec<CacheServer>,
+    /// Bytes of a body that is hit (1 to 4M)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4K,64K,1M",
+          value_parser = cache_size)]
+    pub size: Vec<u64>,
+    /// Connections at a time, each with one request after the other
+    #[arg(long, value_name = "NUMBER", default_value_t = 32,
+          value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub connections: u32,
+    /// Objects of 1 KiB that are stored before the restart, which is not part of the time; 0 leaves it
+    /// out [default: 1000000; with --quick 10000]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(..=10_000_000))]
+    pub objects: Option<u32>,
+    /// The arguments of all that measure.
+    #[command(flatten)]
+    pub common: Common,
+}
+
 /// Serve many slow clients at once: what they get, and what they cost
 ///
 /// Clients connect to "sendfile2 serve" with one worker, all of them, then ask for a file, and read
@@ -272,7 +315,7 @@ pub struct Crowd {
 /// Say what changed between two results, beyond noise
 ///
 /// A figure has changed if the 95 % confidence intervals of its medians do not overlap. Results of
-/// the benchmarks engines, guard and http have such intervals.
+/// the benchmarks engines, guard, http and cache have such intervals.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -400,6 +443,49 @@ impl fmt::Display for HttpServer {
     }
 }
 
+/// A cache that can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheServer {
+    /// `sendfile2 cache`.
+    Ours,
+    /// nginx, which sends by sendfile(2).
+    Nginx,
+    /// nginx, which reads and writes.
+    NginxCopy,
+    /// Varnish, with its bodies in memory.
+    Varnish,
+}
+
+impl CacheServer {
+    const ALL: [CacheServer; 4] =
+        [CacheServer::Ours, CacheServer::Nginx, CacheServer::NginxCopy, CacheServer::Varnish];
+
+    fn name(self) -> &'static str {
+        match self {
+            CacheServer::Ours => "sendfile2",
+            CacheServer::Nginx => "nginx",
+            CacheServer::NginxCopy => "nginx-copy",
+            CacheServer::Varnish => "varnish",
+        }
+    }
+
+    /// Reads a cache's name from the command line.
+    pub fn parser() -> impl TypedValueParser<Value = CacheServer> {
+        PossibleValuesParser::new(CacheServer::ALL.map(CacheServer::name)).try_map(|name| {
+            CacheServer::ALL
+                .into_iter()
+                .find(|which| which.name() == name)
+                .ok_or("there is no such cache")
+        })
+    }
+}
+
+impl fmt::Display for CacheServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 fn between(text: &str, low: u64, high: u64, words: &str) -> Result<u64, String> {
     let size = units::size(text)?;
     if (low..=high).contains(&size) { Ok(size) } else { Err(format!("must be between {words}")) }
@@ -426,6 +512,10 @@ fn latency_size(text: &str) -> Result<u64, String> {
 
 fn http_size(text: &str) -> Result<u64, String> {
     between(text, 1, 1 << 30, "1 and 1G")
+}
+
+fn cache_size(text: &str) -> Result<u64, String> {
+    between(text, 1, 4 << 20, "1 and 4M")
 }
 
 fn crowd_size(text: &str) -> Result<u64, String> {
