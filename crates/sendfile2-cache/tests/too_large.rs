@@ -78,7 +78,7 @@ async fn all_who_read_get_the_whole() {
         // It is known now: nobody waits, and nothing is put into the store for nothing.
         let answer = cache.answer(request("GET", "/", &[])).await;
         let how = answer.headers()["cache-status"].to_str().unwrap().to_owned();
-        assert_eq!(how, "sendfile2; fwd=uri-miss; detail=store");
+        assert_eq!(how, "sendfile2; fwd=uri-miss; detail=too-large");
         assert_eq!(cache.store().counters().stored, 0);
     }
 }
@@ -158,7 +158,7 @@ async fn who_comes_late_and_who_leaves_are_in_nobodys_way() {
     }
     drop(third);
     let late = cache.answer(request("GET", "/", &[])).await;
-    assert_eq!(late.headers()["cache-status"], "sendfile2; fwd=uri-miss; detail=store");
+    assert_eq!(late.headers()["cache-status"], "sendfile2; fwd=uri-miss; detail=too-large");
     assert_eq!(read(late.into_body(), 1).await.unwrap(), PIECE * PIECES);
     let rest = second.collect().await.unwrap().to_bytes().len();
     assert_eq!(length + rest, PIECE * PIECES);

@@ -229,7 +229,7 @@ impl Inner {
             (Fetched::Passing(Box::new(Response::from_parts(head, body)), why), None)
         };
         let mut known = match judged {
-            Ok(_) if ask.too_large => return passing(head, body, "store"),
+            Ok(_) if ask.too_large => return passing(head, body, "too-large"),
             Ok(known) => known,
             Err(why) => return passing(head, body, why.name()),
         };
