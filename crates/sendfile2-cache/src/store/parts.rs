@@ -56,12 +56,17 @@ impl State {
         parts.filter(|parts| !parts.is_empty())
     }
 
-    /// Puts a head in the place of what is older of its key. The parts stay if they are the same.
+    /// Puts a head in the place of what is older of its key. The parts stay if they are the same; of
+    /// one that comes too late they go.
     pub(super) fn insert_head(&mut self, head: Entry, set: Set) -> bool {
+        let same = self.sets.get(&head.key).is_some_and(|known| known.id == set.id);
         if self.index.get(&head.key).is_some_and(|known| known.seq >= head.seq) {
+            if !same {
+                self.remove_parts(&head.key, set);
+            }
             return false;
         }
-        if self.sets.get(&head.key).is_some_and(|known| known.id == set.id) {
+        if same {
             self.sets.remove(&head.key);
         }
         let newest = self.insert(head);
@@ -107,6 +112,57 @@ impl State {
             if self.sets.get(&response).is_none_or(|set| set.id != id) {
                 self.take(key);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: Key, seq: u64, role: Role, state: Opaque, body_len: u32) -> Entry {
+        Entry {
+            key,
+            state,
+            seq,
+            region: 0,
+            record: 64,
+            body_len,
+            head_region: 0,
+            head_at: 192,
+            head_len: 0,
+            role,
+            hits: 0,
+            verified: true,
+        }
+    }
+
+    /// Of two fills of one key that end at the same time the newer one stays, whichever comes last.
+    #[test]
+    fn a_head_that_comes_too_late_leaves_no_part_behind() {
+        let sizes = Sizes::of(64 << 20, 2 << 20);
+        let Ok(sizes) = sizes else { panic!("{sizes:?}") };
+        let response = Key::of(&[b"a"]);
+        for newer_last in [true, false] {
+            let mut state = State::new(sizes);
+            let sets = [1, 2].map(|id| Set { id, total: u64::from(sizes.part()) + 10 });
+            for set in sets {
+                for (at, (part, len)) in set.parts(&response, &sizes).enumerate() {
+                    let seq = 10 * set.id + at as u64;
+                    let of = state_of(&response, set.id);
+                    state.insert(entry(part, seq, Role::Part, of, len));
+                }
+            }
+            let heads =
+                sets.map(|set| (entry(response, 100 + set.id, Role::Head, [0; 24], 0), set));
+            let order = if newer_last { [0, 1] } else { [1, 0] };
+            let newest = order.map(|at| state.insert_head(heads[at].0, heads[at].1));
+            assert_eq!(newest, [true, newer_last]);
+            assert_eq!(state.sets.get(&response), Some(&sets[1]));
+            assert_eq!(state.counters.bytes, sets[1].total, "the newer one is last: {newer_last}");
+            assert!(state.parts_of(&response, sets[1]).is_some());
+            state.remove(&response);
+            assert_eq!((state.counters.bytes, state.index.len()), (0, 0));
         }
     }
 }
