@@ -7,6 +7,7 @@ use sendfile2::Error;
 use sendfile2_axum::{FileBody, Validators};
 
 use super::body::{CacheBody, Filling, Sharing};
+use super::own;
 use crate::policy::{self, CacheStatus, Kind, Known, Part, Stored};
 use crate::store::{FillReader, Hit};
 
@@ -133,7 +134,16 @@ pub(super) fn answer(
     let nothing = *asked.method == Method::HEAD || within.is_empty() || bodiless(sent);
     let mut response = match content {
         _ if nothing && *asked.method != Method::HEAD => Response::new(CacheBody::text("")),
-        Content::Hit(hit) => of_hit(hit, &within, headers.get(header::CONTENT_ENCODING).cloned()),
+        Content::Hit(hit) => {
+            match of_hit(hit, &within, headers.get(header::CONTENT_ENCODING).cloned()) {
+                Ok(response) => response,
+                Err(e) => {
+                    // What is said of the body must not be said of none.
+                    tracing::error!("a stored body cannot be read: {e}");
+                    return own(StatusCode::INTERNAL_SERVER_ERROR, "");
+                }
+            }
+        }
         Content::Filling(reader) => {
             let end = end.is_some().then_some(within.end);
             Response::new(CacheBody::filling(Filling::new(reader.clone(), within.start, end, rest)))
@@ -149,22 +159,20 @@ fn bodiless(status: StatusCode) -> bool {
 }
 
 /// A body of what is stored, which may be sent from the store's own pages.
-fn of_hit(hit: &Hit, within: &Range<u64>, encoding: Option<HeaderValue>) -> Response<CacheBody> {
+fn of_hit(
+    hit: &Hit,
+    within: &Range<u64>,
+    encoding: Option<HeaderValue>,
+) -> Result<Response<CacheBody>, Error> {
     if let Some(small) = &hit.small {
         // It fits: it is in memory.
         let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(small.len());
-        return Response::new(CacheBody::text(small.slice(at(within.start)..at(within.end))));
+        return Ok(Response::new(CacheBody::text(small.slice(at(within.start)..at(within.end)))));
     }
-    match file_body(hit, within) {
-        Ok(Some(body)) => body.into_encoded_response(encoding).map(CacheBody::stored),
-        Ok(None) => Response::new(CacheBody::text("")),
-        Err(e) => {
-            tracing::error!("a stored body cannot be read: {e}");
-            let mut response = Response::new(CacheBody::text(""));
-            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-            response
-        }
-    }
+    Ok(match file_body(hit, within)? {
+        Some(body) => body.into_encoded_response(encoding).map(CacheBody::stored),
+        None => Response::new(CacheBody::text("")),
+    })
 }
 
 /// A body of these bytes of what is stored; `None` of none.
@@ -197,5 +205,43 @@ fn about(headers: &mut HeaderMap, fields: &HeaderMap, status: StatusCode) {
         if let Some(value) = fields.get(&name) {
             headers.insert(name, value.clone());
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::store::{Key, Options, Store};
+
+    /// A file that somebody has cut has no body to send, whatever was said of it.
+    #[test]
+    fn a_body_that_cannot_be_read_is_not_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let size = 64 << 20;
+        let options = Options { path: Some(path.clone()), size, ..Options::default() };
+        let (store, _) = Store::open(&options).unwrap();
+        let mut fill = store.begin(Key::of(&[b"a"]), [0; 24], b"", None).unwrap();
+        fill.write(&[7; 100_000]).unwrap();
+        let content = Content::Hit(fill.finish().unwrap());
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ETAG, HeaderValue::from_static("\"a\""));
+        let stored = Stored { id: "h/a".into(), status: StatusCode::OK, headers };
+        let sent = || {
+            let asked = Asked { method: &Method::GET, headers: &HeaderMap::new() };
+            let known = Known::other(Kind::Whole, 0);
+            let now = (0, CacheStatus::default());
+            answer(asked, stored.clone(), &known, &content, now, None)
+        };
+        assert_eq!(sent().status(), 200);
+        // The region behind is made ready: that would make the file long again.
+        while store.counters().recycled < 2 {
+            std::thread::yield_now();
+        }
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        let answer = sent();
+        assert_eq!(answer.status(), 500);
+        assert!(!answer.headers().contains_key(header::ETAG), "{answer:?}");
     }
 }
