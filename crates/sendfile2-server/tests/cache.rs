@@ -82,6 +82,64 @@ fn files_of_another_server_are_answered_from_the_store() {
     }
 }
 
+/// In memory, by a lease, and in parts: by each version of HTTP.
+#[test]
+fn a_hit_has_the_same_bytes_by_each_version_of_http() {
+    if !have("curl") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    // The store that is in no file takes at most 2 MB in one part.
+    let lens: [usize; 6] = [0, 1, 16 << 10, (16 << 10) + 1, 200_000, 3_000_000];
+    let body = |len: usize| {
+        let words = (0..=len / 8).map(|word| format!("{word:08}")).collect::<String>();
+        words.as_bytes()[..len].to_vec()
+    };
+    for len in lens {
+        std::fs::write(dir.path().join(len.to_string()), body(len)).expect("it is written");
+    }
+    let args = ["--listen", "127.0.0.1:0", "--cache-control", "*=max-age=600"];
+    let origin = Server::new(dir.path(), &args);
+    let url = format!("http://{}", origin.addresses[0]);
+    let cache = cache(&[&url], &["--listen", "127.0.0.1:0"]);
+    let got = dir.path().join("got");
+    for len in lens {
+        let url = format!("http://{}/{len}", cache.addresses[0]);
+        let ask = |args: &[&str]| {
+            let _ = std::fs::remove_file(&got);
+            let out = got.to_str().expect("UTF-8");
+            let head = curl(&[&["-D", "-", "-o", out, &url], args].concat());
+            assert!(head.status.success(), "{len} {args:?}: {head:?}");
+            // curl makes no file of nothing.
+            let body = std::fs::read(&got).unwrap_or_default();
+            (String::from_utf8(head.stdout).expect("text").to_ascii_lowercase(), body)
+        };
+        common::until("a hit", || ask(&[]).0.contains("cache-status: sendfile2; hit"));
+        for version in ["--http1.1", "--http2-prior-knowledge"] {
+            let parts = [("0-0", 0..1), ("-7", len.saturating_sub(7)..len), ("", 0..len)];
+            for (range, at) in parts.into_iter().filter(|(range, _)| len > 0 || range.is_empty()) {
+                let range: &[&str] = if range.is_empty() { &[] } else { &["-r", range] };
+                let (head, got) = ask(&[&[version], range].concat());
+                assert!(head.contains("cache-status: sendfile2; hit"), "{version} {len}: {head}");
+                assert!(head.contains(&format!("content-length: {}\r\n", at.len())), "{head}");
+                assert!(got == body(len)[at], "{version} {len} {range:?}: {} bytes", got.len());
+            }
+            let (head, got) = ask(&[version, "-I"]);
+            assert!(head.contains(&format!("content-length: {len}\r\n")), "{head}");
+            assert!(version == "--http1.1" || head.starts_with("http/2 200"), "{head}");
+            assert!(!got.starts_with(b"0"), "a body to HEAD");
+        }
+    }
+    // What the cache has to say itself is no body of HEAD, either.
+    drop(origin);
+    let url = format!("http://{}/other", cache.addresses[0]);
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let gone = curl(&[version, "-I", "-o", "/dev/null", "-w", "%{http_code}", &url]);
+        assert_eq!(String::from_utf8_lossy(&gone.stdout), "502", "{gone:?}");
+        assert!(gone.status.success(), "{gone:?}");
+    }
+}
+
 #[test]
 fn an_origin_is_asked_by_https_if_its_certificate_is_right() {
     let dir = files();

@@ -131,9 +131,14 @@ pub(super) fn answer(
     let end = part.as_ref().map(|part| part.range.end).or(content.length());
     let range = range.map_or(begin..end.unwrap_or(u64::MAX), |range| range);
     let within = range.start.saturating_sub(begin)..range.end.saturating_sub(begin);
-    let nothing = *asked.method == Method::HEAD || within.is_empty() || bodiless(sent);
+    let head = *asked.method == Method::HEAD;
+    if head && end.is_some() && !bodiless(sent) {
+        // Without a body only this tells how long it would be.
+        headers.insert(header::CONTENT_LENGTH, (within.end - within.start).into());
+    }
+    let nothing = head || within.is_empty() || bodiless(sent);
     let mut response = match content {
-        _ if nothing && *asked.method != Method::HEAD => Response::new(CacheBody::text("")),
+        _ if nothing => Response::new(CacheBody::text("")),
         Content::Hit(hit) => {
             match of_hit(hit, &within, headers.get(header::CONTENT_ENCODING).cloned()) {
                 Ok(response) => response,

@@ -181,7 +181,7 @@ impl Cache {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let version = request.version();
+        let (version, head) = (request.version(), *request.method() == Method::HEAD);
         let interim = request.extensions().get::<Interim>().cloned();
         let interim = interim.filter(|_| version == Version::HTTP_11);
         interim.iter().for_each(Interim::open);
@@ -189,7 +189,8 @@ impl Cache {
         if let Some(interim) = interim {
             interim.written().await;
         }
-        response
+        // A server of HTTP/2 would send it.
+        if head { response.map(|_| CacheBody::text("")) } else { response }
     }
 }
 
