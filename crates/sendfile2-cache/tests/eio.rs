@@ -7,6 +7,7 @@ mod origin;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,6 +38,19 @@ impl Failing {
         Some(Failing { device: Loop::over(Path::new(&path))?, image })
     }
 
+    /// As [`new`](Self::new), where the kernel's loop devices fail behind the end of their file. Older
+    /// ones read zeros there: such a disk is wrong, and does not say so.
+    fn if_it_fails() -> Option<Self> {
+        let disk = Self::new()?;
+        let probe = Self::new()?;
+        probe.fails_from(0);
+        if File::open(probe.path()).unwrap().read_at(&mut [0; 512], META).is_ok() {
+            println!("SKIP: this kernel's loop devices read zeros behind the end of their file");
+            return None;
+        }
+        Some(disk)
+    }
+
     fn path(&self) -> PathBuf {
         self.device.0.clone().into()
     }
@@ -47,8 +61,9 @@ impl Failing {
 
     /// Has all regions from this one on fail. What is in the page cache stays there.
     fn fails_from(&self, region: u64) {
-        self.image.set_len(META + region * REGION).unwrap();
+        // Sealed first: what the store writes meanwhile must not make it grow again.
         fcntl_add_seals(&self.image, SealFlags::GROW).unwrap();
+        self.image.set_len(META + region * REGION).unwrap();
     }
 
     /// Has what is in the page cache written, and takes it out of there.
@@ -98,7 +113,7 @@ fn goes_on(store: &Store, from: u32, fails_from: u64) -> Counters {
 
 #[test]
 fn a_disk_that_fails_costs_what_was_there_and_no_more() {
-    let Some(disk) = Failing::new() else { return };
+    let Some(disk) = Failing::if_it_fails() else { return };
     let (store, opened) = disk.open();
     assert!(opened.made);
     (0..200).for_each(|n| store_one(&store, n).unwrap());
@@ -115,7 +130,7 @@ fn a_disk_that_fails_costs_what_was_there_and_no_more() {
 
 #[test]
 fn reads_that_fail_at_a_hit_are_misses() {
-    let Some(disk) = Failing::new() else { return };
+    let Some(disk) = Failing::if_it_fails() else { return };
     drop({
         let (store, _) = disk.open();
         (0..200).for_each(|n| store_one(&store, n).unwrap());
@@ -141,7 +156,7 @@ fn reads_that_fail_at_a_hit_are_misses() {
 /// Of what was compared with its checksums before nothing is looked at but by those who send it.
 #[test]
 fn reads_that_fail_while_it_is_sent_are_errors() {
-    let Some(disk) = Failing::new() else { return };
+    let Some(disk) = Failing::if_it_fails() else { return };
     let (store, _) = disk.open();
     let hits: Vec<_> = (0..100)
         .filter_map(|n| put(&store, key(n), [0; 24], HEAD, &body(n, len(n)), None).ok())
@@ -163,7 +178,7 @@ fn reads_that_fail_while_it_is_sent_are_errors() {
 
 #[test]
 fn writes_that_fail_in_a_fill_end_it_and_others_go_on() {
-    let Some(disk) = Failing::new() else { return };
+    let Some(disk) = Failing::if_it_fails() else { return };
     let (store, _) = disk.open();
     let mut n = 0;
     while store.regions()[6].generation == 0 {
@@ -195,7 +210,7 @@ fn writes_that_fail_in_a_fill_end_it_and_others_go_on() {
 
 #[test]
 fn what_cannot_be_synced_is_dropped_and_a_ban_says_so() {
-    let Some(disk) = Failing::new() else { return };
+    let Some(disk) = Failing::if_it_fails() else { return };
     let (store, _) = disk.open();
     let mut n = 0;
     while store.regions()[6].generation == 0 {
@@ -224,7 +239,7 @@ fn what_cannot_be_synced_is_dropped_and_a_ban_says_so() {
 /// No region is left: what is asked for is passed on.
 #[tokio::test]
 async fn without_a_region_answers_pass() {
-    let Some(disk) = Failing::new() else { return };
+    let Some(disk) = Failing::if_it_fails() else { return };
     let origin = origin::Origin::new(|seen| async move {
         let n: u32 = seen.path.trim_start_matches('/').parse().unwrap();
         origin::response(200, &[("cache-control", "max-age=1000")], body(n, len(n)))
