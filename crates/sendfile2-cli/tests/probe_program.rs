@@ -146,6 +146,31 @@ fn a_process_that_has_the_shim_is_told_from_one_that_has_not() {
     }
 }
 
+#[test]
+fn the_shim_is_found_wherever_it_is_installed() {
+    let multiarch = format!("lib/{}-linux-gnu", std::env::consts::ARCH);
+    let debian = format!("{multiarch}/sendfile2");
+    for at in ["lib", "lib64", &multiarch, &debian] {
+        let prefix = tempfile::tempdir().unwrap();
+        let own = prefix.path().join("bin/sendfile2");
+        let shim = prefix.path().join(at).join("libsendfile2_preload.so");
+        for file in [&own, &shim] {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        }
+        std::fs::copy(env!("CARGO_BIN_EXE_sendfile2"), &own).unwrap();
+        let mut cc = Command::new("cc");
+        // It is told by its libc.
+        let source = prefix.path().join("shim.c");
+        std::fs::write(&source, "int puts(const char *); int f(void) { return puts(\"\"); }")
+            .unwrap();
+        cc.args(["-shared", "-fPIC", "-o"]).args([&shim, &source]);
+        assert!(cc.status().unwrap().success());
+        let told = Command::new(&own).args(["probe", "--program", "ls"]).output().unwrap();
+        let told: String = String::from_utf8_lossy(&told.stdout).split_whitespace().collect();
+        assert!(told.contains(&format!("LD_PRELOAD={}", shim.display())), "{at}: {told}");
+    }
+}
+
 /// The function is imported by the interpreter's library, or by the interpreter.
 #[test]
 fn a_library_that_calls_sendfile_counts_for_its_process() {

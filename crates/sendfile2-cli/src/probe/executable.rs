@@ -110,7 +110,9 @@ pub(super) fn shim(libc: Libc) -> Option<PathBuf> {
     let own = std::env::current_exe().ok()?;
     let prefix = own.parent()?.parent()?;
     let of_libc = |name| format!("lib/{}-linux-{name}", std::env::consts::ARCH);
-    let directories = ["lib".into(), "lib64".into(), of_libc("gnu"), of_libc("musl")];
+    // Debian's package has it in a directory of its own, as it has no version.
+    let debian = of_libc("gnu/sendfile2");
+    let directories = ["lib".into(), "lib64".into(), of_libc("gnu"), debian, of_libc("musl")];
     let mut shims = directories.iter().map(|directory| prefix.join(directory).join(SHIM));
     shims.find(|shim| {
         !shim.as_os_str().as_bytes().iter().any(|byte| b" \t\n:$".contains(byte))
