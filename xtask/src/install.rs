@@ -40,7 +40,7 @@ const MUSL: &str = if cfg!(target_arch = "aarch64") {
 };
 
 /// The programs of the command `sendfile2`, each of a package.
-const COMMAND: [(&str, &str); 3] = [
+pub(crate) const COMMAND: [(&str, &str); 3] = [
     ("sendfile2", "sendfile2-cli"),
     ("sendfile2-server", "sendfile2-server"),
     ("sendfile2-bench", "sendfile2-bench"),
@@ -50,6 +50,11 @@ impl Args {
     /// Returns the arguments that install only the libraries, to use them from there.
     pub(crate) fn libraries(prefix: PathBuf) -> Self {
         Args { prefix, destdir: None, only_libraries: true, musl: false }
+    }
+
+    /// Returns the arguments that install all below `destdir`, for packages.
+    pub(crate) fn packaged(prefix: PathBuf, destdir: PathBuf) -> Self {
+        Args { prefix, destdir: Some(destdir), only_libraries: false, musl: false }
     }
 }
 

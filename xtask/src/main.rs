@@ -3,6 +3,7 @@
 
 mod api;
 mod ci;
+mod dist;
 mod guest;
 mod header;
 mod install;
@@ -22,6 +23,7 @@ use clap::Parser;
 enum Chore {
     Api(api::Args),
     Ci(ci::Args),
+    Dist(dist::Args),
     Install(install::Args),
     Header(header::Args),
     Layers(layers::Args),
@@ -43,6 +45,7 @@ fn run(chore: Chore) -> anyhow::Result<()> {
     match chore {
         Chore::Api(args) => api::run(&args),
         Chore::Ci(args) => ci::run(&args),
+        Chore::Dist(args) => dist::run(&args),
         Chore::Install(args) => install::run(&args),
         Chore::Header(args) => header::run(&args),
         Chore::Layers(args) => layers::run(&args),

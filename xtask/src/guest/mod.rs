@@ -12,7 +12,7 @@ mod debug;
 mod detach;
 mod initramfs;
 mod kernel;
-mod needs;
+pub(crate) mod needs;
 mod nic;
 mod pages;
 mod patched;
@@ -73,7 +73,7 @@ impl Guest {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // Before minutes of building and downloading, not after.
-    needs::check(&args.guest.needs(), args.install)?;
+    needs::check("this guest", &args.guest.needs(), args.install)?;
     match &args.guest {
         Guest::Nic(args) => nic::run(args),
         Guest::Detach(args) => detach::run(args),

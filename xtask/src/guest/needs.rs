@@ -1,4 +1,4 @@
-//! The programs that a guest needs: named before anything else is done, and installed if asked.
+//! The programs that a chore needs: named before anything else is done, and installed if asked.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use super::cache;
 use super::initramfs::find;
 
 /// A program, or a file by its path, and Debian's package that has it.
-pub(super) type Need = (&'static str, &'static str);
+pub(crate) type Need = (&'static str, &'static str);
 
 /// Emulation.
 pub(super) const QEMU: &[Need] = &[("qemu-system-x86_64", "qemu-system-x86")];
@@ -53,8 +53,8 @@ pub(super) const SOURCE: &[Need] = &[
 pub(super) const CHECKPATCH: &[Need] = &[("perl", "perl")];
 
 /// Fails if one of them is missing, with the command that installs all that are; with `install`,
-/// runs it.
-pub(super) fn check(needs: &[&[Need]], install: bool) -> anyhow::Result<()> {
+/// runs it. `who` needs them.
+pub(crate) fn check(who: &str, needs: &[&[Need]], install: bool) -> anyhow::Result<()> {
     let missing = missing(needs, is_there);
     if missing.is_empty() {
         return Ok(());
@@ -64,7 +64,7 @@ pub(super) fn check(needs: &[&[Need]], install: bool) -> anyhow::Result<()> {
     let root = rustix::process::geteuid().is_root();
     ensure!(
         install && root,
-        "this guest needs {}, missing here: {}apt-get {}{}",
+        "{who} needs {}, missing here: {}apt-get {}{}",
         programs.join(", "),
         if root { "" } else { "as root, " },
         words.join(" "),
@@ -117,8 +117,9 @@ mod tests {
     fn programs_are_found_by_name_and_files_by_path() {
         assert!(is_there("sh") && is_there("/bin/sh"));
         assert!(!is_there("no-such-program") && !is_there("/no/such/file"));
-        check(&[&[("sh", "dash")]], false).unwrap();
-        let error = check(&[&[("no-such-program", "a-package")]], false).unwrap_err().to_string();
+        check("it", &[&[("sh", "dash")]], false).unwrap();
+        let error = check("it", &[&[("no-such-program", "a-package")]], false).unwrap_err();
+        let error = error.to_string();
         assert!(error.contains("no-such-program") && error.contains("a-package"), "{error}");
         assert!(!error.contains('\n'), "{error}");
     }
