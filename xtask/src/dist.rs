@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 
 use crate::guest::{cache, needs};
 use crate::install;
-use crate::rust::MUSL;
+use crate::rust::{self, MUSL};
 
 /// Build what is handed out, in target/dist/files: Debian packages, static programs, an SBOM, checksums
 ///
@@ -80,10 +80,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Fails unless Rust's standard library for static programs is there; with `install`, installs it.
 fn library(install: bool) -> anyhow::Result<()> {
-    let mut ask = Command::new("rustc");
-    let told =
-        ask.args(["--print", "target-libdir", "--target", MUSL]).output().context("rustc")?;
-    if Path::new(String::from_utf8(told.stdout)?.trim()).is_dir() {
+    if rust::library(MUSL)?.is_dir() {
         return Ok(());
     }
     ensure!(
@@ -113,7 +110,7 @@ fn epoch(root: &Path) -> anyhow::Result<String> {
 
 struct Dist {
     root: PathBuf,
-    /// What is handed out.
+    /// The directory of what is handed out.
     dist: PathBuf,
     epoch: String,
     began: Instant,

@@ -61,13 +61,7 @@ impl Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let root = crate::root()?;
     ensure!(args.prefix.is_absolute(), "--prefix must be an absolute path");
-    let mut packages = vec!["sendfile2-c", "sendfile2-preload"];
-    if !args.only_libraries {
-        packages.extend(COMMAND.map(|(_, package)| package));
-        packages.push("msg_zerocopy");
-    }
-    let target = build(&root, &packages, None)?;
-    let built = target.join("release");
+    let built = build(&root, &["sendfile2-c", "sendfile2-preload"], None)?.join("release");
     let to = Tree::new(args)?;
     let room = root.join("crates/sendfile2-c");
 
@@ -94,6 +88,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             .context("Debian has musl-gcc in musl-tools")?;
     }
     if !args.only_libraries {
+        // Apart from the libraries: cargo gives all that it builds at once the features of each.
+        let packages = COMMAND.map(|(_, package)| package);
+        build(&root, &[&packages[..], &["msg_zerocopy"]].concat(), None)?;
         for command in COMMAND.map(|(command, _)| command).into_iter().chain(["msg_zerocopy"]) {
             to.stripped(&built.join(command), &format!("bin/{command}"), 0o755, "--strip-all")?;
         }
@@ -201,10 +198,7 @@ fn build(root: &Path, packages: &[&str], target: Option<&str>) -> anyhow::Result
 
 /// Returns the unwinder that comes with Rust's standard library for musl.
 fn unwinder_for_musl() -> anyhow::Result<PathBuf> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc).args(["--print", "target-libdir", "--target", MUSL]).output();
-    let directory = String::from_utf8(output.context("rustc")?.stdout)?;
-    let library = Path::new(directory.trim()).join("self-contained/libunwind.a");
+    let library = crate::rust::library(MUSL)?.join("self-contained/libunwind.a");
     ensure!(library.exists(), "no {}: run `rustup target add {MUSL}`", library.display());
     Ok(library)
 }

@@ -15,6 +15,14 @@ use crate::guest::cache;
 /// Static programs.
 pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
 
+/// Returns the directory of the standard library for a target, which is there if that is installed.
+pub(crate) fn library(target: &str) -> anyhow::Result<PathBuf> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut command = Command::new(rustc);
+    let output = command.args(["--print", "target-libdir", "--target", target]).output();
+    Ok(String::from_utf8(output.context("rustc")?.stdout)?.trim().into())
+}
+
 /// A toolchain that is unpacked, and not installed.
 #[derive(Debug)]
 pub(crate) struct Toolchain {
