@@ -44,7 +44,7 @@ pub struct FileBody {
     shared: Arc<Shared>,
     origin: Origin,
     left: Range<u64>,
-    /// What comes behind that.
+    /// The pieces behind it.
     later: VecDeque<Piece>,
     /// Whether it is sent by windows.
     mapped: bool,

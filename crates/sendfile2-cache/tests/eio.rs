@@ -153,7 +153,7 @@ fn reads_that_fail_at_a_hit_are_misses() {
     check(&store, 6000);
 }
 
-/// Of what was compared with its checksums before nothing is looked at but by those who send it.
+/// Bytes that were compared with their checksums before are looked at again only by those who send them.
 #[test]
 fn reads_that_fail_while_it_is_sent_are_errors() {
     let Some(disk) = Failing::if_it_fails() else { return };

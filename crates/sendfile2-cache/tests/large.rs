@@ -265,7 +265,7 @@ fn a_part_that_is_torn_is_no_part() {
     assert_eq!(balanced(&store).bytes, all.len() as u64);
 }
 
-/// What is banned by its head is so with all its parts, and they do not come back.
+/// A response that is banned by its head is so with all its parts, and they do not come back.
 #[test]
 fn what_is_purged_by_its_head_goes_as_a_whole() {
     let dir = tempfile::tempdir().unwrap();
@@ -330,10 +330,10 @@ fn what_was_being_stored_at_kill_is_not_there_and_what_was_stored_is() {
     }
 }
 
-/// What is done to a store.
+/// A thing to do to a store.
 #[derive(Debug, Clone)]
 enum Op {
-    /// Of a length, which is known or not.
+    /// A response with a body of this length, which is told or not.
     Put(u32, usize, bool),
     /// Begun, and given up.
     GiveUp(u32, usize),

@@ -95,7 +95,7 @@ fn slowly(pieces: &'static [&'static str], each: Duration) -> Request<Body> {
     request.body(answer.into_body()).unwrap()
 }
 
-/// What a client does to its body is not its origin's fault.
+/// A client's fault with its body is not the origin's.
 #[tokio::test]
 async fn an_upload_may_take_its_time_and_its_end_is_not_the_origins() {
     let origin = Origin::new(|seen| async move { response(200, &[], seen.body) }).await;

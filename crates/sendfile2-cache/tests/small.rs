@@ -206,7 +206,7 @@ async fn a_part_and_nothing_are_what_they_are() {
     assert_eq!(ask(&cache, "HEAD", "/nothing/0", &[]).await.status, 204);
 }
 
-/// Who has an answer in hand gets it, though what it is of was overwritten meanwhile.
+/// An answer in hand stays whole, though the store overwrites its region meanwhile.
 #[tokio::test]
 async fn what_is_in_hand_stays_as_it_is() {
     let origin = Origin::new(|seen| async move { answered(&seen) }).await;

@@ -143,7 +143,7 @@ async fn a_trickling_reader_does_not_set_the_pace() {
     assert!(frames < PIECES / 2, "{frames} frames");
 }
 
-/// Who asks late asks alone, before anything was sent.
+/// A late client asks alone, before anything was sent to it.
 #[tokio::test]
 async fn who_comes_late_and_who_leaves_are_in_nobodys_way() {
     let origin = large(|_| 1, &[FRESH]).await;

@@ -251,7 +251,7 @@ enum Victim {
     Program,
     Supervisor,
     Guardian,
-    /// Who of them has the command's name.
+    /// Those of them that have the command's name.
     Named,
     /// The guardian, while the supervisor cannot start another one, and then the supervisor.
     Both,

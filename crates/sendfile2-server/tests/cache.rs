@@ -366,7 +366,7 @@ fn what_was_purged_does_not_come_back() {
     assert!(is_hit(at, paths[3]));
 }
 
-/// Who reads an answer when the server is told to end.
+/// The reader of an answer when the server is told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reader {
     Stays,

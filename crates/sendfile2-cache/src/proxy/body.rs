@@ -238,7 +238,7 @@ impl Filling {
 /// A body of the origin's, of which something must come before long.
 #[derive(Debug)]
 pub(super) struct Passing {
-    /// What comes before the body.
+    /// Bytes that were put back, and come first.
     first: Bytes,
     body: Incoming,
     stall: Duration,

@@ -75,7 +75,7 @@ pub(super) struct Pump {
     end: Option<u64>,
     written: u64,
     rest: Arc<Rest>,
-    /// What the store does not take any more.
+    /// The rest that goes past the store, once the store takes no more.
     past: Option<Past>,
     _counted: Counted,
 }

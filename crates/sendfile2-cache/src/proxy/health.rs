@@ -35,7 +35,7 @@ pub struct OriginState {
     pub up: bool,
 }
 
-/// What the checks of an origin have shown. It is up before the first.
+/// The result of an origin's checks. Before the first it is up.
 #[derive(Debug, Default)]
 pub(super) struct Checked {
     /// The checks in a row that have shown the opposite.

@@ -174,7 +174,7 @@ impl Core {
         Some((entry, Hit { small, ..self.hit(&entry, lease, head, parts) }))
     }
 
-    /// What was found: the parts are those of an entry that has only the head.
+    /// Makes a hit of what was found: the parts are those of an entry that has only the head.
     fn hit(
         &self,
         entry: &Entry,

@@ -41,7 +41,7 @@ pub struct Fill {
     /// Where that part begins in the body, and how many come before it.
     from: u64,
     parts: u64,
-    /// Of that part.
+    /// The checksums of that part.
     sums: Sums,
     room: Option<Arc<Room>>,
     stored: bool,
@@ -55,7 +55,7 @@ struct Progress {
     staged: Vec<u8>,
     /// The parts that have ended, or the whole: where each begins in the body.
     ended: Vec<(u64, Part)>,
-    /// What comes behind them, until that has ended.
+    /// The part behind them, which is being written.
     open: Option<Open>,
     length: u64,
     end: End,
@@ -88,7 +88,7 @@ impl Drop for Room {
 enum End {
     #[default]
     None,
-    /// It is all there, stored or not.
+    /// All of the body is there, stored or not.
     Whole,
     Abandoned,
 }
@@ -337,7 +337,7 @@ impl Drop for Fill {
     }
 }
 
-/// Lengths were compared with the largest that a store takes, less than 2^32.
+/// Returns a length within one record, which is less than a region.
 fn u32_of(length: u64) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }

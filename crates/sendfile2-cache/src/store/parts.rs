@@ -137,7 +137,7 @@ mod tests {
         }
     }
 
-    /// Of two fills of one key that end at the same time the newer one stays, whichever comes last.
+    /// The newer of two fills of one key stays, whichever comes last.
     #[test]
     fn a_head_that_comes_too_late_leaves_no_part_behind() {
         let sizes = Sizes::of(64 << 20, 2 << 20);

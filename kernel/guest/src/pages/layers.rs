@@ -18,7 +18,7 @@ pub(crate) struct Layer {
     pub(crate) helper: Option<Helper>,
 }
 
-/// What this program does for a layer.
+/// A task of this program's for a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Helper {
     /// Carries packets between two tun devices.
@@ -80,7 +80,7 @@ const PLAIN: Layer = Layer {
 /// The address behind what makes a network of its own.
 const OVER: Option<&str> = Some("10.10.0.2");
 
-/// What begins with ESP is tried again with `esp4_offload`, which segments and encrypts later.
+/// Layers whose names begin with ESP are tried again with `esp4_offload`, which segments and encrypts later.
 pub(crate) const LAYERS: [Layer; 28] = [
     PLAIN,
     Layer {

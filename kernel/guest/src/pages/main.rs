@@ -36,7 +36,7 @@ const PEER: &str = "/run/netns/peer";
 /// The module's parameters.
 const PARAMETERS: &str = "/sys/module/sendfile2_pages/parameters";
 
-/// What the module does to packets that leave.
+/// The module's treatment of packets that leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Look,
@@ -234,7 +234,7 @@ fn differ(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len())
 }
 
-/// What was found to be wrong.
+/// Faults that were found.
 #[derive(Debug, Default)]
 struct Faults(Vec<String>);
 
@@ -376,7 +376,7 @@ fn layers(directory: &Path, offload: &Path) -> anyhow::Result<Faults> {
     Ok(faults)
 }
 
-/// What is sent through a layer: splice and vmsplice are sendfile's there. Packets of UDP are no
+/// The ways of sending through a layer: splice and vmsplice are sendfile's there. Packets of UDP are no
 /// clones, so that who looks only at that may write to them.
 const THROUGH: [(Mode, Way, bool); 8] = [
     (Mode::Look, Way::Sendfile, TCP),
