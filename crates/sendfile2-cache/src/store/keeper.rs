@@ -30,13 +30,10 @@ pub(super) fn run(core: &Core) {
             tracing::warn!(region, %why, "a region of the store cannot be used");
             let mut state = core.state();
             if is_of_the_disk(&why) {
-                state.fail(region);
+                state.suspect(region);
             } else {
                 // A lease that has to be waited for, or a program that maps the file: others first.
-                state.generation += 1;
-                let generation = state.generation;
-                let its = state.region(region);
-                (its.phase, its.generation) = (Phase::Sealed, generation);
+                state.postpone(region);
                 let waited = core.changed.wait_timeout(state, PAUSE);
                 drop(waited.unwrap_or_else(PoisonError::into_inner));
             }
@@ -120,7 +117,9 @@ fn seal(core: &Core, region: u32) -> Result<(), StoreError> {
     };
     let table = table(&core.disk.secret, generation, &entries);
     core.disk.write(&table, core.disk.region(region).end - table.len() as u64)?;
-    core.state().region(region).phase = Phase::Sealed;
+    let mut state = core.state();
+    let its = state.region(region);
+    (its.phase, its.failures) = (Phase::Sealed, 0);
     Ok(())
 }
 

@@ -10,6 +10,9 @@ use super::key::Key;
 use super::layout::{ENTRY, FOOTER, REGION_HEADER, Role, Set, Sizes, Tabled};
 use super::options::{Counters, RegionState};
 
+/// Failures one after another after which a region is not used any more.
+const TRIES: u32 = 3;
+
 /// The state of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Phase {
@@ -22,7 +25,7 @@ pub(super) enum Phase {
     Filling,
     /// Closed by its table, or found without one.
     Sealed,
-    /// Reading or writing failed: it is not used any more.
+    /// Reading or writing failed time and again: it is not used any more.
     Failed,
 }
 
@@ -38,6 +41,8 @@ pub(super) struct Region {
     pub(super) reserved: u32,
     /// A write to it failed: no more is.
     pub(super) broken: bool,
+    /// Failures of the disk since it was last closed by a table.
+    pub(super) failures: u32,
     /// The smallest number of a record in it, as on disk.
     pub(super) oldest: u64,
     /// Slots of the index whose entries have a body or a head here, or had.
@@ -303,10 +308,29 @@ impl State {
     /// Drops a region that cannot be read or written.
     pub(super) fn fail(&mut self, region: u32) {
         self.counters.damaged += self.empty(region);
-        self.filling.retain(|r| *r != region);
-        self.full.retain(|r| *r != region);
         self.region(region).phase = Phase::Failed;
         self.counters.failed += 1;
+    }
+
+    /// Drops what is in a region for which the disk failed, and the region if that goes on. Not at
+    /// once: the kernel tells an error of one region to whoever syncs next.
+    pub(super) fn suspect(&mut self, region: u32) {
+        let its = self.region(region);
+        its.failures += 1;
+        if its.failures == TRIES {
+            self.fail(region);
+        } else {
+            self.counters.damaged += self.empty(region);
+            self.postpone(region);
+        }
+    }
+
+    /// Has a region that the keeper works on tried again, after all the others.
+    pub(super) fn postpone(&mut self, region: u32) {
+        self.generation += 1;
+        let generation = self.generation;
+        let its = self.region(region);
+        (its.phase, its.generation) = (Phase::Sealed, generation);
     }
 
     /// Whether a region may come to be ready without anybody's doing.

@@ -4,3 +4,4 @@ mod disk;
 mod fuzz;
 mod memory;
 pub(in crate::store) mod power;
+mod suspect;
