@@ -160,3 +160,29 @@ async fn parts_of_what_is_on_its_way_are_read_from_it() {
         assert_eq!(origin::read(answer).await.body, body);
     }
 }
+
+/// A 304 says that the part is right, and not what is missing.
+#[tokio::test]
+async fn a_part_is_not_validated_for_who_wants_more() {
+    let origin = Origin::new(|seen| async move {
+        if seen.header("if-none-match") == Some("\"a\"") {
+            return response(304, &[("etag", "\"a\""), ("cache-control", "max-age=1000")], "");
+        }
+        part(&seen, "\"a\"")
+    })
+    .await;
+    for (fields, status, body) in [
+        (&[][..], 200, WHOLE),
+        (&[("cache-control", "no-cache")], 200, WHOLE),
+        (&[("if-none-match", "\"b\"")], 200, WHOLE),
+        (&[("range", "bytes=8-9"), ("cache-control", "no-cache")], 206, "89"),
+        // What it has is validated.
+        (&[("range", "bytes=0-3"), ("cache-control", "no-cache")], 206, "0123"),
+    ] {
+        let cache = cache_of(&[&origin.url]);
+        get(&cache, "/", &[("range", "bytes=0-3")]).await;
+        let answer = get(&cache, "/", fields).await;
+        assert_eq!((answer.status.as_u16(), &*answer.body), (status, body), "{fields:?}");
+        assert_eq!(answer.how().contains("fwd-status=304"), body == "0123", "{fields:?}");
+    }
+}

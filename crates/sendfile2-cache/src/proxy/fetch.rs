@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use sendfile2_axum::FileBody;
 use tokio::sync::watch;
 
-use super::answer::{Content, file_body};
+use super::answer::{Asked, Content, file_body, has_wanted};
 use super::body::Passing;
 use super::changes::Asking;
 use super::find::{self, Found};
@@ -112,8 +112,12 @@ impl Inner {
     pub(super) async fn fetch(self: &Arc<Self>, ask: Ask) -> (Fetched, Option<Pump>) {
         let mut ask = ask;
         loop {
-            let validates = ask.old.as_ref().is_some_and(|old| old.known.validator)
-                && !ask.outgoing.headers.contains_key(header::RANGE);
+            // That a part is right is no answer to who wants more than it has.
+            let asked = Asked { method: &Method::GET, headers: &ask.asked };
+            let validates = !ask.outgoing.headers.contains_key(header::RANGE)
+                && ask.old.as_ref().is_some_and(|old| {
+                    old.known.validator && has_wanted(asked, &old.stored, &old.known)
+                });
             if let (true, Some(old)) = (validates, &ask.old) {
                 policy::ask_if_changed(&mut ask.outgoing.headers, &old.stored.headers);
             }
