@@ -10,6 +10,7 @@ use http::{Request, Version};
 use http_body_util::Full;
 use origin::{Origin, ask, cache_of, cache_with, get, read, request, response};
 use sendfile2_cache::proxy::{Limits, Timeouts};
+use sendfile2_cache::store::Ban;
 
 const FRESH: (&str, &str) = ("cache-control", "max-age=1000");
 
@@ -337,4 +338,33 @@ async fn what_is_too_large_for_the_store_passes_whole() {
     let cache = cache_with(&[&origin.url], Timeouts::default(), limits);
     let post = request("POST", "/told", &[]).map(|_| Full::new(Bytes::from_static(b"1234")));
     assert_eq!(cache.answer(post).await.status(), 413);
+}
+
+/// Bytes beyond ASCII are allowed in a field, and hide nothing beside them.
+#[tokio::test]
+async fn tags_and_locations_are_found_beside_any_bytes() {
+    let origin = Origin::new(|seen| async move {
+        let fields: &[_] = match (&seen.method, &*seen.path) {
+            (&http::Method::POST, _) => &[("location", "/caf\u{e9}"), ("content-location", "/b")],
+            (_, "/a") => &[("cache-control", "max-age=60"), ("surrogate-key", "caf\u{e9} one")],
+            (_, "/b") => &[("cache-control", "max-age=60"), ("cache-tag", "caf\u{e9} two, three")],
+            _ => &[("cache-control", "max-age=60")],
+        };
+        response(200, fields, "x")
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    for (path, tag) in
+        [("/a", "one"), ("/a", "caf\u{e9}"), ("/b", "three"), ("/b", "caf\u{e9} two")]
+    {
+        get(&cache, path, &[]).await;
+        assert!(get(&cache, path, &[]).await.is_hit());
+        cache.ban(Ban::Tag(tag.into())).unwrap();
+        assert!(!get(&cache, path, &[]).await.is_hit(), "{tag} at {path}");
+    }
+    get(&cache, "/caf\u{e9}", &[]).await;
+    assert!(get(&cache, "/caf\u{e9}", &[]).await.is_hit());
+    ask(&cache, "POST", "/new", &[]).await;
+    assert!(!get(&cache, "/caf\u{e9}", &[]).await.is_hit(), "the location");
+    assert!(!get(&cache, "/b", &[]).await.is_hit(), "the other one");
 }

@@ -60,9 +60,11 @@ impl Stored {
 /// them, and of `Cache-Tag`, with commas.
 fn tags(headers: &HeaderMap) -> String {
     let mut tags = Vec::new();
-    for (name, separators) in [("surrogate-key", &[' ', '\t'][..]), ("cache-tag", &[','])] {
+    for (name, separators) in [("surrogate-key", &b" \t"[..]), ("cache-tag", b",")] {
         for line in headers.get_all(name) {
-            let words = line.to_str().unwrap_or_default().split(separators).map(str::trim);
+            // A byte that no text has hides no other tag of its line.
+            let words = line.as_bytes().split(|byte| separators.contains(byte));
+            let words = words.map(|word| String::from_utf8_lossy(word.trim_ascii()));
             tags.extend(words.filter(|word| !word.is_empty()));
         }
     }

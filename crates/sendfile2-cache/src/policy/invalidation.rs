@@ -25,7 +25,8 @@ pub fn invalidated(
     }
     let mut all = vec![target.to_owned()];
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
-        let named = response.get(name).and_then(|value| value.to_str().ok());
+        // Some servers write a path as it is, with bytes beyond ASCII.
+        let named = response.get(name).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
         all.extend(named.and_then(|named| resolved(authority, target, named)));
     }
     all.dedup();

@@ -274,7 +274,7 @@ impl Inner {
 /// Whether an answer is what a GET of the same target would be answered.
 fn is_its_own(target: &Target, response: &Response<Incoming>) -> bool {
     let named = response.headers().get(header::CONTENT_LOCATION);
-    let named = named.and_then(|named| named.to_str().ok());
+    let named = named.and_then(|named| std::str::from_utf8(named.as_bytes()).ok());
     named.and_then(|named| policy::resolved(&target.authority, &target.path, named)).as_deref()
         == Some(&target.path)
 }

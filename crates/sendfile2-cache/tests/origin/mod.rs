@@ -117,7 +117,7 @@ pub fn cache_with(urls: &[&str], timeouts: Timeouts, limits: Limits) -> Cache {
 pub fn response(status: u16, fields: &[(&str, &str)], body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::builder().status(status);
     for (name, value) in fields {
-        response = response.header(*name, *value);
+        response = response.header(*name, value.as_bytes());
     }
     let body = Full::new(body.into()).map_err(|never| match never {});
     response.body(body.boxed()).expect("a response")
