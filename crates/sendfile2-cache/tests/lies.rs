@@ -171,3 +171,31 @@ async fn a_part_of_another_length_is_cut_off() {
         assert_eq!((answer.is_hit(), &*answer.body), (true, "4567"));
     }
 }
+
+/// Codings of a connection that nobody here undoes: what is inside is not what would be passed on.
+#[tokio::test]
+async fn a_body_in_another_coding_is_not_taken_for_a_plain_one() {
+    for coding in ["gzip, chunked", "gzip\r\ntransfer-encoding: chunked", "chunked, chunked"] {
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ntransfer-encoding: {coding}\r\n\r\n\
+             3\r\nabc\r\n0\r\n\r\n"
+        );
+        let cache = raw(answer.leak()).await;
+        assert_eq!(get(&cache, "/", &[]).await.status, 502, "{coding}");
+    }
+    let cache = raw("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+    assert_eq!(get(&cache.await, "/", &[]).await.body, "abc");
+    let origin = Origin::new(|_| async { response(200, &[], "x") }).await;
+    let cache = cache_of(&[&origin.url]);
+    for (codings, status) in [
+        (&["gzip, chunked"][..], 501),
+        (&["gzip", "chunked"], 501),
+        (&["chunked, chunked"], 501),
+        (&["CHUNKED"], 200),
+    ] {
+        let fields: Vec<_> = codings.iter().map(|coding| ("transfer-encoding", *coding)).collect();
+        let answer = origin::ask(&cache, "POST", "/", &fields).await;
+        assert_eq!(answer.status.as_u16(), status, "{codings:?}");
+    }
+    assert_eq!(origin.count(), 1);
+}

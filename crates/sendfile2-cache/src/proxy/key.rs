@@ -25,6 +25,9 @@ impl Target {
         {
             return Err(StatusCode::BAD_REQUEST);
         }
+        if !is_plain(headers) {
+            return Err(StatusCode::NOT_IMPLEMENTED);
+        }
         let scheme = uri.scheme().or(request.extensions().get()).unwrap_or(&Scheme::HTTP);
         let default_port = match scheme.as_str() {
             "http" => ":80",
@@ -90,6 +93,14 @@ impl Target {
             None => stored,
         }
     }
+}
+
+/// Whether a body has no transfer coding but chunks, which hyper undoes, and nobody anything else: it
+/// would be passed on as what it is not (RFC 9112, 6.1).
+fn is_plain(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let line = lines.next().map_or(&b"chunked"[..], |line| line.as_bytes().trim_ascii());
+    lines.next().is_none() && line.eq_ignore_ascii_case(b"chunked")
 }
 
 /// An authority as it is forwarded: in lower case, without the port that its scheme has by itself.

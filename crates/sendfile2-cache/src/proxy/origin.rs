@@ -330,6 +330,9 @@ impl Origins {
             Ok(Ok(response)) if response.status().is_informational() => {
                 Err(NoAnswer::Unreachable("it changes to a protocol that nobody asked for".into()))
             }
+            Ok(Ok(response)) if is_coded(response.headers()) => {
+                Err(NoAnswer::Unreachable("its answer has a coding that was not asked for".into()))
+            }
             Ok(Ok(mut response)) => {
                 of_one_length(&request.method, &mut response);
                 Ok(response)
@@ -338,6 +341,21 @@ impl Origins {
             Err(_) => Err(NoAnswer::Timeout),
         }
     }
+}
+
+/// Whether a body has a transfer coding that nobody here undoes: passed on without it, as it is of
+/// one connection, the body would be taken for a plain one. Of a name that nobody knows it is said
+/// for nothing.
+fn is_coded(headers: &HeaderMap) -> bool {
+    const KNOWN: [&str; 5] = ["compress", "deflate", "gzip", "x-compress", "x-gzip"];
+    let names = || {
+        let lines = headers.get_all(header::TRANSFER_ENCODING).iter();
+        let all = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+        all.map(<[u8]>::trim_ascii)
+    };
+    let is = |name: &[u8], known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+    let chunked = names().filter(|name| is(name, "chunked")).count();
+    chunked > 1 || names().any(|name| KNOWN.iter().any(|known| is(name, known)))
 }
 
 /// Makes `Content-Length` what the body is (RFC 9112, 6.3): it does not count beside
