@@ -199,3 +199,28 @@ async fn a_body_in_another_coding_is_not_taken_for_a_plain_one() {
     }
     assert_eq!(origin.count(), 1);
 }
+
+/// Clients of HTTP/2 send cookies in pieces (RFC 9113, 8.2.3).
+#[tokio::test]
+async fn cookies_are_one_field() {
+    let origin = Origin::new(|seen| async move {
+        let cookies = seen.headers.get_all("cookie").iter().count();
+        let fields = [("cache-control", "max-age=60"), ("vary", "cookie")];
+        let said = seen.headers.get("cookie").map_or("", |said| said.to_str().unwrap());
+        response(200, &fields, format!("{cookies} {said}"))
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    for (cookies, hit, body) in [
+        (&["a=1", "b=2"][..], false, "1 a=1; b=2"),
+        (&["a=1; b=2"], true, "1 a=1; b=2"),
+        (&["a=1,b=2"], false, "1 a=1,b=2"),
+        (&[], false, "0 "),
+    ] {
+        let fields: Vec<_> = cookies.iter().map(|cookie| ("cookie", *cookie)).collect();
+        let answer = get(&cache, "/", &fields).await;
+        assert_eq!((answer.is_hit(), &*answer.body), (hit, body), "{cookies:?}");
+    }
+    let fields = [("cookie", "a=1"), ("cookie", "b=2")];
+    assert_eq!(origin::ask(&cache, "POST", "/", &fields).await.body, "1 a=1; b=2");
+}

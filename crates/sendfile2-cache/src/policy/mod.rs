@@ -27,7 +27,7 @@ mod tests;
 pub use control::{RequestControl, ResponseControl};
 pub use date::parse_date;
 pub use freshness::{MOST, Times};
-pub use head::{Stored, connection_fields, strip_hop_by_hop};
+pub use head::{Stored, connection_fields, join_cookies, strip_hop_by_hop};
 pub use invalidation::{invalidated, is_safe, resolved};
 pub use known::{Kind, Known};
 pub use partial::{Part, completes, content_range};

@@ -287,6 +287,7 @@ impl Inner {
         // First: what the origin does not see must not decide which answer this is.
         let mut request = request;
         crate::policy::strip_hop_by_hop(request.headers_mut());
+        crate::policy::join_cookies(request.headers_mut());
         // These conditions are for the origin (RFC 9111, 4.3.2).
         let conditions = [header::IF_MATCH, header::IF_UNMODIFIED_SINCE];
         let for_origin = conditions.iter().any(|name| request.headers().contains_key(name));
