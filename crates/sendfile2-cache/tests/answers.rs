@@ -368,3 +368,23 @@ async fn tags_and_locations_are_found_beside_any_bytes() {
     assert!(!get(&cache, "/caf\u{e9}", &[]).await.is_hit(), "the location");
     assert!(!get(&cache, "/b", &[]).await.is_hit(), "the other one");
 }
+
+/// RFC 6585 forbids it.
+#[tokio::test]
+async fn what_one_client_did_is_not_told_to_others() {
+    let origin = Origin::new(|seen| async move {
+        let fields = [("cache-control", "public, max-age=60"), ("etag", "\"a\"")];
+        response(seen.path[1..].parse().unwrap(), &fields, "x")
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    for status in ["/428", "/429", "/431", "/511"] {
+        for _ in 0..2 {
+            let answer = get(&cache, status, &[]).await;
+            assert_eq!(answer.how(), "fwd=uri-miss; detail=status", "{status}");
+        }
+    }
+    // A control.
+    get(&cache, "/503", &[]).await;
+    assert!(get(&cache, "/503", &[]).await.is_hit());
+}

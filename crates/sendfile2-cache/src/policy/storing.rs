@@ -72,10 +72,11 @@ fn is_understood(status: StatusCode) -> bool {
     )
 }
 
-/// Whether an answer of this status is about the fields of its own request: one that was asked for
-/// other bytes, or with other conditions, is not answered by it.
+/// Whether an answer of this status is about the fields of its own request, or about who sent it: one
+/// that was asked for other bytes, with other conditions, or by somebody else is not answered by it
+/// (RFC 6585 forbids to store the last four).
 fn is_of_one_request(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 304 | 412 | 416 | 417 | 431)
+    matches!(status.as_u16(), 304 | 412 | 416 | 417 | 428 | 429 | 431 | 511)
 }
 
 /// Whether an answer of this status may be taken for fresh though it does not say so.
