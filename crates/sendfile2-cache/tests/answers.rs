@@ -388,3 +388,26 @@ async fn what_one_client_did_is_not_told_to_others() {
     get(&cache, "/503", &[]).await;
     assert!(get(&cache, "/503", &[]).await.is_hit());
 }
+
+#[tokio::test]
+async fn options_go_as_far_as_they_say() {
+    let origin = Origin::new(|_| async { response(200, &[], "x") }).await;
+    let cache = cache_of(&[&origin.url]);
+    for (uri, forwards, status, seen) in [
+        ("/a", "0", 204, None),
+        ("*", "0", 204, None),
+        ("/a", "1", 200, Some("0")),
+        ("*", "8", 200, Some("7")),
+        ("/a", "x", 200, Some("x")),
+    ] {
+        let before = origin.count();
+        let answer = ask(&cache, "OPTIONS", uri, &[("max-forwards", forwards)]).await;
+        assert_eq!(answer.status.as_u16(), status, "{uri} {forwards}");
+        let all = origin.seen();
+        let last = all[before..].last();
+        assert_eq!(last.and_then(|last| last.header("max-forwards")), seen, "{uri} {forwards}");
+        assert!(last.is_none_or(|last| last.path == uri), "{uri} is {last:?}");
+    }
+    // Of other methods it says nothing.
+    assert_eq!(get(&cache, "/a", &[("max-forwards", "0")]).await.status, 200);
+}

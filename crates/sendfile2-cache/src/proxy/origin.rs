@@ -295,8 +295,7 @@ impl Origins {
         let target = Uri::builder()
             .scheme(origin.scheme.clone())
             .authority(origin.authority.clone())
-            // `OPTIONS *` of a proxy has no path.
-            .path_and_query(if request.path == "*" { "" } else { &request.path })
+            .path_and_query(&*request.path)
             .build();
         let unreachable = |e: BoxError| NoAnswer::Unreachable(e);
         let (progress, body) = Progress::of(body);

@@ -70,6 +70,11 @@ impl Inner {
             return own(StatusCode::PAYLOAD_TOO_LARGE, "");
         }
         let mut outgoing = self.outgoing(&target, head.method.clone(), &head.headers);
+        match (head.method == Method::OPTIONS).then(|| forwards(&head.headers)).flatten() {
+            Some(0) => return own(StatusCode::NO_CONTENT, ""),
+            Some(more) => drop(outgoing.headers.insert(header::MAX_FORWARDS, (more - 1).into())),
+            None => {}
+        }
         // Its length is the body's own.
         outgoing.headers.remove(header::CONTENT_LENGTH);
         if let Some(len) = body.size_hint().exact().filter(|len| *len > 0 || !body.is_end_stream())
@@ -269,6 +274,11 @@ impl Inner {
             tracing::debug!("a response is not refreshed: {e}");
         }
     }
+}
+
+/// How many may forward a request, if it says so (RFC 9110, 7.6.2).
+fn forwards(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::MAX_FORWARDS)?.to_str().ok()?.parse().ok()
 }
 
 /// Whether an answer is what a GET of the same target would be answered.
