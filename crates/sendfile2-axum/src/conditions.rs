@@ -90,8 +90,12 @@ impl Validators {
     /// The answer to a GET or HEAD with these headers, if it is not the file: 304 or 412.
     pub(crate) fn precondition(&self, asked: &HeaderMap) -> Option<StatusCode> {
         let etag = self.etag.as_ref().map(HeaderValue::as_bytes);
-        let since =
-            |name| asked.get(name)?.to_str().ok().and_then(|date| parse_http_date(date).ok());
+        // One that is there twice is none (RFC 9110, 13.1.3 and 13.1.4).
+        let since = |name| {
+            let mut lines = asked.get_all(name).iter();
+            let line = lines.next().filter(|_| lines.next().is_none())?;
+            line.to_str().ok().and_then(|date| parse_http_date(date).ok())
+        };
         // A date knows no parts of a second.
         let later = |than| self.modified.map(|modified| second(modified) > second(than));
         // A strong comparison.

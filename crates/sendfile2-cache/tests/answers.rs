@@ -411,3 +411,18 @@ async fn options_go_as_far_as_they_say() {
     // Of other methods it says nothing.
     assert_eq!(get(&cache, "/a", &[("max-forwards", "0")]).await.status, 200);
 }
+
+/// A date that is there twice is none (RFC 9110, 13.1.3).
+#[tokio::test]
+async fn a_condition_of_two_dates_is_none() {
+    let origin = Origin::new(|_| async {
+        let old = ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT");
+        response(200, &[("cache-control", "max-age=60"), old], "x")
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    let since = ("if-modified-since", "Sun, 06 Nov 1994 08:49:37 GMT");
+    get(&cache, "/", &[]).await;
+    assert_eq!(get(&cache, "/", &[since]).await.status, 304);
+    assert_eq!(get(&cache, "/", &[since, since]).await.status, 200);
+}
