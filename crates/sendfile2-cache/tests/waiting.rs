@@ -199,3 +199,22 @@ async fn a_ban_is_of_what_the_cache_before_asks_for_too() {
         assert_eq!(get(&cache, "/", &[]).await.is_hit(), stored);
     }
 }
+
+/// It was not sent for this request (RFC 9111, 4).
+#[tokio::test]
+async fn an_answer_that_was_waited_for_tells_its_age() {
+    let (origin, gate) = held(&[FRESH]).await;
+    let cache = cache_of(&[&origin.url]);
+    let mut asking = JoinSet::new();
+    for _ in 0..20 {
+        let cache = cache.clone();
+        asking.spawn(async move { get(&cache, "/", &[]).await });
+    }
+    origin::until(|| origin.count() == 1).await;
+    tokio::task::yield_now().await;
+    gate.add_permits(1);
+    let answers = asking.join_all().await;
+    let waited = answers.iter().filter(|answer| answer.how().ends_with("collapsed"));
+    let ages: Vec<_> = waited.map(|answer| answer.header("age").parse::<u32>()).collect();
+    assert!(!ages.is_empty() && ages.iter().all(Result::is_ok), "{answers:?}");
+}

@@ -123,7 +123,8 @@ pub(super) fn answer(
         range = wanted.range;
         about(&mut headers, &wanted.fields, sent);
     }
-    if status.hit || status.fwd_status == Some(StatusCode::NOT_MODIFIED) {
+    let validated = status.fwd_status == Some(StatusCode::NOT_MODIFIED);
+    if status.hit || status.collapsed || validated {
         headers.insert(header::AGE, known.age_at(now).into());
     }
     headers.append(CACHE_STATUS, status.value());
