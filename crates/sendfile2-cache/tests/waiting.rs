@@ -218,3 +218,37 @@ async fn an_answer_that_was_waited_for_tells_its_age() {
     let ages: Vec<_> = waited.map(|answer| answer.header("age").parse::<u32>()).collect();
     assert!(!ages.is_empty() && ages.iter().all(Result::is_ok), "{answers:?}");
 }
+
+#[tokio::test]
+async fn what_stands_for_an_error_stands_for_all_who_wait() {
+    let gate = Arc::new(Semaphore::new(0));
+    let waits = Arc::clone(&gate);
+    let origin = Origin::new(move |seen| {
+        let waits = Arc::clone(&waits);
+        async move {
+            if seen.number == 0 {
+                let fields =
+                    [("cache-control", "max-age=0, stale-if-error=1000"), ("etag", "\"a\"")];
+                return response(200, &fields, "old");
+            }
+            waits.acquire().await.unwrap().forget();
+            response(503, &[], "")
+        }
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    get(&cache, "/", &[]).await;
+    let asking = all(&cache, &["1"; 20]);
+    origin::until(|| origin.count() == 2).await;
+    // All have asked: nothing else is to be done.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    gate.add_permits(100);
+    let answers = asking.join_all().await;
+    assert!(answers.iter().all(|(_, body)| body == "old"), "{answers:?}");
+    let how = "fwd=stale; fwd-status=503; ttl=";
+    assert!(answers.iter().all(|(it, _)| it.starts_with(how)), "{answers:?}");
+    assert!(answers.iter().any(|(it, _)| it.ends_with("; collapsed")), "{answers:?}");
+    assert_eq!(origin.count(), 2);
+}

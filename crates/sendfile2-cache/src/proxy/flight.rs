@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use http::StatusCode;
 use tokio::sync::watch;
 
 use super::answer::Content;
@@ -16,6 +17,8 @@ use crate::store::Key;
 pub(super) enum Landed {
     /// A response for those whose request has the same values.
     Stored(Arc<Shared>),
+    /// A stored response that stands for an error: for that of this status, or for no answer.
+    InsteadOfError(Arc<Shared>, Option<StatusCode>),
     /// A response for nobody else.
     Alone,
     /// There is no answer.

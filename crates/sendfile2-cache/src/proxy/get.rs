@@ -12,7 +12,7 @@ use super::find::{self, Found};
 use super::flight::{self, Flight, Landed, Shared};
 use super::rest::Joined;
 use super::{Inner, Wish, count, failed, own, seconds};
-use crate::policy::{CacheStatus, Reuse};
+use crate::policy::{CacheStatus, Known, Reuse};
 
 impl Inner {
     pub(super) async fn get(self: &Arc<Self>, wish: Wish) -> Response<CacheBody> {
@@ -83,6 +83,9 @@ impl Inner {
         let landed = waits.wait_for(Option::is_some).await.ok()?.clone()?;
         let shared = match landed {
             Landed::Stored(shared) => shared,
+            Landed::InsteadOfError(shared, was) => {
+                return self.waited_in_vain(wish, &shared, (why, was));
+            }
             Landed::Alone => return None,
             Landed::Failed(why) => return Some(failed(&why)),
         };
@@ -101,6 +104,27 @@ impl Inner {
         let status = CacheStatus { fwd: Some(why), collapsed: true, ..CacheStatus::default() };
         let Shared { stored, known, content, .. } = &*shared;
         Some(answer(wish.asked(), stored.clone(), known, content, (now, status), rest))
+    }
+
+    /// Answers by what stands for an error; `None` if it does not for this request.
+    fn waited_in_vain(
+        &self,
+        wish: &Wish,
+        shared: &Shared,
+        (why, was): (&'static str, Option<StatusCode>),
+    ) -> Option<Response<CacheBody>> {
+        let now = seconds();
+        let Shared { stored, known, content, .. } = shared;
+        // An origin that has answered allows only what was said.
+        let most = if was.is_some() { 0 } else { self.options.stale_if_error };
+        if !known.instead_of_error(&wish.control, now, most)
+            || !has_wanted(wish.asked(), stored, known)
+        {
+            return None;
+        }
+        count("stale");
+        let status = CacheStatus { collapsed: true, ..instead_of_error((why, was), known, now) };
+        Some(answer(wish.asked(), stored.clone(), known, content, (now, status), None))
     }
 
     fn sharing(self: &Arc<Self>, wish: &Wish, shared: &Shared, joined: Joined) -> Sharing {
@@ -139,9 +163,7 @@ impl Inner {
                 (shared, None)
             }
             Fetched::InsteadOfError(shared, was) => {
-                status.fwd_status = was;
-                status.hit = was.is_none();
-                status.ttl = Some(shared.known.fresh_for(now));
+                status = instead_of_error((why, was), &shared.known, now);
                 count("stale");
                 (shared, None)
             }
@@ -176,9 +198,12 @@ impl Inner {
                         inner.remember(wanted, inner.options.uncacheable, false);
                         Landed::Alone
                     }
-                    Fetched::Storing(shared, _)
-                    | Fetched::Validated(shared)
-                    | Fetched::InsteadOfError(shared, _) => Landed::Stored(Arc::clone(shared)),
+                    Fetched::Storing(shared, _) | Fetched::Validated(shared) => {
+                        Landed::Stored(Arc::clone(shared))
+                    }
+                    Fetched::InsteadOfError(shared, was) => {
+                        Landed::InsteadOfError(Arc::clone(shared), *was)
+                    }
                     Fetched::Failed(why) => Landed::Failed(Arc::clone(why)),
                 });
             }
@@ -204,6 +229,16 @@ impl Inner {
             drop(self.begin(ask, Some(flight)));
         }
     }
+}
+
+/// How a stored answer came about that stands for one of this status, or for none: then it is a hit.
+fn instead_of_error(
+    (why, was): (&'static str, Option<StatusCode>),
+    known: &Known,
+    now: u64,
+) -> CacheStatus {
+    let (fwd, ttl) = (was.map(|_| why), Some(known.fresh_for(now)));
+    CacheStatus { hit: was.is_none(), fwd, fwd_status: was, ttl, ..CacheStatus::default() }
 }
 
 /// Makes a request one whose answer others may have: without the client's own conditions, and with
