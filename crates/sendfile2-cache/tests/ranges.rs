@@ -186,3 +186,25 @@ async fn a_part_is_not_validated_for_who_wants_more() {
         assert_eq!(answer.how().contains("fwd-status=304"), body == "0123", "{fields:?}");
     }
 }
+
+/// Parts, and that nothing has changed, are answers to who has asked for them.
+#[tokio::test]
+async fn nobody_gets_a_part_or_a_304_without_having_asked() {
+    let weak = [("etag", "W/\"a\""), ("content-range", "bytes 0-3/10")];
+    let plain = [("etag", "\"a\""), ("cache-control", "max-age=60")];
+    for (status, fields) in [(206, &weak[..]), (206, &weak[1..]), (304, &plain)] {
+        let fields: Vec<_> = fields.to_vec();
+        let origin = Origin::new(move |_| {
+            let answer = response(status, &fields, if status == 206 { "0123" } else { "" });
+            async { answer }
+        })
+        .await;
+        let cache = cache_of(&[&origin.url]);
+        for method in ["GET", "HEAD", "GET"] {
+            let answer = origin::ask(&cache, method, "/", &[]).await;
+            assert_eq!(answer.status.as_u16(), 502, "{method} {status} {answer:?}");
+        }
+        let asked = [("range", "bytes=0-3"), ("if-none-match", "\"a\"")];
+        assert_eq!(get(&cache, "/", &asked).await.status.as_u16(), status);
+    }
+}

@@ -11,7 +11,7 @@ use super::fetch::{Ask, Fetched};
 use super::find::{self, Found};
 use super::flight::{self, Flight, Landed, Shared};
 use super::rest::Joined;
-use super::{Inner, Wish, count, failed, own, seconds};
+use super::{Inner, Wish, count, failed, own, seconds, unasked};
 use crate::policy::{CacheStatus, Known, Reuse};
 
 impl Inner {
@@ -147,6 +147,9 @@ impl Inner {
         let mut status = CacheStatus { fwd: Some(why), ..CacheStatus::default() };
         let (shared, rest) = match fetched {
             Fetched::Failed(why) => return failed(&why),
+            Fetched::Passing(response, _) if !wish.has_asked_for(response.status()) => {
+                return unasked();
+            }
             Fetched::Passing(response, detail) => {
                 count("pass");
                 return self.passed(*response, CacheStatus { detail: Some(detail), ..status });
@@ -172,8 +175,8 @@ impl Inner {
         let mut asked = wish.asked();
         let nothing = HeaderMap::new();
         if !has_wanted(asked, stored, known) {
-            if !wish.headers.contains_key(header::RANGE) {
-                return own(StatusCode::BAD_GATEWAY, "the origin sent a part only\n");
+            if !wish.has_asked_for(StatusCode::PARTIAL_CONTENT) {
+                return unasked();
             }
             // A part of what was asked for, or another one: the client looks which (RFC 9110, 15.3.7).
             asked.headers = &nothing;

@@ -244,6 +244,12 @@ fn failed(why: &NoAnswer) -> Response<CacheBody> {
     }
 }
 
+/// The answer to who is sent a part, or a 304, without having asked for it.
+fn unasked() -> Response<CacheBody> {
+    count("failed");
+    own(StatusCode::BAD_GATEWAY, "the origin answered what was not asked for\n")
+}
+
 fn count(result: &'static str) {
     metrics::counter!("sendfile2_cache_requests_total", "result" => result).increment(1);
 }
@@ -261,6 +267,18 @@ struct Wish {
 impl Wish {
     fn asked(&self) -> Asked<'_> {
         Asked { method: &self.method, headers: &self.headers }
+    }
+
+    /// Whether an answer of this status may be one to this request.
+    fn has_asked_for(&self, status: StatusCode) -> bool {
+        let has = |name| self.headers.contains_key(name);
+        match status {
+            StatusCode::PARTIAL_CONTENT => has(header::RANGE),
+            StatusCode::NOT_MODIFIED => {
+                has(header::IF_NONE_MATCH) || has(header::IF_MODIFIED_SINCE)
+            }
+            _ => true,
+        }
     }
 
     fn ask(&self, outgoing: Outgoing, old: Option<Box<Found>>, asking: Asking, wanted: Key) -> Ask {

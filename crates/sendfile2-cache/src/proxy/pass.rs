@@ -212,6 +212,9 @@ impl Inner {
         if let find::Place::Found(found) = place {
             self.told(&wish, *found, &response, times).await;
         }
+        if !wish.has_asked_for(response.status()) {
+            return super::unasked();
+        }
         count("pass");
         self.passed(response, CacheStatus { fwd: Some(why), ..CacheStatus::default() })
     }
