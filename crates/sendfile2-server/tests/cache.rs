@@ -210,6 +210,7 @@ fn an_origin_is_told_of_clients_by_trusted_proxies_only() {
         let request = b"GET / HTTP/1.1\r\nhost: x\r\nx-forwarded-for: 192.0.2.1\r\n\
             x-forwarded-host: other\r\nforwarded: host=other\r\nx-original-url: /other\r\n\
             x-rewrite-url: /other\r\nx-http-method-override: PUT\r\n\
+            x_forwarded_host: other\r\nx-forwarded_proto: https\r\n\
             connection: close, x-forwarded-for\r\n\r\n";
         assert_eq!(status(&ask(&cache.addresses[0], request)), Some(200));
         let lines = origin.join().expect("no panic");
@@ -218,9 +219,11 @@ fn an_origin_is_told_of_clients_by_trusted_proxies_only() {
         assert_eq!(addresses.join(","), told, "{lines:?}");
         let said = ["x-forwarded-host", "forwarded", "x-original-url", "x-rewrite-url"];
         let said = said.iter().chain(&["x-http-method-override"]);
+        // The same, where fields become variables.
+        let said = said.chain(&["x_forwarded_host", "x-forwarded_proto"]);
         let said =
             said.filter(|name| lines.iter().any(|line| line.starts_with(&format!("{name}: "))));
-        assert_eq!(said.count(), if trusts.is_some() { 5 } else { 0 }, "{lines:?}");
+        assert_eq!(said.count(), if trusts.is_some() { 7 } else { 0 }, "{lines:?}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! The contents that `sendfile2 cache` serves: the answers of other servers.
 
+use std::borrow::Cow;
+
 use anyhow::Context;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderName, HeaderValue, Method, Request, Uri};
@@ -110,11 +112,15 @@ pub(super) fn forwarded<B>(request: &mut Request<B>, peer: Option<HeaderValue>, 
     let headers = request.headers_mut();
     if !trusted {
         let told = |name: &HeaderName| {
-            let name = name.as_str();
+            // Where variables are made of fields, as for CGI, these two are one.
+            let name = match name.as_str() {
+                name if name.contains('_') => Cow::Owned(name.replace('_', "-")),
+                name => Cow::Borrowed(name),
+            };
             name == "forwarded"
                 || name.starts_with("x-forwarded-")
-                || OF_TARGET.contains(&name)
-                || gets && OF_METHOD.contains(&name)
+                || OF_TARGET.contains(&&*name)
+                || gets && OF_METHOD.contains(&&*name)
         };
         let names: Vec<_> = headers.keys().filter(|name| told(name)).cloned().collect();
         for name in names {
