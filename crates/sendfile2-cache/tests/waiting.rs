@@ -252,3 +252,22 @@ async fn what_stands_for_an_error_stands_for_all_who_wait() {
     assert!(answers.iter().any(|(it, _)| it.ends_with("; collapsed")), "{answers:?}");
     assert_eq!(origin.count(), 2);
 }
+
+/// Each has its own 304, and all are about the same.
+#[tokio::test]
+async fn those_who_validate_at_once_do_not_fetch_it_anew() {
+    let origin = Origin::new(|seen| async move {
+        let number = seen.number.to_string();
+        let fields = [("cache-control", "no-cache"), ("etag", "\"a\""), ("x-number", &*number)];
+        let known = seen.header("if-none-match") == Some("\"a\"");
+        response(if known { 304 } else { 200 }, &fields, if known { "" } else { "body" })
+    })
+    .await;
+    let cache = cache_of(&[&origin.url]);
+    get(&cache, "/", &[]).await;
+    let answers = all(&cache, &["1"; 20]).join_all().await;
+    let how = ("fwd=stale; fwd-status=304".to_owned(), "body".to_owned());
+    assert!(answers.iter().all(|answer| *answer == how), "{answers:?}");
+    let whole = origin.seen().iter().filter(|seen| seen.header("if-none-match").is_none()).count();
+    assert_eq!(whole, 1);
+}

@@ -58,7 +58,8 @@ impl Changes {
         lock(&self.commits[usize::from(key.as_bytes()[0]) % self.commits.len()])
     }
 
-    /// Replaces the head of what is stored, if that is `old` still.
+    /// Replaces the head of what is stored, if that is `old` still. What another answer has put there
+    /// meanwhile, to a request that was on its way at the same time, stays.
     pub(super) fn refresh(
         &self,
         store: &Store,
@@ -71,10 +72,11 @@ impl Changes {
         let same = |now: &Hit| {
             now.len() == old.len() && now.state() == old.state() && now.head() == old.head()
         };
-        if !store.get(&key).is_some_and(|now| same(&now)) {
-            return Err(StoreError::Absent);
+        match store.get(&key) {
+            None => Err(StoreError::Absent),
+            Some(now) if same(&now) => store.refresh(&key, state, head),
+            Some(_) => Ok(()),
         }
-        store.refresh(&key, state, head)
     }
 }
 

@@ -203,6 +203,10 @@ impl Inner {
                 return None;
             }
         }
+        // What is stored now may be of after a ban, and this is of before.
+        if !ask.asking.is_current() {
+            return None;
+        }
         let (vary, values) = vary_of(&stored.headers, &ask.asked);
         let content = Content::Hit(old.hit.clone());
         Some(Arc::new(Shared { stored, known, content, vary, values, rest: None }))
