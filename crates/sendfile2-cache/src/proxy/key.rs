@@ -103,16 +103,18 @@ fn is_plain(headers: &HeaderMap) -> bool {
     lines.next().is_none() && line.eq_ignore_ascii_case(b"chunked")
 }
 
-/// An authority as it is forwarded: in lower case, without the port that its scheme has by itself.
+/// An authority as it is forwarded: in lower case, without the port that its scheme has by itself, or
+/// an empty one.
 fn plain(text: &str, default_port: &str) -> Result<String, StatusCode> {
     let authority: Authority = text.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
     let named = !authority.host().is_empty() && !text.contains('@');
     let port = text.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
-    let port_fits = port.is_none_or(|(_, port)| port.parse::<u16>().is_ok());
+    let port_fits = port.is_none_or(|(_, port)| port.is_empty() || port.parse::<u16>().is_ok());
     if !named || !port_fits {
         return Err(StatusCode::BAD_REQUEST);
     }
-    Ok(text.strip_suffix(default_port).unwrap_or(text).to_ascii_lowercase())
+    let bare = text.strip_suffix(default_port).or(text.strip_suffix(':'));
+    Ok(bare.unwrap_or(text).to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -166,6 +168,11 @@ mod tests {
             (Version::HTTP_11, "/a", &host("H:80"), Ok("h/a")),
             (Version::HTTP_11, "/a", &host("h:8080"), Ok("h:8080/a")),
             (Version::HTTP_11, "/a", &host("[::1]:8080"), Ok("[::1]:8080/a")),
+            // A port that is not there is the scheme's (RFC 3986, 3.2.3).
+            (Version::HTTP_11, "/a", &host("h:"), Ok("h/a")),
+            (Version::HTTP_11, "/a", &host("[::1]:"), Ok("[::1]/a")),
+            (Version::HTTP_11, "/a", &host(":"), Err(400)),
+            (Version::HTTP_11, "/a", &host("h:80:"), Err(400)),
             (Version::HTTP_11, "//x/a", &host("h"), Ok("h//x/a")),
             // The target's own authority counts: the other names what it is not.
             (Version::HTTP_11, "http://good/a", &host("evil"), Ok("good/a")),
