@@ -4,6 +4,7 @@ mod again;
 mod answer;
 mod body;
 mod changes;
+mod connection;
 mod fetch;
 mod find;
 mod flight;

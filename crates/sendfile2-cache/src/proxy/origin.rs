@@ -18,6 +18,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::body::{BoxError, RequestBody};
+use super::connection::Connector;
 use super::health::{Checked, HealthCheck};
 use super::interim::Interim;
 use super::upload::Progress;
@@ -66,7 +67,7 @@ pub struct Origins {
     next: AtomicUsize,
     began: Instant,
     pub(super) timeouts: Timeouts,
-    client: Client<HttpsConnector<HttpConnector>, RequestBody>,
+    client: Client<HttpsConnector<Connector>, RequestBody>,
 }
 
 pub(super) struct Origin {
@@ -188,7 +189,7 @@ impl Origins {
                 .with_no_client_auth();
             builder.with_tls_config(config)
         };
-        let connector = builder.https_or_http().enable_http1().wrap_connector(http);
+        let connector = builder.https_or_http().enable_http1().wrap_connector(Connector(http));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
