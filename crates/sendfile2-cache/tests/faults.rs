@@ -89,7 +89,7 @@ fn what_is_not_a_store_is_refused_and_not_touched() {
     File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
     refused(&path, "cut short");
     let directory = Store::open(&options(dir.path()));
-    assert!(matches!(directory, Err(StoreError::Io { .. })), "{directory:?}");
+    assert!(matches!(directory, Err(StoreError::NotAStore { .. })), "{directory:?}");
 }
 
 #[test]

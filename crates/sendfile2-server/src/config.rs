@@ -280,7 +280,8 @@ pub(crate) fn agree(config: &Config) -> anyhow::Result<()> {
         ),
         What::Cache(cache) => ensure!(
             !cache.origin.is_empty(),
-            "which origin? Give --origin, such as --origin http://127.0.0.1:3000"
+            "which origin? Give --origin, such as --origin http://127.0.0.1:3000, or origin = \"...\" in \
+             a file"
         ),
     }
     let tls = args.tls_cert.is_some();

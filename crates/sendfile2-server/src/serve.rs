@@ -57,7 +57,7 @@ pub(crate) fn run(config: Config, line: Vec<OsString>) -> anyhow::Result<()> {
     needs::check()?;
     // Before the site, which keeps a part of them.
     let descriptors = descriptors();
-    let store = if config.operation().check { None } else { cached::store(&config)? };
+    let store = cached::store(&config)?;
     let site = Site::new(&config, store.as_ref(), None)?;
     let args = config.operation();
     let allowed = allowed(descriptors, site.kept_files());

@@ -262,7 +262,7 @@ fn why_no_answer_came_is_told() {
     let mut cache = cache(&[&format!("http://{gone}")], &["--listen", "127.0.0.1:0"]);
     assert_eq!(status(&get(&cache.addresses[0], "/path")), Some(502));
     let mut line = String::new();
-    while !line.starts_with("sendfile2: no answer from the origin for ") {
+    while !line.starts_with("sendfile2: no answer from the origin http://") {
         line.clear();
         assert_ne!(cache.stderr.read_line(&mut line).expect("UTF-8"), 0, "it ended");
     }
@@ -275,10 +275,10 @@ fn what_is_wrong_is_said_before_a_store_is_made() {
     let store = dir.path().join("store");
     for (args, told) in [
         (&[][..], "which origin?"),
-        (&["--origin", "ftp://x"], "--origin: ftp://x/ is no origin"),
+        (&["--origin", "ftp://x"], "--origin: \"ftp://x\" is no origin"),
         (&["--origin", "http://x/path"], "is no origin"),
         (&["--origin", "http://x", "--tls-cert", "x"], "belong together"),
-        (&["--origin", "http://x", "--health-path", "x"], "--health-path: x is no path"),
+        (&["--origin", "http://x", "--health-path", "x"], "--health-path: \"x\" is no path"),
     ] {
         let server = env!("CARGO_BIN_EXE_sendfile2-server");
         let mut command = Command::new(server);

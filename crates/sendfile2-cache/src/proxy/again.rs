@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, header};
-use hyper::body::Incoming;
 
 use super::body::Passing;
 use super::flight::Shared;
+use super::incoming::OriginBody;
 use super::origin::{NoAnswer, Outgoing};
 use super::{Inner, Wish};
 use crate::policy::{self, Kind};
@@ -85,10 +85,14 @@ impl Again {
         let Again { inner, outgoing, status, headers, from, read } = self;
         let stall = inner.origins.timeouts.stall;
         // A task of its own: what it sends is not for several threads.
+        let target = format!("{}{}", outgoing.authority, outgoing.path);
         let asked = tokio::spawn(async move { inner.origins.ask(&outgoing, None).await });
         let response = asked.await.map_err(io::Error::other)?;
-        let response = response.map_err(|e: NoAnswer| io::Error::other(e.to_string()))?;
-        let another = || io::Error::other("the origin sends another answer now");
+        let response = response.map_err(|e: NoAnswer| {
+            let origin = e.origin().unwrap_or_default();
+            io::Error::other(format!("no answer from the origin {origin} for {target}: {e}"))
+        })?;
+        let another = || io::Error::other(format!("{target}: the origin sends another answer now"));
         if response.status() != status || !is_same(&headers, &response) {
             return Err(another());
         }
@@ -112,7 +116,7 @@ impl Again {
     }
 }
 
-fn is_same(headers: &HeaderMap, response: &Response<Incoming>) -> bool {
+fn is_same(headers: &HeaderMap, response: &Response<OriginBody>) -> bool {
     SAME.iter().all(|name| headers.get(name) == response.headers().get(name))
 }
 

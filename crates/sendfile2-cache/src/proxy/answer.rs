@@ -116,7 +116,7 @@ pub(super) fn answer(
     let begin = part.as_ref().map_or(0, |part| part.range.start);
     let is_asked = part.is_some() || stored.status == StatusCode::OK;
     let wanted = is_asked.then(|| wanted(asked, &stored, whole));
-    let Stored { status: mut sent, mut headers, .. } = stored;
+    let Stored { id, status: mut sent, mut headers } = stored;
     let mut range = None;
     if let Some(wanted) = wanted.filter(|wanted| wanted.status != StatusCode::OK) {
         sent = wanted.status;
@@ -145,7 +145,7 @@ pub(super) fn answer(
                 Ok(response) => response,
                 Err(e) => {
                     // What is said of the body must not be said of none.
-                    tracing::error!("a stored body cannot be read: {e}");
+                    tracing::error!("the stored body of {id} cannot be read: {e}");
                     return own(StatusCode::INTERNAL_SERVER_ERROR, "");
                 }
             }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Incoming;
 use sendfile2_axum::FileBody;
 use tokio::time::{Instant, Sleep};
 
 use super::again::{self, Again};
+use super::incoming::OriginBody;
 use super::rest::{Joined, Next};
 use crate::store::FillReader;
 
@@ -47,7 +47,7 @@ impl CacheBody {
         CacheBody(Inner::Filling(filling))
     }
 
-    pub(super) fn passing(body: Incoming, stall: Duration) -> Self {
+    pub(super) fn passing(body: OriginBody, stall: Duration) -> Self {
         CacheBody(Inner::Passing(Box::new(Passing::new(body, stall))))
     }
 }
@@ -134,7 +134,11 @@ pub(super) struct Sharing {
 
 impl Reader {
     async fn next(mut self, at: u64) -> Read {
-        let read = self.read(at).await;
+        let mut read = self.read(at).await;
+        if let (Err(_), Some(why)) = (&read, self.rest.as_ref().and_then(|rest| rest.joined.why()))
+        {
+            read = Err(io::Error::other(why));
+        }
         if let (Ok(bytes), Some(Sharing { again: Some(again), .. })) = (&read, &mut self.rest) {
             again.read(bytes);
         }
@@ -240,13 +244,13 @@ impl Filling {
 pub(super) struct Passing {
     /// Bytes that were put back, and come first.
     first: Bytes,
-    body: Incoming,
+    body: OriginBody,
     stall: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Passing {
-    pub(super) fn new(body: Incoming, stall: Duration) -> Self {
+    pub(super) fn new(body: OriginBody, stall: Duration) -> Self {
         Passing { first: Bytes::new(), body, stall, timer: None }
     }
 
@@ -256,12 +260,13 @@ impl Passing {
         }
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.timer = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
+            return Poll::Ready(frame);
         }
         let latest = Instant::now() + self.stall;
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(latest)));
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())))
+        let why = format!("nothing came for {:?}", self.stall);
+        Poll::Ready(Some(Err(self.body.error(io::ErrorKind::TimedOut, why))))
     }
 
     /// Puts back what comes next.
@@ -269,8 +274,13 @@ impl Passing {
         self.first = bytes;
     }
 
-    pub(super) fn into_inner(self) -> Incoming {
+    pub(super) fn into_inner(self) -> OriginBody {
         self.body
+    }
+
+    /// An error of what came, with its names.
+    pub(super) fn wrong(&self, why: &str) -> io::Error {
+        self.body.error(io::ErrorKind::InvalidData, why)
     }
 
     /// The next bytes; `None` at the end.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use sendfile2_axum::FileBody;
 use tokio::sync::watch;
 
@@ -16,6 +15,7 @@ use super::body::Passing;
 use super::changes::Asking;
 use super::find::{self, Found};
 use super::flight::Shared;
+use super::incoming::OriginBody;
 use super::interim::Interim;
 use super::key::Target;
 use super::origin::{NoAnswer, Outgoing};
@@ -49,7 +49,7 @@ const TOO_LARGE: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(super) enum Fetched {
     /// A response that is not stored, and why.
-    Passing(Box<Response<Incoming>>, &'static str),
+    Passing(Box<Response<OriginBody>>, &'static str),
     /// A response that is being stored; the one who asked reads it.
     Storing(Arc<Shared>, Option<Joined>),
     /// The stored response is right.
@@ -217,7 +217,7 @@ impl Inner {
         self: &Arc<Self>,
         ask: Ask,
         head: http::response::Parts,
-        body: Incoming,
+        body: OriginBody,
         times: Times,
     ) -> (Fetched, Option<Pump>) {
         let status = head.status;
@@ -357,6 +357,7 @@ impl Pump {
     pub(super) async fn run(mut self) -> Option<Hit> {
         if let Err(e) = self.all().await {
             tracing::debug!("a response was given up: {e}");
+            self.rest.breaks_off(&e);
             return None;
         }
         let Pump { inner, key, fill, written, past, _counted, .. } = self;
@@ -389,12 +390,12 @@ impl Pump {
             let bytes = bytes?;
             let end = self.written.saturating_add(bytes.len() as u64);
             if self.end.is_some_and(|wanted| end > wanted) {
-                return Err(io::Error::other("a part is longer than it says"));
+                return Err(self.body.wrong("a part is longer than it says"));
             }
             self.write(bytes).await?;
         }
         if self.end.is_some_and(|end| self.written != end) {
-            return Err(io::Error::other("a part is shorter than it says"));
+            return Err(self.body.wrong("a part is shorter than it says"));
         }
         let behind = self.behind.take();
         self.old(behind).await

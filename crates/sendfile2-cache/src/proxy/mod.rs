@@ -10,6 +10,7 @@ mod find;
 mod flight;
 mod get;
 mod health;
+mod incoming;
 mod interim;
 mod key;
 mod origin;
@@ -235,13 +236,15 @@ fn own(status: StatusCode, text: &'static str) -> Response<CacheBody> {
 fn failed(why: &NoAnswer) -> Response<CacheBody> {
     count("failed");
     match why {
-        NoAnswer::Timeout => {
+        NoAnswer::Timeout { .. } => {
             own(StatusCode::GATEWAY_TIMEOUT, "the origin did not answer in time\n")
         }
         NoAnswer::TooLong => own(StatusCode::PAYLOAD_TOO_LARGE, ""),
         NoAnswer::SlowClient => own(StatusCode::REQUEST_TIMEOUT, ""),
         NoAnswer::BrokenClient => own(StatusCode::BAD_REQUEST, ""),
-        NoAnswer::Unreachable(_) => own(StatusCode::BAD_GATEWAY, "the origin cannot be reached\n"),
+        NoAnswer::Unreachable { .. } => {
+            own(StatusCode::BAD_GATEWAY, "the origin cannot be reached\n")
+        }
     }
 }
 
@@ -369,9 +372,8 @@ impl Inner {
     }
 
     fn trouble(&self, target: &Target, why: &NoAnswer) {
-        if why.is_of_client() {
-            return;
+        if let Some(origin) = why.origin() {
+            tracing::warn!("no answer from the origin {origin} for {}: {why}", target.id());
         }
-        tracing::warn!("no answer from the origin for {}: {why}", target.id());
     }
 }

@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use super::body::{BoxError, RequestBody};
 use super::connection::Connector;
 use super::health::{Checked, HealthCheck};
+use super::incoming::{OriginBody, whole};
 use super::interim::Interim;
 use super::upload::Progress;
 use crate::store::Key;
@@ -92,7 +93,7 @@ pub enum OriginError {
     #[error("an origin is needed, such as http://127.0.0.1:8080")]
     None,
     /// No address of an origin.
-    #[error("{0} is no origin: give http://HOST:PORT or https://HOST, without a path")]
+    #[error("{0:?} is no origin: give http://HOST:PORT or https://HOST, without a path")]
     NotOne(String),
     /// The system's certificates cannot be read, by which those of https are judged.
     #[error("cannot read the system's certificates: {0}")]
@@ -103,9 +104,9 @@ pub enum OriginError {
 #[derive(Debug)]
 pub(super) enum NoAnswer {
     /// The origin cannot be reached, or ended the connection.
-    Unreachable(BoxError),
+    Unreachable { origin: String, why: BoxError },
     /// A time limit that has passed.
-    Timeout,
+    Timeout { origin: String },
     /// The body of the request is too long,
     TooLong,
     /// does not come,
@@ -115,20 +116,27 @@ pub(super) enum NoAnswer {
 }
 
 impl NoAnswer {
-    pub(super) fn is_of_client(&self) -> bool {
-        matches!(self, NoAnswer::TooLong | NoAnswer::SlowClient | NoAnswer::BrokenClient)
+    /// The origin that gave none; `None` where that was the client's doing.
+    pub(super) fn origin(&self) -> Option<&str> {
+        match self {
+            NoAnswer::Unreachable { origin, .. } | NoAnswer::Timeout { origin } => Some(origin),
+            NoAnswer::TooLong | NoAnswer::SlowClient | NoAnswer::BrokenClient => None,
+        }
+    }
+}
+
+impl NoAnswer {
+    /// The one where there is no origin to ask, which [`Origins::new`] does not let happen.
+    fn of_nobody() -> Self {
+        NoAnswer::Timeout { origin: String::new() }
     }
 }
 
 impl fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            NoAnswer::Unreachable(why) => {
-                write!(f, "{why}")?;
-                let sources = std::iter::successors(why.source(), |why| (*why).source());
-                sources.into_iter().try_for_each(|why| write!(f, ": {why}"))
-            }
-            NoAnswer::Timeout => f.write_str("it did not answer in time"),
+            NoAnswer::Unreachable { why, .. } => f.write_str(&whole(&**why)),
+            NoAnswer::Timeout { .. } => f.write_str("it did not answer in time"),
             NoAnswer::TooLong => f.write_str("the request's body is too long"),
             NoAnswer::SlowClient => f.write_str("the request's body does not come"),
             NoAnswer::BrokenClient => f.write_str("the request's body broke off"),
@@ -159,7 +167,8 @@ impl Origins {
                 (Some(scheme), Some(authority))
                     if bare
                         && (*scheme == Scheme::HTTP || *scheme == Scheme::HTTPS)
-                        && !authority.as_str().contains('@') =>
+                        && !authority.as_str().contains('@')
+                        && has_right_port(authority) =>
                 {
                     let (scheme, authority) = (scheme.clone(), authority.clone());
                     let (alone_until, checked) = (AtomicU64::new(0), Checked::default());
@@ -241,7 +250,7 @@ impl Origins {
         &self,
         request: &Outgoing,
         interim: Option<&Interim>,
-    ) -> Result<Response<Incoming>, NoAnswer> {
+    ) -> Result<Response<OriginBody>, NoAnswer> {
         let order = self.order(request);
         let tries = order.len().max(2);
         let mut failed = None;
@@ -250,11 +259,11 @@ impl Origins {
             match self.send(origin, request, body, interim).await {
                 Ok(response) => return Ok(response),
                 // It has had its time.
-                Err(NoAnswer::Timeout) => return Err(NoAnswer::Timeout),
+                Err(e @ NoAnswer::Timeout { .. }) => return Err(e),
                 Err(e) => failed = Some(e),
             }
         }
-        Err(failed.unwrap_or(NoAnswer::Timeout))
+        Err(failed.unwrap_or_else(NoAnswer::of_nobody))
     }
 
     /// Sends a request with a body, once.
@@ -263,10 +272,10 @@ impl Origins {
         request: &Outgoing,
         body: RequestBody,
         interim: Option<&Interim>,
-    ) -> Result<Response<Incoming>, NoAnswer> {
+    ) -> Result<Response<OriginBody>, NoAnswer> {
         match self.order(request).first() {
             Some(origin) => self.send(origin, request, body, interim).await,
-            None => Err(NoAnswer::Timeout),
+            None => Err(NoAnswer::of_nobody()),
         }
     }
 
@@ -276,9 +285,9 @@ impl Origins {
         request: &Outgoing,
         body: RequestBody,
         interim: Option<&Interim>,
-    ) -> Result<Response<Incoming>, NoAnswer> {
+    ) -> Result<Response<OriginBody>, NoAnswer> {
         let result = self.sent(origin, request, body, interim).await;
-        if result.as_ref().is_err_and(|e| !e.is_of_client()) {
+        if result.as_ref().is_err_and(|e| e.origin().is_some()) {
             let until = self.now().saturating_add(LEFT_ALONE.as_millis().try_into().unwrap_or(0));
             origin.alone_until.store(until, Ordering::Relaxed);
             metrics::counter!("sendfile2_cache_origin_failures_total").increment(1);
@@ -292,13 +301,13 @@ impl Origins {
         request: &Outgoing,
         body: RequestBody,
         interim: Option<&Interim>,
-    ) -> Result<Response<Incoming>, NoAnswer> {
+    ) -> Result<Response<OriginBody>, NoAnswer> {
         let target = Uri::builder()
             .scheme(origin.scheme.clone())
             .authority(origin.authority.clone())
             .path_and_query(&*request.path)
             .build();
-        let unreachable = |e: BoxError| NoAnswer::Unreachable(e);
+        let unreachable = |why: BoxError| NoAnswer::Unreachable { origin: origin.url(), why };
         let (progress, body) = Progress::of(body);
         let mut outgoing = Request::new(body);
         *outgoing.uri_mut() = target.map_err(|e| unreachable(e.into()))?;
@@ -328,17 +337,19 @@ impl Origins {
         }
         match answer {
             Ok(Ok(response)) if response.status().is_informational() => {
-                Err(NoAnswer::Unreachable("it changes to a protocol that nobody asked for".into()))
+                Err(unreachable("it changes to a protocol that nobody asked for".into()))
             }
             Ok(Ok(response)) if is_coded(response.headers()) => {
-                Err(NoAnswer::Unreachable("its answer has a coding that was not asked for".into()))
+                Err(unreachable("its answer has a coding that was not asked for".into()))
             }
             Ok(Ok(mut response)) => {
                 of_one_length(&request.method, &mut response);
-                Ok(response)
+                let target = format!("{}{}", request.authority, request.path);
+                let of = format!("{target} of the origin {}", origin.url());
+                Ok(response.map(|body| OriginBody::new(body, of)))
             }
-            Ok(Err(e)) => Err(NoAnswer::Unreachable(e.into())),
-            Err(_) => Err(NoAnswer::Timeout),
+            Ok(Err(e)) => Err(unreachable(e.into())),
+            Err(_) => Err(NoAnswer::Timeout { origin: origin.url() }),
         }
     }
 }
@@ -356,6 +367,11 @@ fn is_coded(headers: &HeaderMap) -> bool {
     let is = |name: &[u8], known: &str| name.eq_ignore_ascii_case(known.as_bytes());
     let chunked = names().filter(|name| is(name, "chunked")).count();
     chunked > 1 || names().any(|name| KNOWN.iter().any(|known| is(name, known)))
+}
+
+/// Whether the port is one, or none is named.
+fn has_right_port(authority: &Authority) -> bool {
+    authority.as_str() == authority.host() || authority.port_u16().is_some_and(|port| port > 0)
 }
 
 /// Makes `Content-Length` what the body is (RFC 9112, 6.3): it does not count beside

@@ -6,12 +6,12 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::Limited;
-use hyper::body::Incoming;
 
 use super::answer::VIA;
 use super::body::{CacheBody, RequestBody, Sharing};
 use super::changes::Asking;
 use super::fetch::{Ask, Fetched};
+use super::incoming::OriginBody;
 use super::interim::Interim;
 use super::key::Target;
 use super::origin::{NoAnswer, Outgoing};
@@ -39,7 +39,7 @@ impl Inner {
     /// An answer that only passes.
     pub(super) fn passed(
         &self,
-        response: Response<Incoming>,
+        response: Response<OriginBody>,
         status: CacheStatus,
     ) -> Response<CacheBody> {
         let (mut head, body) = response.into_parts();
@@ -100,7 +100,8 @@ impl Inner {
         };
         let times = Times { asked: began, answered: seconds() };
         if let Err(e) = self.invalidate(&target, &head.method, &response).await {
-            tracing::error!("what has changed cannot be made invalid for good: {e}");
+            let target = target.id();
+            tracing::error!("what has changed by {target} cannot be made invalid for good: {e}");
         }
         count("pass");
         let safe = policy::is_safe(&head.method);
@@ -119,7 +120,7 @@ impl Inner {
         self: &Arc<Self>,
         target: &Target,
         method: &Method,
-        response: &Response<Incoming>,
+        response: &Response<OriginBody>,
     ) -> Result<(), crate::store::StoreError> {
         let (status, headers) = (response.status(), response.headers());
         let changed = policy::invalidated(method, &target.authority, &target.path, status, headers);
@@ -143,7 +144,7 @@ impl Inner {
     async fn stored_of_post(
         self: &Arc<Self>,
         (target, headers, asking): (Target, HeaderMap, Asking),
-        response: Response<Incoming>,
+        response: Response<OriginBody>,
         times: Times,
         status: CacheStatus,
     ) -> Response<CacheBody> {
@@ -243,7 +244,7 @@ impl Inner {
         &self,
         wish: &Wish,
         found: find::Found,
-        response: &Response<Incoming>,
+        response: &Response<OriginBody>,
         times: Times,
     ) {
         if response.status() != StatusCode::OK || found.stored.status != StatusCode::OK {
@@ -285,7 +286,7 @@ fn forwards(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Whether an answer is what a GET of the same target would be answered.
-fn is_its_own(target: &Target, response: &Response<Incoming>) -> bool {
+fn is_its_own(target: &Target, response: &Response<OriginBody>) -> bool {
     let named = response.headers().get(header::CONTENT_LOCATION);
     let named = named.and_then(|named| std::str::from_utf8(named.as_bytes()).ok());
     named.and_then(|named| policy::resolved(&target.authority, &target.path, named)).as_deref()

@@ -23,6 +23,8 @@ pub(super) struct Rest {
     /// A reader has taken a piece, or is gone.
     taken: Notify,
     end: OnceLock<End>,
+    /// The reason for which the body broke off.
+    why: OnceLock<String>,
 }
 
 /// The end of a rest.
@@ -67,6 +69,7 @@ impl Rest {
             from: watch::Sender::new(None),
             taken: Notify::new(),
             end: OnceLock::new(),
+            why: OnceLock::new(),
         })
     }
 
@@ -93,6 +96,11 @@ impl Rest {
         let readers = self.joined().take().unwrap_or_default();
         self.from.send_replace(Some(from));
         Past { rest: Arc::clone(self), readers, patience: PATIENCE }
+    }
+
+    /// Says why the body breaks off, before it does.
+    pub(super) fn breaks_off(&self, why: &io::Error) {
+        let _ = self.why.set(why.to_string());
     }
 }
 
@@ -126,6 +134,11 @@ impl Joined {
             Some(End::Whole(end)) if *end == at => Ok(Next::End),
             _ => Ok(Next::LeftBehind),
         }
+    }
+
+    /// The reason for which the body broke off, if it did.
+    pub(super) fn why(&self) -> Option<&str> {
+        self.rest.why.get().map(String::as_str)
     }
 
     /// Whether the origin has broken it off.

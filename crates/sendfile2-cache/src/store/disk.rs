@@ -1,14 +1,15 @@
 //! The file of a store: opening it, making it, and all reads and writes of it.
 
 use std::fs::{File, OpenOptions};
-use std::io::IoSliceMut;
+use std::io::{ErrorKind, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{
-    FallocateFlags, FlockOperation, OFlags, fallocate, fdatasync, flock, fstatfs, ftruncate,
+    Access, FallocateFlags, FlockOperation, OFlags, access, fallocate, fdatasync, flock, fstatfs,
+    ftruncate,
 };
 use rustix::io::{Errno, ReadWriteFlags, pread, preadv2};
 use sendfile2::Source;
@@ -49,19 +50,12 @@ impl Disk {
         })?;
         let (size, _) = Source::examine(&file)?;
         let device = lock.metadata().map_err(StoreError::io("stat"))?.file_type().is_block_device();
-        let mut block = vec![0; SUPERBLOCK];
-        let read = read_up_to(&file, &mut block, 0)?;
-        let empty = if device { is_blank(&file, size)? } else { size == 0 };
-        let (sizes, secret) = if empty {
-            make(&file, options, device.then_some(size))?
-        } else {
-            read_superblock(&block[..read])
-                .map_err(|why| StoreError::NotAStore { path: path.clone(), why })?
+        let known = known(&file, path, device, size)?;
+        let empty = known.is_none();
+        let (sizes, secret) = match known {
+            Some(known) => known,
+            None => make(&file, options, device.then_some(size))?,
         };
-        if device && size < sizes.size() {
-            let why = format!("the device has {size} bytes, and {} are its", sizes.size());
-            return Err(StoreError::NotAStore { path, why });
-        }
         if !device && size < sizes.size() {
             // Made, and killed before it was as large as it was to be; or cut.
             ftruncate(&file, sizes.size()).map_err(StoreError::io("ftruncate"))?;
@@ -81,6 +75,32 @@ impl Disk {
             log: super::tests::power::Log::default(),
         };
         Ok((disk, empty))
+    }
+
+    /// Says whether a store could be opened so, and changes nothing.
+    pub(super) fn check(options: &Options) -> Result<(), StoreError> {
+        let may_write = |dir: &Path| {
+            let wanted = Access::WRITE_OK | Access::EXEC_OK;
+            access(dir, wanted).map_err(StoreError::io("open"))
+        };
+        let Some(path) = &options.path else {
+            wanted(options)?;
+            return may_write(&std::env::temp_dir());
+        };
+        let Some(device) = is_device(path)? else {
+            wanted(options)?;
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            return may_write(dir.unwrap_or(Path::new(".")));
+        };
+        // Whoever has it open has a device for himself, and goes on.
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(StoreError::io("open"))?;
+        let (size, _) = Source::examine(&file)?;
+        match known(&file, path.clone(), device, size)? {
+            None if device => Sizes::of(size, options.region).map(drop).map_err(StoreError::Sizes),
+            None => wanted(options).map(drop),
+            Some(_) => Ok(()),
+        }
     }
 
     pub(super) fn read(&self, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
@@ -189,12 +209,61 @@ fn read_up_to(
 /// Two descriptors of the file that are not duplicates: one for the lock.
 fn opened(options: &Options) -> Result<(File, File), StoreError> {
     let Some(path) = &options.path else {
+        wanted(options)?;
         let file = tempfile::NamedTempFile::new().map_err(StoreError::io("open"))?;
         let lock = open(file.path(), false)?;
         return Ok((lock, file.into_file()));
     };
-    let device = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
-    Ok((open(path, device)?, open(path, false)?))
+    let found = is_device(path)?;
+    if found.is_none() {
+        // None is made for what is wrong.
+        wanted(options)?;
+    }
+    Ok((open(path, found == Some(true))?, open(path, false)?))
+}
+
+/// The sizes of a store that is to be made in a file.
+fn wanted(options: &Options) -> Result<Sizes, StoreError> {
+    Sizes::of(options.size, options.region).map_err(StoreError::Sizes)
+}
+
+/// Whether it is a block device, and no file; `None` if there is nothing.
+fn is_device(path: &Path) -> Result<Option<bool>, StoreError> {
+    let kind = match std::fs::metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(StoreError::io("stat")(e)),
+    };
+    let why = match kind {
+        _ if kind.is_file() || kind.is_block_device() => return Ok(Some(kind.is_block_device())),
+        _ if kind.is_dir() => "it is a directory",
+        _ if kind.is_char_device() => "it is a character device",
+        _ if kind.is_fifo() => "it is a pipe",
+        _ => "it is a socket",
+    };
+    Err(StoreError::NotAStore { path: path.to_owned(), why: why.into() })
+}
+
+/// The store that there is; `None` if there is nothing.
+fn known(
+    file: &File,
+    path: PathBuf,
+    device: bool,
+    size: u64,
+) -> Result<Option<(Sizes, Secret)>, StoreError> {
+    if if device { is_blank(file, size)? } else { size == 0 } {
+        return Ok(None);
+    }
+    let mut block = vec![0; SUPERBLOCK];
+    let read = read_up_to(file, &mut block, 0)?;
+    match read_superblock(&block[..read]) {
+        Ok((sizes, _)) if device && size < sizes.size() => {
+            let why = format!("the device has {size} bytes, and {} are its", sizes.size());
+            Err(StoreError::NotAStore { path, why })
+        }
+        Ok(known) => Ok(Some(known)),
+        Err(why) => Err(StoreError::NotAStore { path, why }),
+    }
 }
 
 fn open(path: &Path, device: bool) -> Result<File, StoreError> {

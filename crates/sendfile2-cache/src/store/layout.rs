@@ -86,12 +86,14 @@ impl Sizes {
             return Err(format!("a region of {region} bytes is not 2 to 16 MiB in steps of 2"));
         }
         // Bans are the more the more there is to ban.
-        let meta = UNIT * (1 + size.div_ceil(1 << 30).min(1024));
+        let meta = UNIT * (1 + size.div_ceil(1 << 30).clamp(1, 1024));
         let regions = size.saturating_sub(meta) / region;
         let sizes = u32::try_from(regions).ok().zip(u32::try_from(region).ok());
         match sizes {
             Some((regions, region)) if regions >= 4 => Ok(Sizes { meta, region, regions }),
-            Some(_) => Err(format!("{size} bytes are too few: {} at least", meta + 4 * region)),
+            Some(_) => {
+                Err(format!("{size} bytes are too few: {}M at least", (meta + 4 * region) >> 20))
+            }
             None => Err(format!("{size} bytes are too many")),
         }
     }

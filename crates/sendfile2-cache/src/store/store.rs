@@ -76,6 +76,15 @@ impl Store {
         Ok((Store(Arc::new(Handle { core, keeper: Some(keeper) })), opened))
     }
 
+    /// Says whether a store could be opened with these options, as far as that is known without
+    /// making or changing one, or being in the way of who has it open.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn check(options: &Options) -> Result<(), StoreError> {
+        Disk::check(options)
+    }
+
     /// Finds a response, and counts that. What another process wrote is compared with its checksums
     /// before it is given out first.
     #[must_use]

@@ -46,13 +46,16 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub health_path: Option<String>,
     /// Time from one check to the next, in which one has to be answered
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = units::duration,
+        requires = "health_path")]
     pub health_interval: Duration,
     /// Failed checks in a row by which an origin is down
-    #[arg(long, value_name = "N", default_value = "3")]
+    #[arg(long, value_name = "N", default_value = "3", value_parser = units::some::<NonZeroU32>,
+        requires = "health_path")]
     pub health_fails: NonZeroU32,
     /// Passed checks in a row by which it is up again
-    #[arg(long, value_name = "N", default_value = "2")]
+    #[arg(long, value_name = "N", default_value = "2", value_parser = units::some::<NonZeroU32>,
+        requires = "health_path")]
     pub health_passes: NonZeroU32,
     /// File, or block device, that keeps what was answered [default: a temporary file, which goes
     /// with the process]

@@ -104,5 +104,6 @@ pub fn in_environment(prefix: &str, arg: clap::Arg) -> clap::Arg {
         return arg;
     }
     let name = format!("{prefix}{}", arg.get_id().as_str().to_uppercase());
-    arg.env(name).hide_env(true)
+    // "invalid value '-1' for '--size'" says more than "unexpected argument '-1'".
+    arg.env(name).hide_env(true).allow_negative_numbers(true)
 }

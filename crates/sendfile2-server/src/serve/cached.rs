@@ -1,21 +1,24 @@
 //! The contents that `sendfile2 cache` serves: the answers of other servers.
 
 use std::borrow::Cow;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderName, HeaderValue, Method, Request, Uri};
 use metrics::{counter, gauge};
 use sendfile2_cache::Cache;
-use sendfile2_cache::proxy::{Choice, HealthCheck, Limits, Origins, Timeouts};
-use sendfile2_cache::store::{Admission, Options, Store};
+use sendfile2_cache::proxy::{Choice, HealthCheck, Limits, OriginError, Origins, Timeouts};
+use sendfile2_cache::store::{Admission, Options, Store, StoreError};
 
 use super::limits::FORWARDED_FOR;
 use crate::args::cache::{Args, Choose};
 use crate::config::{self, Config, What};
 use crate::{output, units};
 
-/// Opens the store that the options name, and says what is in it; `None` where files are served.
+/// Opens the store that the options name, and says what is in it; `None` where files are served, and
+/// where the options are only checked.
 pub(super) fn store(config: &Config) -> anyhow::Result<Option<Store>> {
     let What::Cache(args) = &config.what else { return Ok(None) };
     // No store is made for what is wrong.
@@ -23,8 +26,11 @@ pub(super) fn store(config: &Config) -> anyhow::Result<Option<Store>> {
     origins(config, args)?;
     let admission = if args.second_request { Admission::SecondRequest } else { Admission::Always };
     let (path, size) = (args.store.clone(), args.size);
-    let (store, opened) = Store::open(&Options { path, size, admission, ..Options::default() })
-        .with_context(|| config.place("store", 0))?;
+    let options = Options { path, size, admission, ..Options::default() };
+    if args.operation.check {
+        return Store::check(&options).map(|()| None).map_err(|e| no_store(config, args, e));
+    }
+    let (store, opened) = Store::open(&options).map_err(|e| no_store(config, args, e))?;
     match &args.store {
         None => output::note(&format!(
             "sendfile2: keeps up to {} in a temporary file; --store makes it last",
@@ -46,9 +52,37 @@ pub(super) fn store(config: &Config) -> anyhow::Result<Option<Store>> {
     Ok(Some(store))
 }
 
+/// Says why there is no store, by which option, and of which file.
+fn no_store(config: &Config, args: &Args, error: StoreError) -> anyhow::Error {
+    let (store, size) = (config.place("store", 0), config.place("size", 0));
+    let dir = std::env::temp_dir();
+    let name = match &args.store {
+        Some(path) => path.display().to_string(),
+        None => format!("a temporary file in {} (TMPDIR, or give --store)", dir.display()),
+    };
+    let device = args.store.as_ref().and_then(|path| path.metadata().ok());
+    let device = device.is_some_and(|found| found.file_type().is_block_device());
+    let context = match &error {
+        StoreError::Sizes(_) if device => format!("{store}: {name}"),
+        StoreError::Sizes(why) => return anyhow!("{size}: {why}"),
+        StoreError::NotAStore { .. } | StoreError::InUse(_) => {
+            return anyhow!("{store}: {error}: give another file");
+        }
+        StoreError::Io { op: "fallocate", .. } => {
+            format!("{size}: no room for {} in {name}", units::bytes(args.size))
+        }
+        StoreError::Io { op: "open", cause } if cause.kind() == ErrorKind::NotFound => {
+            format!("{store}: its directory is not there: {name}")
+        }
+        _ => format!("{store}: cannot read and write {name}"),
+    };
+    anyhow::Error::from(error).context(context)
+}
+
 fn origins(config: &Config, args: &Args) -> anyhow::Result<Origins> {
     let uris = args.origin.iter().enumerate().map(|(i, origin)| {
-        origin.parse::<Uri>().with_context(|| format!("{}: {origin}", config.place("origin", i)))
+        let wrong = |_| OriginError::NotOne(origin.clone());
+        origin.parse::<Uri>().map_err(wrong).with_context(|| config.place("origin", i))
     });
     let uris: Vec<_> = uris.collect::<Result<_, _>>()?;
     let timeouts = Timeouts {
@@ -60,12 +94,18 @@ fn origins(config: &Config, args: &Args) -> anyhow::Result<Origins> {
         Choose::RoundRobin => Choice::RoundRobin,
         Choose::Hash => Choice::Hash,
     };
-    let origins =
-        Origins::new(&uris, choice, timeouts).with_context(|| config.place("origin", 0))?;
+    let origins = Origins::new(&uris, choice, timeouts).map_err(|e| {
+        let is_it = |uri: &Uri| matches!(&e, OriginError::NotOne(it) if *it == uri.to_string());
+        let (at, e) = match uris.iter().position(is_it) {
+            Some(at) => (at, OriginError::NotOne(args.origin[at].clone())),
+            None => (0, e),
+        };
+        anyhow::Error::from(e).context(config.place("origin", at))
+    })?;
     let Some(path) = args.health_path.clone() else { return Ok(origins) };
     anyhow::ensure!(
         path.starts_with('/') && path.parse::<PathAndQuery>().is_ok(),
-        "{}: {path} is no path: give one such as /health",
+        "{}: {path:?} is no path: give one such as /health",
         config.place("health-path", 0)
     );
     let (interval, fails, passes) =
