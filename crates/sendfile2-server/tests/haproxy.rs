@@ -1,7 +1,9 @@
-//! A balancer (`HAProxy`, nginx) before three caches, as docs/cache.md configures it: one is killed under load, and comes
-//! back, and no client sees an error.
+//! A balancer (`HAProxy`, nginx) before three caches, as docs/cache.md configures it, each in a network namespace of its
+//! own: one is killed under load, and comes back, and no client sees an error.
 
 mod common;
+#[path = "../../sendfile2/tests/common/namespaces.rs"]
+mod namespaces;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,16 +13,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::ScopedJoinHandle;
 
 use common::{Server, get, have, number, until};
+use namespaces::Veth;
 
 const TARGETS: usize = 60;
 /// Requests in each part of the test.
 const REQUESTS: u64 = 600;
 
-/// A cache with a store that outlives it, at these addresses.
-fn cache(origin: &str, store: &Path, listen: &str, admin: &str) -> Server {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sendfile2-server"));
-    command.args(["cache", "--origin", origin, "--size", "64M", "--store"]).arg(store);
-    command.args(["--listen", listen, "--admin", admin]).stderr(Stdio::piped());
+/// A cache with a store that outlives it, in the namespace of this number. It has the addresses of
+/// docs/cache.md, but for the network.
+fn cache(n: u8, place: &Veth, origin: &str, store: &Path) -> Server {
+    let [nsenter, options @ ..] = place.over_there();
+    let mut command = Command::new(nsenter);
+    command.args(options).arg(env!("CARGO_BIN_EXE_sendfile2-server"));
+    let origin = format!("http://10.7.{n}.1:{origin}");
+    command.args(["cache", "--origin", &origin, "--size", "64M", "--store"]).arg(store);
+    command.args(["--listen", &format!("10.7.{n}.2:8080")]);
+    command.args(["--admin", &format!("10.7.{n}.2:9090")]).stderr(Stdio::piped());
     let mut child = command.spawn().expect("it starts");
     let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
     let (mut listening, mut metrics) = (None, None);
@@ -98,8 +106,9 @@ fn nginx(caches: &[Server], socket: &Path) -> Command {
     let own = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|of| format!("{of}_temp_path {dir}/{of};\n"))
         .concat();
+    // The namespaces have no other user.
     let configuration = format!(
-        "daemon off; master_process off; pid {dir}/pid; error_log {dir}/errors;\n\
+        "user root; daemon off; master_process off; pid {dir}/pid; error_log {dir}/errors;\n\
          events {{}}\nhttp {{ access_log off;\n{own}{shown}}}\n"
     );
     let file = socket.with_file_name("nginx.conf");
@@ -125,16 +134,19 @@ fn body(target: usize) -> String {
     format!("\r\n\r\n{}", format!("{target:04}").repeat(1000))
 }
 
+const VETH: &str = "ip link add v0 type veth peer name v1";
+
 #[test]
 fn a_cache_that_is_killed_and_comes_back_is_no_error_to_anybody() {
-    if have("haproxy") {
+    let test = "a_cache_that_is_killed_and_comes_back_is_no_error_to_anybody";
+    if have("haproxy") && namespaces::inside(test, VETH) {
         no_client_sees_an_error(haproxy);
     }
 }
 
 #[test]
 fn nor_behind_nginx() {
-    if have("nginx") {
+    if have("nginx") && namespaces::inside("nor_behind_nginx", VETH) {
         no_client_sees_an_error(nginx);
     }
 }
@@ -145,12 +157,13 @@ fn no_client_sees_an_error(balancer: fn(&[Server], &Path) -> Command) {
         let contents = &body(target)[4..];
         std::fs::write(dir.path().join(target.to_string()), contents).expect("a file");
     }
-    let args = ["--listen", "127.0.0.1:0", "--cache-control", "*=max-age=600"];
+    let args = ["--listen", "0.0.0.0:0", "--cache-control", "*=max-age=600"];
     let origin = Server::new(dir.path(), &args);
-    let origin = format!("http://{}", origin.addresses[0]);
     let stores = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let store = |n: usize| stores.path().join(n.to_string());
-    let start = |n| cache(&origin, &store(n), "127.0.0.1:0", "127.0.0.1:0");
+    let places = [0, 1, 2].map(Veth::numbered);
+    let start = |n: u8| {
+        cache(n, &places[usize::from(n)], origin.port(), &stores.path().join(n.to_string()))
+    };
     let mut caches = [0, 1, 2].map(start);
     let socket = stores.path().join("socket");
     let _balancer = Balancer(balancer(&caches, &socket).spawn().expect("it starts"));
@@ -183,8 +196,7 @@ fn no_client_sees_an_error(balancer: fn(&[Server], &Path) -> Command) {
         caches[0].child.kill().expect("it runs");
         caches[0].child.wait().expect("it ends");
         println!("one of them killed: {}", more(&clients));
-        let [listen, admin] = &caches[0].addresses[..] else { panic!("two addresses") };
-        caches[0] = cache(&origin, &store(0), listen, admin);
+        caches[0] = start(0);
         let admin = caches[0].addresses[1].clone();
         let served = || {
             number(&get(&admin, "/metrics"), "sendfile2_cache_requests_total{result=\"hit\"}") > 0.0

@@ -8,7 +8,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sendfile2::guard::{GuardOptions, GuardedFile, Overwrite};
@@ -17,8 +16,13 @@ use sendfile2::{Engine, Options, SendFlags, Sender, Source};
 pub mod detachable;
 pub mod faults;
 pub mod filesystems;
+pub mod namespaces;
 pub mod peek;
 pub mod stopped;
+
+// Not each test needs each of them.
+#[allow(unused_imports)]
+pub use namespaces::{UNSHARE, Veth, can, child, inside, role, run_as, sh};
 
 /// Long enough that only a hang passes it.
 pub fn deadline() -> Instant {
@@ -216,75 +220,6 @@ pub fn assert_same(got: &[u8], expected: &[u8]) {
     assert_eq!((got.len(), first), (expected.len(), None), "(length, first wrong byte)");
 }
 
-/// The role this process of the test binary plays, if [`run_as`] started it.
-pub fn role() -> Option<String> {
-    std::env::var("SENDFILE2_TEST_ROLE").ok()
-}
-
-/// A command that runs the test `name` of this binary alone, in the given role, under `wrapper`.
-pub fn child(wrapper: &[&str], name: &str, role: &str) -> Command {
-    let exe = std::env::current_exe().unwrap();
-    let mut command = match wrapper {
-        [] => Command::new(exe),
-        [program, args @ ..] => {
-            let mut command = Command::new(program);
-            command.args(args).arg(exe);
-            command
-        }
-    };
-    command.args(["--exact", name, "--nocapture"]);
-    command.env("SENDFILE2_TEST_ROLE", role);
-    command
-}
-
-/// Runs it to its end and shows what it printed; panics unless it passed.
-pub fn run_as(wrapper: &[&str], name: &str, role: &str) {
-    let output = child(wrapper, name, role).stdin(Stdio::null()).output().unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    eprint!("{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{name} as {role}: {}", output.status);
-    let passed = String::from_utf8_lossy(&output.stdout).contains("1 passed");
-    assert!(passed, "{name} as {role} ran no test");
-}
-
-/// Whether the machine lets `command` succeed; if not, says so as the reason for a skip.
-pub fn can(what: &str, command: &[&str]) -> bool {
-    let result = Command::new(command[0])
-        .args(&command[1..])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .output();
-    match result {
-        Ok(output) if output.status.success() => true,
-        Ok(output) => {
-            println!("SKIP: {what}: {}", String::from_utf8_lossy(&output.stderr).trim());
-            false
-        }
-        Err(e) => {
-            println!("SKIP: {what}: {}: {e}", command[0]);
-            false
-        }
-    }
-}
-
-/// A user namespace of its own with network namespace (and mounts), without root.
-pub const UNSHARE: [&str; 5] = ["unshare", "--user", "--map-root-user", "--net", "--mount"];
-
-/// Runs the test in namespaces of its own, with loopback up, if `needs` can be done there; `true`
-/// for who is inside, `false` when that is over or skipped.
-pub fn inside(test: &str, needs: &str) -> bool {
-    if role().is_none() {
-        let needs = format!("ip link set lo up && {needs}");
-        if can("not in this place", &[&UNSHARE[..], &["sh", "-ec", &needs]].concat()) {
-            run_as(&UNSHARE, test, "inside");
-        }
-        return false;
-    }
-    sh("ip link set lo up");
-    true
-}
-
 /// Addresses on loopback for [`tcp_between_two_addresses`].
 pub const TWO_ADDRESSES: &str = "ip addr add 10.9.0.1/32 dev lo; ip addr add 10.9.0.2/32 dev lo";
 
@@ -303,65 +238,12 @@ pub fn tcp_between_two_addresses() -> (TcpStream, TcpStream) {
 /// A queue on loopback that lets little through.
 pub const SLOW: &str = "tc qdisc replace dev lo root tbf rate 8mbit burst 64k limit 64m";
 
-/// Runs `script` with sh and panics if it fails.
-#[track_caller]
-pub fn sh(script: &str) {
-    let status = Command::new("sh").args(["-ec", script]).status().unwrap();
-    assert!(status.success(), "{script}: {status}");
-}
-
-/// Two network namespaces joined by a veth pair: this process's, and a child's. The addresses are
-/// 10.7.0.1 and `fd07::1` here, 10.7.0.2 and `fd07::2` there. Call it inside [`UNSHARE`].
-pub struct Veth {
-    anchor: std::process::Child,
-}
-
-impl Veth {
-    pub fn new() -> Self {
-        let mut anchor = Command::new("unshare")
-            .args(["--net", "sh", "-c", "echo ready; exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut ready = [0; 6];
-        anchor.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
-        let pid = anchor.id();
-        sh(&format!(
-            "ip link set lo up
-             ip link add v0 type veth peer name v1 netns {pid}
-             ip addr add 10.7.0.1/24 dev v0
-             ip addr add fd07::1/64 dev v0 nodad
-             ip link set v0 up
-             nsenter -t {pid} -n sh -ec '
-               ip link set lo up
-               ip addr add 10.7.0.2/24 dev v1
-               ip addr add fd07::2/64 dev v1 nodad
-               ip link set v1 up'"
-        ));
-        Veth { anchor }
-    }
-
-    /// The wrapper that runs a command in the other namespace.
-    pub fn over_there(&self) -> [String; 4] {
-        ["nsenter".into(), "-t".into(), self.anchor.id().to_string(), "-n".into()]
-    }
-}
-
 /// Tells a thread to stop, also where the test fails.
 pub struct SetOnDrop<'a>(pub &'a std::sync::atomic::AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, std::sync::atomic::Ordering::Relaxed);
-    }
-}
-
-impl Drop for Veth {
-    fn drop(&mut self) {
-        // Killed, not waited for by time: the namespace goes with it.
-        let _ = self.anchor.kill();
-        let _ = self.anchor.wait();
     }
 }
 
