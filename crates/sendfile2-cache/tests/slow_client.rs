@@ -66,10 +66,12 @@ fn wrong(got: &[u8], expected: &[u8]) -> usize {
     got.iter().zip(expected).filter(|(a, b)| a != b).count()
 }
 
+/// All of it is in somebody's hands, so that no region is better than another one.
 fn overwrite_all(store: &Store) {
     let before = store.counters().recycled;
+    let mut held = Vec::new();
     for n in 100.. {
-        put(store, key(n), [0; 24], HEAD, &body(n, 100_000), None).unwrap();
+        held.push(put(store, key(n), [0; 24], HEAD, &body(n, 100_000), None).unwrap());
         if store.counters().recycled > before + 2 * store.regions().len() as u64 {
             break;
         }
@@ -79,7 +81,7 @@ fn overwrite_all(store: &Store) {
 #[test]
 fn regions_are_overwritten_and_nothing_changes_in_flight() {
     for engine in [Engine::Sendfile, Engine::Zerocopy, Engine::Copy] {
-        // So few regions that the oldest is next, whoever has it in hand.
+        // So few regions that all that is held fits into what may be kept aside.
         let (store, _) = opened(&Options { size: 24 * MIB, ..small() });
         let old = body(1, 1_500_000);
         // In one record, and in parts.
@@ -93,6 +95,51 @@ fn regions_are_overwritten_and_nothing_changes_in_flight() {
             assert_eq!(store.counters().failed, 0);
         }
     }
+}
+
+/// More than is kept aside is held, of all regions: the store is filled all the same.
+#[test]
+fn the_slowest_are_cut_off_where_no_region_is_left_to_others() {
+    let (store, _) = opened(&Options { size: 24 * MIB, ..small() });
+    let bodies: Vec<_> = (0..6).map(|n| body(n, 1_400_000)).collect();
+    let mut slow = Vec::new();
+    for (n, body) in (0..).zip(&bodies) {
+        // One of two in parts.
+        let length = (n % 2 == 0).then_some(body.len() as u64);
+        put(&store, key(n), [0; 24], HEAD, body, length).unwrap();
+        slow.extend((0..40).map(|_| (n, store.get(&key(n)).unwrap())));
+    }
+    let (mut kept, mut refused) = (0, 0);
+    // It waits for two seconds before somebody is cut off; meanwhile nothing is stored.
+    for n in 100..160 {
+        let stored = put(&store, key(n), [0; 24], HEAD, &body(n, 1_000_000), None);
+        refused += u32::from(stored.is_err());
+        kept = kept.max(store.counters().kept_aside);
+    }
+    let counters = store.counters();
+    println!("{kept} bytes kept aside, {refused} refused, {counters:?}");
+    assert!(refused < 30 && counters.recycled > 2 * store.regions().len() as u64, "{counters:?}");
+    assert!(counters.revoked > 0 && kept > MIB && kept <= 64 * MIB, "{counters:?} {kept}");
+    let (mut whole, mut cut) = (0, 0);
+    for (n, hit) in slow {
+        let expected = &bodies[usize::try_from(n).unwrap()];
+        let mut at = 0;
+        let all = hit.leases(0..hit.len()).into_iter().try_for_each(|(lease, range)| {
+            let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap()];
+            let read = lease.read_at(&mut bytes, range.start)?;
+            assert!(read == bytes.len() && bytes == expected[at..at + read], "{n} at {at}");
+            at += read;
+            Ok::<_, sendfile2::Error>(())
+        });
+        match all {
+            Ok(()) => whole += 1,
+            Err(sendfile2::Error::Revoked) => cut += 1,
+            Err(why) => panic!("{why}"),
+        }
+    }
+    println!("{whole} are whole, {cut} were cut off");
+    assert!(whole > 0 && cut > 0);
+    assert_eq!(store.counters().kept_aside, 0, "nobody needs it");
 }
 
 /// The control: the same region, written to as it is.

@@ -19,11 +19,21 @@ use super::error::StoreError;
 use super::layout::{SUPERBLOCK, Secret, Sizes, read_superblock, superblock};
 use super::options::Options;
 
-/// A region is waited for so long where its file cannot be detached, and then another one is taken.
+/// A region is waited for so long where what is leased of it can be neither detached nor kept aside.
+/// Then its clients are cut off, and it is waited for once more, before another one is taken.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The number of tmpfs in statfs(2).
 const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+
+/// What became of a region that is to be filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cleared {
+    /// It was erased; else detached, or waited for.
+    pub(super) erased: bool,
+    /// Leases that were ended for it.
+    pub(super) revoked: u64,
+}
 
 /// The file of a store, which nobody else has open as one.
 #[derive(Debug)]
@@ -157,17 +167,43 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes a region one that may be filled, whoever is being sent what is in it; tells whether it
-    /// was erased.
-    pub(super) fn clear(&self, region: u32) -> Result<bool, StoreError> {
+    /// Makes a region one that may be filled, whoever is being sent what is in it. Who has not taken
+    /// that in time, and cannot have it kept aside, is cut off: else the slowest would have the store
+    /// to themselves.
+    pub(super) fn clear(&self, region: u32) -> Result<Cleared, StoreError> {
         let range = self.region(region);
-        if self.file.erase(range.clone(), PATIENCE).is_ok() {
-            #[cfg(test)]
+        let mut revoked = 0;
+        let erased = match self.take(&range) {
+            Err(sendfile2::Error::Deadline(_)) => {
+                let mut queued = self.file.queue_writer(range.clone())?;
+                revoked = queued.blocked_by().len() as u64;
+                queued.abort_blockers()?;
+                drop(queued);
+                // What they have in flight is to be released, and what is mapped to be dropped.
+                self.take(&range)?
+            }
+            taken => taken?,
+        };
+        #[cfg(test)]
+        if erased {
             self.log.erase(range);
-            return Ok(true);
         }
-        self.file.write_with(range, PATIENCE, |_| Ok(()))?;
-        Ok(false)
+        Ok(Cleared { erased, revoked })
+    }
+
+    /// Waits for a region, and erases it if that is possible; tells whether it was.
+    fn take(&self, range: &Range<u64>) -> Result<bool, sendfile2::Error> {
+        match self.file.erase(range.clone(), PATIENCE) {
+            Ok(()) => Ok(true),
+            // It would be in the way of the other, too.
+            Err(why @ sendfile2::Error::Deadline(_)) => Err(why),
+            Err(_) => self.file.write_with(range.clone(), PATIENCE, |_| Ok(false)),
+        }
+    }
+
+    /// Bytes that are kept aside for clients.
+    pub(super) fn kept_aside(&self) -> u64 {
+        self.file.counters().kept_aside
     }
 
     pub(super) fn region(&self, region: u32) -> Range<u64> {

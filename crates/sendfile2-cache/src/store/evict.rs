@@ -15,13 +15,15 @@ pub(super) struct Candidate {
     pub(super) leased: bool,
 }
 
-/// The region to be overwritten: of the oldest tenth the least useful, if possible one of which
-/// nobody has a lease in hand.
+/// The region to be overwritten: of the oldest tenth the least useful of which nobody has a lease in
+/// hand, or else the oldest such one of the older half. Only if there is none there, a leased one.
 pub(super) fn choose(mut candidates: Vec<Candidate>) -> Option<u32> {
     candidates.sort_unstable_by_key(|c| c.generation);
-    let oldest = candidates.len().div_ceil(10);
-    let oldest = candidates.iter().take(oldest);
-    oldest.min_by_key(|c| (c.leased, c.useful, c.generation)).map(|c| c.region)
+    let oldest = candidates.iter().take(candidates.len().div_ceil(10));
+    let best = oldest.min_by_key(|c| (c.leased, c.useful, c.generation))?;
+    let mut older = candidates.iter().take(candidates.len().div_ceil(2));
+    let other = if best.leased { older.find(|c| !c.leased) } else { None };
+    Some(other.unwrap_or(best).region)
 }
 
 /// Those with hits, as many as fit into `room` bytes; what was hit most often first. What is in parts
@@ -58,11 +60,22 @@ mod tests {
             let chosen = choose(candidates.clone());
             prop_assert_eq!(chosen.is_some(), !candidates.is_empty());
             let Some(chosen) = chosen else { return Ok(()) };
+            let sure_half = |c: &&Candidate| {
+                candidates.iter().filter(|o| o.generation <= c.generation).count()
+                    <= candidates.len().div_ceil(2)
+            };
             let ranks = |c: &Candidate| {
                 candidates.iter().filter(|o| o.generation < c.generation).count()
             };
             let oldest = |c: &&Candidate| ranks(c) < candidates.len().div_ceil(10);
+            let older = |c: &&Candidate| ranks(c) < candidates.len().div_ceil(2);
             let of_it: Vec<_> = candidates.iter().filter(|c| c.region == chosen).collect();
+            if candidates.iter().filter(oldest).all(|c| c.leased) {
+                prop_assert!(of_it.iter().any(older), "it is among the older ones");
+                let free = candidates.iter().filter(sure_half).any(|c| !c.leased);
+                prop_assert!(!free || of_it.iter().any(|c| !c.leased), "nobody needs to be cut off");
+                return Ok(());
+            }
             prop_assert!(of_it.iter().any(oldest), "it is among the oldest");
             // Equal generations are not told apart here.
             let sure = |c: &&Candidate| {

@@ -7,7 +7,8 @@ use sendfile2::guard::Lease;
 
 use super::key::State;
 
-/// A stored response, which stays as it is while this is there.
+/// A stored response, which stays as it is while this is there. Where too many are held for too long,
+/// and the store can take no other region, it is revoked: reading or sending it fails then.
 #[derive(Debug, Clone)]
 pub struct Hit {
     pub(super) state: State,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::check::Sums;
 use super::core::{Core, Parts};
+use super::disk::Cleared;
 use super::error::StoreError;
 use super::evict::{Candidate, choose, survivors};
 use super::index::Entry;
@@ -141,13 +142,14 @@ fn prepare(core: &Core, region: u32) -> Result<(), StoreError> {
         state.generation += 1;
         state.generation
     };
-    let erased = core.disk.clear(region)?;
+    let Cleared { erased, revoked } = core.disk.clear(region)?;
     let header = region_header(&core.disk.secret, region, generation);
     core.disk.write(&header, core.disk.region(region).start)?;
     {
         let mut state = core.state();
         state.counters.recycled += 1;
         state.counters.erased += u64::from(erased);
+        state.counters.revoked += revoked;
         let its = state.region(region);
         (its.generation, its.used, its.reserved) = (generation, REGION_HEADER, 0);
         its.broken = false;

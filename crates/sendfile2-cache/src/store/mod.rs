@@ -12,7 +12,9 @@
 //!   compared with its checksums first.
 //! * What was [banned](Store::ban) does not come back. [`Store::remove`] does not last that long.
 //! * A file that is no store, or one of another version, is refused, and not touched.
-//! * A [`Hit`] stays as it is, whatever becomes of its region.
+//! * A [`Hit`] stays as it is, whatever becomes of its region, or ends with an error: what has been
+//!   overwritten is kept in memory, 64 MiB of it at most. Whose bytes are neither there nor taken two
+//!   seconds later is cut off, where most of the older regions are held so.
 //!
 //! # What it does not
 //! * A response is no larger than a sixteenth of the store. One that does not fit into a region, or

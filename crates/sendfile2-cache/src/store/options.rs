@@ -78,6 +78,11 @@ pub struct Counters {
     pub recycled: u64,
     /// Recycled regions that were erased; the others were detached or waited for.
     pub erased: u64,
+    /// Leases of bodies that were ended, since no other region could be taken: their clients, who had
+    /// not read them, were cut off.
+    pub revoked: u64,
+    /// Bytes of overwritten regions that are kept in memory for clients who are being sent them.
+    pub kept_aside: u64,
     /// Regions that are not used any more, since reading or writing them failed.
     pub failed: u64,
     /// Bans in force.

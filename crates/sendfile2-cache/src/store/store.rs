@@ -161,9 +161,10 @@ impl Store {
     /// The counters.
     #[must_use]
     pub fn counters(&self) -> Counters {
+        let kept_aside = self.core().disk.kept_aside();
         let state = self.core().state();
         let (objects, bans) = (state.objects(), state.bans.len() as u64);
-        Counters { objects, bans, ..state.counters }
+        Counters { objects, bans, kept_aside, ..state.counters }
     }
 
     /// The regions, in their order in the file.

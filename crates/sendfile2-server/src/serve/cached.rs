@@ -181,6 +181,7 @@ pub(super) fn measure(store: &Store) {
         ("sendfile2_cache_bytes", now.bytes),
         ("sendfile2_cache_capacity_bytes", now.capacity),
         ("sendfile2_cache_bans", now.bans),
+        ("sendfile2_cache_kept_aside_bytes", now.kept_aside),
     ] {
         gauge!(name).set(value as f64);
     }
@@ -189,6 +190,7 @@ pub(super) fn measure(store: &Store) {
         ("sendfile2_cache_evicted_total", now.evicted),
         ("sendfile2_cache_reinserted_total", now.reinserted),
         ("sendfile2_cache_regions_recycled_total", now.recycled),
+        ("sendfile2_cache_leases_revoked_total", now.revoked),
         ("sendfile2_cache_damaged_total", now.damaged),
     ] {
         counter!(name).absolute(value);

@@ -34,8 +34,8 @@ pub(super) fn json(store: &Store, origins: &[OriginState]) -> String {
         "objects": now.objects, "bytes": now.bytes, "capacity": now.capacity, "hits": now.hits,
         "misses": now.misses, "stored": now.stored, "evicted": now.evicted,
         "reinserted": now.reinserted, "recycled": now.recycled, "erased": now.erased,
-        "failed": now.failed, "bans": now.bans, "damaged": now.damaged, "regions": regions,
-        "origins": origins,
+        "failed": now.failed, "bans": now.bans, "damaged": now.damaged, "revoked": now.revoked,
+        "kept_aside": now.kept_aside, "regions": regions, "origins": origins,
     });
     format!("{all}\n")
 }
