@@ -131,9 +131,9 @@ fn run_and_kill(path: &Path, round: u32, after: Duration, banned: &mut HashMap<u
     }
 }
 
-/// Looks at all that is there; returns how much that was.
-fn check(store: &Store, banned: &HashMap<u32, u32>) -> usize {
-    let mut there = 0;
+/// Looks at all that is there; returns how much that was, and how much of it in parts.
+fn check(store: &Store, banned: &HashMap<u32, u32>) -> (usize, usize) {
+    let (mut there, mut in_parts) = (0, 0);
     for n in 0..KEYS {
         let Some(hit) = store.get(&key(n)) else { continue };
         let [of, version, len, refreshed] = numbers(&hit);
@@ -143,8 +143,9 @@ fn check(store: &Store, banned: &HashMap<u32, u32>) -> usize {
         let after = banned.get(&n).copied().unwrap_or(0);
         assert!(version > after, "key {n} was banned at {after} and is there of {version}");
         there += 1;
+        in_parts += usize::from(hit.leases(0..hit.len()).len() > 1);
     }
-    there
+    (there, in_parts)
 }
 
 #[test]
@@ -156,21 +157,22 @@ fn killed_at_any_moment() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let (mut banned, mut random) = (HashMap::new(), Random(std::process::id().into()));
-    let (mut there, mut scanned) = (0, 0);
+    let (mut there, mut in_parts, mut scanned) = (0, 0, 0);
     for round in 1..=ROUNDS {
         let after = Duration::from_micros(random.below(250_000).into());
         run_and_kill(&path, round, after, &mut banned);
         let (store, opened) = opened(&options(&path));
         assert!(opened.dropped.is_empty(), "{opened:?}");
-        let found = check(&store, &banned);
+        let (found, parts) = check(&store, &banned);
         assert_eq!(store.counters().damaged, 0, "what is in the page cache outlives a process");
         there += found;
+        in_parts += parts;
         scanned += opened.scanned;
         std::io::stdout().flush().unwrap();
     }
     println!(
-        "{there} found after {ROUNDS} kills, {scanned} regions scanned, {} bans",
+        "{there} found after {ROUNDS} kills, {in_parts} of them in parts, {scanned} regions scanned, {} bans",
         banned.len()
     );
-    assert!(there > 0 && scanned > 0 && !banned.is_empty());
+    assert!(there > 0 && in_parts > 0 && scanned > 0 && !banned.is_empty());
 }
