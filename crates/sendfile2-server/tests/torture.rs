@@ -15,6 +15,9 @@ use std::time::Duration;
 
 const TARGETS: u64 = 800;
 
+/// The size of the store.
+const STORE: u64 = 40 << 20;
+
 struct Random(u64);
 
 impl Random {
@@ -165,7 +168,8 @@ impl Drop for Over<'_> {
 
 fn cache(origin: &str, store: &Path) -> (Killed, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sendfile2-server"));
-    command.args(["cache", "--listen", "127.0.0.1:0", "--size", "40M", "--origin", origin]);
+    command.args(["cache", "--listen", "127.0.0.1:0", "--origin", origin]);
+    command.args(["--size", &STORE.to_string()]);
     command.args(["--stale-if-error", "0s"]);
     let mut child =
         command.arg("--store").arg(store).stderr(Stdio::piped()).spawn().expect("it starts");
@@ -187,8 +191,15 @@ struct Got {
     wrong: usize,
 }
 
-/// Asks for a target, or a part, reads as it likes, and compares; `None` if no head came.
-fn ask(address: &str, path: &str, target: u64, random: &mut Random) -> Option<Got> {
+/// Asks for a target, or a part, does something else before it reads the body, as it likes, and
+/// compares; `None` if no head came.
+fn ask(
+    address: &str,
+    path: &str,
+    target: u64,
+    random: &mut Random,
+    before: impl FnOnce(),
+) -> Option<Got> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
     let range = (path == "/" && random.below(4) == 0).then(|| {
@@ -214,6 +225,7 @@ fn ask(address: &str, path: &str, target: u64, random: &mut Random) -> Option<Go
     };
     let hit = fields["cache-status"].contains("; hit");
     assert!(!hit || path == "/keep/" || numbers(&fields["age"])[0] <= 1, "it is stale: {fields:?}");
+    before();
     let patience = random.below(4);
     let mut got = Vec::new();
     let mut pause = || match patience {
@@ -275,13 +287,32 @@ fn torture(rounds: u32, round: Duration) {
     let (mut child, address) = cache(&origin, &store);
     let (address, over) = (Mutex::new(address), AtomicBool::new(false));
     let current = || address.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let written = AtomicU64::new(0);
+    // In whose hands a body is while a store's worth is written.
+    let slow = |seed| {
+        let (mut random, mut all) = (Random(seed), Vec::new());
+        while !over.load(Relaxed) {
+            let target = 5 + random.below(4);
+            let until = written.load(Relaxed) + STORE;
+            let pause = || {
+                while written.load(Relaxed) < until && !over.load(Relaxed) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            };
+            let Some(got) = ask(&current(), "/keep/", target, &mut random, pause) else { continue };
+            assert_eq!(got.wrong, 0, "target {target}, late: {got:?}");
+            all.push(got);
+        }
+        all
+    };
     let client = |seed| {
         let (mut random, mut all) = (Random(seed), Vec::new());
         while !over.load(Relaxed) {
             let among = if random.below(2) == 0 { 24 } else { TARGETS };
             let target = random.below(among);
-            match ask(&current(), "/", target, &mut random) {
+            match ask(&current(), "/", target, &mut random, || ()) {
                 Some(got) => {
+                    written.fetch_add(if got.hit { 0 } else { got.bytes as u64 }, Relaxed);
                     assert_eq!(got.wrong, 0, "target {target}: {got:?}");
                     all.push(got);
                 }
@@ -291,8 +322,9 @@ fn torture(rounds: u32, round: Duration) {
         }
         all
     };
-    let all: Vec<Got> = std::thread::scope(|scope| {
+    let [all, late] = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..12).map(|seed| scope.spawn(move || client(seed))).collect();
+        let late: Vec<_> = (0..4).map(|seed| scope.spawn(move || slow(seed))).collect();
         let over = Over(&over);
         for _ in 0..rounds {
             // When it is killed is a matter of chance: that is what is tried.
@@ -304,7 +336,10 @@ fn torture(rounds: u32, round: Duration) {
             *address.lock().unwrap_or_else(PoisonError::into_inner) = at;
         }
         drop(over);
-        clients.into_iter().flat_map(|client| client.join().expect("no panic")).collect()
+        [clients, late].map(|clients| {
+            let all = clients.into_iter().flat_map(|client| client.join().expect("no panic"));
+            all.collect::<Vec<_>>()
+        })
     });
     let (hits, whole) = (all.iter().filter(|got| got.hit), all.iter().filter(|got| got.whole));
     let (hits, whole) = (hits.count(), whole.count());
@@ -315,9 +350,11 @@ fn torture(rounds: u32, round: Duration) {
         all.len(),
         bytes >> 20
     );
+    let whole = late.iter().filter(|got| got.whole).count();
+    println!("{} others late, {whole} of them whole", late.len());
     assert!(hits > 0 && whole > 0 && bytes > 40 << 20, "the store was written over");
     let mut random = Random(2);
-    let mut keep = |target| ask(&current(), "/keep/", target, &mut random);
+    let mut keep = |target| ask(&current(), "/keep/", target, &mut random, || ());
     // How many of the hits were in parts is a matter of chance: here is one.
     let large = loop {
         if let Some(got) = keep(8).filter(|got| got.hit && got.whole) {
