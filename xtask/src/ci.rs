@@ -295,6 +295,9 @@ impl Ci {
         }
         let mut uml = self.command("cargo", "xtask guest uml --cached");
         self.watch(&mut uml)?;
+        if !self.lacks("the patch series for arm64", &["aarch64-linux-gnu-gcc", "readelf"]) {
+            self.cargo("xtask guest arm64")?;
+        }
         // Its kernel takes a quarter of an hour, and its guest as long: by hand.
         self.cargo("xtask guest rwf-detach --compile")?;
         if !self.lacks("guest patched", &["qemu-system-x86_64"]) {

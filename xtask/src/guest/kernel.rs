@@ -39,6 +39,7 @@ pub(super) struct Recipe {
 pub(super) enum Arch {
     Uml,
     X86,
+    Arm64,
 }
 
 impl Arch {
@@ -46,6 +47,7 @@ impl Arch {
         match self {
             Arch::Uml => "um",
             Arch::X86 => "x86_64",
+            Arch::Arm64 => "arm64",
         }
     }
 
@@ -54,6 +56,15 @@ impl Arch {
         match self {
             Arch::Uml => ("linux", "linux"),
             Arch::X86 => ("bzImage", "arch/x86/boot/bzImage"),
+            Arch::Arm64 => ("Image", "arch/arm64/boot/Image"),
+        }
+    }
+
+    /// Returns what the names of the compiler and its tools begin with.
+    fn cross(self) -> &'static str {
+        match self {
+            Arch::Uml | Arch::X86 => "",
+            Arch::Arm64 => "aarch64-linux-gnu-",
         }
     }
 }
@@ -96,6 +107,14 @@ pub(super) const DETACH: Recipe = Recipe {
     arch: Arch::X86,
     series: Some(DETACH_SERIES),
     fragments: &["common", "x86", "checks", "x86-debug", "filesystems"],
+};
+
+/// The series for arm64, of which only parts are compiled: no guest runs it.
+pub(super) const ARM64: Recipe = Recipe {
+    name: "arm64",
+    arch: Arch::Arm64,
+    series: Some(SERIES),
+    fragments: &["common", "arm64"],
 };
 
 /// A kernel that is built.
@@ -145,6 +164,33 @@ impl Recipe {
         }
         std::fs::write(kernel.mark(), from)?;
         Ok(kernel)
+    }
+
+    /// Compiles what the kernel's series touches, and these objects, and links nothing; each warning
+    /// is an error.
+    pub(super) fn compile(&self, objects: &[&str]) -> anyhow::Result<Kernel> {
+        let source = Source::new()?;
+        let kernel = self.kernel(&source, self.name);
+        let patches = self.patches()?;
+        let _alone = lock()?;
+        source.sync(&kernel.tree, &patches)?;
+        self.some(&kernel, &touched(&patches), objects)?;
+        Ok(kernel)
+    }
+
+    /// Configures a tree, and compiles some objects, each warning being an error.
+    fn some(
+        &self,
+        kernel: &Kernel,
+        touched: &BTreeSet<String>,
+        more: &[&str],
+    ) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&kernel.build)?;
+        self.configure(kernel, &self.config()?)?;
+        let mut all = vec!["KCFLAGS=-Werror"];
+        all.extend(touched.iter().map(String::as_str));
+        all.extend(more);
+        make(kernel, self.arch, &all)
     }
 
     /// Returns whether the kernel was built before, so that [`build`](Self::build) compiles no more
@@ -247,30 +293,23 @@ pub(super) fn each(recipe: &Recipe, targets: &[&str]) -> anyhow::Result<()> {
     let source = Source::new()?;
     let series = recipe.patches()?;
     println!("compiling after each of {} patches: up to 10 minutes", series.len());
-    let objects: BTreeSet<String> = series
-        .iter()
-        .flat_map(Patch::files)
-        .filter_map(|file| file.strip_suffix(".c"))
-        .filter(|file| !file.starts_with("tools/"))
-        .map(|file| format!("{file}.o"))
-        .collect();
-    let mut all = vec!["KCFLAGS=-Werror"];
-    if targets.is_empty() {
-        all.extend(objects.iter().map(String::as_str));
-    } else {
-        all.extend(targets);
-    }
+    let objects = if targets.is_empty() { touched(&series) } else { BTreeSet::new() };
     let _alone = lock()?;
     let kernel = recipe.kernel(&source, &format!("{}-each", recipe.name));
     for (last, patch) in series.iter().enumerate() {
         println!("{}", patch.name);
         source.sync(&kernel.tree, &series[..=last])?;
-        std::fs::create_dir_all(&kernel.build)?;
-        recipe.configure(&kernel, &recipe.config()?)?;
-        make(&kernel, recipe.arch, &all)
+        recipe
+            .some(&kernel, &objects, targets)
             .with_context(|| format!("{} does not compile", patch.name))?;
     }
     Ok(())
+}
+
+/// Returns the objects of the kernel's files that a series touches.
+fn touched(series: &[Patch]) -> BTreeSet<String> {
+    let files = series.iter().flat_map(Patch::files).filter_map(|file| file.strip_suffix(".c"));
+    files.filter(|file| !file.starts_with("tools/")).map(|file| format!("{file}.o")).collect()
 }
 
 /// Checks that checkpatch finds nothing in any patch of a series.
@@ -419,6 +458,7 @@ fn make(kernel: &Kernel, arch: Arch, targets: &[&str]) -> anyhow::Result<()> {
     let (output, input) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let mut command = Command::new("nice");
     command.args(["make", &format!("-j{jobs}"), &format!("ARCH={}", arch.name())]);
+    command.arg(format!("CROSS_COMPILE={}", arch.cross()));
     command.arg("-C").arg(&kernel.tree).arg("O=build").args(targets);
     // The kernel is the same for every user and host that builds it.
     command.env("KBUILD_BUILD_USER", "sendfile2").env("KBUILD_BUILD_HOST", "guest");

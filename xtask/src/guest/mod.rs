@@ -4,6 +4,7 @@
 //! that a wrong implementation looks right there. In a guest a network device sends from the pages
 //! of the file itself.
 
+mod arm64;
 pub(crate) mod cache;
 mod cargo;
 mod console;
@@ -52,6 +53,7 @@ enum Guest {
     Debug(debug::Args),
     Uml(uml::Args),
     Patched(patched::Args),
+    Arm64(arm64::Args),
     RwfDetach(rwf_detach::Args),
 }
 
@@ -65,6 +67,7 @@ impl Guest {
             Guest::Pages(_) => vec![QEMU, INITRAMFS, STOCK, MODULE, DISK, pages::NEEDS],
             Guest::Debug(_) | Guest::Patched(_) => vec![QEMU, INITRAMFS, SOURCE],
             Guest::Uml(_) => vec![INITRAMFS, SOURCE, CHECKPATCH],
+            Guest::Arm64(_) => vec![SOURCE, arm64::NEEDS],
             Guest::RwfDetach(args) if args.compile => vec![SOURCE, CHECKPATCH],
             Guest::RwfDetach(_) => vec![QEMU, INITRAMFS, SOURCE, CHECKPATCH, DISK],
         }
@@ -83,6 +86,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Guest::Debug(args) => debug::run(args),
         Guest::Uml(args) => uml::run(args),
         Guest::Patched(args) => patched::run(args),
+        Guest::Arm64(args) => arm64::run(args),
         Guest::RwfDetach(args) => rwf_detach::run(args),
     }
 }

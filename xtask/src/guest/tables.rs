@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use super::cache;
 
 /// The number of sendfile2(2), and on alpha, where all newer ones are 110 higher.
-const NUMBER: u32 = 600;
+pub(super) const NUMBER: u32 = 600;
 const ON_ALPHA: u32 = 710;
 
 /// Makes the headers of numbers and the tables of calls of each architecture from a tree with the
