@@ -134,10 +134,12 @@ fn signals_and_limits_come_through_and_nobody_waits_for_another_call() {
     let directory = tempfile::tempdir().unwrap();
     for kind in [Kind::Static, Kind::Dynamic] {
         let Some(program) = kind.compile("stalls", directory.path()) else { continue };
-        for protected in [false, true] {
+        let printed = [false, true].map(|protected| {
             let output = command(protected, &program).output().unwrap();
             assert!(output.status.success(), "{kind:?}, protected: {protected}: {output:?}");
-        }
+            output.stdout
+        });
+        assert_eq!(printed[0], printed[1], "{kind:?}");
     }
 }
 

@@ -1,5 +1,6 @@
 /* Calls of sendfile that wait for space which never comes: signals come through, time limits end them, and
- * other calls go on. Ends with 0 if all is as without anybody between the program and the kernel. */
+ * other calls go on. Ends with 0, and prints the same, if all is as without anybody between the program and
+ * the kernel. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -34,6 +35,17 @@ static void drain(int number)
     signals++;
     while (recv(pair[1], bytes, sizeof bytes, MSG_DONTWAIT) > 0)
         ;
+}
+
+/* Sends until there is no space, by sendfile: before Linux 6.5 it went on where send had no space, by pages
+ * that it added to the last packet. */
+static void fill(void)
+{
+    off_t offset = 0;
+    CHECK(!fcntl(pair[0], F_SETFL, O_NONBLOCK));
+    while (sendfile(pair[0], file, &offset, 1 << 16) > 0)
+        ;
+    CHECK(errno == EAGAIN && !fcntl(pair[0], F_SETFL, 0));
 }
 
 static void on(int number, void (*function)(int), int flags)
@@ -80,8 +92,7 @@ int main(void)
     CHECK(sendfile(pair[0], file, &offset, 10) == 10 && signals == 3 && offset == sent + 10);
 
     /* SIGSTOP stops it, and SIGCONT lets it go on. */
-    while (send(pair[0], "x", 1, MSG_DONTWAIT) > 0)
-        ;
+    fill();
     pid_t child = fork();
     if (child == 0) {
         offset = 0;
@@ -95,8 +106,7 @@ int main(void)
     CHECK(!kill(child, SIGALRM) && waitpid(child, &status, 0) == child && status == 0);
 
     /* SIGKILL kills it. */
-    while (send(pair[0], "x", 1, MSG_DONTWAIT) > 0)
-        ;
+    fill();
     child = fork();
     if (child == 0)
         _exit(sendfile(pair[0], file, &offset, 10) == 10 ? 0 : 1);
@@ -134,8 +144,11 @@ int main(void)
     CHECK(sendfile(pair[0], file, (void *)8, 1) == -1 && errno == EFAULT);
     offset = -1;
     CHECK(sendfile(pair[0], file, &offset, 1) == -1 && errno == EINVAL);
+    /* Whether that is too far for the filesystem is for whoever compares. */
     offset = 1LL << 62;
-    CHECK(sendfile(pair[0], file, &offset, 1) == -1 && errno == EOVERFLOW);
+    errno = 0;
+    sent = sendfile(pair[0], file, &offset, 1);
+    printf("far behind the end: %zd, %s\n", sent, strerror(errno));
     offset = 64 << 20;
     CHECK(sendfile(pair[0], file, &offset, 1) == 0);
     CHECK(sendfile(pair[0], pair[1], NULL, 1) == -1 && errno == EINVAL);
