@@ -253,10 +253,17 @@ enum Victim {
     Program,
     Supervisor,
     Guardian,
-    /// Those of them that have the command's name.
+    /// Those of them that have the command's name, or a command line with it in it.
     Named,
     /// The guardian, while the supervisor cannot start another one, and then the supervisor.
     Both,
+}
+
+fn named(id: &Pid) -> bool {
+    ["comm", "cmdline"].iter().any(|file| {
+        let path = format!("/proc/{}/{file}", id.as_raw_nonzero());
+        std::fs::read_to_string(path).is_ok_and(|name| name.contains("sendfile2"))
+    })
 }
 
 /// Kills in the midst of the file, and returns what the client got.
@@ -281,12 +288,9 @@ fn killed(program: &Path, file: &Path, victim: Victim, round: u64) -> Got {
                 Victim::Supervisor => kill(supervisor, Signal::KILL),
                 Victim::Guardian => kill(guardian, Signal::KILL),
                 Victim::Named => {
-                    for id in [supervisor, guardian] {
-                        let path = format!("/proc/{}/comm", id.as_raw_nonzero());
-                        if std::fs::read_to_string(path).is_ok_and(|name| name == "sendfile2\n") {
-                            kill(id, Signal::KILL);
-                        }
-                    }
+                    let named: Vec<_> = [supervisor, guardian].into_iter().filter(named).collect();
+                    named.iter().for_each(|id| kill(*id, Signal::KILL));
+                    assert_eq!(named, [supervisor]);
                 }
                 Victim::Both => {
                     kill(supervisor, Signal::STOP);

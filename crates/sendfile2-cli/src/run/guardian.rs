@@ -6,7 +6,9 @@
 //! end, and nobody takes what arrived for the whole.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
@@ -14,7 +16,7 @@ use sendfile2_sys::daemon::{self, Forked, Slot};
 use sendfile2_sys::seccomp;
 use sendfile2_sys::thread::Thread;
 
-/// The guardian's name, as ps(1) and pkill(1) know it.
+/// The guardian's name and command line, as ps(1) and pkill(1) know it.
 const NAME: &CStr = c"sf2-guardian";
 
 /// Starts a guardian of this process, whose listener and open calls these are.
@@ -29,6 +31,7 @@ pub(super) fn start(
     daemon::fork(given, |given| {
         // Who kills the supervisor by the command's name does not kill its guardian with it.
         let _ = rustix::thread::set_name(NAME);
+        let _ = hide_command_line();
         // The supervisor may have the program's standard error still; its input is /dev/null.
         if rustix::stdio::dup2_stderr(rustix::stdio::stdin()).is_err() {
             return 1;
@@ -39,6 +42,21 @@ pub(super) fn start(
         }
         0
     })
+}
+
+/// Writes this process's name over the command line that it has of the supervisor: `pkill -f` looks
+/// there. (proc_pid_stat(5) has the place, as fields 48 and 49.)
+fn hide_command_line() -> Option<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // Behind the name, field 2, in which anything may be.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(48 - 3);
+    let start: u64 = fields.next()?.parse().ok()?;
+    let end: u64 = fields.next()?.parse().ok()?;
+    let mut line = vec![0; usize::try_from(end.checked_sub(start)?).ok()?];
+    // One that does not end with zero would be read on beyond its end.
+    let length = NAME.count_bytes().min(line.len().checked_sub(1)?);
+    line[..length].copy_from_slice(&NAME.to_bytes()[..length]);
+    File::options().write(true).open("/proc/self/mem").ok()?.write_all_at(&line, start).ok()
 }
 
 fn guard(listener: &OwnedFd, supervisor: &OwnedFd, calls: &[Slot]) {
