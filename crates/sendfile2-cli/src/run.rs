@@ -27,13 +27,13 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use sendfile2_sys::daemon::{self, Slot};
 use sendfile2_sys::seccomp;
 use sendfile2_sys::thread::Thread;
 
-use self::supervisor::Supervisor;
+use self::supervisor::{Supervisor, kernel_is_since};
 use crate::output;
 use crate::probe;
 
@@ -216,23 +216,36 @@ fn try_to_supervise(
         socket.write_all(&[REFUSED])?;
         return Ok(());
     }
-    let supervisor = Supervisor::new(listener, slots)?;
+    let process = rustix::process::pidfd_open(program, PidfdFlags::empty())?;
+    let mut supervisor = Supervisor::new(listener, slots)?;
     if !to_stderr {
         rustix::stdio::dup2_stderr(&nothing)?;
     }
-    drop(nothing);
     socket.write_all(&[READY])?;
     drop(socket);
-    let tally = supervisor.serve()?;
-    if let Some(report) = report {
-        let line = format!("sendfile2: {tally}\n");
-        if to_stderr {
-            let _ = std::io::stderr().write_all(line.as_bytes());
-        } else {
-            append_to(report)?.write_all(line.as_bytes())?;
+    if to_stderr && !kernel_is_since((6, 11)) {
+        // The listener tells the end when the program has been waited for; and who waits for it may want
+        // the end of its standard error first.
+        supervisor.serve(Some(&process))?;
+        let _ = std::io::stderr().write_all(line(&supervisor).as_bytes());
+        rustix::stdio::dup2_stderr(&nothing)?;
+        return Ok(supervisor.serve(None)?);
+    }
+    drop((nothing, process));
+    supervisor.serve(None)?;
+    match report {
+        None => {}
+        Some(_) if to_stderr => {
+            let _ = std::io::stderr().write_all(line(&supervisor).as_bytes());
         }
+        Some(report) => append_to(report)?.write_all(line(&supervisor).as_bytes())?,
     }
     Ok(())
+}
+
+/// Returns the line of a report.
+fn line(supervisor: &Supervisor) -> String {
+    format!("sendfile2: {}\n", supervisor.tally)
 }
 
 /// Returns whether this process may do with the program what each call needs. Both have the same memory

@@ -41,6 +41,7 @@ const LOOK_AT: usize = 32;
 
 const LISTENER: u64 = u64::MAX;
 const GUARDIAN: u64 = u64::MAX - 1;
+const PROGRAM: u64 = u64::MAX - 2;
 
 /// Counters of the calls, by their outcome.
 #[derive(Debug, Default)]
@@ -90,7 +91,7 @@ pub(super) struct Supervisor {
     /// Whether signals may meet a call that is answered quickly (before Linux 6.18).
     settle: bool,
     buffer: Vec<u8>,
-    tally: Tally,
+    pub(super) tally: Tally,
 }
 
 impl Supervisor {
@@ -111,7 +112,8 @@ impl Supervisor {
             next_look: Instant::now(),
             looked: 0,
             look_time: Duration::ZERO,
-            settle: !signals_wait(),
+            // Since then it holds signals back from the moment at which a call is received.
+            settle: !kernel_is_since((6, 18)),
             buffer: vec![0; PIECE],
             tally: Tally::default(),
         };
@@ -128,10 +130,16 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Answers calls until no process is left that could make one; returns what became of them.
-    pub(super) fn serve(mut self) -> rustix::io::Result<Tally> {
+    /// Answers calls until no process is left that could make one, or, where its process is given, until
+    /// the program has ended.
+    pub(super) fn serve(&mut self, program: Option<&OwnedFd>) -> rustix::io::Result<()> {
+        if let Some(program) = program {
+            let data = epoll::EventData::new_u64(PROGRAM);
+            epoll::add(&self.epoll, program, data, epoll::EventFlags::IN)?;
+        }
+        let mut ended = false;
         let mut events = Vec::with_capacity(64);
-        loop {
+        while !ended {
             events.clear();
             let timeout = self.timeout();
             match epoll::wait(
@@ -147,7 +155,8 @@ impl Supervisor {
                 let (data, flags) = (event.data, event.flags);
                 match data.u64() {
                     LISTENER if flags.contains(epoll::EventFlags::IN) => self.receive()?,
-                    LISTENER => return Ok(self.tally),
+                    LISTENER => return Ok(()),
+                    PROGRAM => ended = true,
                     GUARDIAN => self.guardian_is_gone()?,
                     place => self.has_space(usize::try_from(place).unwrap_or(usize::MAX)),
                 }
@@ -161,6 +170,7 @@ impl Supervisor {
                 self.look();
             }
         }
+        program.map_or(Ok(()), |program| epoll::delete(&self.epoll, program))
     }
 
     fn timeout(&self) -> Option<Timespec> {
@@ -395,14 +405,13 @@ impl Supervisor {
     }
 }
 
-/// Returns whether this kernel holds signals back from the moment at which a call is received (Linux
-/// 6.18); `false` in doubt.
-fn signals_wait() -> bool {
+/// Returns whether this kernel is of this version or younger; `false` in doubt.
+pub(super) fn kernel_is_since(version: (u32, u32)) -> bool {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();
     let mut numbers = release.split(['.', '-', '+']).map(|number| number.parse::<u32>().ok());
     match (numbers.next().flatten(), numbers.next().flatten()) {
-        (Some(major), Some(minor)) => (major, minor) >= (6, 18),
+        (Some(major), Some(minor)) => (major, minor) >= version,
         _ => false,
     }
 }
