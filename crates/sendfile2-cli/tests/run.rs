@@ -117,7 +117,7 @@ fn programs_of_every_kind_are_safe() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    for kind in [Kind::Dynamic, Kind::Static, Kind::StaticMusl, Kind::DynamicMusl, Kind::Go] {
+    for kind in Kind::ALL {
         let Some(program) = kind.compile("overtaken", directory.path()) else { continue };
         let (control, wrong) = (overtaken(&program, false), overtaken(&program, true));
         println!("{kind:?}: wrong without it {control}, with it {wrong}");
@@ -796,6 +796,10 @@ fn with_the_shim() -> std::path::PathBuf {
 fn the_shim_for_musl_takes_hold_of_programs_of_musl() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let Some(program) = Kind::DynamicMusl.compile("overtaken", directory.path()) else { return };
+    if installed::kept().is_some() {
+        println!("SKIP: nothing can be installed in a guest");
+        return;
+    }
     let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join("installed/musl");
     let output = installed::xtask(&[
         "install",
@@ -918,5 +922,22 @@ fn who_is_not_root_is_protected_too() {
         client.read_to_end(&mut body).unwrap();
         let wrong = body.iter().filter(|byte| **byte != b'A').count();
         assert_eq!(wrong, if protected { 0 } else { 1 << 20 });
+    }
+}
+
+#[test]
+#[ignore = "compiles what the other tests need in a guest, for `cargo xtask guest run`"]
+fn compiled_for_a_guest() {
+    installed::prefix();
+    // Where Go keeps what it has compiled.
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in std::fs::read_dir(programs::sources()).unwrap() {
+        let source = entry.unwrap().path();
+        let name = source.file_stem().unwrap().to_str().unwrap();
+        for kind in
+            Kind::ALL.into_iter().filter(|kind| source.extension().unwrap() == kind.extension())
+        {
+            let _ = kind.compile(name, directory);
+        }
     }
 }

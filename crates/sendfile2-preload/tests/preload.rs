@@ -354,3 +354,12 @@ fn nginx() {
         Some(wrong_in(&response[head + 4..]))
     });
 }
+
+#[test]
+#[ignore = "compiles what the other tests need in a guest, for `cargo xtask guest run`"]
+fn compiled_for_a_guest() {
+    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c")).unwrap() {
+        compile(&entry.unwrap().path());
+    }
+    compile(&root().join("crates/sendfile2-c/tests/c/semantics.c"));
+}

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::mount::{MountFlags, mount};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, wait};
 use rustix::system::{RebootCommand, finit_module, reboot};
 use sendfile2_guest::{End, Event, PLAN, Plan, Step, USER};
 
@@ -127,7 +127,7 @@ fn attempt(step: &Step, console: &mut Console) -> anyhow::Result<End> {
     let mut rest = Vec::new();
     let mut late = false;
     loop {
-        let exited = child.try_wait()?;
+        let exited = reap(&child);
         // All that was written before the end is there by now; a process that the step left behind
         // may keep the pipe open.
         while readable(&output, if exited.is_some() { 0 } else { 50 })? {
@@ -158,6 +158,18 @@ fn attempt(step: &Step, console: &mut Console) -> anyhow::Result<End> {
             child.kill()?;
         }
     }
+}
+
+/// Takes in all processes that have ended: whom nobody else waits for is process 1's, and its id is taken
+/// until then. Returns the status of this one, if it is among them.
+fn reap(child: &Child) -> Option<ExitStatus> {
+    let mut exited = None;
+    while let Ok(Some((id, status))) = wait(WaitOptions::NOHANG) {
+        if u32::try_from(id.as_raw_nonzero().get()) == Ok(child.id()) {
+            exited = Some(ExitStatus::from_raw(status.as_raw()));
+        }
+    }
+    exited
 }
 
 fn readable(output: &File, millis: i64) -> anyhow::Result<bool> {

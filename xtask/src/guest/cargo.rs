@@ -9,7 +9,8 @@ use serde_json::Value;
 /// A program that cargo built.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Program {
-    /// The name of the binary, or of the test; with `axum-` before it if that is the crate's.
+    /// The name of the binary, or of the test; with the crate's before it where crates have tests of the
+    /// same names.
     pub(super) name: String,
     pub(super) path: PathBuf,
     /// Whether the program is made of tests.
@@ -46,11 +47,12 @@ fn read(messages: &str) -> Vec<Program> {
             let name = message["target"]["name"].as_str()?;
             // path+file:///crates/PACKAGE#0.2.0
             let package = message["package_id"].as_str()?.rsplit(['/', '#']).nth(1)?;
-            let name = match package {
-                "sendfile2-axum" => format!("axum-{name}"),
+            let test = message["profile"]["test"].as_bool()?;
+            let name = match package.strip_prefix("sendfile2-") {
+                Some(package) if test => format!("{package}-{name}"),
                 _ => name.to_owned(),
             };
-            Some(Program { name, path, test: message["profile"]["test"].as_bool()? })
+            Some(Program { name, path, test })
         })
         .collect()
 }

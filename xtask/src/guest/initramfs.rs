@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -73,6 +74,23 @@ impl Initramfs {
     pub(super) fn copy(&mut self, from: &Path, at: &str, mode: u32) {
         self.parents(at);
         self.entries.insert(at.into(), Entry::Copy(from.to_owned(), mode));
+    }
+
+    /// Adds all files of a directory, as they are.
+    pub(super) fn tree(&mut self, from: &Path, at: &str) -> anyhow::Result<()> {
+        self.directory(at, 0o755);
+        for entry in std::fs::read_dir(from).with_context(|| from.display().to_string())? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let at = format!("{at}/{}", name.context("a file with a strange name")?);
+            let metadata = std::fs::metadata(&path).with_context(|| path.display().to_string())?;
+            if metadata.is_dir() {
+                self.tree(&path, &at)?;
+            } else {
+                self.copy(&path, &at, metadata.permissions().mode() & 0o777);
+            }
+        }
+        Ok(())
     }
 
     /// Adds a program, without its debugging information, and the shared libraries that it needs.

@@ -19,6 +19,7 @@ mod pages;
 mod patched;
 mod patches;
 mod qemu;
+mod run;
 mod rwf_detach;
 mod series;
 mod stock;
@@ -46,6 +47,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Guest {
     Nic(nic::Args),
+    Run(run::Args),
     Detach(detach::Args),
     Stock(stock::Args),
     Pages(pages::Args),
@@ -62,7 +64,7 @@ impl Guest {
         use needs::{CHECKPATCH, DISK, INITRAMFS, MODULE, QEMU, SOURCE, STOCK};
         match self {
             Guest::Nic(_) => vec![QEMU, INITRAMFS, STOCK, MODULE, DISK],
-            Guest::Detach(_) => vec![QEMU, INITRAMFS, STOCK, DISK],
+            Guest::Detach(_) | Guest::Run(_) => vec![QEMU, INITRAMFS, STOCK, DISK],
             Guest::Stock(_) | Guest::Count(_) => vec![QEMU, INITRAMFS, STOCK, MODULE],
             Guest::Pages(_) => vec![QEMU, INITRAMFS, STOCK, MODULE, DISK, pages::NEEDS],
             Guest::Debug(_) | Guest::Patched(_) => vec![QEMU, INITRAMFS, SOURCE],
@@ -79,6 +81,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     needs::check("this guest", &args.guest.needs(), args.install)?;
     match &args.guest {
         Guest::Nic(args) => nic::run(args),
+        Guest::Run(args) => run::run(args),
         Guest::Detach(args) => detach::run(args),
         Guest::Stock(args) => stock::run(args),
         Guest::Pages(args) => pages::run(args),

@@ -4,6 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The programs are kept in this directory, and taken from there, if it is set: for guests, which have no
+/// compiler.
+const COMPILED: &str = "SENDFILE2_TEST_COMPILED";
+
 /// The kinds of programs: by what they are compiled and linked with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -15,6 +19,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Kind; 5] =
+        [Kind::Dynamic, Kind::Static, Kind::StaticMusl, Kind::DynamicMusl, Kind::Go];
+
     fn compiler(self) -> &'static [&'static str] {
         match self {
             Kind::Dynamic => &["cc", "-O1", "-pthread"],
@@ -25,13 +32,18 @@ impl Kind {
         }
     }
 
+    pub fn extension(self) -> &'static str {
+        if self == Kind::Go { "go" } else { "c" }
+    }
+
     /// Compiles a program into a directory; `None`, and it is said why, where it cannot be done.
     pub fn compile(self, source: &str, directory: &Path) -> Option<PathBuf> {
-        let program = directory.join(format!("{source}-{self:?}"));
-        let extension = if self == Kind::Go { "go" } else { "c" };
-        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/c")
-            .join(format!("{source}.{extension}"));
+        let kept = std::env::var_os(COMPILED).map(PathBuf::from);
+        let program = kept.as_deref().unwrap_or(directory).join(format!("{source}-{self:?}"));
+        if kept.is_some() && program.exists() {
+            return Some(program);
+        }
+        let source = sources().join(format!("{source}.{}", self.extension()));
         let mut words = self.compiler().iter();
         let mut command = Command::new(words.next().unwrap());
         command.args(words).arg("-o").arg(&program).arg(&source);
@@ -55,4 +67,9 @@ impl Kind {
             }
         }
     }
+}
+
+/// The directory of the programs' sources.
+pub fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c")
 }
