@@ -262,7 +262,7 @@ pub(crate) fn read_whole(source: &Source, len: u64) -> Option<Bytes> {
     // One byte more shows that the file has grown.
     let wanted = usize::try_from(len).ok()? + 1;
     let mut buffer = Vec::with_capacity(wanted);
-    let read = crate::sys::read_at_once(source, &mut buffer, wanted, 0).ok()?;
+    let read = source.try_read_behind(&mut buffer, wanted, 0).ok()??;
     (read as u64 == len).then(|| Bytes::from(buffer))
 }
 

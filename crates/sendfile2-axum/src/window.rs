@@ -19,8 +19,6 @@ use rustix::io::{pread, retry_on_intr};
 use sendfile2::guard::Lease;
 use sendfile2::{Error, Mapped, Source};
 
-use crate::sys;
-
 /// Where a body's bytes come from.
 #[derive(Debug, Clone)]
 pub(crate) enum Origin {
@@ -46,13 +44,8 @@ impl Origin {
         at: u64,
     ) -> io::Result<Option<usize>> {
         match self {
-            Origin::File(file) => Ok(sys::read_at_once(file, buffer, len, at).ok()),
-            Origin::Lease(lease) => {
-                buffer.resize(len, 0);
-                let read = lease.try_read_at(buffer, at)?;
-                buffer.truncate(read.unwrap_or(0));
-                Ok(read)
-            }
+            Origin::File(file) => Ok(file.try_read_behind(buffer, len, at).unwrap_or(None)),
+            Origin::Lease(lease) => Ok(lease.try_read_behind(buffer, len, at)?),
         }
     }
 

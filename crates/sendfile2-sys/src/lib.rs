@@ -22,6 +22,7 @@ compile_error!(
     "the feature `uring` of sendfile2 is for 64-bit targets: build with `default-features = false`"
 );
 
+pub mod cached_read;
 #[cfg(feature = "supervise")]
 pub mod daemon;
 pub mod errqueue;

@@ -86,20 +86,33 @@ impl Aside {
         offset: u64,
         file: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Option<Result<usize, E>> {
+        let len = buffer.len();
+        let copy = |buffer: &mut [u8], bytes: &[u8]| buffer[..bytes.len()].copy_from_slice(bytes);
+        self.read_to(buffer, len, offset, copy, |buffer, len| file(&mut buffer[..len]))
+    }
+
+    /// As [`read`](Self::read), up to `len` bytes to anything, by `copy` or by `file`.
+    pub(crate) fn read_to<T, E>(
+        &self,
+        to: T,
+        len: usize,
+        offset: u64,
+        copy: impl FnOnce(T, &[u8]),
+        file: impl FnOnce(T, usize) -> Result<usize, E>,
+    ) -> Option<Result<usize, E>> {
         let kept = self.look();
         if self.is_revoked() {
             return None;
         }
         Some(match kept.pieces.at(offset) {
             Ok(bytes) => {
-                let len = bytes.len().min(buffer.len());
-                buffer[..len].copy_from_slice(&bytes[..len]);
+                let len = bytes.len().min(len);
+                copy(to, &bytes[..len]);
                 Ok(len)
             }
             Err(next) => {
                 let most = next.and_then(|next| usize::try_from(next - offset).ok());
-                let len = most.map_or(buffer.len(), |most| most.min(buffer.len()));
-                file(&mut buffer[..len])
+                file(to, most.map_or(len, |most| most.min(len)))
             }
         })
     }

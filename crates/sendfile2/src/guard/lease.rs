@@ -198,10 +198,26 @@ impl Lease {
     /// # Errors
     /// As [`read_at`](Self::read_at).
     pub fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> Result<Option<usize>, Error> {
-        match self.read(buffer, offset, Source::read_cached) {
-            Err(Error::File { cause, .. }) if source::would_wait(&cause) => Ok(None),
-            read => read.map(Some),
-        }
+        source::if_cached(self.read(buffer, offset, Source::read_cached))
+    }
+
+    /// As [`try_read_at`](Self::try_read_at), up to `len` bytes behind what is in `buffer`. The room
+    /// for them is not filled with zeros first.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    pub fn try_read_behind(
+        &self,
+        buffer: &mut Vec<u8>,
+        len: usize,
+        offset: u64,
+    ) -> Result<Option<usize>, Error> {
+        self.may_read(len, offset)?;
+        let Inner { aside, source, .. } = &*self.inner;
+        let copy = |buffer: &mut Vec<u8>, bytes: &[u8]| buffer.extend_from_slice(bytes);
+        let file = |buffer: &mut Vec<u8>, len| source.read_behind(buffer, len, offset);
+        let read = aside.read_to(buffer, len, offset, copy, file);
+        source::if_cached(read.unwrap_or(Err(Error::Revoked)))
     }
 
     fn read(
@@ -210,12 +226,15 @@ impl Lease {
         offset: u64,
         read: impl FnOnce(&Source, &mut [u8], u64) -> Result<usize, Error>,
     ) -> Result<usize, Error> {
-        self.ours()?;
-        let range = offset..offset.saturating_add(buffer.len() as u64);
-        if !self.covers(&range) {
-            return Err(Error::NotLeased { range });
-        }
+        self.may_read(buffer.len(), offset)?;
         self.inner.read(buffer, offset, read)
+    }
+
+    /// Fails where so many bytes are not leased to this process.
+    fn may_read(&self, len: usize, offset: u64) -> Result<(), Error> {
+        self.ours()?;
+        let range = offset..offset.saturating_add(len as u64);
+        if self.covers(&range) { Ok(()) } else { Err(Error::NotLeased { range }) }
     }
 
     /// The mapping of the front of `range`, as [`Source::mapped`]; `None` also where a writer has
