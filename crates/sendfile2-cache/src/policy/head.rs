@@ -71,19 +71,22 @@ fn tags(headers: &HeaderMap) -> String {
     tags.join("\n")
 }
 
-/// The fields that are of one connection, whether `Connection` names them or not.
-const OF_CONNECTION: [&str; 10] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "proxy-authentication-info",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+/// Whether a field is of one connection, whether `Connection` names it or not.
+fn is_of_connection(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authentication-info"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// Fields that `Connection` must not name (RFC 9110, 7.6.1), since they are for all: without them a
 /// private answer would look like one that may be stored, or a request like another user's, or like
@@ -116,7 +119,7 @@ pub fn connection_fields(headers: &HeaderMap) -> impl Iterator<Item = HeaderName
 /// Removes the fields that are of one connection only.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named = connection_fields(headers).filter(|name| !is_for_all(name));
-    let of_connection = headers.keys().filter(|name| OF_CONNECTION.contains(&name.as_str()));
+    let of_connection = headers.keys().filter(|name| is_of_connection(name));
     let names: Vec<_> = named.chain(of_connection.cloned()).collect();
     for name in names {
         headers.remove(name);

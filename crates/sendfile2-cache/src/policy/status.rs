@@ -43,7 +43,8 @@ impl CacheStatus {
             let _ = write!(text, "; fwd-status={}", status.as_u16());
         }
         if let Some(ttl) = self.ttl {
-            let _ = write!(text, "; ttl={ttl}");
+            text += "; ttl=";
+            text += itoa::Buffer::new().format(ttl);
         }
         if self.stored {
             text += "; stored";

@@ -106,6 +106,27 @@ fn is_plain(headers: &HeaderMap) -> bool {
 /// An authority as it is forwarded: in lower case, without the port that its scheme has by itself, or
 /// an empty one.
 fn plain(text: &str, default_port: &str) -> Result<String, StatusCode> {
+    if is_usual(text) {
+        return Ok(text.strip_suffix(default_port).unwrap_or(text).to_owned());
+    }
+    parsed(text, default_port)
+}
+
+/// Whether it is an authority as most are, of which that is found out at once: a name in lower case,
+/// and maybe a port.
+fn is_usual(text: &str) -> bool {
+    let of_name = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-');
+    let name = text.bytes().position(|byte| !of_name(&byte)).unwrap_or(text.len());
+    let port_fits =
+        |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    match text.as_bytes().get(name) {
+        None => name > 0,
+        Some(b':') => name > 0 && port_fits(&text[name + 1..]),
+        Some(_) => false,
+    }
+}
+
+fn parsed(text: &str, default_port: &str) -> Result<String, StatusCode> {
     let authority: Authority = text.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
     let named = !authority.host().is_empty() && !text.contains('@');
     let port = text.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
@@ -129,6 +150,29 @@ mod tests {
         }
         let request = request.body(()).unwrap();
         Target::of(&request, "origin").map(|target| target.id()).map_err(|status| status.as_u16())
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_usual_is_what_is_parsed(text in "[a-c0-9.:-]{0,8}(:(80|443|65535|65536))?") {
+            if is_usual(&text) {
+                for port in [":80", ":443"] {
+                    proptest::prop_assert_eq!(plain(&text, port), parsed(&text, port));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_usual_authority_is_known() {
+        for text in ["a", "example.org", "example.org:65535", "127.0.0.1:80"] {
+            assert!(is_usual(text), "{text}");
+        }
+        for text in
+            ["", ":80", "a:", "a:80000", "a:+80", "A", "a_b", "[::1]", "a@b", "a:x", "a:1:2", "a/"]
+        {
+            assert!(!is_usual(text), "{text}");
+        }
     }
 
     #[test]

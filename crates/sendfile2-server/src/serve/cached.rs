@@ -140,10 +140,18 @@ pub(super) fn cache(
     Ok(Cache::new(store, origins, limits))
 }
 
-/// The fields by which some origins answer as if for another target, and those by which they take a
-/// request for one of another method.
-const OF_TARGET: [&str; 4] = ["x-original-url", "x-rewrite-url", "x-original-host", "x-host"];
-const OF_METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+/// The field that says who the client is.
+const TELLS_CLIENT: HeaderName = HeaderName::from_static(FORWARDED_FOR);
+
+/// Whether a field is one by which some origins answer as if for another target.
+fn is_of_target(name: &str) -> bool {
+    matches!(name, "x-original-url" | "x-rewrite-url" | "x-original-host" | "x-host")
+}
+
+/// Whether a field is one by which some origins take a request for one of another method.
+fn is_of_method(name: &str) -> bool {
+    matches!(name, "x-http-method-override" | "x-http-method" | "x-method-override")
+}
 
 /// Tells an origin who the client is. What a client says of that, and of what it asks for, counts only
 /// where it is a proxy that is trusted: the answer is for others, too.
@@ -159,8 +167,8 @@ pub(super) fn forwarded<B>(request: &mut Request<B>, peer: Option<HeaderValue>, 
             };
             name == "forwarded"
                 || name.starts_with("x-forwarded-")
-                || OF_TARGET.contains(&&*name)
-                || gets && OF_METHOD.contains(&&*name)
+                || is_of_target(&name)
+                || gets && is_of_method(&name)
         };
         let names: Vec<_> = headers.keys().filter(|name| told(name)).cloned().collect();
         for name in names {
@@ -168,7 +176,7 @@ pub(super) fn forwarded<B>(request: &mut Request<B>, peer: Option<HeaderValue>, 
         }
     }
     if let Some(address) = peer {
-        headers.append(FORWARDED_FOR, address);
+        headers.append(TELLS_CLIENT, address);
     }
 }
 
