@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::body::Offer;
+use crate::body::{FileBody, Offer};
 use crate::io::Io;
 
 /// A layer that puts a mapped body in the place of each [file body](crate::FileBody) that nothing has
@@ -41,6 +41,22 @@ impl ZeroCopyLayer {
     #[must_use]
     pub fn of(_: &Io) -> Self {
         ZeroCopyLayer(())
+    }
+
+    /// Returns the mapped body that takes the place of the response's file body, for who has the
+    /// response to a request of this version without a service: as the service of this layer does
+    /// it, and as the [layer](Self) says. `None` if the response keeps the body that it has.
+    pub fn replacement<R>(&self, version: Version, response: &mut Response<R>) -> Option<FileBody>
+    where
+        R: http_body::Body,
+    {
+        let offer = response.extensions_mut().remove::<Offer>()?;
+        let body =
+            if version < Version::HTTP_2 { offer.accept(response) } else { Err("not HTTP/1") };
+        let became = body.as_ref().map_or_else(|why| *why, |_| "mapped");
+        metrics::counter!("sendfile2_http_bodies_total", "became" => became).increment(1);
+        response.extensions_mut().insert(MappedBody(body.as_ref().map(|_| ()).map_err(|why| *why)));
+        body.inspect_err(|why| tracing::debug!(why, "a file body is not mapped")).ok()
     }
 }
 
@@ -97,23 +113,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
-        let Some(offer) = response.extensions_mut().remove::<Offer>() else {
-            return Poll::Ready(Ok(response.map(Body::new)));
-        };
-        let body = if *this.version < Version::HTTP_2 {
-            offer.accept(&response)
-        } else {
-            Err("not HTTP/1")
-        };
-        let became = body.as_ref().map_or_else(|why| *why, |_| "mapped");
-        metrics::counter!("sendfile2_http_bodies_total", "became" => became).increment(1);
-        response.extensions_mut().insert(MappedBody(body.as_ref().map(|_| ()).map_err(|why| *why)));
-        Poll::Ready(Ok(match body {
-            Ok(body) => response.map(|_| Body::new(body)),
-            Err(why) => {
-                tracing::debug!(why, "a file body is not mapped");
-                response.map(Body::new)
-            }
+        Poll::Ready(Ok(match ZeroCopyLayer(()).replacement(*this.version, &mut response) {
+            Some(mapped) => response.map(|_| Body::new(mapped)),
+            None => response.map(Body::new),
         }))
     }
 }
