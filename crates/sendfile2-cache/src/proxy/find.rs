@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::key::Target;
 use crate::policy::{self, Kind, Known, Stored, Vary};
-use crate::store::{Hit, Key, MayWait, Store, StoreError};
+use crate::store::{Hit, Key, MayWait, State, Store, StoreError};
 
 const GENERATION: HeaderName = HeaderName::from_static("x-generation");
 
@@ -45,15 +45,15 @@ impl Place {
     }
 }
 
-fn get(store: &Store, key: Key) -> Option<Found> {
+fn get(store: &Store, key: Key) -> Option<Box<Found>> {
     found(key, store.get(&key)?)
 }
 
-fn found(key: Key, hit: Hit) -> Option<Found> {
+fn found(key: Key, hit: Hit) -> Option<Box<Found>> {
     // What is not ours, or of another version, is as good as nothing.
     let known = Known::of_state(&hit.state())?;
     let stored = Stored::parse(&hit.head)?;
-    Some(Found { key, hit, known, stored })
+    Some(Box::new(Found { key, hit, known, stored }))
 }
 
 /// The fields that decide between the answers to a target, and their number.
@@ -96,6 +96,23 @@ pub(super) async fn find(store: &Store, target: &Target, request: &HeaderMap) ->
     }
 }
 
+/// Finds the answer to a request, if that takes no waiting for the disk, and what is known of it is
+/// as asked for.
+pub(super) fn at_once(
+    store: &Store,
+    target: &Target,
+    request: &HeaderMap,
+    fits: impl Fn(&Known) -> bool,
+) -> Option<Box<Found>> {
+    let fits = |state: &State| {
+        Known::of_state(state).is_some_and(|known| known.kind == Kind::Variants || fits(&known))
+    };
+    match find_by(&|key| store.try_get_if(&key, fits), target, request) {
+        Ok(Place::Found(found)) => Some(found),
+        Ok(Place::Unknown | Place::Another(_)) | Err(MayWait) => None,
+    }
+}
+
 fn find_by<E>(
     get: &impl Fn(Key) -> Result<Option<Hit>, E>,
     target: &Target,
@@ -104,7 +121,7 @@ fn find_by<E>(
     let get = |key| Ok(get(key)?.and_then(|hit| found(key, hit)));
     let Some(found) = get(target.key())? else { return Ok(Place::Unknown) };
     let variants = match found.known.kind {
-        Kind::Whole | Kind::Part => return Ok(Place::Found(Box::new(found))),
+        Kind::Whole | Kind::Part => return Ok(Place::Found(found)),
         Kind::Language => return Ok(Place::Unknown),
         Kind::Variants => match variants(&found) {
             Some(variants) => variants,
@@ -112,9 +129,9 @@ fn find_by<E>(
         },
     };
     let key = variants.key(target, request, None);
-    let is_answer = |found: &Found| matches!(found.known.kind, Kind::Whole | Kind::Part);
+    let is_answer = |found: &Box<Found>| matches!(found.known.kind, Kind::Whole | Kind::Part);
     if let Some(found) = get(key)?.filter(is_answer) {
-        return Ok(Place::Found(Box::new(found)));
+        return Ok(Place::Found(found));
     }
     // What the client likes best may be there, though it was asked for in other words.
     let favourite = policy::favourite_language(request)
@@ -127,7 +144,7 @@ fn find_by<E>(
         .and_then(|alias| alias.stored.headers.get(header::ACCEPT_LANGUAGE)?.to_str().ok());
     let Some(list) = list else { return Ok(Place::Another(key)) };
     let found = get(variants.key(target, request, Some(list)))?.filter(is_answer);
-    Ok(found.map_or(Place::Another(key), |found| Place::Found(Box::new(found))))
+    Ok(found.map_or(Place::Another(key), Place::Found))
 }
 
 /// Stores an object without a body.
@@ -154,7 +171,7 @@ pub(super) fn place(
     if vary.is_empty() {
         return Ok(target.key());
     }
-    let old = get(store, target.key()).as_ref().and_then(variants);
+    let old = get(store, target.key()).as_deref().and_then(variants);
     let variants = match old.filter(|old| old.vary == *vary) {
         Some(variants) => variants,
         None => {

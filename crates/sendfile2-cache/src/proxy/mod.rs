@@ -2,6 +2,7 @@
 
 mod again;
 mod answer;
+mod at_once;
 mod body;
 mod changes;
 mod connection;
@@ -183,6 +184,10 @@ impl Cache {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let mut request = request;
+        if let Some(response) = self.at_once(&mut request) {
+            return response;
+        }
         let (version, head) = (request.version(), *request.method() == Method::HEAD);
         let interim = request.extensions().get::<Interim>().cloned();
         let interim = interim.filter(|_| version == Version::HTTP_11);
@@ -255,7 +260,26 @@ fn unasked() -> Response<CacheBody> {
 }
 
 fn count(result: &'static str) {
-    metrics::counter!("sendfile2_cache_requests_total", "result" => result).increment(1);
+    const NAME: &str = "sendfile2_cache_requests_total";
+    match result {
+        // The most frequent one is found without making a name for it each time.
+        "hit" => metrics::counter!(NAME, "result" => "hit").increment(1),
+        result => metrics::counter!(NAME, "result" => result).increment(1),
+    }
+}
+
+/// Whether its conditions are for the origin (RFC 9111, 4.3.2).
+fn is_for_origin(headers: &HeaderMap) -> bool {
+    [header::IF_MATCH, header::IF_UNMODIFIED_SINCE].iter().any(|name| headers.contains_key(name))
+}
+
+/// Makes the answer of what was found, which may be sent without an origin.
+fn sent(asked: Asked<'_>, found: Box<Found>, reuse: Reuse, now: u64) -> Response<CacheBody> {
+    count(if reuse == Reuse::Fresh { "hit" } else { "stale" });
+    let Found { hit, known, stored, .. } = *found;
+    let ttl = Some(known.fresh_for(now));
+    let status = CacheStatus { hit: true, ttl, ..CacheStatus::default() };
+    answer(asked, stored, &known, &answer::Content::Hit(hit), (now, status), None)
 }
 
 /// A request to GET or HEAD that is answered from the store, or by an origin's answer to GET.
@@ -264,7 +288,6 @@ struct Wish {
     method: Method,
     headers: HeaderMap,
     control: RequestControl,
-    version: Version,
     interim: Option<Interim>,
 }
 
@@ -310,17 +333,14 @@ impl Inner {
         let mut request = request;
         crate::policy::strip_hop_by_hop(request.headers_mut());
         crate::policy::join_cookies(request.headers_mut());
-        // These conditions are for the origin (RFC 9111, 4.3.2).
-        let conditions = [header::IF_MATCH, header::IF_UNMODIFIED_SINCE];
-        let for_origin = conditions.iter().any(|name| request.headers().contains_key(name));
         let gets = matches!(*request.method(), Method::GET | Method::HEAD);
-        if !gets || for_origin || !request.body().is_end_stream() {
+        if !gets || is_for_origin(request.headers()) || !request.body().is_end_stream() {
             return self.pass(target, request, interim).await;
         }
         let (head, _) = request.into_parts();
         let control = RequestControl::of(&head.headers);
-        let (method, headers, version) = (head.method, head.headers, head.version);
-        let wish = Wish { target, method, headers, control, version, interim };
+        let (method, headers) = (head.method, head.headers);
+        let wish = Wish { target, method, headers, control, interim };
         if wish.method == Method::HEAD { self.head(wish).await } else { self.get(wish).await }
     }
 
@@ -346,16 +366,7 @@ impl Inner {
                 if reuse == Reuse::WhileRevalidating {
                     self.revalidate(wish, &found);
                 }
-                count(if reuse == Reuse::Fresh { "hit" } else { "stale" });
-                let Found { mut hit, known, stored, .. } = *found;
-                if wish.version > Version::HTTP_11 {
-                    // There are many bodies at a time, of which none is to be in memory before it is taken.
-                    hit.small = None;
-                }
-                let ttl = Some(known.fresh_for(now));
-                let status = CacheStatus { hit: true, ttl, ..CacheStatus::default() };
-                let content = answer::Content::Hit(hit);
-                return Ok(answer(wish.asked(), stored, &known, &content, (now, status), None));
+                return Ok(sent(wish.asked(), found, reuse, now));
             }
         };
         Err((find::Place::Found(found), why))

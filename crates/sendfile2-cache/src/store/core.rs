@@ -20,9 +20,6 @@ use super::options::Admission;
 use super::parts;
 use super::state::{Slot, State};
 
-/// Bodies of so many bytes at most are read with their heads: as many as leave with them in one call.
-const SMALL: u32 = 16 << 10;
-
 /// The time for which a fill waits for a region that can be filled.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -68,8 +65,8 @@ impl Core {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finds a response and leases it, with its parts if it has any.
-    fn look_up(&self, key: &Key) -> Option<(Leased, Vec<Leased>)> {
+    /// Finds a response whose state fits, and leases it, with its parts if it has any.
+    fn look_up(&self, key: &Key, fits: impl Fn(&Opaque) -> bool) -> Option<(Leased, Vec<Leased>)> {
         let state = self.state();
         let generation = |region: u32| state.regions[region as usize].generation;
         let leased = |entry: Entry| {
@@ -77,7 +74,7 @@ impl Core {
             let generations = [generation(entry.region), generation(entry.head_region)];
             Some(Leased { entry, lease, generations })
         };
-        let entry = *state.index.get(key)?;
+        let entry = *state.index.get(key).filter(|entry| fits(&entry.state))?;
         let parts = match entry.role {
             Role::Whole => Vec::new(),
             Role::Head => state.parts_of(key, *state.sets.get(key)?)?,
@@ -109,7 +106,7 @@ impl Core {
 
     /// Finds a response that is not banned, and whose bytes are what was stored.
     pub(super) fn find(&self, key: &Key, count: bool) -> Option<(Entry, Hit)> {
-        let (leased, parts) = self.look_up(key)?;
+        let (leased, parts) = self.look_up(key, |_| true)?;
         let entry = leased.entry;
         let head = read_leased(&leased.lease, self.head_of(&entry));
         let is_whole = |it: &Leased, head: &Result<Vec<u8>, StoreError>| {
@@ -123,36 +120,30 @@ impl Core {
             state.remove_entry(&entry);
             return None;
         };
-        self.found(leased, parts, (Bytes::from(head), None), count)
+        self.found(leased, parts, Bytes::from(head), count)
     }
 
-    /// As [`find`](Self::find), if that takes no waiting for the disk.
-    pub(super) fn try_find(&self, key: &Key, count: bool) -> Result<Option<(Entry, Hit)>, MayWait> {
-        let Some((leased, parts)) = self.look_up(key) else { return Ok(None) };
+    /// As [`find`](Self::find), of one whose state fits, if that takes no waiting for the disk.
+    pub(super) fn try_find(
+        &self,
+        key: &Key,
+        fits: impl Fn(&Opaque) -> bool,
+    ) -> Result<Option<(Entry, Hit)>, MayWait> {
+        let Some((leased, parts)) = self.look_up(key, fits) else { return Ok(None) };
         if !leased.entry.verified || parts.iter().any(|part| !part.entry.verified) {
             return Err(MayWait);
         }
-        let entry = &leased.entry;
-        let (head, body) = (self.head_of(entry), self.body_of(entry));
-        // A body that is whole is before its own head, with only its checksums between them: one
-        // read has both.
-        let together = parts.is_empty()
-            && entry.body_len <= SMALL
-            && head.start == body.end + u64::from(sums_len(entry.body_len));
-        let start = if together { body.start } else { head.start };
         // An error is the other's affair, too.
-        let read = self.disk.read_leased_now(&leased.lease, start..head.end).ok().flatten();
-        let read = Bytes::from(read.ok_or(MayWait)?);
-        let small = together.then(|| read.slice(..entry.body_len as usize));
-        let head = read.slice(read.len() - entry.head_len as usize..);
-        Ok(self.found(leased, parts, (head, small), count))
+        let head = self.disk.read_leased_now(&leased.lease, self.head_of(&leased.entry));
+        let head = Bytes::from(head.ok().flatten().ok_or(MayWait)?);
+        Ok(self.found(leased, parts, head, true))
     }
 
     fn found(
         &self,
         leased: Leased,
         parts: Vec<Leased>,
-        (head, small): (Bytes, Option<Bytes>),
+        head: Bytes,
         count: bool,
     ) -> Option<(Entry, Hit)> {
         let Leased { entry, lease, .. } = leased;
@@ -162,16 +153,12 @@ impl Core {
             return None;
         }
         for it in std::iter::once(&entry).chain(parts.iter().map(|part| &part.entry)) {
-            if let Some(known) = state.index.get_mut(&it.key).filter(|known| known.is(it)) {
-                known.verified = true;
-                if count {
-                    state.hit(&it.key);
-                }
-            }
+            state.found(it, count);
         }
+        state.counters.hits += u64::from(count);
         drop(state);
         let parts = parts.into_iter().map(|it| (it.lease, self.body_of(&it.entry)));
-        Some((entry, Hit { small, ..self.hit(&entry, lease, head, parts) }))
+        Some((entry, self.hit(&entry, lease, head, parts)))
     }
 
     /// Makes a hit of what was found: the parts are those of an entry that has only the head.
@@ -184,7 +171,7 @@ impl Core {
     ) -> Hit {
         let mut parts = parts.into_iter();
         let first = parts.next().unwrap_or_else(|| (lease, self.body_of(entry)));
-        Hit { state: entry.state, head, first, others: parts.collect(), small: None }
+        Hit { state: entry.state, head, first: Some(first), others: parts.collect(), small: None }
     }
 
     /// Room for a record, waited for shortly.

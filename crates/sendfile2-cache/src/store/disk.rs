@@ -121,6 +121,19 @@ impl Disk {
         }
     }
 
+    /// Reads what nobody has leased, if that takes no waiting for the disk. Whether it was being erased
+    /// meanwhile is for the caller to know.
+    pub(super) fn read_now(&self, range: Range<u64>) -> Option<Vec<u8>> {
+        if self.in_memory {
+            return self.read(range).ok();
+        }
+        let len = usize::try_from(range.end - range.start).ok()?;
+        let mut bytes = Vec::with_capacity(len);
+        let read = self.file.source().try_read_behind(&mut bytes, len, range.start).ok()??;
+        // A part of it only: the rest is not in the page cache.
+        (read == len).then_some(bytes)
+    }
+
     /// Reads what was leased, as [`read_leased`], if that takes no waiting for the disk.
     pub(super) fn read_leased_now(
         &self,
@@ -130,10 +143,11 @@ impl Disk {
         if self.in_memory {
             return read_leased(lease, range).map(Some);
         }
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
+        let len = usize::try_from(range.end - range.start).unwrap_or(0);
+        let mut bytes = Vec::with_capacity(len);
         // A part of it only: the rest is not in the page cache.
-        let read = lease.try_read_at(&mut bytes, range.start)?;
-        Ok(read.filter(|read| *read == bytes.len()).map(|_| bytes))
+        let read = lease.try_read_behind(&mut bytes, len, range.start)?;
+        Ok(read.filter(|read| *read == len).map(|_| bytes))
     }
 
     /// Reads a part at least of what is being stored; `None` if that may take waiting for the disk.

@@ -257,7 +257,7 @@ impl Fill {
                 self.stored = true;
                 self.progress.send_modify(|progress| {
                     if progress.ended.is_empty() {
-                        progress.ended.push((0, hit.first.clone()));
+                        progress.ended.extend(hit.first.clone().map(|first| (0, first)));
                     }
                     (progress.open, progress.end) = (None, End::Whole);
                     progress.staged = Vec::new();

@@ -13,9 +13,10 @@ use super::key::State;
 pub struct Hit {
     pub(super) state: State,
     pub(crate) head: Bytes,
-    pub(super) first: Part,
+    /// The parts of the body, where it was not read with the head.
+    pub(super) first: Option<Part>,
     pub(super) others: Vec<Part>,
-    /// The body, where it was read with the head.
+    /// The body, where it was.
     pub(crate) small: Option<Bytes>,
 }
 
@@ -38,7 +39,8 @@ impl Hit {
     /// The length of the body, in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.parts().map(|(_, at)| at.end - at.start).sum()
+        let small = self.small.as_ref().map_or(0, |small| small.len() as u64);
+        small + self.parts().map(|(_, at)| at.end - at.start).sum::<u64>()
     }
 
     /// Whether the body is empty.
@@ -63,6 +65,6 @@ impl Hit {
     }
 
     fn parts(&self) -> impl Iterator<Item = &Part> {
-        std::iter::once(&self.first).chain(&self.others)
+        self.first.iter().chain(&self.others)
     }
 }

@@ -177,7 +177,7 @@ fn save(core: &Core, region: u32) -> Vec<Survivor> {
         if !found.is(&entry) {
             return None;
         }
-        let (lease, range) = hit.first.clone();
+        let (lease, range) = hit.first.clone()?;
         let here = entry.region == region;
         let body = here.then(|| super::disk::read_leased(&lease, range));
         Some(Survivor { entry, head: hit.head().to_vec(), body: body.transpose().ok()? })

@@ -49,6 +49,7 @@ mod options;
 mod parts;
 mod recover;
 mod scan;
+mod small;
 mod state;
 #[expect(clippy::module_inception, reason = "the type that the module is named after")]
 mod store;

@@ -184,13 +184,17 @@ impl State {
         }
     }
 
-    /// Counts a hit of what is there.
-    pub(super) fn hit(&mut self, key: &Key) {
-        let Some(entry) = self.index.get_mut(key) else { return };
-        let before = entry.useful();
-        entry.hits = entry.hits.saturating_add(1);
-        let (region, more) = (entry.region, entry.useful() - before);
+    /// Notes that an entry is what was stored, and that it was asked for; returns whether it is still
+    /// there.
+    pub(super) fn found(&mut self, entry: &Entry, hit: bool) -> bool {
+        let known = self.index.get_mut(&entry.key).filter(|known| known.is(entry));
+        let Some(known) = known else { return false };
+        known.verified = true;
+        let before = known.useful();
+        known.hits = known.hits.saturating_add(u8::from(hit));
+        let (region, more) = (known.region, known.useful() - before);
         self.region(region).useful += more;
+        true
     }
 
     /// The entries that have a body or a head in a region.

@@ -98,12 +98,24 @@ impl Store {
     /// # Errors
     /// [`MayWait`] if it may take waiting; then nothing is counted.
     pub fn try_get(&self, key: &Key) -> Result<Option<Hit>, MayWait> {
-        self.core().try_find(key, true).map(|found| self.counted(found))
+        self.core().try_find(key, |_| true).map(|found| self.counted(found))
     }
 
+    /// As [`try_get`](Self::try_get), of a response whose state fits; else nothing is counted. A small
+    /// body is in memory, and has no leases.
+    pub(crate) fn try_get_if(
+        &self,
+        key: &Key,
+        fits: impl Fn(&State) -> bool,
+    ) -> Result<Option<Hit>, MayWait> {
+        self.core().try_find_small(key, fits)
+    }
+
+    /// Counts a miss; the core counts hits.
     fn counted(&self, found: Option<(Entry, Hit)>) -> Option<Hit> {
-        let counters = &mut self.core().state().counters;
-        *(if found.is_some() { &mut counters.hits } else { &mut counters.misses }) += 1;
+        if found.is_none() {
+            self.core().state().counters.misses += 1;
+        }
         found.map(|(_, hit)| hit)
     }
 

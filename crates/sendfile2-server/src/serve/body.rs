@@ -8,7 +8,8 @@ use std::time::Instant;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::StatusCode;
 use http_body_util::Full;
-use sendfile2_axum::ServeBody;
+use sendfile2_axum::{FileBody, ServeBody};
+use sendfile2_cache::proxy::CacheBody;
 
 use super::access::Line;
 use super::connection::Server;
@@ -58,6 +59,8 @@ impl HttpBody for FilesBody {
 /// The body of an answer before it is counted: boxes only where layers have been around it.
 pub(super) enum Uncounted {
     Files(FilesBody),
+    Cached(CacheBody),
+    Stored(FileBody),
     Layered(Body),
 }
 
@@ -71,6 +74,8 @@ impl HttpBody for Uncounted {
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
         match self.get_mut() {
             Uncounted::Files(body) => Pin::new(body).poll_frame(cx).map_err(axum::Error::new),
+            Uncounted::Cached(body) => Pin::new(body).poll_frame(cx).map_err(axum::Error::new),
+            Uncounted::Stored(body) => Pin::new(body).poll_frame(cx).map_err(axum::Error::new),
             Uncounted::Layered(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -78,6 +83,8 @@ impl HttpBody for Uncounted {
     fn is_end_stream(&self) -> bool {
         match self {
             Uncounted::Files(body) => body.is_end_stream(),
+            Uncounted::Cached(body) => body.is_end_stream(),
+            Uncounted::Stored(body) => body.is_end_stream(),
             Uncounted::Layered(body) => body.is_end_stream(),
         }
     }
@@ -85,6 +92,8 @@ impl HttpBody for Uncounted {
     fn size_hint(&self) -> http_body::SizeHint {
         match self {
             Uncounted::Files(body) => body.size_hint(),
+            Uncounted::Cached(body) => body.size_hint(),
+            Uncounted::Stored(body) => body.size_hint(),
             Uncounted::Layered(body) => body.size_hint(),
         }
     }

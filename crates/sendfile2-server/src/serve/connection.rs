@@ -451,7 +451,11 @@ impl Server {
     }
 
     /// Answers a request: counts it, logs it, and refuses what is too much.
-    async fn answer(self: Arc<Self>, peer: &Peer, request: Request<Incoming>) -> Response<Answer> {
+    async fn answer(
+        self: Arc<Self>,
+        peer: &Peer,
+        mut request: Request<Incoming>,
+    ) -> Response<Answer> {
         let began = Instant::now();
         let answering =
             (request.version() < Version::HTTP_2).then(|| Arc::clone(&peer.pulse).answers());
@@ -459,11 +463,11 @@ impl Server {
         let client = site.proxies.client(peer.address, request.headers());
         let line =
             site.log.map(|format| Line::begin(began, format, client, peer.address, &request));
-        let at_once = AssertUnwindSafe(|| self.at_once(&site, peer, client, &request));
-        let at_once = catch_unwind(at_once)
-            .unwrap_or_else(|panic| Some(self.panicked(&*panic).map(Uncounted::Layered)));
         // No body, and no offer to speak something else: nothing of it can be left unread.
         let whole = request.body().is_end_stream() && request.extensions().is_empty();
+        let at_once = AssertUnwindSafe(|| self.at_once(&site, peer, client, &mut request));
+        let at_once = catch_unwind(at_once)
+            .unwrap_or_else(|panic| Some(self.panicked(&*panic).map(Uncounted::Layered)));
         let response = match at_once {
             Some(response) if whole => response,
             // In a box, so that what is answered at once is smaller.
@@ -491,7 +495,7 @@ impl Server {
         request: Request<Incoming>,
         at_once: Option<Response<Uncounted>>,
     ) -> Response<Uncounted> {
-        let (mut request, unread) = Unread::of(request);
+        let (request, unread) = Unread::of(request);
         let mut response = match (at_once, &site.content) {
             (Some(response), _) => {
                 // Nobody wants its body.
@@ -503,8 +507,6 @@ impl Server {
                 self.files(files, peer, request).await.map(Uncounted::Layered)
             }
             (None, Content::Cache(cache)) => {
-                let trusted = site.proxies.trusts(peer.address);
-                cached::forwarded(&mut request, peer.told(), trusted);
                 self.cached(cache, peer, request).await.map(Uncounted::Layered)
             }
         };
@@ -513,12 +515,12 @@ impl Server {
     }
 
     /// Answers a request that is too much, or wrong, or for what is at hand.
-    fn at_once<B>(
+    fn at_once<B: HttpBody>(
         &self,
         site: &Site,
         peer: &Peer,
         client: Option<IpAddr>,
-        request: &Request<B>,
+        request: &mut Request<B>,
     ) -> Option<Response<Uncounted>> {
         let asks = |rate, client| self.addresses.asks(client, rate);
         let too_much = |rate| client.is_some_and(|client| !asks(rate, client));
@@ -534,7 +536,24 @@ impl Server {
         if let Some(response) = peer.redirect.then(|| site.redirected(request)).flatten() {
             return Some(response.map(Uncounted::Files));
         }
-        let Content::Files(files) = &site.content else { return None };
+        let files = match &site.content {
+            Content::Files(files) => files,
+            Content::Cache(cache) => {
+                let trusted = site.proxies.trusts(peer.address);
+                cached::forwarded(request, peer.told(), trusted);
+                if peer.mapped.is_none() {
+                    // TLS only has none.
+                    request.extensions_mut().insert(Scheme::HTTPS);
+                }
+                let mut response = cache.at_once(request)?;
+                let layer = peer.mapped.as_ref();
+                let mapped = layer.and_then(|it| it.replacement(request.version(), &mut response));
+                return Some(match mapped {
+                    Some(mapped) => response.map(|_| Uncounted::Stored(mapped)),
+                    None => response.map(Uncounted::Cached),
+                });
+            }
+        };
         // With HTTP/2 a body waits until the client wants it, and would wait in memory.
         let http1 = request.version() < Version::HTTP_2;
         let response = http1.then(|| files.at_once(request, peer.mapped.as_ref())).flatten()?;
@@ -581,8 +600,6 @@ impl Server {
                 response.map(Body::new)
             }
             None => {
-                // TLS only has none.
-                request.extensions_mut().insert(Scheme::HTTPS);
                 let Ok(response) = self.caught(cache.clone()).call(request).await;
                 response.map(Body::new)
             }

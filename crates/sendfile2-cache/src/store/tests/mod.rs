@@ -4,4 +4,5 @@ mod disk;
 mod fuzz;
 mod memory;
 pub(in crate::store) mod power;
+mod small;
 mod suspect;
