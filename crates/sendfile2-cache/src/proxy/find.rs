@@ -129,8 +129,8 @@ fn find_by<E>(
         },
     };
     let key = variants.key(target, request, None);
-    let is_answer = |found: &Box<Found>| matches!(found.known.kind, Kind::Whole | Kind::Part);
-    if let Some(found) = get(key)?.filter(is_answer) {
+    let is_answer = |found: &Found| matches!(found.known.kind, Kind::Whole | Kind::Part);
+    if let Some(found) = get(key)?.filter(|found| is_answer(found)) {
         return Ok(Place::Found(found));
     }
     // What the client likes best may be there, though it was asked for in other words.
@@ -143,7 +143,7 @@ fn find_by<E>(
         .as_ref()
         .and_then(|alias| alias.stored.headers.get(header::ACCEPT_LANGUAGE)?.to_str().ok());
     let Some(list) = list else { return Ok(Place::Another(key)) };
-    let found = get(variants.key(target, request, Some(list)))?.filter(is_answer);
+    let found = get(variants.key(target, request, Some(list)))?.filter(|found| is_answer(found));
     Ok(found.map_or(Place::Another(key), Place::Found))
 }
 
