@@ -16,7 +16,7 @@ use sendfile2::{Choice, Engine, Reason, Release, Status, Ticket};
 /// The sends of a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Sends {
-    /// Those by reference that are not known to be released, oldest first.
+    /// Those by reference that are not known to be released, and will be, oldest first.
     held: VecDeque<(Ticket, Instant)>,
     /// The counters of the engine that was used last, which cost less to keep than to find.
     counters: Option<Counters>,
@@ -48,7 +48,8 @@ impl Sends {
     pub(crate) fn sent(&mut self, ticket: Ticket) {
         let choice = ticket.choice();
         self.count(ticket.bytes(), choice);
-        if choice.engine != Engine::Copy {
+        // What was copied is released, and of what is exposed nobody is ever told.
+        if !matches!(choice.engine, Engine::Copy | Engine::Sendfile) {
             self.held.push_back((ticket, Instant::now()));
             gauge!("sendfile2_in_flight_sends").increment(1);
         }
@@ -120,4 +121,46 @@ pub fn in_flight() -> sendfile2::InFlight {
 fn many(n: usize) -> f64 {
     // Far below 2^32.
     u32::try_from(n).unwrap_or(u32::MAX).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use sendfile2::guard::GuardedFile;
+    use sendfile2::{Error, Options, SendFlags, Sender, Sent};
+
+    use super::*;
+
+    /// A connection lives for as long as its peer likes.
+    #[test]
+    fn a_connection_keeps_nothing_of_sends_of_which_nobody_is_told() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(1 << 20).expect("its size");
+        let guard = GuardedFile::new(file).expect("it can be guarded");
+        let lease = guard.try_lease(0..1 << 20).expect("a lease");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let sent = |engine| -> Result<(Ticket, std::net::TcpStream), Error> {
+            let stream = std::net::TcpStream::connect(address).expect("it listens");
+            let (peer, _) = listener.accept().expect("a connection");
+            let mut sender = Sender::with(stream, Options::new().engine(engine))?;
+            match sender.try_send_lease(&lease, 0..65_536, SendFlags::NONE)? {
+                Sent::Accepted { ticket, .. } => Ok((ticket, peer)),
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut sends = Sends::default();
+        match sent(Engine::Zerocopy) {
+            Ok((ticket, _peer)) => sends.sent(ticket),
+            Err(why) => println!("SKIP: no control: {why}"),
+        }
+        let before = sends.held.len();
+        match sent(Engine::Sendfile) {
+            Ok((ticket, _peer)) => {
+                assert_eq!(ticket.status(), Status::Exposed);
+                sends.sent(ticket);
+            }
+            Err(why) => println!("SKIP: {why}"),
+        }
+        assert_eq!(sends.held.len(), before, "{:?}", sends.held);
+    }
 }
