@@ -213,7 +213,16 @@ impl Source {
     /// # Errors
     /// [`Error::Truncated`] if the file ends at or before the start of the range; [`Error::File`].
     pub fn mapped(&self, range: Range<u64>) -> Result<Option<Mapped>, Error> {
-        match self.view(range, self.extent()?)? {
+        self.mapped_of(range, self.extent()?)
+    }
+
+    /// The same of a file with these properties.
+    pub(crate) fn mapped_of(
+        &self,
+        range: Range<u64>,
+        extent: Extent,
+    ) -> Result<Option<Mapped>, Error> {
+        match self.view(range, extent)? {
             View::Mapped(mapping, range) => Ok(Some(Mapped { mapping, range })),
             View::Read(..) => Ok(None),
         }

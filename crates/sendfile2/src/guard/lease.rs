@@ -251,7 +251,8 @@ impl Lease {
         if self.inner.aside.has(&range) {
             return Ok(None);
         }
-        let mapped = self.inner.source.mapped(range)?;
+        let extent = self.extent(&range)?;
+        let mapped = self.inner.source.mapped_of(range, extent)?;
         Ok(mapped.filter(|mapped| self.inner.aside.map(&mapped.range())))
     }
 
@@ -260,7 +261,7 @@ impl Lease {
     /// # Errors
     /// [`Error::File`].
     pub fn file_size(&self) -> Result<u64, Error> {
-        self.inner.source.size()
+        Ok(self.inner.look()?.size)
     }
 
     pub(crate) fn source(&self) -> &Source {
@@ -301,11 +302,7 @@ impl Lease {
         if range.end <= size {
             return Ok(Extent { size, sparse: false });
         }
-        let extent = self.inner.source.extent()?;
-        if !extent.sparse {
-            self.inner.size.store(extent.size, Ordering::Relaxed);
-        }
-        Ok(extent)
+        self.inner.look()
     }
 
     /// The end of `range`, which is leased, or of the file, if that comes first: for a send that
@@ -370,6 +367,15 @@ impl fmt::Debug for Lease {
 }
 
 impl Inner {
+    /// Asks for the properties of the file, and notes them for whom they are enough.
+    fn look(&self) -> Result<Extent, Error> {
+        let extent = self.source.extent()?;
+        if !extent.sparse {
+            self.size.store(extent.size, Ordering::Relaxed);
+        }
+        Ok(extent)
+    }
+
     /// The folios that its packets may keep, once `range` is detached, too.
     fn kept_with(&self, kept: &Exposed, range: &Range<u64>) -> Exposed {
         let mut kept = kept.clone();
