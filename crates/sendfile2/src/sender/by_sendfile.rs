@@ -11,6 +11,7 @@ use super::sender::Sender;
 use crate::conn::{Outcome, Payload, SendOp};
 use crate::engine::{Choice, Engine, Reason};
 use crate::error::Error;
+use crate::guard::Lease;
 use crate::policy::Contents;
 use crate::progress::SendProgress;
 use crate::refusal::Refusal;
@@ -94,11 +95,10 @@ impl Sender {
     /// of it.
     pub(super) fn auto_takes_sendfile(
         &self,
-        origin: Origin<'_>,
+        lease: &Lease,
         range: &Range<u64>,
         more: bool,
     ) -> Result<Option<Choice>, Error> {
-        let Origin::Lease(lease, _) = origin else { return Ok(None) };
         if self.engine != Engine::Auto || !streams::are_many() {
             return Ok(None);
         }
