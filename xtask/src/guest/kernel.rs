@@ -29,8 +29,8 @@ pub(super) struct Recipe {
     pub(super) name: &'static str,
     /// The architecture, as make knows it.
     pub(super) arch: Arch,
-    /// The patch series that the kernel has, by its directory.
-    pub(super) series: Option<&'static str>,
+    /// The patch series that the kernel has, by their directories.
+    pub(super) series: &'static [&'static str],
     /// The fragments of its configuration, in `kernel/config`.
     pub(super) fragments: &'static [&'static str],
 }
@@ -73,23 +73,23 @@ impl Arch {
 pub(super) const UML_PLAIN: Recipe = Recipe {
     name: "uml",
     arch: Arch::Uml,
-    series: Some(SERIES),
+    series: &[SERIES],
     fragments: &["common", "uml", "modules"],
 };
 
-/// User-mode Linux with the series, which checks itself.
+/// User-mode Linux with both series, which checks itself.
 pub(super) const UML_DEBUG: Recipe = Recipe {
     name: "uml-debug",
     arch: Arch::Uml,
-    series: Some(SERIES),
-    fragments: &["common", "uml", "checks", "uml-debug"],
+    series: &[SERIES, DETACH_SERIES],
+    fragments: &["common", "uml", "checks", "kmemleak", "leaks", "modules", "pages", "filesystems"],
 };
 
 /// A kernel for several processors, with the series, which checks itself.
 pub(super) const PATCHED: Recipe = Recipe {
     name: "patched",
     arch: Arch::X86,
-    series: Some(SERIES),
+    series: &[SERIES],
     fragments: &["common", "x86", "checks", "x86-debug"],
 };
 
@@ -97,7 +97,7 @@ pub(super) const PATCHED: Recipe = Recipe {
 pub(super) const DEBUG: Recipe = Recipe {
     name: "debug",
     arch: Arch::X86,
-    series: None,
+    series: &[],
     fragments: &["common", "x86", "checks", "x86-debug", "modules"],
 };
 
@@ -105,17 +105,13 @@ pub(super) const DEBUG: Recipe = Recipe {
 pub(super) const DETACH: Recipe = Recipe {
     name: "detach",
     arch: Arch::X86,
-    series: Some(DETACH_SERIES),
-    fragments: &["common", "x86", "checks", "x86-debug", "filesystems"],
+    series: &[DETACH_SERIES],
+    fragments: &["common", "x86", "checks", "x86-debug", "disk", "filesystems"],
 };
 
 /// The series for arm64, of which only parts are compiled: no guest runs it.
-pub(super) const ARM64: Recipe = Recipe {
-    name: "arm64",
-    arch: Arch::Arm64,
-    series: Some(SERIES),
-    fragments: &["common", "arm64"],
-};
+pub(super) const ARM64: Recipe =
+    Recipe { name: "arm64", arch: Arch::Arm64, series: &[SERIES], fragments: &["common", "arm64"] };
 
 /// A kernel that is built.
 #[derive(Debug)]
@@ -210,7 +206,7 @@ impl Recipe {
 
     fn patches(&self) -> anyhow::Result<Vec<Patch>> {
         let mut patches = Vec::new();
-        if let Some(directory) = self.series {
+        for directory in self.series {
             patches.extend(series(directory)?);
         }
         if self.arch == Arch::Uml {

@@ -13,6 +13,7 @@ mod debug;
 mod detach;
 mod initramfs;
 mod kernel;
+mod leaks;
 pub(crate) mod needs;
 mod nic;
 mod pages;
@@ -68,7 +69,7 @@ impl Guest {
             Guest::Stock(_) | Guest::Count(_) => vec![QEMU, INITRAMFS, STOCK, MODULE],
             Guest::Pages(_) => vec![QEMU, INITRAMFS, STOCK, MODULE, DISK, pages::NEEDS],
             Guest::Debug(_) | Guest::Patched(_) => vec![QEMU, INITRAMFS, SOURCE],
-            Guest::Uml(_) => vec![INITRAMFS, SOURCE, CHECKPATCH],
+            Guest::Uml(_) => vec![INITRAMFS, SOURCE, CHECKPATCH, DISK, leaks::NEEDS],
             Guest::Arm64(_) => vec![SOURCE, arm64::NEEDS],
             Guest::RwfDetach(args) if args.compile => vec![SOURCE, CHECKPATCH],
             Guest::RwfDetach(_) => vec![QEMU, INITRAMFS, SOURCE, CHECKPATCH, DISK],

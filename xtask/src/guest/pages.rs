@@ -1,15 +1,16 @@
 //! `guest pages`: pages of the page cache below TCP, on Debian's stock kernel.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use sendfile2_guest::{Plan, Step};
 
-use super::initramfs::find;
-use super::kernel::Arch;
+use super::initramfs::{Initramfs, find};
+use super::kernel::{Arch, Kernel};
 use super::needs::Need;
 use super::qemu::{Disk, Machine, Network};
-use super::{NETWORK, Stock, cargo, stock};
+use super::{NETWORK, Stock, cargo, leaks, stock};
 
 /// Pages of the page cache below TCP: whether they are marked, and whether anything writes to them
 ///
@@ -24,6 +25,9 @@ pub(super) const NEEDS: &[Need] = &[("nft", "nftables"), ("wg", "wireguard-tools
 
 /// The path of the module that looks.
 const LOOKS: &str = "/lib/modules/sendfile2_pages.ko";
+
+/// The path of the program that sends.
+const PROGRAM: &str = "/usr/bin/guest-pages";
 
 /// The devices, and what the layers consist of.
 const MODULES: [&str; 53] = [
@@ -82,13 +86,17 @@ const MODULES: [&str; 53] = [
     "af_alg",
 ];
 
-/// A pair of virtual devices beside the two on the hub; the disk; the place for a BPF program.
-const MORE: &str = "
+/// A pair of virtual devices, of which one is in the namespace `peer`.
+const VETH: &str = "
 ip link add veth0 type veth peer name veth1 netns peer
 ip addr add 10.9.0.1/24 dev veth0
 ip link set veth0 up
 ip -n peer addr add 10.9.0.2/24 dev veth1
 ip -n peer link set veth1 up
+";
+
+/// The device of the module, the disk, and the place for a BPF program.
+const MORE: &str = "
 chmod 666 /dev/sendfile2
 mkdir -p /work /tmp/bpf /dev/net
 mount -t ext4 /dev/vda /work
@@ -102,11 +110,8 @@ pub(super) fn run(_: &Args) -> anyhow::Result<()> {
     let mut modules = initramfs.modules(&stock.modules, &MODULES)?;
     stock::module(&stock, &mut initramfs)?;
     modules.push(stock::MODULE.into());
-    let copy = tempfile::tempdir()?;
     let headers = stock::headers(&stock.release)?;
-    let looks =
-        stock::built(&headers, Arch::X86, "kernel/pages", "sendfile2_pages.ko", copy.path())?;
-    initramfs.text(LOOKS, std::fs::read(looks)?, 0o644);
+    looks(&headers, Arch::X86, &mut initramfs)?;
     modules.push(LOOKS.into());
     let late = initramfs.modules(&stock.modules, &["esp4_offload"])?;
     let offload = late.last().context("esp4_offload is built into this kernel")?;
@@ -114,14 +119,13 @@ pub(super) fn run(_: &Args) -> anyhow::Result<()> {
         let path = find(tool).with_context(|| format!("{tool} is missing"))?;
         initramfs.program(&path, path.to_str().context("a tool with a strange name")?)?;
     }
-    let built = cargo::programs(&["build", "--package", "sendfile2-guest"])?;
-    initramfs.program(&cargo::program(&built, "guest-pages")?.path, "/usr/bin/guest-pages")?;
-    let program = "/usr/bin/guest-pages";
+    program(&mut initramfs)?;
     let steps = vec![
         Step::setup("network", NETWORK),
-        Step::setup("more of it, and a disk", MORE),
-        Step::new("senders", [program, "senders", "/work"]).seconds(300),
-        Step::new("layers", [program, "layers", "/work", offload]).seconds(900),
+        Step::setup("more of it", VETH),
+        Step::setup("a disk", MORE),
+        Step::new("senders", [PROGRAM, "senders", "/work"]).seconds(300),
+        Step::new("layers", [PROGRAM, "layers", "/work", offload]).seconds(900),
     ];
     initramfs.plan(&Plan { modules, steps })?;
     let directory = tempfile::tempdir()?;
@@ -141,4 +145,35 @@ pub(super) fn run(_: &Args) -> anyhow::Result<()> {
     }
     .run()?;
     outcome.verdict()
+}
+
+/// Builds the module that looks for a kernel, and puts it into the initramfs.
+fn looks(kernel: &Path, arch: Arch, initramfs: &mut Initramfs) -> anyhow::Result<()> {
+    let copy = tempfile::tempdir()?;
+    let module = stock::built(kernel, arch, "kernel/pages", "sendfile2_pages.ko", copy.path())?;
+    initramfs.text(LOOKS, std::fs::read(module)?, 0o644);
+    Ok(())
+}
+
+fn program(initramfs: &mut Initramfs) -> anyhow::Result<()> {
+    let built = cargo::programs(&["build", "--package", "sendfile2-guest"])?;
+    initramfs.program(&cargo::program(&built, "guest-pages")?.path, PROGRAM)
+}
+
+/// Puts the senders, and the module that looks, into the initramfs of a kernel of our own; returns
+/// how to run them where a namespace `peer` is, after all else: the module's tap has the kernel copy
+/// what notifies.
+pub(super) fn senders(
+    kernel: &Kernel,
+    arch: Arch,
+    initramfs: &mut Initramfs,
+) -> anyhow::Result<Vec<Step>> {
+    looks(&kernel.build, arch, initramfs)?;
+    program(initramfs)?;
+    leaks::insmod(initramfs)?;
+    let more = format!("{VETH}mkdir /tmp/pages\nmount -t ramfs none /tmp/pages\ninsmod {LOOKS}");
+    Ok(vec![
+        Step::setup("what looks at packets", more),
+        Step::new("pages: senders", [PROGRAM, "senders", "/tmp/pages"]).seconds(600),
+    ])
 }

@@ -67,21 +67,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let disk = Disk::new(4 << 30)?;
     let mut initramfs = super::initramfs()?;
-    let test = directory.path().join("rwf_detach");
-    compile(&kernel, &test)?;
-    initramfs.program(&test, "/tests/rwf_detach")?;
     let mut steps = vec![Step::setup(
         "disk",
         "ip link set lo up\nmkdir -p /work /fs\nmount -t ext4 /dev/vda /work",
     )];
-    for kind in KINDS.iter().filter(|kind| kind.name.contains(&args.only)) {
-        let checker = kind.check.split(' ').next().unwrap_or_default();
-        if !add(&mut initramfs, kind.maker)? || !add(&mut initramfs, checker)? {
-            println!("SKIP: {}: {} or {checker} is missing", kind.name, kind.maker);
-            continue;
-        }
-        steps.extend(on(kind, args.seconds));
-    }
+    steps.extend(selftest(&mut initramfs, &kernel, args.seconds, &args.only)?);
     steps.extend(library(&mut initramfs)?);
     initramfs.plan(&Plan { modules: Vec::new(), steps })?;
     let archive = directory.path().join("initramfs");
@@ -100,6 +90,29 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     .run()?;
     outcome.verdict()
+}
+
+/// Puts the series' selftest into the initramfs; returns how to run it on each filesystem whose name
+/// contains `only`, with its image in /work, mounted at /fs.
+pub(super) fn selftest(
+    initramfs: &mut Initramfs,
+    kernel: &Kernel,
+    seconds: u64,
+    only: &str,
+) -> anyhow::Result<Vec<Step>> {
+    let test = kernel.build.join("rwf_detach");
+    compile(kernel, &test)?;
+    initramfs.program(&test, "/tests/rwf_detach")?;
+    let mut steps = Vec::new();
+    for kind in KINDS.iter().filter(|kind| kind.name.contains(only)) {
+        let checker = kind.check.split(' ').next().unwrap_or_default();
+        if !add(initramfs, kind.maker)? || !add(initramfs, checker)? {
+            println!("SKIP: {}: {} or {checker} is missing", kind.name, kind.maker);
+            continue;
+        }
+        steps.extend(on(kind, seconds));
+    }
+    Ok(steps)
 }
 
 /// Returns the steps on a filesystem: made, tested as root and as a user, taken away, checked.

@@ -10,13 +10,14 @@ use sendfile2_guest::{Plan, Step};
 use super::initramfs::Initramfs;
 use super::kernel::{self, Kernel, UML_DEBUG, UML_PLAIN};
 use super::patches::SERIES;
-use super::{cargo, console, series, stock, tables};
+use super::{cargo, console, leaks, pages, rwf_detach, series, stock, tables};
 
 /// The patch series, in user-mode Linux: its tests, and a stress; and again with lockdep and kmemleak
 ///
-/// Builds two kernels, of some four minutes each on two processors; the cache keeps them until the
-/// series or the configuration changes. One processor, and no network device: guest patched has
-/// both.
+/// Builds two kernels, the first some four minutes on two processors, the second longer; the cache
+/// keeps them until a series or the configuration changes. The second also has `RWF_DETACH`, whose
+/// tests run there, so that what is lost is found; and looks at what is sent. One processor, and no
+/// network device: guest patched has both.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Leave the second kernel out, and report that, where it would have to be built from nothing
@@ -39,10 +40,23 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let debug = UML_DEBUG.build()?;
-    guest("uml-debug", &debug, |_, _| {
-        Ok(vec![Step::setup("what the kernel lost", KMEMLEAK).seconds(120)])
+    guest("uml-debug", &debug, |initramfs, _| {
+        let mut steps = vec![Step::setup("places", PLACES)];
+        steps.extend(rwf_detach::selftest(initramfs, &debug, 1, "")?);
+        steps.extend(pages::senders(&debug, UML_DEBUG.arch, initramfs)?);
+        steps.push(leaks::none());
+        steps.push(leaks::control(initramfs, &debug)?);
+        Ok(steps)
     })
 }
+
+/// The directories for images of filesystems, and a namespace.
+const PLACES: &str = "
+mkdir -p /work /fs
+mount -t tmpfs -o size=2g none /work
+ip netns add peer
+ip -n peer link set lo up
+";
 
 /// Puts the kernel module, and its tests, into the initramfs; returns how to run them beside the
 /// series.
@@ -60,18 +74,6 @@ fn module(
     let command = ["/usr/bin/kernel-tests", "--module", stock::MODULE, "--rounds", "5"];
     Ok(vec![Step::new("module", command).env(series::REQUIRED, "1").seconds(300)])
 }
-
-/// The search for leaks: kmemleak takes memory that is younger than five seconds for in use, and
-/// finds the rest in two scans.
-const KMEMLEAK: &str = "
-mount -t debugfs none /sys/kernel/debug
-echo scan > /sys/kernel/debug/kmemleak
-sleep 6
-echo scan > /sys/kernel/debug/kmemleak
-leaks=$(cat /sys/kernel/debug/kmemleak)
-echo \"$leaks\"
-test -z \"$leaks\"
-";
 
 fn guest(
     label: &str,
@@ -91,10 +93,10 @@ fn guest(
     let mut command = Command::new(&kernel.image);
     // The directories of the guest's memory, and of its control socket.
     command.env("TMPDIR", directory.path()).env("HOME", directory.path());
-    command.arg("mem=768M").arg(format!("initrd={}", archive.display()));
+    command.arg("mem=1536M").arg(format!("initrd={}", archive.display()));
     command.args(["con=null", "con0=null,fd:1", "console=tty0", "panic=-1", "oops=panic"]);
     command.args(["printk.devkmsg=on", "log_buf_len=4M"]);
-    let outcome = console::follow(&mut command, label, Duration::from_secs(900))
+    let outcome = console::follow(&mut command, label, Duration::from_secs(3600))
         .context("user-mode Linux")?;
     outcome.verdict()
 }

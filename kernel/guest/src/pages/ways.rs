@@ -7,10 +7,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{SpliceFlags, pipe, splice};
 use sendfile2::uring::Driver;
 use sendfile2::{Engine, Options, SendFlags, Sender, Source};
+use sendfile2_sys::errqueue::{self, Entry};
+use sendfile2_sys::syscall::{self, SENDFILE_ZC, Sendfile2};
 
 use crate::sys;
 
@@ -25,17 +28,30 @@ pub(crate) enum Way {
     Splice,
     /// vmsplice(2) of a mapping of the file into a pipe, and splice(2) from there.
     Vmsplice,
-    /// This project's module.
+    /// The engine `native`, by this project's module.
     Native,
     /// `MSG_ZEROCOPY` of a mapping of the file.
     Zerocopy,
     /// The `SEND_ZC` of a ring, from a mapping of the file.
     Uring,
+    /// sendfile2(2) of the patch series.
+    Sendfile2,
+    /// `SPLICE_F_ZC` of the patch series, from a pipe with pages of the file.
+    SpliceZc,
 }
 
 impl Way {
-    pub(crate) const ALL: [Way; 6] =
-        [Way::Sendfile, Way::Splice, Way::Vmsplice, Way::Native, Way::Zerocopy, Way::Uring];
+    /// Returns the ways that this kernel has.
+    pub(crate) fn here() -> Vec<Way> {
+        let mut ways = vec![Way::Sendfile, Way::Splice, Way::Vmsplice, Way::Zerocopy, Way::Uring];
+        if Path::new("/dev/sendfile2").exists() {
+            ways.push(Way::Native);
+        }
+        if Sendfile2::find().is_ok() {
+            ways.extend([Way::Sendfile2, Way::SpliceZc]);
+        }
+        ways
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -45,13 +61,15 @@ impl Way {
             Way::Native => "native",
             Way::Zerocopy => "zerocopy",
             Way::Uring => "uring",
+            Way::Sendfile2 => "sendfile2(2)",
+            Way::SpliceZc => "SPLICE_F_ZC",
         }
     }
 
     /// Whether the kernel keeps account of the pages for a notification: then it copies them before
     /// a tap or a receiver on this machine gets them.
     pub(crate) fn notifies(self) -> bool {
-        matches!(self, Way::Native | Way::Zerocopy | Way::Uring)
+        !matches!(self, Way::Sendfile | Way::Splice | Way::Vmsplice)
     }
 
     /// Sends so many bytes of the file, and ends the stream.
@@ -60,6 +78,7 @@ impl Way {
             Way::Native => Engine::Native,
             Way::Zerocopy => Engine::Zerocopy,
             Way::Uring => return ring(socket, file, len),
+            Way::Sendfile2 | Way::SpliceZc => return self.by_the_series(&socket, file, len),
             Way::Sendfile | Way::Splice | Way::Vmsplice => {
                 for at in (0..len).step_by(1 << 16) {
                     self.give(&socket, file, at, usize::try_from((len - at).min(1 << 16))?)?;
@@ -74,6 +93,31 @@ impl Way {
         sender.send_file(&source, 0..len, SendFlags::NONE, deadline)?;
         sender.close(deadline)?;
         Ok(())
+    }
+
+    /// Sends by calls of the patch series, and waits until the kernel has released all.
+    fn by_the_series(self, socket: &TcpStream, file: &File, len: u64) -> anyhow::Result<()> {
+        let call = Sendfile2::find()?;
+        let (mut at, mut ids) = (0, 0);
+        while at < len {
+            let count = usize::try_from((len - at).min(1 << 16))?;
+            if self == Way::Sendfile2 {
+                let sent =
+                    call.send(socket.as_fd(), file.as_fd(), Some(&mut at), count, SENDFILE_ZC)?;
+                ensure!(sent > 0, "the file is shorter");
+                ids += 1;
+                continue;
+            }
+            let (output, input) = pipe()?;
+            let mut left = splice(file, Some(&mut at), &input, None, count, SpliceFlags::empty())?;
+            ensure!(left > 0, "the file is shorter");
+            while left > 0 {
+                left -= syscall::splice(output.as_fd(), socket.as_fd(), left, false)?;
+                ids += 1;
+            }
+        }
+        socket.shutdown(std::net::Shutdown::Write)?;
+        released(socket, ids)
     }
 
     /// Gives a part of the file to a socket of any kind.
@@ -109,6 +153,24 @@ fn empty(pipe: &OwnedFd, socket: impl AsFd, mut left: usize) -> anyhow::Result<(
         let sent = splice(pipe, None, &socket, None, left, SpliceFlags::empty())?;
         ensure!(sent > 0, "the pipe is empty too early");
         left -= sent;
+    }
+    Ok(())
+}
+
+/// Waits until each of so many calls has been notified.
+fn released(socket: &TcpStream, ids: u32) -> anyhow::Result<()> {
+    let mut left = ids;
+    while left > 0 {
+        let limit = Timespec::try_from(PATIENCE)?;
+        // The event is POLLERR, which is reported without being asked for.
+        let ready = poll(&mut [PollFd::new(socket, PollFlags::empty())], Some(&limit))?;
+        ensure!(ready > 0, "{left} of {ids} notifications have not come");
+        let mut entries = Vec::new();
+        while errqueue::read(socket.as_fd(), &mut entries)? {}
+        for entry in entries {
+            let Entry::Completion { lo, hi, .. } = entry? else { bail!("not a completion") };
+            left = left.checked_sub(hi - lo + 1).context("too many notifications")?;
+        }
     }
     Ok(())
 }
