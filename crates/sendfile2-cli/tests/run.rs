@@ -14,7 +14,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use programs::Kind;
 use rustix::process::{Pid, Signal};
@@ -288,6 +288,11 @@ fn killed(program: &Path, file: &Path, victim: Victim, round: u64) -> Got {
                 Victim::Supervisor => kill(supervisor, Signal::KILL),
                 Victim::Guardian => kill(guardian, Signal::KILL),
                 Victim::Named => {
+                    // It may not have come to write over its own yet.
+                    let end = Instant::now() + Duration::from_secs(60);
+                    while named(&guardian) && Instant::now() < end {
+                        std::thread::yield_now();
+                    }
                     let named: Vec<_> = [supervisor, guardian].into_iter().filter(named).collect();
                     named.iter().for_each(|id| kill(*id, Signal::KILL));
                     assert_eq!(named, [supervisor]);
