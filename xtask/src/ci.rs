@@ -290,6 +290,8 @@ impl Ci {
     fn series(&mut self) -> anyhow::Result<()> {
         let needs =
             ["make", "gcc", "flex", "bison", "bc", "patch", "xz", "perl", "strip", "apt-get"];
+        let for_guests = ["insmod", "mkfs.ext4", "losetup"];
+        let needs = [&needs[..], &for_guests].concat();
         if self.lacks("the patch series", &needs) {
             return Ok(());
         }
