@@ -113,6 +113,14 @@ pub(super) const DETACH: Recipe = Recipe {
 pub(super) const ARM64: Recipe =
     Recipe { name: "arm64", arch: Arch::Arm64, series: &[SERIES], fragments: &["common", "arm64"] };
 
+/// The same as fast as it can be, to count the instructions of its writes.
+pub(super) const DETACH_COUNT: Recipe = Recipe {
+    name: "detach-count",
+    arch: Arch::X86,
+    series: &[DETACH_SERIES],
+    fragments: &["common", "x86", "disk", "filesystems", "count"],
+};
+
 /// A kernel that is built.
 #[derive(Debug)]
 pub(super) struct Kernel {

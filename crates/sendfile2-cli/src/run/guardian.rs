@@ -45,7 +45,7 @@ pub(super) fn start(
 }
 
 /// Writes this process's name over the command line that it has of the supervisor: `pkill -f` looks
-/// there. (proc_pid_stat(5) has the place, as fields 48 and 49.)
+/// there. (`proc_pid_stat(5)` has the place, as fields 48 and 49.)
 fn hide_command_line() -> Option<()> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     // Behind the name, field 2, in which anything may be.
