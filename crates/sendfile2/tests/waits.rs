@@ -66,7 +66,7 @@ fn cpu() -> Duration {
 fn a_writer_sees_sends_made_after_it_began_to_wait() {
     for round in 0..20 {
         let file = file(1, 1 << 20);
-        let guard = GuardedFile::new(file.try_clone().unwrap()).unwrap();
+        let guard = common::waiting(file.try_clone().unwrap());
         let lease = guard.try_lease(0..1 << 20).unwrap();
         let (tx, mut rx) = common::tcp_small_window();
         let mut sender = sender(tx, Engine::Zerocopy);
