@@ -3,13 +3,12 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sendfile2::tokio::AsyncSender;
-use sendfile2::{Choice, Engine, Error, Options, SendFlags, Sender};
+use sendfile2::{Engine, Error, Options, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep};
@@ -106,31 +105,20 @@ impl Io {
 /// docs/costs.md).
 const WITH_HEADERS: usize = 512 << 10;
 
-/// The longest leased window of which `auto` is asked whether to copy it at all; of longer ones the
-/// first part is copied with the headers, which costs both ends together less (see docs/cache.md).
-const SHORT: u64 = 128 << 10;
-
-/// The choice of a copy for a window behind headers; `None` where it is sent in another way, after
-/// them.
-fn copies(sender: &Sender, origin: &Origin, range: &Range<u64>) -> Option<Choice> {
-    let len = range.end - range.start;
-    let choice = match origin {
-        Origin::Lease(lease) if len <= SHORT => sender.choice_leased(lease, range),
-        _ => sender.choice(len),
-    };
-    choice.ok().filter(|choice| choice.engine == Engine::Copy)
-}
-
-/// Sends headers and the window behind them, which is to be copied, by one call. Nothing where it is
-/// not all there any more: its own send tells what there is.
+/// Sends headers and the window behind them by one call, where the window is to be copied. Nothing
+/// where it is not, or where it is not all there any more: its own send tells what there is.
 fn poll_copy(
     sender: &mut AsyncSender,
     cx: &mut Context<'_>,
     head: &[u8],
-    (window, choice): (&[u8], Choice),
+    window: &[u8],
     flags: SendFlags,
     sends: &mut Sends,
 ) -> Poll<Option<io::Result<usize>>> {
+    let choice = match sender.sender().choice(window.len() as u64) {
+        Ok(choice) if choice.engine == Engine::Copy => choice,
+        _ => return Poll::Ready(None),
+    };
     let most = window.len().min(WITH_HEADERS);
     let flags = if most < window.len() { flags | SendFlags::MORE } else { flags };
     let both = [IoSlice::new(head), IoSlice::new(&window[..most])];
@@ -199,13 +187,10 @@ impl AsyncWrite for Io {
             }
             // What comes before the first window: headers, which hyper reuses at once.
             before => {
-                if let (Some((1, (window, range))), [head, slice, rest @ ..]) = (&before, slices) {
+                if let (Some((1, _)), [head, window, rest @ ..]) = (&before, slices) {
                     let flags = SendFlags::NONE.with_more(!rest.is_empty());
-                    if let Some(choice) = copies(sender.sender(), &window.origin, range) {
-                        let sent = poll_copy(sender, cx, head, (slice, choice), flags, sends);
-                        if let Some(sent) = ready!(sent) {
-                            return Poll::Ready(sent);
-                        }
+                    if let Some(sent) = ready!(poll_copy(sender, cx, head, window, flags, sends)) {
+                        return Poll::Ready(sent);
                     }
                 }
                 let before = before.map_or(slices.len(), |(i, _)| i);

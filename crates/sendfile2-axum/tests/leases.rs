@@ -12,7 +12,6 @@ use axum::routing::get;
 use common::{By, Client, files, runtime, serve};
 use sendfile2::Engine;
 use sendfile2::guard::{GuardOptions, Overwrite};
-use sendfile2::probe::{self, Detaches};
 use sendfile2_axum::{FileBody, Validators};
 
 const LEN: u64 = 16 << 20;
@@ -111,43 +110,5 @@ fn several_leases_are_one_body() {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(held(28 << 20), "{by:?}: the last one is still to be sent");
-    }
-}
-
-/// Where many connections are busy, short bodies leave by `sendfile(2)` behind their headers, and
-/// what nobody has read yet does not change with the file.
-#[test]
-fn short_bodies_are_not_copied_where_many_are_sent() {
-    const SHORT: u64 = 64 << 10;
-    let dir = files();
-    let path = dir.path().join("slot");
-    std::fs::write(&path, vec![1; SHORT as usize]).unwrap();
-    let slot = GuardOptions::new().nothing_exposed().open(&path).unwrap();
-    let guard = slot.clone();
-    let send = move || async move {
-        let lease = slot.lease_async(0..SHORT).await.unwrap();
-        FileBody::leased(lease, 0..SHORT).unwrap()
-    };
-    let address = serve(By::Ours(Engine::Auto), Router::new().route("/", get(send)));
-    // With the last of them there are as many as count.
-    let clients: Vec<_> = (0..8)
-        .map(|_| {
-            let mut client = Client::new(address);
-            client.ask("GET", "/", "");
-            client.head();
-            client
-        })
-        .collect();
-    let exposed = guard.exposed();
-    let written = guard.write_at(&vec![2; SHORT as usize], 0, Duration::from_secs(30));
-    written.unwrap();
-    match probe::detaches(guard.source()) {
-        Detaches::Yes(_) => assert_eq!(exposed.len(), 1, "all of them were copied"),
-        why => println!("SKIP: {why}"),
-    }
-    for mut client in clients {
-        let mut got = vec![0; SHORT as usize];
-        client.0.read_exact(&mut got).unwrap();
-        assert_eq!(got.iter().filter(|byte| **byte != 1).count(), 0);
     }
 }

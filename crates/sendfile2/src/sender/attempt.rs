@@ -187,10 +187,8 @@ impl Sender {
         if origin.is_overwritten(&wanted) {
             return self.read_instead(origin, wanted, more, Reason::KeptAside, progress);
         }
-        if let Origin::Lease(lease, _) = origin {
-            if let Some(choice) = self.auto_takes_sendfile(lease, &wanted, more)? {
-                return self.attempt_sendfile(origin, wanted, more, choice, progress);
-            }
+        if let Some(choice) = self.auto_takes_sendfile(origin, &wanted, more)? {
+            return self.attempt_sendfile(origin, wanted, more, choice, progress);
         }
         let extent = origin.extent(&wanted)?;
         let (file, held) = origin.parts();

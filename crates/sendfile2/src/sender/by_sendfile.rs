@@ -11,7 +11,6 @@ use super::sender::Sender;
 use crate::conn::{Outcome, Payload, SendOp};
 use crate::engine::{Choice, Engine, Reason};
 use crate::error::Error;
-use crate::guard::Lease;
 use crate::policy::Contents;
 use crate::progress::SendProgress;
 use crate::refusal::Refusal;
@@ -95,10 +94,11 @@ impl Sender {
     /// of it.
     pub(super) fn auto_takes_sendfile(
         &self,
-        lease: &Lease,
+        origin: Origin<'_>,
         range: &Range<u64>,
         more: bool,
     ) -> Result<Option<Choice>, Error> {
+        let Origin::Lease(lease, _) = origin else { return Ok(None) };
         if self.engine != Engine::Auto || !streams::are_many() {
             return Ok(None);
         }

@@ -369,7 +369,6 @@ impl Sender {
     /// aborts it ([`GuardedFile::write_at_abort`](crate::guard::GuardedFile::write_at_abort)), also
     /// before the first send.
     pub fn announce(&self, lease: &Lease) {
-        self.stream.sends();
         drop(lease.hold(&self.conn));
     }
 
@@ -387,17 +386,6 @@ impl Sender {
             _ => self.choose(&mut locked, bytes, Contents::File, false),
         };
         chosen.map_err(|reason| locked.refuse(self.engine, reason))
-    }
-
-    /// As [`choice`](Self::choice), of a send of `range` under `lease`.
-    ///
-    /// # Errors
-    /// As [`choice`](Self::choice).
-    pub fn choice_leased(&self, lease: &Lease, range: &Range<u64>) -> Result<Choice, Error> {
-        match self.auto_takes_sendfile(lease, range, false)? {
-            Some(choice) => Ok(choice),
-            None => self.choice(range.end.saturating_sub(range.start)),
-        }
     }
 
     /// The counters of this sender; all of them are 0 in a forked child.
