@@ -150,7 +150,10 @@ mod tests {
         };
         let mut sends = Sends::default();
         match sent(Engine::Zerocopy) {
-            Ok((ticket, _peer)) => sends.sent(ticket),
+            Ok((ticket, _peer)) => {
+                sends.sent(ticket);
+                assert_eq!(sends.held.len(), 1, "the control");
+            }
             Err(why) => println!("SKIP: no control: {why}"),
         }
         let before = sends.held.len();

@@ -112,3 +112,32 @@ fn several_leases_are_one_body() {
         assert!(held(28 << 20), "{by:?}: the last one is still to be sent");
     }
 }
+
+/// Somebody who does not ask the guard shortens the file while a body of it is sent: it is closed
+/// short, and the server lives, though a lease asks for the file's size only once.
+#[test]
+fn a_file_truncated_past_its_guard_ends_the_body() {
+    const SHORT: u64 = (6 << 20) + 40_961;
+    let dir = files();
+    let path = dir.path().join("slot");
+    for by in [By::Stock, By::Ours(Engine::Copy), By::Ours(Engine::Zerocopy)] {
+        std::fs::write(&path, vec![1; LEN as usize]).unwrap();
+        let slot = GuardOptions::new().open(&path).unwrap();
+        let send = move || async move {
+            let lease = slot.lease_async(0..LEN).await.unwrap();
+            FileBody::leased(lease, 0..LEN).unwrap()
+        };
+        let alive = get(|| async { "alive" });
+        let address = serve(by, Router::new().route("/", get(send)).route("/alive", alive));
+        let mut client = Client::new(address);
+        client.ask("GET", "/", "");
+        assert_eq!(client.head().header("content-length"), LEN.to_string());
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(SHORT).unwrap();
+        let mut body = Vec::new();
+        let _ = (&mut client.0).take(LEN).read_to_end(&mut body);
+        assert!((body.len() as u64) < LEN, "{by:?}: not closed");
+        let valid = body.len().min(SHORT as usize);
+        assert!(body[..valid].iter().all(|byte| *byte == 1), "{by:?}");
+        assert_eq!(Client::new(address).get("/alive").body, b"alive", "{by:?}");
+    }
+}
