@@ -99,7 +99,7 @@ async fn what_is_answered_at_once_is_what_is_answered_else() {
     assert_eq!(origin.count(), seen);
 }
 
-/// What is not answered at once is not counted as if it had been asked for twice.
+/// A request that is not answered at once is not counted as if it had been asked twice.
 #[tokio::test]
 async fn a_look_at_what_is_not_there_counts_nothing() {
     let origin = Origin::new(|_| async { response(200, &[("cache-control", "max-age=0")], "x") });

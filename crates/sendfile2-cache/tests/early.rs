@@ -20,9 +20,9 @@ use sendfile2_cache::proxy::CacheBody;
 /// The way in which the origin ends the connection.
 #[derive(Clone, Copy)]
 enum End {
-    /// By closing it, which resets it, since something is unread.
+    /// Closing it, which resets it, since something is unread.
     Reset,
-    /// By ending its direction before.
+    /// Ending its direction before.
     Shutdown,
 }
 

@@ -200,7 +200,7 @@ async fn a_ban_is_of_what_the_cache_before_asks_for_too() {
     }
 }
 
-/// It was not sent for this request (RFC 9111, 4).
+/// Checks the age of an answer that was not sent for this request (RFC 9111, 4).
 #[tokio::test]
 async fn an_answer_that_was_waited_for_tells_its_age() {
     let (origin, gate) = held(&[FRESH]).await;

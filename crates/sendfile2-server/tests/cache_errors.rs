@@ -1,4 +1,4 @@
-//! What is wrong with a cache is told by its name: an option's, a file's, an origin's, a target's.
+//! Errors of a cache name what is wrong: an option, a file, an origin, a target.
 
 mod common;
 

@@ -35,7 +35,7 @@ const ROUNDS: u64 = 3;
 /// More tries than the library makes.
 const TRIES: u32 = 16;
 
-/// What is in the page cache where a write begins.
+/// The state of the page cache where a write begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Clean,
@@ -57,7 +57,7 @@ enum Way {
     Plain,
     Detach,
     Direct,
-    /// What the library does where there is no flag: take the pages out, and write by direct I/O.
+    /// The way of the library where there is no flag: the pages are taken out, then direct I/O writes.
     TakeOut,
     Library,
 }

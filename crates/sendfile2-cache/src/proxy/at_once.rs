@@ -14,7 +14,7 @@ impl Cache {
     /// no waiting. `None` if `answer` is to be called; the request has then lost the fields that
     /// are of its connection only, as it would by that.
     ///
-    /// It is for servers that are to be fast at hits. Whoever puts layers around the service must
+    /// Servers that are to be fast at hits call it first. Whoever puts layers around the service must
     /// do to this answer what they do.
     #[must_use]
     pub fn at_once<B: Body>(&self, request: &mut Request<B>) -> Option<Response<CacheBody>> {

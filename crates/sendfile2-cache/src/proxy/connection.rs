@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::task::coop;
 use tower_service::Service;
 
-/// What makes the connections.
+/// The connector, whose connections are [`ReadToEnd`].
 #[derive(Clone)]
 pub(super) struct Connector(pub(super) HttpConnector);
 

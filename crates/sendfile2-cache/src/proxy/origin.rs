@@ -123,9 +123,7 @@ impl NoAnswer {
             NoAnswer::TooLong | NoAnswer::SlowClient | NoAnswer::BrokenClient => None,
         }
     }
-}
 
-impl NoAnswer {
     /// The one where there is no origin to ask, which [`Origins::new`] does not let happen.
     fn of_nobody() -> Self {
         NoAnswer::Timeout { origin: String::new() }

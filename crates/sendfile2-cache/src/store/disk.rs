@@ -26,10 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The number of tmpfs in statfs(2).
 const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 
-/// What became of a region that is to be filled.
+/// The way in which a region was made free to be filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cleared {
-    /// It was erased; else detached, or waited for.
+    /// Whether it was erased; else it was detached, or waited for.
     pub(super) erased: bool,
     /// Leases that were ended for it.
     pub(super) revoked: u64,
@@ -301,7 +301,8 @@ fn known(
     device: bool,
     size: u64,
 ) -> Result<Option<(Sizes, Secret)>, StoreError> {
-    if if device { is_blank(file, size)? } else { size == 0 } {
+    let empty = if device { is_blank(file, size)? } else { size == 0 };
+    if empty {
         return Ok(None);
     }
     let mut block = vec![0; SUPERBLOCK];

@@ -13,8 +13,8 @@ fn put(store: &Store, key: Key, head: &[u8], body: &[u8]) {
     fill.finish().unwrap();
 }
 
-/// What was overwritten between the look at the index and the read is not given out, though it is
-/// read.
+/// A body that was overwritten between the look at the index and the read is read, and not given
+/// out.
 #[test]
 fn what_was_overwritten_before_it_was_read_is_not_found() {
     let (store, key) = (store(), Key::of(&[b"a"]));
